@@ -1,0 +1,447 @@
+/* qwen3moe.h - the Qwen3-MoE transformer (Qwen3-235B-A22B, 30B-A3B, Coder-480B-A35B), exactly.
+ *
+ * A small reference that other implementations are judged against: it computes what Hugging Face
+ * transformers computes in eager mode (4.5x, and 5.6 or later), rounding where Hugging Face stores a
+ * tensor, and nowhere else. Not for serving, training, quantised inference or threads.
+ *
+ * Numbers. Activations are float32. A run has a dtype D: in a bfloat16 or float16 run every stored
+ * value is a float32 that D can hold. Inside an operator the arithmetic is float64, and each stored
+ * element is rounded once, to nearest, ties to even. Dot products multiply float32 by float32, which is
+ * exact in float64, and add into 16 lanes (element i to lane i mod 16, ascending); then lane l takes
+ * lane l + s for s = 8, 4, 2, 1. So the bits depend neither on the compiler nor on the processor, nor
+ * on how the tokens are divided into calls. Needed: IEEE 754 binary32 and binary64, round to nearest,
+ * subnormals kept, FLT_EVAL_METHOD 0 or 1, no -ffast-math. A NaN that is stored becomes the one quiet
+ * NaN 0x7fc00000; NaN and infinity are not errors.
+ *
+ * Sizes (shapes are row-major, the last index runs fastest):
+ *   T tokens   M hidden size   H query heads   K key/value heads   hd head dimension
+ *   E experts  A experts per token   F expert width   I dense width   V vocabulary   L layers
+ *   S cached positions
+ *
+ * Use:
+ *   q3_model *model;  q3_error error;  q3_dtype dtype = Q3_AUTO;
+ *   if (q3_model_open(&model, "Qwen3-30B-A3B", &error)) die(error.text);
+ *   const q3_config *config = q3_model_config(model);
+ *   q3_run run = { .end_layer = config->num_hidden_layers, .rows = 4096, .chunk = 32 };
+ *   if (q3_model_load(model, &dtype, run.first_layer, run.end_layer, &error)) die(error.text);
+ *   run.dtype = dtype;
+ *   size_t size = q3_state_size(config, &run);
+ *   q3_state *state = q3_state_init(malloc(size), size, config, q3_model_weights(model), &run);
+ *   q3_input input = { .tokens = ids, .count = n, .logit_rows = 1 };
+ *   if (q3_forward(state, &input, NULL, NULL, &error)) die(error.text);
+ *   next = q3_argmax(q3_logits(state), config->vocab_size);
+ *
+ * Errors. A broken precondition is the caller's mistake and stops the program (Q3_CHECK, on in every
+ * build). Bad input (a file, a config, a token) returns a status and fills q3_error with one line that
+ * names the thing, what was found and what was expected; outputs are then untouched. The library never
+ * prints or exits, and reads neither environment nor locale. Fields of structs are to be read only,
+ * unless said otherwise; their layout may change. */
+#ifndef QWEN3MOE_H
+#define QWEN3MOE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define Q3_VERSION "0.1.0"
+
+/* Q3_ABORT(file, line, text) is called when a precondition is broken and must not return. The default
+ * needs no libc; whoever wants a message compiles the sources with another definition. */
+#ifndef Q3_ABORT
+#if defined(__GNUC__) || defined(__clang__)
+#define Q3_ABORT(file, line, text) __builtin_trap()
+#else
+#define Q3_ABORT(file, line, text) for (;;) *(volatile int *)0 = 0
+#endif
+#else
+void q3_abort(const char *file, int line, const char *text);
+#endif
+#define Q3_CHECK(condition) \
+    do { if (!(condition)) { Q3_ABORT(__FILE__, __LINE__, #condition); } } while (0)
+
+typedef enum q3_status {
+    Q3_OK = 0,
+    Q3_ERROR_INPUT = -1,  /* what was read or given is not what it must be */
+    Q3_ERROR_MEMORY = -2, /* the system gave no memory */
+    Q3_ERROR_FILE = -3    /* the system could not open, read or write a file */
+} q3_status;
+
+/* One line of text, without a newline, ended by 0. Untouched where a function returns Q3_OK. */
+typedef struct q3_error { char text[512]; } q3_error;
+
+typedef enum q3_dtype {
+    Q3_F32, Q3_BF16, Q3_F16, /* a run's, a weight's or a tap's */
+    Q3_F64, Q3_I32, Q3_I64,  /* in files only */
+    Q3_AUTO                  /* q3_model_load: as the model folder says */
+} q3_dtype;
+
+/* ==== The model's description ================================================================ */
+
+typedef enum q3_rope_type {
+    Q3_ROPE_DEFAULT, Q3_ROPE_LINEAR, Q3_ROPE_DYNAMIC, Q3_ROPE_YARN, Q3_ROPE_LLAMA3
+} q3_rope_type;
+
+/* rope_scaling of the 4.x config together with rope_theta (rope_parameters in 5.x). What a type does
+ * not use is 0. An absent number is a NaN-free "not given": has_attention_factor says so. */
+typedef struct q3_rope {
+    q3_rope_type type;
+    double rope_theta;                       /* > 1 */
+    double factor;                           /* linear, dynamic, yarn, llama3: >= 1 */
+    double original_max_position_embeddings; /* yarn, llama3: > 0 */
+    bool has_attention_factor;               /* yarn: attention_factor is given */
+    double attention_factor;
+    double beta_fast, beta_slow;             /* yarn: 32 and 1 where absent, null or 0 */
+    double mscale, mscale_all_dim;           /* yarn: 0 where absent or null */
+    bool truncate;                           /* yarn: true where absent */
+    double low_freq_factor, high_freq_factor; /* llama3 */
+} q3_rope;
+
+/* config.json after defaults; the fields have the names of transformers 4.x. */
+typedef struct q3_config {
+    size_t vocab_size;              /* V */
+    size_t hidden_size;             /* M */
+    size_t intermediate_size;       /* I, of dense layers */
+    size_t num_hidden_layers;       /* L */
+    size_t num_attention_heads;     /* H, a multiple of K */
+    size_t num_key_value_heads;     /* K */
+    size_t head_dim;                /* hd, even */
+    size_t max_position_embeddings; /* enters dynamic RoPE and YaRN's defaults, limits nothing */
+    size_t num_experts;             /* E; 0: every layer is dense */
+    size_t num_experts_per_tok;     /* A, 1 to E */
+    size_t moe_intermediate_size;   /* F */
+    size_t decoder_sparse_step;     /* layer i may be sparse only if (i + 1) mod this is 0 */
+    size_t sliding_window;          /* keys a query sees, itself included; 0: all */
+    double rms_norm_eps;
+    bool norm_topk_prob;            /* the chosen probabilities are divided by their sum */
+    bool attention_bias;            /* biases on q_proj, k_proj, v_proj and o_proj */
+    bool tie_word_embeddings;       /* lm_head is embed_tokens */
+    q3_rope rope;
+    const size_t *mlp_only_layers;  /* layers that are dense, any order; may be NULL */
+    size_t mlp_only_count;
+} q3_config;
+
+/* Whether layer i has experts (else one dense MLP). Source: Qwen3MoeDecoderLayer.__init__. */
+bool q3_layer_is_sparse(const q3_config *config, size_t layer);
+
+/* A weight as it lies in its file: little-endian float32, bfloat16 or float16 elements, row-major, at
+ * any alignment. data NULL: absent (biases). Each element is rounded to the run's dtype as it is read. */
+typedef struct q3_tensor {
+    const void *data;
+    q3_dtype dtype;
+} q3_tensor;
+
+/* One expert, or a dense layer's MLP. Hugging Face: model.layers.{i}.mlp[.experts.{e}].* */
+typedef struct q3_mlp {
+    q3_tensor gate_proj; /* [F,M], dense [I,M] */
+    q3_tensor up_proj;   /* [F,M], dense [I,M] */
+    q3_tensor down_proj; /* [M,F], dense [M,I] */
+} q3_mlp;
+
+/* model.layers.{i}.*, weights unless named otherwise */
+typedef struct q3_layer {
+    q3_tensor input_layernorm;          /* [M] */
+    q3_tensor q_proj, k_proj, v_proj;   /* self_attn.*: [H*hd,M], [K*hd,M], [K*hd,M] */
+    q3_tensor o_proj;                   /* self_attn.o_proj [M,H*hd] */
+    q3_tensor q_proj_bias, k_proj_bias, v_proj_bias, o_proj_bias; /* [rows of the weight] */
+    q3_tensor q_norm, k_norm;           /* self_attn.* [hd] */
+    q3_tensor post_attention_layernorm; /* [M] */
+    q3_tensor gate;                     /* mlp.gate [E,M], sparse layers */
+    const q3_mlp *experts;              /* mlp.experts.{e}, E of them, sparse layers */
+    q3_mlp mlp;                         /* mlp.*, dense layers */
+} q3_layer;
+
+typedef struct q3_weights {
+    q3_tensor embed_tokens; /* model.embed_tokens.weight [V,M] */
+    q3_tensor norm;         /* model.norm.weight [M] */
+    q3_tensor lm_head;      /* lm_head.weight [V,M]; embed_tokens again if tied */
+    const q3_layer *layers; /* L of them; those that do not run may be zeros */
+} q3_weights;
+
+/* ==== Arithmetic (qwen3moe.c) ================================================================ */
+
+/* value rounded once to D (float32, bfloat16 or float16), to nearest, ties to even, as a float32.
+ * Overflow gives infinity, any NaN the quiet NaN 0x7fc00000. */
+float q3_round(double value, q3_dtype dtype);
+
+/* exp(x) in float64 for every x: overflow gives infinity, below -745.2 it is 0, NaN gives NaN. */
+double q3_exp(double x);
+/* x / (1 + exp(-x)) in float64; -infinity gives -0. */
+double q3_silu(double x);
+/* sine and cosine of |x| <= 2^20 (radians), rounded to float32. */
+float q3_sin(float x);
+float q3_cos(float x);
+/* The natural logarithm of a positive finite x, in float64. */
+double q3_log(double x);
+/* base^y rounded to float32, for float32 base > 0 and y with |y log(base)| <= 80. */
+float q3_pow(float base, float y);
+/* The square root, correctly rounded; of a negative number NaN. */
+double q3_sqrt(double x);
+
+/* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype. */
+void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dtype dtype);
+
+/* ==== Operators (qwen3moe.c) =================================================================
+ * Outputs first. Nothing is allocated, nothing kept. No overlap between arguments unless said. Sizes
+ * may be 0 where that makes sense (T = 0 does nothing). The formulas, the order of each sum and the
+ * rounding points stand above each definition, and in MODEL.md. */
+
+/* y[T,M]: rows ids[t] of embed_tokens[V,M]. Every id is in [0, V). */
+void q3_embedding(float *y, const int32_t *ids, q3_tensor embed_tokens, size_t T, size_t V, size_t M,
+                  q3_dtype dtype);
+
+/* y[T,M] = weight[M] * D(x / sqrt(mean(x^2) + eps)), row by row. y == x is allowed. The norm of q and
+ * k is this one over rows of hd: T*H rows for q, T*K for k. */
+void q3_rmsnorm(float *y, const float *x, q3_tensor weight, size_t T, size_t M, float eps,
+                q3_dtype dtype);
+
+/* y[T,N] = x[T,K] weight[N,K]^T + bias[N]. bias.data NULL: none. lm_head and the router's gate too. */
+void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias, size_t T, size_t N,
+               size_t K, q3_dtype dtype);
+
+/* inv_freq[hd/2] for a run of `length` positions in all (which only dynamic RoPE looks at); returns
+ * attention_scaling. hd is even. */
+float q3_rope_frequencies(float *inv_freq, const q3_rope *rope, size_t hd,
+                          size_t max_position_embeddings, size_t length);
+
+/* cos[T,hd], sin[T,hd] of positions first, first + 1, ...; the second half of a row repeats the first.
+ * Every position * inv_freq is at most 2^20. */
+void q3_rope_table(float *cos, float *sin, const float *inv_freq, float attention_scaling, size_t T,
+                   size_t first, size_t hd, q3_dtype dtype);
+
+/* y[T,H,hd] = x * cos + rotate_half(x) * sin, each product and the sum rounded; element j is paired
+ * with j + hd/2. y == x is allowed. */
+void q3_rope_apply(float *y, const float *x, const float *cos, const float *sin, size_t T, size_t H,
+                   size_t hd, q3_dtype dtype);
+
+/* Which cached rows a query at cache row r sees: [q3_first_key(r, window), r]. */
+size_t q3_first_key(size_t row, size_t window);
+
+/* scores[H,T,S] = D(D(q k) * hd^-0.5), 0 where masked. q[T,H,hd]; k[S,K,hd]; query t stands at cache
+ * row first + t < S; query head h reads key head h / (H/K). */
+void q3_attention_scores(float *scores, const float *q, const float *k, size_t T, size_t H, size_t K,
+                         size_t hd, size_t first, size_t S, size_t window, q3_dtype dtype);
+
+/* probs[H,T,S] = softmax of scores[H,T,S] over the keys that are seen, 0 elsewhere. probs == scores is
+ * allowed. scratch: S float64. */
+void q3_attention_probs(float *probs, const float *scores, double *scratch, size_t T, size_t H,
+                        size_t first, size_t S, size_t window, q3_dtype dtype);
+
+/* y[T,H,hd] = probs[H,T,S] v[S,K,hd], heads mapped as in the scores. */
+void q3_attention_values(float *y, const float *probs, const float *v, size_t T, size_t H, size_t K,
+                         size_t hd, size_t first, size_t S, size_t window, q3_dtype dtype);
+
+/* probs[T,E] = softmax(logits[T,E]) over all experts, float32 in every run. probs == logits allowed. */
+void q3_router_probs(float *probs, const float *logits, size_t T, size_t E);
+
+/* ids[T,A]: the A largest of probs[T,E] by falling probability; ties to the lowest id; NaN counts as
+ * larger than any number, as in torch.topk. 1 <= A <= E. */
+void q3_router_topk(int32_t *ids, const float *probs, size_t T, size_t E, size_t A);
+
+/* weights[T,A] = D(probs at ids), divided by their sum first if norm_topk_prob. */
+void q3_router_weights(float *weights, const float *probs, const int32_t *ids, size_t T, size_t E,
+                       size_t A, bool norm_topk_prob, q3_dtype dtype);
+
+typedef enum q3_projection { Q3_GATE_PROJ, Q3_UP_PROJ, Q3_DOWN_PROJ } q3_projection;
+
+/* y[T,A,N] = x W^T with W[N,K] the projection of expert ids[t,a]. x is [T,K] for gate_proj and up_proj
+ * (every slot reads its token's row), [T,A,K] for down_proj. ids lie in [0, E); an expert stands at most
+ * once in a row. scratch: T*(K+N) floats. A dense MLP is the case A = E = 1 with ids all 0. */
+void q3_expert_linear(float *y, const float *x, const int32_t *ids, const q3_mlp *experts,
+                      q3_projection projection, float *scratch, size_t T, size_t E, size_t A, size_t N,
+                      size_t K, q3_dtype dtype);
+
+/* y[n] = silu(x[n]); y == x allowed. */
+void q3_silu_map(float *y, const float *x, size_t n, q3_dtype dtype);
+/* y[n] = a[n] * b[n]; y == a or y == b allowed. */
+void q3_multiply(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
+/* y[n] = a[n] + b[n]; y == a or y == b allowed. */
+void q3_residual_add(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
+
+/* y[T,M] = sum over slots by ascending expert id of D(down[T,A,M] * weights[T,A]), from +0, rounded
+ * after every addition. */
+void q3_expert_combine(float *y, const float *down, const int32_t *ids, const float *weights, size_t T,
+                       size_t A, size_t M, q3_dtype dtype);
+
+/* The index of the largest of values[n], the lowest on ties; NaN counts as the largest. n > 0. */
+size_t q3_argmax(const float *values, size_t n);
+
+/* ==== Forward pass (qwen3moe.c) ============================================================== */
+
+/* Every named tensor of a pass, in the order of computation. names.c has the names. */
+typedef enum q3_tap_id {
+    Q3_TAP_EMBED_TOKENS, Q3_TAP_COS, Q3_TAP_SIN,
+    Q3_TAP_INPUT_LAYERNORM, /* the first of a layer's taps */
+    Q3_TAP_Q_PROJ, Q3_TAP_K_PROJ, Q3_TAP_V_PROJ, Q3_TAP_Q_NORM, Q3_TAP_K_NORM, Q3_TAP_Q_ROPE,
+    Q3_TAP_K_ROPE, Q3_TAP_SCORES, Q3_TAP_PROBS, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ,
+    Q3_TAP_POST_ATTENTION_INPUT, Q3_TAP_POST_ATTENTION_LAYERNORM,
+    Q3_TAP_GATE, Q3_TAP_ROUTER_PROBS, Q3_TAP_TOPK_INDICES, Q3_TAP_TOPK_WEIGHTS,
+    Q3_TAP_EXPERTS_GATE_PROJ, Q3_TAP_EXPERTS_UP_PROJ, Q3_TAP_EXPERTS_ACT_FN,
+    Q3_TAP_EXPERTS_DOWN_PROJ_INPUT, Q3_TAP_EXPERTS_DOWN_PROJ,
+    Q3_TAP_DENSE_GATE_PROJ, Q3_TAP_DENSE_UP_PROJ, Q3_TAP_DENSE_ACT_FN, Q3_TAP_DENSE_DOWN_PROJ_INPUT,
+    Q3_TAP_MLP,
+    Q3_TAP_LAYER, /* the last of a layer's taps */
+    Q3_TAP_NORM, Q3_TAP_LM_HEAD,
+    Q3_TAP_COUNT
+} q3_tap_id;
+
+/* One piece of a named tensor: some of its tokens. */
+typedef struct q3_tap {
+    q3_tap_id id;
+    size_t layer;      /* for a layer's taps, else 0 */
+    q3_dtype dtype;    /* what the values are rounded to: the run's, Q3_F32, or Q3_I32 */
+    size_t rank;
+    size_t shape[3];   /* of this piece; scores and probs: [H, tokens, keys so far] */
+    size_t token_axis; /* 1 for scores and probs, else 0 */
+    size_t first;      /* row of the run that the piece's first token is */
+    void *data;        /* float, or int32_t for topk_indices; may be changed: the pass goes on from it */
+} q3_tap;
+
+/* Called once for every piece. Expert ids written by a tap must be distinct and lie in [0, E). */
+typedef void q3_tap_fn(void *user, const q3_tap *tap);
+
+/* What a state is made for. */
+typedef struct q3_run {
+    q3_dtype dtype;     /* Q3_F32, Q3_BF16 or Q3_F16 */
+    size_t first_layer; /* layers [first_layer, end_layer) run; the embedding only if first_layer is 0, */
+    size_t end_layer;   /* the final norm and lm_head only if end_layer is L */
+    size_t start;       /* position of the run's first token */
+    size_t rows;        /* tokens the cache can hold, >= 1; start + rows <= Q3_MAX_POSITIONS */
+    size_t chunk;       /* most tokens of one call, 1 to rows; no bit depends on it */
+} q3_run;
+
+#define Q3_MAX_POSITIONS ((size_t)1 << 20)
+
+typedef struct q3_state q3_state;
+
+/* Bytes of memory for a state; 0 if they do not fit a size_t. */
+size_t q3_state_size(const q3_config *config, const q3_run *run);
+/* Makes an empty state in memory of at least q3_state_size bytes, aligned for double. config, weights
+ * and all they point to, and memory, belong to the caller and must outlive the state. */
+q3_state *q3_state_init(void *memory, size_t size, const q3_config *config, const q3_weights *weights,
+                        const q3_run *run);
+/* Forgets all cached tokens, so that the next call starts the run again. */
+void q3_state_reset(q3_state *state);
+
+typedef struct q3_input {
+    const int32_t *tokens; /* [count], if first_layer is 0 */
+    const float *hidden;   /* [count,M], output of layer first_layer - 1, if first_layer is above 0 */
+    size_t count;          /* 1 to chunk, and no more than rows of the cache are left */
+    size_t length;         /* positions of the whole run (dynamic RoPE); 0: those up to this call's end */
+    size_t logit_rows;     /* lm_head on the last so many of the tokens, 0 to count */
+} q3_input;
+
+/* Runs the next `count` tokens through the layers. tap may be NULL. Q3_ERROR_INPUT, before anything is
+ * changed: a token outside the vocabulary, or more tokens than fit. */
+q3_status q3_forward(q3_state *state, const q3_input *input, q3_tap_fn *tap, void *user,
+                     q3_error *error);
+/* Of the last call: logits[logit_rows,V], and hidden[count,M], the last layer's output (not normalised).
+ * Both valid until the next call. */
+const float *q3_logits(const q3_state *state);
+const float *q3_hidden(const q3_state *state);
+/* Tokens in the cache. */
+size_t q3_cached(const q3_state *state);
+
+/* ==== Tap names (names.c) ==================================================================== */
+
+#define Q3_TAP_NAME_SIZE 80
+
+/* Writes the name INTERFACE gives the tap, such as model.layers.3.self_attn.q_proj.output. */
+void q3_tap_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id, size_t layer);
+/* The reverse. False if no tap is called that. */
+bool q3_tap_find(const char *name, q3_tap_id *id, size_t *layer);
+/* Whether a run of this model over layers [first_layer, end_layer) has the tap. */
+bool q3_tap_exists(const q3_config *config, size_t first_layer, size_t end_layer, q3_tap_id id,
+                   size_t layer);
+/* shape of the whole tensor of a run of T tokens; returns its rank. */
+size_t q3_tap_shape(size_t shape[3], const q3_config *config, q3_tap_id id, size_t T);
+/* The dtype its values are rounded to and stored in. */
+q3_dtype q3_tap_dtype(q3_tap_id id, q3_dtype run);
+
+/* ==== Files (checkpoint.c) =================================================================== */
+
+typedef struct q3_model q3_model;
+
+/* Opens a Hugging Face model folder, or a bare config.json: reads and checks the config alone. */
+q3_status q3_model_open(q3_model **model, const char *path, q3_error *error);
+/* Frees everything that came from the model. NULL is allowed. */
+void q3_model_close(q3_model *model);
+const q3_config *q3_model_config(const q3_model *model);
+/* Maps the weights that layers [first_layer, end_layer) of the run need (embed_tokens if first_layer is
+ * 0; norm and lm_head if end_layer is L) and checks every name, dtype and shape. *dtype Q3_AUTO becomes
+ * the config's dtype, else the weights' one dtype. A finite weight that overflows in *dtype is an
+ * error. Call once. */
+q3_status q3_model_load(q3_model *model, q3_dtype *dtype, size_t first_layer, size_t end_layer,
+                        q3_error *error);
+/* Valid after q3_model_load, until q3_model_close. */
+const q3_weights *q3_model_weights(const q3_model *model);
+/* The config after defaults as one line of JSON: 4.x names, keys sorted, no spaces, numbers as Python's
+ * json writes them. Belongs to the model. */
+const char *q3_model_config_json(const q3_model *model);
+/* Ids that end a generation, from generation_config.json, else config.json. Belongs to the model. */
+q3_status q3_model_eos(q3_model *model, const int32_t **ids, size_t *count, q3_error *error);
+
+/* What stands in a safetensors file under one name. */
+typedef struct q3_entry {
+    const char *name;
+    q3_dtype dtype;
+    size_t rank;
+    uint64_t shape[8];
+    const void *data; /* little-endian elements, at any alignment; not used by the writer */
+} q3_entry;
+
+typedef struct q3_tensors q3_tensors;
+
+/* Maps a safetensors file (F64, F32, BF16, F16, I64, I32 tensors). */
+q3_status q3_tensors_open(q3_tensors **tensors, const char *path, q3_error *error);
+void q3_tensors_close(q3_tensors *tensors);
+size_t q3_tensors_count(const q3_tensors *tensors);
+/* In the order of the file's data. Valid until closed, as is the next one; NULL if there is none. */
+const q3_entry *q3_tensors_at(const q3_tensors *tensors, size_t index);
+const q3_entry *q3_tensors_find(const q3_tensors *tensors, const char *name);
+/* A value of __metadata__, or NULL. */
+const char *q3_tensors_metadata(const q3_tensors *tensors, const char *key);
+/* count elements from first on, as floats (F64 rounded to float32; not for I32 and I64), or as integers
+ * (not for the others). The range lies inside the tensor. */
+void q3_entry_floats(float *values, const q3_entry *entry, uint64_t first, size_t count);
+void q3_entry_integers(int64_t *values, const q3_entry *entry, uint64_t first, size_t count);
+
+typedef struct q3_writer q3_writer;
+
+/* Starts a safetensors file of these tensors in this order. metadata: key, value, key, value, ..., NULL.
+ * Written beside path under a temporary name until it is committed. entries are copied. */
+q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *entries, size_t count,
+                         const char *const *metadata, q3_error *error);
+/* Elements first, first + 1, ... of tensor `index`: floats that its dtype can hold, or integers. What is
+ * never put reads as 0. */
+q3_status q3_writer_floats(q3_writer *writer, size_t index, uint64_t first, const float *values,
+                           size_t count, q3_error *error);
+q3_status q3_writer_integers(q3_writer *writer, size_t index, uint64_t first, const int64_t *values,
+                             size_t count, q3_error *error);
+/* Puts the finished file in the place of path; the writer is gone in any case. */
+q3_status q3_writer_commit(q3_writer *writer, q3_error *error);
+/* Removes what was written. NULL is allowed. */
+void q3_writer_abandon(q3_writer *writer);
+
+/* ==== Counts and the module tree (info.c) ==================================================== */
+
+/* The tree that PyTorch prints for the Hugging Face model (transformers 4.51), lines ended by \n; to be
+ * freed with free(). NULL: no memory. */
+char *q3_module_tree(const q3_config *config);
+
+typedef struct q3_counts {
+    uint64_t parameters;       /* tied weights once */
+    uint64_t active_per_token; /* with embedding and head, and A of E experts */
+    uint64_t key_value_elements_per_token;
+} q3_counts;
+/* False if a count does not fit 64 bits. */
+bool q3_count(q3_counts *counts, const q3_config *config);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
