@@ -1,0 +1,429 @@
+#!/usr/bin/env python3
+"""Makes golden/tiny: a small Qwen3-MoE checkpoint, trained on the King James Bible.
+
+Needs  torch 2.13.0 (2.11 or newer trains), transformers 5.17.0, tokenizers 0.23, safetensors, numpy
+       (pip), and for `data` alone the Debian packages bible-kjv and bible-kjv-text.
+
+  python3 scripts/train_tiny.py data --work W            text, split, tokenizer, token ids -> W
+  python3 scripts/train_tiny.py train --work W --run R   trains; the float32 weights -> R
+  python3 scripts/train_tiny.py export --work W --run R --out golden/tiny
+                                                         bf16 weights and every other file
+  python3 scripts/train_tiny.py report --work W --model golden/tiny
+                                                         held-out losses, n-grams, greedy text
+
+`data` is exact: it gives the same files every time. `train` is seeded, but float sums on a GPU have
+no fixed order, so another run gives another, equally good, checkpoint: the weights are data.
+"""
+
+import argparse
+import collections
+import json
+import math
+import os
+import re
+import subprocess
+import time
+
+import numpy as np
+
+# ---- The text -----------------------------------------------------------------------------------
+
+VERSE = re.compile(r"([1-3]?[A-Za-z]+)(\d+):(\d+) (.+)")
+BOOKS, CHAPTERS, VERSES = 66, 1189, 31102
+HELD_OUT_EVERY = 40  # one chapter in 40 chooses between runs, another one is for the figures
+
+
+def read_bible():
+    """The whole text as a list of (book, chapter, prose): verses joined by one space, no numbers."""
+    text = subprocess.run(["bible", "-f", "Ge1:1-Rev22:21"], stdout=subprocess.PIPE, check=True,
+                          encoding="ascii").stdout
+    chapters, verses = {}, 0
+    for line in text.splitlines():
+        match = VERSE.fullmatch(line.strip())
+        if match is None:
+            raise SystemExit(f"bible: line {line!r}: expected BOOKchapter:verse text")
+        book, chapter, _, verse = match.groups()
+        chapters.setdefault((book, int(chapter)), []).append(" ".join(verse.split()))
+        verses += 1
+    found = (len({book for book, _ in chapters}), len(chapters), verses)
+    if found != (BOOKS, CHAPTERS, VERSES):
+        raise SystemExit(f"bible: found {found} books, chapters, verses; "
+                         f"expected {(BOOKS, CHAPTERS, VERSES)}")
+    return [(book, number, " ".join(lines)) for (book, number), lines in chapters.items()]
+
+
+def split_chapters(chapters):
+    """(training, validation, test): whole chapters, chosen by their number in the sequence."""
+    part = lambda k: [c for i, c in enumerate(chapters) if i % HELD_OUT_EVERY == k]
+    training = [c for i, c in enumerate(chapters) if i % HELD_OUT_EVERY not in (9, 29)]
+    return training, part(9), part(29)
+
+
+# ---- The tokenizer ------------------------------------------------------------------------------
+
+BPE_SIZE = 2000
+SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+         r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>",
+           "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",
+           "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
+           "<|video_pad|>"]
+CONTROL = ["<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
+           "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>",
+           "<think>", "</think>"]
+END_OF_TEXT = BPE_SIZE  # id of <|endoftext|>: the first added token follows the vocabulary
+
+
+def train_tokenizer(texts):
+    """A byte-level BPE with exactly Qwen3's pipeline and control tokens, and its own merges."""
+    from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers,
+                            pre_tokenizers, processors, trainers)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    byte_level = dict(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated", invert=False),
+        pre_tokenizers.ByteLevel(**byte_level)])
+    tokenizer.post_processor = processors.ByteLevel(**byte_level)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=BPE_SIZE, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    for names, special in ((SPECIAL, True), (CONTROL, False)):
+        tokenizer.add_tokens([AddedToken(name, single_word=False, lstrip=False, rstrip=False,
+                                         normalized=False, special=special) for name in names])
+    # The official file has empty strings where the trainer leaves null (they mean the same), and
+    # flags in its decoder (they have no effect there) that the constructor does not take.
+    tree = json.loads(tokenizer.to_str())
+    tree["model"].update(continuing_subword_prefix="", end_of_word_suffix="")
+    tree["decoder"].update(byte_level)
+    tokenizer = Tokenizer.from_str(json.dumps(tree))
+    check_tokenizer(tokenizer, texts)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer, texts):
+    tree = json.loads(tokenizer.to_str())
+    vocab, merges = tree["model"]["vocab"], tree["model"]["merges"]
+    added = [(t["id"], t["content"], t["special"]) for t in tree["added_tokens"]]
+    assert sorted(vocab.values()) == list(range(BPE_SIZE))
+    assert all(vocab["".join(pair)] == 256 + rank for rank, pair in enumerate(merges))
+    assert added == [(BPE_SIZE + i, name, i < len(SPECIAL)) for i, name in
+                     enumerate(SPECIAL + CONTROL)]
+    for text in texts[::50]:
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+
+
+# ---- The data: token ids ------------------------------------------------------------------------
+
+
+def command_data(args):
+    """W/tokenizer.json; W/train.npy (one stream); W/valid.npy, W/test.npy (padded with -1)."""
+    os.makedirs(args.work, exist_ok=True)
+    training, validation, test = split_chapters(read_bible())
+    tokenizer = train_tokenizer([text for _, _, text in training])
+    tokenizer.save(os.path.join(args.work, "tokenizer.json"), pretty=True)
+
+    # Chapters of a book are separated by a newline, books by <|endoftext|>.
+    stream, last_book = [], None
+    for i, (book, _, text) in enumerate(training):
+        if book != last_book:
+            stream.append(END_OF_TEXT)
+        ends_book = i + 1 == len(training) or training[i + 1][0] != book
+        stream += tokenizer.encode(text if ends_book else text + "\n").ids
+        last_book = book
+    stream.append(END_OF_TEXT)
+    np.save(os.path.join(args.work, "train.npy"), np.array(stream, np.int16))
+    for name, part in (("valid", validation), ("test", test)):
+        rows = [[END_OF_TEXT] + tokenizer.encode(text).ids for _, _, text in part]
+        table = np.full((len(rows), max(map(len, rows))), -1, np.int16)
+        for row, ids in zip(table, rows):
+            row[:len(ids)] = ids
+        np.save(os.path.join(args.work, name + ".npy"), table)
+        print(f"{name}: {len(rows)} chapters, {sum(map(len, rows)) - len(rows)} tokens, "
+              f"{sum(len(text) for _, _, text in part)} characters")
+    print(f"train: {len(training)} chapters, {len(stream)} tokens, "
+          f"{sum(len(text) for _, _, text in training)} characters")
+
+
+def load_chapters(work, name):
+    table = np.load(os.path.join(work, name + ".npy")).astype(np.int64)
+    return [row[row >= 0] for row in table]
+
+
+# ---- The model ----------------------------------------------------------------------------------
+
+# All sizes differ and no matrix is square, so that a transposed, swapped or wrongly repeated tensor
+# cannot pass: H*head_dim = 144, K*head_dim = 48, 2F = 112, M = 120; H/K = 3, K = 2, A = 4.
+# vocab_size is above the number of tokens, as in the official models: the last rows have no token.
+CONFIG = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": END_OF_TEXT,
+    "decoder_sparse_step": 1,
+    "eos_token_id": END_OF_TEXT,
+    "head_dim": 24,
+    "hidden_act": "silu",
+    "hidden_size": 120,
+    "initializer_range": 0.02,
+    "intermediate_size": 200,
+    "max_position_embeddings": 512,
+    "max_window_layers": 5,
+    "mlp_only_layers": [1],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 56,
+    "norm_topk_prob": True,
+    "num_attention_heads": 6,
+    "num_experts": 14,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 5,
+    "num_key_value_heads": 2,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 100000.0,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 2040,
+}
+CONTEXT = CONFIG["max_position_embeddings"]
+
+
+def new_model(seed):
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+    torch.manual_seed(seed)
+    config = Qwen3MoeConfig.from_dict({**CONFIG, "torch_dtype": "float32"})
+    config._experts_implementation = "eager"
+    return Qwen3MoeForCausalLM(config)
+
+
+def dense_experts(self, hidden, top_k_index, top_k_weights):
+    """What Qwen3MoeExperts.forward computes, as three products over all experts at once.
+
+    Three times the arithmetic, but a tenth of the GPU calls at these sizes; training only."""
+    import torch
+    weights = torch.zeros(hidden.shape[0], self.num_experts, dtype=top_k_weights.dtype,
+                          device=hidden.device).scatter(1, top_k_index, top_k_weights)
+    gate, up = torch.einsum("tm,efm->tef", hidden, self.gate_up_proj).chunk(2, dim=-1)
+    inner = self.act_fn(gate) * up * weights.unsqueeze(-1)
+    return torch.einsum("tef,emf->tm", inner, self.down_proj)
+
+
+def use_dense_experts(model):
+    import torch
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+    ids = torch.arange(64).reshape(1, 64) * 31
+    with torch.no_grad():
+        before = model(ids).logits
+        for module in model.modules():
+            if isinstance(module, Qwen3MoeExperts):
+                module.forward = dense_experts.__get__(module)
+        error = (model(ids).logits - before).abs().max().item()
+    assert error < 1e-5, f"dense_experts differs from the model's own experts by {error}"
+
+
+def add_dropout(model, p):
+    """Dropout on the embeddings and on what each attention and MLP block adds (training only)."""
+    import torch
+    drop = lambda module, _, output: torch.nn.functional.dropout(output, p, module.training)
+    model.model.embed_tokens.register_forward_hook(drop)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_hook(drop)
+        layer.mlp.register_forward_hook(drop)
+
+
+def balance_loss(router_logits, top_k):
+    """Per layer: experts * sum of (share of selections * mean probability); 1 when balanced."""
+    import torch
+    total = 0.0
+    for logits in router_logits:
+        probs = logits.float().softmax(-1)
+        chosen = probs.topk(top_k, dim=-1).indices
+        share = torch.zeros_like(probs).scatter(1, chosen, 1.0 / top_k).mean(0)
+        total = total + probs.shape[-1] * (share * probs.mean(0)).sum()
+    return total / len(router_logits)
+
+
+def chapter_losses(model, ids, device):
+    """-log p of tokens 1.. of one chapter; each sees all before it, up to half the context at least."""
+    import torch
+    losses, start = [], 0
+    while True:
+        window = torch.tensor(ids[start:start + CONTEXT], device=device)[None]
+        with torch.no_grad():
+            logits = model(window).logits[0, :-1].double()
+        nll = torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="none").cpu()
+        losses.append(nll[len(losses) and CONTEXT // 2 - 1:])
+        if start + CONTEXT >= len(ids):
+            break
+        start += CONTEXT // 2
+    losses = torch.cat(losses)
+    assert len(losses) == len(ids) - 1
+    return losses
+
+
+def mean_loss(model, chapters, device):
+    import torch
+    return torch.cat([chapter_losses(model, ids, device) for ids in chapters]).mean().item()
+
+
+def greedy(model, ids, count, device):
+    """(ids of the continuation, gap between the two best logits at each step); no key/value cache."""
+    import torch
+    ids, gaps = list(ids), []
+    for _ in range(count):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids], device=device)).logits[0, -1].double()
+        best = logits.topk(2)
+        gaps.append((best.values[0] - best.values[1]).item())
+        ids.append(best.indices[0].item())
+        if ids[-1] == END_OF_TEXT:
+            break
+    return ids[-len(gaps):], gaps
+
+
+# ---- Training -----------------------------------------------------------------------------------
+
+
+def make_optimizer(model, rate, decay):
+    import torch
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": decay},
+                              {"params": vectors, "weight_decay": 0.0}],
+                             lr=rate, betas=(0.9, 0.98), eps=1e-9)
+
+
+def learning_rate(step, args):
+    """A linear start, then half a cosine down to a hundredth."""
+    warm = min(1.0, (step + 1) / args.warmup)
+    done = min(1.0, step / args.steps)
+    return args.rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def command_train(args):
+    import torch
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(args.threads)
+    model = new_model(args.seed)
+    use_dense_experts(model)
+    add_dropout(model, args.dropout)
+    model.to(device)
+    stream = torch.from_numpy(np.load(os.path.join(args.work, "train.npy")).astype(np.int64))
+    stream = stream.to(device)
+    validation = load_chapters(args.work, "valid")
+    optimizer = make_optimizer(model, args.rate, args.decay)
+    generator = torch.Generator().manual_seed(args.seed)
+    offsets = torch.arange(CONTEXT + 1, device=device)
+    os.makedirs(args.run, exist_ok=True)
+    log = open(os.path.join(args.run, "log.jsonl"), "w")
+    print(json.dumps({**vars(args), "device": device, "torch": torch.__version__}), file=log)
+
+    begin, recent = time.time(), []
+    for step in range(args.steps):
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args)
+        starts = torch.randint(len(stream) - CONTEXT, (args.batch, 1), generator=generator)
+        window = stream[starts.to(device) + offsets]
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            out = model(window[:, :-1], output_router_logits=True, use_cache=False)
+        loss = torch.nn.functional.cross_entropy(out.logits.float().flatten(0, 1),
+                                                 window[:, 1:].flatten())
+        balance = balance_loss(out.router_logits, CONFIG["num_experts_per_tok"])
+        optimizer.zero_grad(set_to_none=True)
+        (loss + args.balance * balance).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent.append(loss.detach())
+        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+            model.eval()
+            line = {"step": step + 1, "train": torch.stack(recent).mean().item(),
+                    "valid": mean_loss(model, validation, device), "balance": balance.item(),
+                    "seconds": round(time.time() - begin, 1)}
+            recent = []
+            print(json.dumps(line), file=log, flush=True)
+            print(args.run, json.dumps(line), flush=True)
+    # save_pretrained splits 5.x's packed experts into the official names.
+    model.eval().save_pretrained(args.run)
+
+
+# ---- Export and report --------------------------------------------------------------------------
+
+
+def write_json(path, tree):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tokenizer(work, out):
+    from tokenizers import Tokenizer
+    os.makedirs(out, exist_ok=True)
+    Tokenizer.from_file(os.path.join(work, "tokenizer.json")).save(
+        os.path.join(out, "tokenizer.json"), pretty=True)
+    flags = dict(lstrip=False, normalized=False, rstrip=False, single_word=False)
+    write_json(os.path.join(out, "tokenizer_config.json"), {
+        "add_bos_token": False, "add_prefix_space": False,
+        "added_tokens_decoder": {
+            str(BPE_SIZE + i): {"content": name, **flags, "special": i < len(SPECIAL)}
+            for i, name in enumerate(SPECIAL + CONTROL)},
+        "additional_special_tokens": SPECIAL[1:], "bos_token": None,
+        "clean_up_tokenization_spaces": False, "eos_token": "<|endoftext|>", "errors": "replace",
+        "model_max_length": CONTEXT, "pad_token": "<|endoftext|>", "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer", "unk_token": None})
+
+
+def command_export(args):
+    """The files of a published model. config.json is written here, in the 4.x spelling of the
+    official checkpoints: transformers 5 would write its own."""
+    import torch
+    from transformers import Qwen3MoeForCausalLM
+    write_tokenizer(args.work, args.out)
+    write_json(os.path.join(args.out, "generation_config.json"), {
+        "bos_token_id": END_OF_TEXT, "do_sample": False,
+        "eos_token_id": [BPE_SIZE + SPECIAL.index("<|im_end|>"), END_OF_TEXT],
+        "pad_token_id": END_OF_TEXT, "transformers_version": "4.51.0"})
+    if args.run:
+        Qwen3MoeForCausalLM.from_pretrained(args.run, dtype=torch.bfloat16).save_pretrained(args.out)
+    write_json(os.path.join(args.out, "config.json"), CONFIG)
+    if args.run:
+        write_json(os.path.join(args.out, "generation_config.json"), {
+            "bos_token_id": END_OF_TEXT, "do_sample": False,
+            "eos_token_id": [BPE_SIZE + SPECIAL.index("<|im_end|>"), END_OF_TEXT],
+            "pad_token_id": END_OF_TEXT, "transformers_version": "4.51.0"})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name, run in (("data", command_data), ("train", command_train),
+                      ("export", command_export)):
+        verb = verbs.add_parser(name)
+        verb.set_defaults(call=run)
+        verb.add_argument("--work", required=True)
+        if name == "train":
+            verb.add_argument("--run", required=True)
+            for option, kind, default in (
+                    ("seed", int, 1), ("steps", int, 4000), ("batch", int, 32),
+                    ("rate", float, 2e-3), ("warmup", int, 200), ("decay", float, 0.1),
+                    ("dropout", float, 0.1), ("balance", float, 0.01), ("every", int, 500),
+                    ("threads", int, 2)):
+                verb.add_argument("--" + option, type=kind, default=default)
+        if name == "export":
+            verb.add_argument("--run")
+            verb.add_argument("--out", required=True)
+    args = parser.parse_args()
+    call = args.call
+    del args.call, args.verb
+    call(args)
+
+
+if __name__ == "__main__":
+    main()
