@@ -2,11 +2,11 @@
 
 Needs torch==2.13.0, safetensors, numpy and transformers==5.17.0 (or 4.57.6: the same taps).
 
-Modules are watched by forward hooks; rotary embedding and eager attention by wrapping the functions
-the modeling file calls; what Hugging Face keeps in local variables (the scaled scores, the router's
-probabilities, the experts' inner steps) is computed again by the same calls on the same tensors, and
-the result that Hugging Face does keep must come out with the same bits. Every run is made twice,
-with and without this machinery, and the logits must have the same bits.
+Modules are watched by forward hooks; rotary embedding and eager attention by wrapping the
+functions the modeling file calls; what Hugging Face keeps in local variables (the scaled scores,
+the router's probabilities, the experts' inner steps) is computed again by the same calls on the
+same tensors, and the result that Hugging Face does keep must come out with the same bits. Every
+run is made twice, with and without this machinery, and the logits must have the same bits.
 
 Conditions: eager attention, eager experts, one thread, no hub kernels, batch of one, no padding,
 consecutive positions. The model is made by from_pretrained(dtype=...), never by .to(dtype), which
@@ -338,15 +338,17 @@ class Watch:
                 handle.remove()
 
 
-LAYER_ORDER = (
-    "input_layernorm.output self_attn.q_proj.output self_attn.k_proj.output self_attn.v_proj.output "
-    "self_attn.q_norm.output self_attn.k_norm.output self_attn.q_rope.output self_attn.k_rope.output "
-    "self_attn.scores.output self_attn.probs.output self_attn.o_proj.input self_attn.o_proj.output "
-    "post_attention_layernorm.input post_attention_layernorm.output mlp.gate.output "
-    "mlp.router_probs.output mlp.topk_indices.output mlp.topk_weights.output "
-    "mlp.experts.gate_proj.output mlp.experts.up_proj.output mlp.experts.act_fn.output "
-    "mlp.experts.down_proj.input mlp.experts.down_proj.output mlp.gate_proj.output "
-    "mlp.up_proj.output mlp.act_fn.output mlp.down_proj.input mlp.output output").split()
+LAYER_ORDER = """
+    input_layernorm.output self_attn.q_proj.output self_attn.k_proj.output
+    self_attn.v_proj.output self_attn.q_norm.output self_attn.k_norm.output
+    self_attn.q_rope.output self_attn.k_rope.output self_attn.scores.output
+    self_attn.probs.output self_attn.o_proj.input self_attn.o_proj.output
+    post_attention_layernorm.input post_attention_layernorm.output mlp.gate.output
+    mlp.router_probs.output mlp.topk_indices.output mlp.topk_weights.output
+    mlp.experts.gate_proj.output mlp.experts.up_proj.output mlp.experts.act_fn.output
+    mlp.experts.down_proj.input mlp.experts.down_proj.output mlp.gate_proj.output
+    mlp.up_proj.output mlp.act_fn.output mlp.down_proj.input mlp.output output
+""".split()
 SPARSE = [n for n in LAYER_ORDER if ".experts." in n or n in (
     "mlp.gate.output", "mlp.router_probs.output", "mlp.topk_indices.output",
     "mlp.topk_weights.output")]

@@ -1,4 +1,4 @@
-"""Makes golden/hf and golden/ops: what Hugging Face computes, stored. golden/README.md describes them.
+"""Makes golden/hf and golden/ops: what Hugging Face computes, stored. See golden/README.md.
 
 Needs torch==2.13.0, transformers==5.17.0 (4.57.6 for a comparison), safetensors, numpy.
 
@@ -6,8 +6,8 @@ Needs torch==2.13.0, transformers==5.17.0 (4.57.6 for a comparison), safetensors
   python3 scripts/make_golden.py NAME...         only these: cases, `tiny`, `ops`
   python3 scripts/make_golden.py --check         makes them again and compares with what is stored:
                                                  inputs, ids and rule-made weights bit for bit
-  python3 scripts/make_golden.py --compare DIR   the same against the files in DIR (say golden/), under
-                                                 either version; prints the largest differences
+  python3 scripts/make_golden.py --compare DIR   the same against the files in DIR (say golden/),
+                                                 under either version; prints what differs most
   python3 scripts/make_golden.py --manifest      only golden/MANIFEST
   python3 scripts/make_golden.py --search        for each case the first ids without near ties
 """
@@ -137,7 +137,7 @@ CASES = {
 # Cases with a float64 run beside the float32 one.
 TRUTH_CASES = ["base", "bias", "long-rows", "sparse-step"]
 
-# In no run may the order of the first A + 1 probabilities hang on rounding: the smallest relative gap.
+# In no run may the order of the first A + 1 probabilities hang on rounding: smallest relative gap.
 MARGIN = 1e-3
 
 
@@ -249,9 +249,9 @@ def write_manifest():
 
 # ---- comparing ----------------------------------------------------------------------------------
 
-# Relative L2 distance of a tap between two processors or releases, both free-running. float32: 20 times
-# the distance of Hugging Face from exact arithmetic. The 2-byte dtypes: an element on the other side
-# of a rounding boundary moves everything after it; a few units in the last place of the dtype.
+# Relative L2 distance of a tap between two processors or releases, both free-running. float32: a
+# few times the distance of Hugging Face from exact arithmetic (1e-6). The 2-byte dtypes: an element
+# on the other side of a rounding boundary moves everything after it by a few units in the last place.
 BOUND = {"float32": 2e-6, "float16": 4e-3, "bfloat16": 3e-2}
 
 

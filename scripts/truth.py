@@ -3,9 +3,9 @@
 Needs what hf_taps.py needs (transformers==5.17.0 or 4.57.6).
 
 Loading the model in float64 is not enough: its norms, softmaxes and rotary embedding go through
-float32. float64_run() replaces those three, and nothing else, for the time of one run. What belongs to
-the definition of the model keeps its float32 value: inverse frequencies, the angles (position times
-inverse frequency, one float32 product), the attention scaling of YaRN, head_dim^-0.5 and eps.
+float32. float64_run() replaces those three, and nothing else, for the time of one run. What belongs
+to the definition of the model keeps its float32 value: inverse frequencies, the angles (position
+times inverse frequency, one float32 product), the attention scaling of YaRN, head_dim^-0.5 and eps.
 
   python3 scripts/truth.py     shows that the replacement works: the taps are compared with a second
                                forward pass, written below in numpy's 80-bit long double (needs x86)
@@ -149,8 +149,8 @@ def sparse(taps, w, c, p, x):
     if c["norm_topk_prob"]:
         chosen = chosen / chosen.sum(axis=-1, keepdims=True)
     taps[p + "topk_indices.output"], taps[p + "topk_weights.output"] = ids, chosen
-    steps = {n: [] for n in ("gate_proj.output", "up_proj.output", "act_fn.output", "down_proj.input",
-                             "down_proj.output")}
+    steps = {n: [] for n in ("gate_proj.output", "up_proj.output", "act_fn.output",
+                             "down_proj.input", "down_proj.output")}
     y = np.zeros_like(x)
     for t in range(x.shape[0]):
         for slot, e in enumerate(ids[t]):
