@@ -115,6 +115,7 @@ typedef struct q3_config {
     size_t moe_intermediate_size;   /* F */
     size_t decoder_sparse_step;     /* layer i may be sparse only if (i + 1) mod this is 0 */
     size_t sliding_window;          /* keys a query sees, itself included; 0: all */
+    int64_t pad_token_id;           /* from 0, or -1 if none; only the module tree shows it */
     double rms_norm_eps;
     bool norm_topk_prob;            /* the chosen probabilities are divided by their sum */
     bool attention_bias;            /* biases on q_proj, k_proj, v_proj and o_proj */
