@@ -371,6 +371,8 @@ q3_status q3_model_open(q3_model **model, const char *path, q3_error *error);
 /* Frees everything that came from the model. NULL is allowed. */
 void q3_model_close(q3_model *model);
 const q3_config *q3_model_config(const q3_model *model);
+/* The config's dtype; Q3_AUTO if it names none. */
+q3_dtype q3_model_dtype(const q3_model *model);
 /* Maps the weights that layers [first_layer, end_layer) of the run need (embed_tokens if first_layer is
  * 0; norm and lm_head if end_layer is L) and checks every name, dtype and shape. *dtype Q3_AUTO becomes
  * the config's dtype, else the weights' one dtype. A finite weight that overflows in *dtype is an
