@@ -47,6 +47,7 @@ DEFAULTS = {
     "intermediate_size": 6144,
     "max_position_embeddings": 32768,
     "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
     "moe_intermediate_size": 768,
     "norm_topk_prob": False,
     "num_attention_heads": 32,
@@ -61,12 +62,14 @@ DEFAULTS = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
-ROPE_KEYS = {
-    "linear": ["factor"],
-    "dynamic": ["factor"],
-    "yarn": ["attention_factor", "beta_fast", "beta_slow", "factor", "mscale", "mscale_all_dim",
-             "original_max_position_embeddings", "truncate"],
-    "llama3": ["factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"],
+ROPE_DEFAULTS = {
+    "linear": {"factor": None},
+    "dynamic": {"factor": None},
+    "yarn": {"attention_factor": None, "beta_fast": 32.0, "beta_slow": 1.0, "factor": None,
+             "mscale": None, "mscale_all_dim": None, "original_max_position_embeddings": None,
+             "truncate": True},
+    "llama3": {"factor": None, "high_freq_factor": None, "low_freq_factor": None,
+               "original_max_position_embeddings": None},
 }
 
 
@@ -90,20 +93,23 @@ def full_config(config):
     """The dictionary after defaults: what the `config` metadata holds."""
     given = to_4x(config)
     full = {k: given.get(k, v) for k, v in DEFAULTS.items()}
-    full["mlp_only_layers"] = full["mlp_only_layers"] or []
+    layers = set(full["mlp_only_layers"] or [])
+    full["mlp_only_layers"] = sorted(i for i in layers if 0 <= i < full["num_hidden_layers"])
     full["head_dim"] = given.get("head_dim", full["hidden_size"] // full["num_attention_heads"])
     if not full["use_sliding_window"]:
         full["sliding_window"] = None
+    full["use_sliding_window"] = full["sliding_window"] is not None
     full["rope_theta"] = float(full["rope_theta"])
     full["rope_scaling"] = None
     rope = given.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        full["rope_scaling"] = {k: rope[k] for k in ROPE_KEYS[kind] if rope.get(k) is not None}
+        full["rope_scaling"] = {k: rope[k] if rope.get(k) is not None else v
+                                for k, v in ROPE_DEFAULTS[kind].items()}
         full["rope_scaling"]["rope_type"] = kind
-        if kind in ("yarn", "llama3"):
-            full["rope_scaling"].setdefault("original_max_position_embeddings",
-                                            full["max_position_embeddings"])
+        if full["rope_scaling"].get("original_max_position_embeddings", 0) is None:
+            length = full["max_position_embeddings"]
+            full["rope_scaling"]["original_max_position_embeddings"] = length
     return full
 
 
