@@ -1,0 +1,89 @@
+/* files.h - what the sources that read and write files share; not part of the public interface.
+ *
+ * files.c        one-line messages, texts that grow, files mapped into memory, files written beside
+ *                their target: everything that depends on the operating system
+ * config.c       config.json
+ * safetensors.c  the safetensors format, in and out (its interface is in qwen3moe.h)
+ * checkpoint.c   the model folder: which tensors there must be, and where they lie */
+#ifndef Q3_FILES_H
+#define Q3_FILES_H
+
+#include "json.h"
+#include "qwen3moe.h"
+
+#if defined(__GNUC__) || defined(__clang__)
+#define Q3_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define Q3_PRINTF(text, first)
+#endif
+
+/* ---- messages and texts ---------------------------------------------------------------------- */
+
+/* Fills error (may be NULL) with one line and returns status. Control characters, which names from a
+ * file may hold, become '?'. */
+q3_status q3_fail(q3_error *error, q3_status status, const char *format, ...) Q3_PRINTF(3, 4);
+
+/* "PATH: file: found <what the system said>, expected <expected>" after a call that set errno. */
+q3_status q3_fail_file(q3_error *error, const char *path, const char *expected);
+
+/* A text that grows; {0} is empty. After a failed allocation data is NULL and stays so. */
+typedef struct q3_text {
+    char *data; /* ended by 0; to be freed with free() */
+    size_t size, capacity;
+    bool failed;
+} q3_text;
+
+void q3_text_add(q3_text *text, const char *piece);
+void q3_text_uint(q3_text *text, uint64_t value);
+void q3_text_real(q3_text *text, double value); /* as Python's repr */
+
+/* a + b + c in new memory; NULL: no memory. */
+char *q3_join(const char *a, const char *b, const char *c);
+
+/* ---- files in -------------------------------------------------------------------------------- */
+
+typedef struct q3_mapping {
+    const uint8_t *data; /* never NULL while open */
+    size_t size;
+    void *base;  /* what must be given back */
+    bool mapped; /* to the system, else to free() */
+} q3_mapping;
+
+/* Maps a whole file for reading (or reads it, where it cannot be mapped). */
+q3_status q3_map(q3_mapping *mapping, const char *path, q3_error *error);
+/* {0} is allowed. */
+void q3_unmap(q3_mapping *mapping);
+
+/* Whether something stands at path, readable or not. */
+bool q3_exists(const char *path);
+bool q3_is_folder(const char *path);
+
+/* ---- files out ------------------------------------------------------------------------------- */
+
+typedef struct q3_output q3_output;
+
+/* Creates a new file beside path, called path.tmp0 or the next number that is free. */
+q3_status q3_output_open(q3_output **output, const char *path, q3_error *error);
+/* Bytes at an offset; what lies between the end and the offset becomes zeros. */
+q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes, size_t count,
+                        q3_error *error);
+/* Closes the file and puts it in the place of path; on an error nothing is left of it. The output is
+ * gone in any case. */
+q3_status q3_output_commit(q3_output *output, q3_error *error);
+/* Removes the file. NULL is allowed. */
+void q3_output_abandon(q3_output *output);
+
+/* ---- config.json ----------------------------------------------------------------------------- */
+
+typedef struct q3_config_file {
+    q3_config config;        /* config.mlp_only_layers is the next field */
+    size_t *mlp_only_layers; /* owned: ascending, each once, those in range */
+    char *json;              /* owned: q3_model_config_json */
+    q3_dtype dtype;          /* dtype or torch_dtype; Q3_AUTO if neither is there */
+} q3_config_file;
+
+/* Reads a parsed config.json; *file is written on success alone. */
+q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error);
+void q3_config_free(q3_config_file *file);
+
+#endif
