@@ -1,5 +1,5 @@
-/* checkpoint.c - the model folder: config.json, and the weights in model.safetensors or in the shards of
- * model.safetensors.index.json, where each is found by its Hugging Face name. */
+/* checkpoint.c - the model folder: config.json, and the weights in model.safetensors or in the
+ * shards of model.safetensors.index.json, where each is found by its Hugging Face name. */
 #include "files.h"
 
 #include <inttypes.h>
@@ -84,8 +84,8 @@ static q3_status open_config(q3_model *model, const char *path, q3_error *error)
 {
     bool folder = q3_is_folder(path);
     if (!folder && !q3_exists(path))
-        return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found nothing, expected a model folder or "
-                       "a config.json", path);
+        return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found nothing, expected a model folder "
+                       "or a config.json", path);
     model->folder = folder ? q3_join(path, "/", "") : NULL;
     model->config_path = folder ? q3_join(path, "/", "config.json") : q3_join(path, "", "");
     if ((folder && model->folder == NULL) || model->config_path == NULL)
@@ -146,7 +146,9 @@ static q3_status find_eos(q3_model *model, q3_error *error)
     q3_mapping text = {0};
     q3_json document = {0};
     uint32_t node = q3_json_find(&model->document, 0, "eos_token_id");
-    char *path = model->folder != NULL ? q3_join(model->folder, "generation_config.json", "") : NULL;
+    char *path = NULL;
+    if (model->folder != NULL)
+        path = q3_join(model->folder, "generation_config.json", "");
     if (model->folder != NULL && path == NULL)
         return no_memory(model->folder, error);
     if (path == NULL || !q3_exists(path)) {
@@ -207,7 +209,9 @@ static int compare_files(const void *a, const void *b)
 static item *find_item(const listing *list, const char *name)
 {
     item key = {.name = name};
-    return list->count == 0 ? NULL : bsearch(&key, list->items, list->count, sizeof key, compare_names);
+    if (list->count == 0)
+        return NULL;
+    return bsearch(&key, list->items, list->count, sizeof key, compare_names);
 }
 
 /* One file: its tensors are the list. */
@@ -282,7 +286,7 @@ static q3_status read_weight_map(q3_model *model, listing *list, const q3_json *
 {
     uint32_t map = q3_json_find(j, 0, "weight_map"), key = map + 1;
     if (map == 0 || q3_json_type_of(j, map) != Q3_JSON_OBJECT)
-        return q3_json_fail(j, map, "weight_map", "an object of tensor names and file names", error);
+        return q3_json_fail(j, map, "weight_map", "an object of tensors and their files", error);
     list->count = j->nodes[map].count;
     list->items = calloc(list->count + 1, sizeof *list->items);
     list->texts = malloc((size_t)j->nodes[0].end + 1);
@@ -319,8 +323,8 @@ static q3_status list_tensors(q3_model *model, listing *list, q3_error *error)
 {
     static const char single[] = "model.safetensors", index[] = "model.safetensors.index.json";
     if (model->folder == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: weights: found a config.json alone, expected a "
-                       "model folder", model->config_path);
+        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: weights: found a config.json alone, expected "
+                       "a model folder", model->config_path);
     char *one = q3_join(model->folder, single, ""), *many = q3_join(model->folder, index, "");
     if (one == NULL || many == NULL) {
         free(one);
@@ -356,8 +360,8 @@ static q3_status open_shard(q3_model *model, const listing *list, size_t number,
     for (size_t i = 0; i < list->count; i++) {
         const item *it = &list->items[i];
         if (it->shard == number && q3_tensors_find(s->tensors, it->name) == NULL)
-            return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.120s: found nothing, expected the tensor "
-                           "that the index puts here", s->path, it->name);
+            return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.120s: found nothing, expected the "
+                           "tensor that the index puts here", s->path, it->name);
     }
     return Q3_OK;
 }
@@ -384,7 +388,9 @@ typedef struct loader {
     q3_error *error;
 } loader;
 
-static const char *const dtype_names[] = {"float32", "bfloat16", "float16", "float64", "int32", "int64"};
+/* In the order of q3_dtype. */
+static const char *const dtype_names[] = {"float32", "bfloat16", "float16",
+                                          "float64", "int32",    "int64"};
 
 static void shape_text(char text[200], size_t rank, const uint64_t *shape)
 {
@@ -398,8 +404,8 @@ static void shape_text(char text[200], size_t rank, const uint64_t *shape)
     text[used + 1] = '\0';
 }
 
-/* Finite elements that become infinite in dtype: the first one's index, or count if there is none. Only
- * a wider range can overflow in a narrower one. */
+/* Finite elements that become infinite in dtype: the first one's index, or count if there is none.
+ * Only a wider range can overflow in a narrower one. */
 static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype dtype)
 {
     const uint8_t *bytes = entry->data;
@@ -441,13 +447,14 @@ static q3_status fill(loader *l, const char *path, const q3_entry *entry, size_t
 {
     char found[200], expected[200];
     if (entry->dtype != Q3_F32 && entry->dtype != Q3_BF16 && entry->dtype != Q3_F16)
-        return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found dtype %s, expected float32, "
-                       "bfloat16 or float16", path, entry->name, dtype_names[entry->dtype]);
+        return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found dtype %s, expected "
+                       "float32, bfloat16 or float16", path, entry->name,
+                       dtype_names[entry->dtype]);
     if (entry->rank != rank || memcmp(entry->shape, shape, rank * sizeof *shape) != 0) {
         shape_text(found, entry->rank, entry->shape);
         shape_text(expected, rank, shape);
-        return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: %.100s: found shape %s, expected %s", path,
-                       entry->name, found, expected);
+        return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: %.100s: found shape %s, expected %s",
+                       path, entry->name, found, expected);
     }
     if (l->seen == Q3_AUTO) {
         l->seen = entry->dtype;
@@ -461,7 +468,8 @@ static q3_status fill(loader *l, const char *path, const q3_entry *entry, size_t
 }
 
 /* A tensor of shape [a,b,c], [a,b] (c 0) or [a] (b and c 0). */
-static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint64_t c, q3_tensor *out)
+static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint64_t c,
+                       q3_tensor *out)
 {
     const uint64_t shape[3] = {a, b, c};
     size_t rank = b == 0 ? 1 : c == 0 ? 2 : 3;
@@ -469,8 +477,8 @@ static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint
     if (it == NULL) {
         char expected[200];
         shape_text(expected, rank, shape);
-        return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found nothing, expected a tensor of "
-                       "shape %s", l->list.path, name, expected);
+        return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found nothing, expected a tensor "
+                       "of shape %s", l->list.path, name, expected);
     }
     if (l->walk == WALK_NAMES) {
         it->expected = true;
@@ -478,7 +486,9 @@ static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint
         return Q3_OK;
     }
     shard *s = &l->model->shards[it->shard];
-    q3_status status = s->tensors == NULL ? open_shard(l->model, &l->list, it->shard, l->error) : Q3_OK;
+    q3_status status = Q3_OK;
+    if (s->tensors == NULL)
+        status = open_shard(l->model, &l->list, it->shard, l->error);
     if (status != Q3_OK)
         return status;
     const q3_entry *entry = q3_tensors_find(s->tensors, name);
@@ -513,8 +523,8 @@ static q3_tensor slice(q3_tensor tensor, uint64_t first)
     return (q3_tensor){(const uint8_t *)tensor.data + (size_t)first * size, tensor.dtype};
 }
 
-/* The experts of a layer: one tensor for each matrix, or, as 5.x keeps them, gate_up_proj [E,2F,M] with
- * the rows of gate_proj before those of up_proj, and down_proj [E,M,F]. */
+/* The experts of a layer: one tensor for each matrix, or, as 5.x keeps them, gate_up_proj [E,2F,M]
+ * with the rows of gate_proj before those of up_proj, and down_proj [E,M,F]. */
 static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
 {
     const q3_config *c = &l->model->config.config;
@@ -580,8 +590,8 @@ static q3_status walk_layer(loader *l, size_t i, q3_layer *layer, q3_mlp *expert
     return status != Q3_OK ? status : walk_experts(l, prefix, experts);
 }
 
-/* lm_head may stand in the file of a tied model if it is the embedding, value for value: 4.x would not
- * look at it, 5.x would use it. */
+/* lm_head may stand in the file of a tied model if it is the embedding, value for value: 4.x would
+ * not look at it, 5.x would use it. */
 static q3_status check_tied(loader *l, q3_tensor head)
 {
     const q3_config *c = &l->model->config.config;
@@ -593,8 +603,8 @@ static q3_status check_tied(loader *l, q3_tensor head)
         q3_widen(a, embedding, (size_t)i, n, Q3_F32);
         q3_widen(b, head, (size_t)i, n, Q3_F32);
         if (memcmp(a, b, n * sizeof *a) != 0)
-            return q3_fail(l->error, Q3_ERROR_INPUT, "%.300s: lm_head.weight: found values that are not "
-                           "the embedding's, expected none or equal ones (tie_word_embeddings)",
+            return q3_fail(l->error, Q3_ERROR_INPUT, "%.300s: lm_head.weight: found values that are "
+                           "not the embedding's, expected none or equal ones (tie_word_embeddings)",
                            l->list.path);
     }
     return Q3_OK;
@@ -651,13 +661,14 @@ static q3_status check_unknown(const loader *l)
 {
     for (size_t i = 0; l->list.expected < l->list.count && i < l->list.count; i++) {
         if (!l->list.items[i].expected)
-            return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found a tensor that the model "
-                           "does not have, expected none", l->list.path, l->list.items[i].name);
+            return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found a tensor that the "
+                           "model does not have, expected none", l->list.path,
+                           l->list.items[i].name);
     }
     return Q3_OK;
 }
 
-/* The tables that the weights are found in; their sizes are bounded by the number of listed tensors. */
+/* The tables that the weights are found in; the number of listed tensors bounds their sizes. */
 static q3_status make_tables(loader *l)
 {
     const q3_config *c = &l->model->config.config;
@@ -681,9 +692,9 @@ static q3_status choose_dtype(loader *l)
     if (l->dtype != Q3_AUTO)
         return Q3_OK;
     if (l->other != Q3_AUTO)
-        return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: dtype: found %s in %s and %s in %s, expected "
-                       "one dtype, or a choice", l->list.path, dtype_names[l->seen], l->seen_name,
-                       dtype_names[l->other], l->other_name);
+        return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: dtype: found %s in %s and %s in %s, "
+                       "expected one dtype, or a choice", l->list.path, dtype_names[l->seen],
+                       l->seen_name, dtype_names[l->other], l->other_name);
     l->dtype = l->seen != Q3_AUTO ? l->seen : Q3_F32; /* Q3_AUTO: a run without weights */
     return Q3_OK;
 }

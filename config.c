@@ -1,8 +1,9 @@
 /* config.c - config.json of a Hugging Face folder, in the spelling of transformers 4.x or of 5.x.
  *
  * Absent keys get the defaults of Qwen3MoeConfig. What transformers 4.57.6 and 5.17.0 compute
- * differently, and what either of them cannot run, is refused; so is a number outside the range that
- * the arithmetic is proved for. Unknown keys have no effect in either version and are ignored. */
+ * differently, and what either of them cannot run, is refused; so is a number outside the range
+ * that the arithmetic is proved for. Unknown keys have no effect in either version and are
+ * ignored. */
 #include "files.h"
 
 #include <float.h>
@@ -14,6 +15,7 @@
 
 /* Token and expert ids are int32, and products of two sizes must fit 64 bits. */
 #define LARGEST INT32_MAX
+#define MOST_LAYERS 65535
 #define SIZE_TEXT "an integer from 1 to 2147483647"
 
 /* One object of the file. Every reader returns false after it has filled error. */
@@ -52,9 +54,9 @@ static bool refuse_both(const source *a, const char *key_a, const source *b, con
     int length_x = (int)(x->end - x->start < 60 ? x->end - x->start : 60);
     int length_y = (int)(y->end - y->start < 60 ? y->end - y->start : 60);
     q3_fail(a->error, Q3_ERROR_INPUT,
-            "%.200s: %s%s and %s%s: found %.*s and %.*s, expected the same in both", j->name, a->prefix,
-            key_a, b->prefix, key_b, length_x, (const char *)j->text + x->start, length_y,
-            (const char *)j->text + y->start);
+            "%.200s: %s%s and %s%s: found %.*s and %.*s, expected the same in both", j->name,
+            a->prefix, key_a, b->prefix, key_b, length_x, (const char *)j->text + x->start,
+            length_y, (const char *)j->text + y->start);
     return false;
 }
 
@@ -121,8 +123,8 @@ static bool read_rope_type(const source *s, bool required, q3_rope_type *type)
     return refuse(s, key, "\"default\", \"linear\", \"dynamic\", \"yarn\" or \"llama3\"");
 }
 
-/* The length that yarn and llama3 were trained at. 5.x lets a key beside rope_scaling win over the one
- * inside, 4.x does not know it; null and 0 divide by zero in one of the two. */
+/* The length that yarn and llama3 were trained at. 5.x lets a key beside rope_scaling win over the
+ * one inside, 4.x does not know it; null and 0 divide by zero in one of the two. */
 static bool read_original_length(const source *s, const source *top, const q3_config *config,
                                  q3_rope *rope)
 {
@@ -191,9 +193,9 @@ static bool check_no_partial_rotation(const source *s)
            refuse(s, "partial_rotary_factor", "1 or no such key");
 }
 
-/* The parameters in a rope_scaling or rope_parameters object s; rope->rope_theta is known already. */
-static bool read_rope_object(const source *s, const source *top, const q3_config *config, bool required,
-                             q3_rope *rope)
+/* The parameters in a rope_scaling or rope_parameters object s, without rope_theta. */
+static bool read_rope_object(const source *s, const source *top, const q3_config *config,
+                             bool required, q3_rope *rope)
 {
     uint32_t key = s->object + 1;
     for (uint32_t i = 0; i < s->j->nodes[s->object].count; i++, key = s->j->nodes[key + 1].next) {
@@ -238,12 +240,12 @@ static bool check_dynamic(const source *s, const q3_config *config)
     double growth = length > most ? rope->factor * length / most - (rope->factor - 1.0) : 1.0;
     if (q3_log(rope->rope_theta) + q3_log(growth) * (hd / (hd - 2.0)) < 80.0)
         return true;
-    return refuse(s, "rope_theta", "less: with this factor, dynamic RoPE leaves float32 at 2^20 positions");
+    return refuse(s, "rope_theta", "less: dynamic RoPE with this factor grows beyond float32");
 }
 
 /* 4.x: rope_theta and rope_scaling, which must name its type and whose own rope_theta counts in 5.x
- * alone. 5.x: rope_parameters with everything inside, or rope_theta beside it; no type is the default.
- * Where both are there they must mean the same. */
+ * alone. 5.x: rope_parameters with everything inside, or rope_theta beside it; no type is the
+ * default. Where both are there they must mean the same. */
 static bool read_rope(const source *s, q3_config *config)
 {
     const char *key4 = "rope_scaling", *key5 = "rope_parameters";
@@ -266,7 +268,7 @@ static bool read_rope(const source *s, q3_config *config)
             return false;
         if (inner.rope_theta != old.rope_theta)
             return top_theta ? refuse_both(s, "rope_theta", &in4, "rope_theta")
-                             : refuse(&in4, "rope_theta", "rope_theta beside rope_scaling, not inside");
+                             : refuse(&in4, "rope_theta", "it beside rope_scaling, not inside");
     }
     if (node5 != 0) {
         if (!read_rope_object(&in5, s, config, false, &new))
@@ -314,11 +316,13 @@ static bool read_sizes(const source *s, q3_config *c)
         if (again && old != c->num_experts)
             return refuse_both(s, "num_experts", s, "num_local_experts");
     }
+    if (c->num_hidden_layers > MOST_LAYERS)
+        return refuse(s, "num_hidden_layers", "at most 65535");
     if (!read_size(s, "head_dim", 1, c->hidden_size / c->num_attention_heads, &c->head_dim))
         return false;
     if (c->head_dim == 0 || c->head_dim % 2 != 0)
-        return refuse(s, "head_dim", find(s, "head_dim") != 0
-                      ? "an even number" : "it, since hidden_size / num_attention_heads is not even");
+        return refuse(s, "head_dim", find(s, "head_dim") != 0 ? "an even number"
+                      : "it, since hidden_size / num_attention_heads is not even");
     return true;
 }
 
@@ -346,6 +350,7 @@ static bool check_sizes(const source *s, const q3_config *c)
 
 static bool read_switches(const source *s, q3_config *c)
 {
+    static const char eps[] = "a number with a point or an exponent, 0 or more";
     bool windowed = false, causal = true;
     uint32_t window = find_value(s, "sliding_window"), pad = find_value(s, "pad_token_id");
     double value = 0.0;
@@ -365,10 +370,8 @@ static bool read_switches(const source *s, q3_config *c)
         return false;
     c->rms_norm_eps = 1e-6;
     if (find(s, "rms_norm_eps") != 0 &&
-        (!read_real(s, "rms_norm_eps", 0.0, FLT_MAX, "a number with a point or an exponent, 0 or more",
-                    &c->rms_norm_eps) ||
-         (q3_json_is_integer(s->j, find(s, "rms_norm_eps")) &&
-          !refuse(s, "rms_norm_eps", "a number with a point or an exponent, 0 or more"))))
+        (!read_real(s, "rms_norm_eps", 0.0, FLT_MAX, eps, &c->rms_norm_eps) ||
+         (q3_json_is_integer(s->j, find(s, "rms_norm_eps")) && !refuse(s, "rms_norm_eps", eps))))
         return false;
     c->pad_token_id = -1;
     if (pad == 0)
@@ -427,7 +430,7 @@ static int compare_sizes(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* mlp_only_layers: ascending, each once; entries that are no layer have no effect in either version. */
+/* mlp_only_layers: ascending, each once; entries that are no layer have no effect in HF. */
 static q3_status read_mlp_only(const source *s, q3_config *c, size_t **list)
 {
     uint32_t array = find_value(s, "mlp_only_layers"), value = array + 1;
@@ -536,8 +539,8 @@ static void put_rope_scaling(q3_text *t, const q3_rope *r)
  *             moe_intermediate_size decoder_sparse_step
  *   floats    rms_norm_eps rope_theta, also where the file has an integer: 10000 becomes 10000.0
  *   booleans  norm_topk_prob attention_bias tie_word_embeddings; use_sliding_window: is there one
- *   others    mlp_only_layers: ascending, each once, layers that exist; sliding_window: null if none;
- *             hidden_act "silu"; model_type "qwen3_moe"; rope_scaling
+ *   others    mlp_only_layers: ascending, each once, layers that exist; sliding_window: null if
+ *             none; hidden_act "silu"; model_type "qwen3_moe"; rope_scaling
  * rope_scaling is null for the default type. Else it has rope_type, factor (float), and for
  *   yarn      attention_factor, mscale, mscale_all_dim (float, null where not given), beta_fast,
  *             beta_slow (float), original_max_position_embeddings (integer), truncate
@@ -591,8 +594,7 @@ q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error
     q3_config_file f = {0};
     source s = {j, 0, "", error};
     if (q3_json_type_of(j, 0) != Q3_JSON_OBJECT)
-        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: file: found another value, expected a JSON object",
-                       j->name);
+        return q3_json_fail(j, 0, "file", "a JSON object", error);
     if (!check_fixed(&s) || !read_sizes(&s, &f.config) || !check_sizes(&s, &f.config) ||
         !read_switches(&s, &f.config) || !read_dtype(&s, &f.dtype) || !read_rope(&s, &f.config))
         return Q3_ERROR_INPUT;

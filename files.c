@@ -1,5 +1,5 @@
-/* files.c - messages, texts that grow, and all that depends on the operating system: files mapped for
- * reading, and files written beside their target that take its place when they are complete. */
+/* files.c - messages, texts that grow, and all that depends on the operating system: files mapped
+ * for reading, and files written beside their target that take its place when complete. */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
 
@@ -45,7 +45,8 @@ q3_status q3_fail(q3_error *error, q3_status status, const char *format, ...)
 q3_status q3_fail_file(q3_error *error, const char *path, const char *expected)
 {
     const char *reason = errno != 0 ? strerror(errno) : "an error";
-    return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found %s, expected %s", path, reason, expected);
+    return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found %s, expected %s", path, reason,
+                   expected);
 }
 
 static void text_append(q3_text *text, const char *piece, size_t length)
@@ -109,7 +110,8 @@ static q3_status read_all(q3_mapping *mapping, FILE *file, const char *path, q3_
             uint8_t *grown = larger > capacity ? realloc(data, larger) : NULL;
             if (grown == NULL) {
                 free(data);
-                return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to read it", path);
+                return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to read it",
+                               path);
             }
             data = grown;
             capacity = larger;
@@ -142,7 +144,8 @@ static bool map_file(q3_mapping *mapping, const char *path, q3_status *status, q
         section = CreateFileMappingA(file, NULL, PAGE_READONLY, 0, 0, NULL);
         base = section != NULL ? MapViewOfFile(section, FILE_MAP_READ, 0, 0, 0) : NULL;
         if (base == NULL)
-            *status = q3_fail(error, Q3_ERROR_MEMORY, "%.300s: it cannot be mapped into memory", path);
+            *status = q3_fail(error, Q3_ERROR_MEMORY, "%.300s: it cannot be mapped into memory",
+                              path);
     }
     if (section != NULL)
         CloseHandle(section); /* the view keeps it alive */
@@ -336,8 +339,8 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
     char number[16];
     if (!can_replace(path)) {
         free(new);
-        return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found a folder or a device, expected a file "
-                       "or nothing", path);
+        return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found a folder or a device, expected a "
+                       "file or nothing", path);
     }
     if (new != NULL)
         new->path = q3_join(path, "", "");

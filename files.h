@@ -19,8 +19,8 @@
 
 /* ---- messages and texts ---------------------------------------------------------------------- */
 
-/* Fills error (may be NULL) with one line and returns status. Control characters, which names from a
- * file may hold, become '?'. */
+/* Fills error (may be NULL) with one line and returns status. Control characters, which names from
+ * a file may hold, become '?'. */
 q3_status q3_fail(q3_error *error, q3_status status, const char *format, ...) Q3_PRINTF(3, 4);
 
 /* "PATH: file: found <what the system said>, expected <expected>" after a call that set errno. */
@@ -67,8 +67,8 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error);
 /* Bytes at an offset; what lies between the end and the offset becomes zeros. */
 q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes, size_t count,
                         q3_error *error);
-/* Closes the file and puts it in the place of path; on an error nothing is left of it. The output is
- * gone in any case. */
+/* Closes the file and puts it in the place of path; on an error nothing is left of it. The output
+ * is gone in any case. */
 q3_status q3_output_commit(q3_output *output, q3_error *error);
 /* Removes the file. NULL is allowed. */
 void q3_output_abandon(q3_output *output);

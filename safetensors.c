@@ -109,8 +109,8 @@ static q3_status read_shape(const q3_json *j, uint32_t array, q3_entry *entry, q
     return Q3_OK;
 }
 
-static q3_status read_offsets(const q3_tensors *t, uint32_t array, q3_entry *entry, uint64_t begin_end[2],
-                              q3_error *error)
+static q3_status read_offsets(const q3_tensors *t, uint32_t array, q3_entry *entry,
+                              uint64_t begin_end[2], q3_error *error)
 {
     const q3_json *j = &t->header;
     uint64_t elements = 0;
@@ -123,8 +123,8 @@ static q3_status read_offsets(const q3_tensors *t, uint32_t array, q3_entry *ent
                        ", expected at most %" PRIu64 ", where the file ends", j->name, entry->name,
                        begin_end[1], t->size);
     if (!count_elements(entry, &elements) || elements > UINT64_MAX / dtypes[entry->dtype].size)
-        return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found a shape of more than 2^64 bytes, "
-                       "expected one that fits the file", j->name, entry->name);
+        return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found a shape of 2^64 bytes or more, "
+                       "expected one that fits", j->name, entry->name);
     if (begin_end[1] - begin_end[0] != elements * dtypes[entry->dtype].size)
         return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found %" PRIu64
                        " bytes of data, expected %" PRIu64 " for its shape", j->name, entry->name,
@@ -234,7 +234,7 @@ static q3_status read_header(q3_tensors *t, q3_error *error)
     t->entries = calloc(members + 1, sizeof *t->entries);
     t->sorted = calloc(members + 1, sizeof *t->sorted);
     t->metadata = calloc(2 * pairs + 1, sizeof *t->metadata);
-    t->texts = malloc((size_t)j->nodes[0].end + 1); /* a string is at least 2 shorter than its JSON */
+    t->texts = malloc((size_t)j->nodes[0].end + 1); /* no string is longer than its JSON */
     q3_status status = Q3_ERROR_MEMORY;
     if (ranges == NULL || t->entries == NULL || t->sorted == NULL || t->metadata == NULL ||
         t->texts == NULL)
@@ -402,10 +402,11 @@ static void put_string(q3_text *text, const char *string)
     q3_text_add(text, "\"");
 }
 
-/* The places of the data, counted from its start. The header names the tensors in the order given. The
- * format allows no holes, so that in this order a tensor after one of odd size could not start at a
- * multiple of its element size; the data therefore has the tensors of 8-byte elements first, then
- * those of 4, then those of 2, each group in the order given. Both hold: no holes, all aligned. */
+/* The places of the data, counted from its start. The header names the tensors in the order given.
+ * The format allows no holes, so that in this order a tensor after one of odd size could not start
+ * at a multiple of its element size; the data therefore has the tensors of 8-byte elements first,
+ * then those of 4, then those of 2, each group in the order given. Both hold: no holes, and every
+ * tensor is aligned. */
 static bool place(q3_writer *w, const q3_entry *entries)
 {
     for (size_t size = 8; size >= 2; size /= 2) {
@@ -556,8 +557,8 @@ static uint64_t float_bits(float value, q3_dtype dtype)
     return half;
 }
 
-/* Writes the bits of elements first, first + 1, ... in pieces of a buffer. Exactly one of floats and
- * integers is given. */
+/* Writes the bits of elements first, first + 1, ... in pieces of a buffer. Exactly one of floats
+ * and integers is given. */
 static q3_status write_piece(q3_writer *w, size_t index, uint64_t first, const float *floats,
                              const int64_t *integers, size_t count, q3_error *error)
 {
