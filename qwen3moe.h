@@ -429,6 +429,44 @@ q3_status q3_writer_commit(q3_writer *writer, q3_error *error);
 /* Removes what was written. NULL is allowed. */
 void q3_writer_abandon(q3_writer *writer);
 
+/* ==== Tokenizer (tokenizer.c) ================================================================
+ * Text to ids and back, as Hugging Face tokenizers 0.23 does it with the Qwen tokenizer.json: added
+ * tokens are cut out of the raw text; what lies between them is normalised (NFC of Unicode 9.0, or not
+ * at all), split by the Qwen pattern (letters and numbers of Unicode 16.0) and merged by byte-level BPE.
+ * A file that asks for anything else is refused, and the message names the key. Refused although
+ * Hugging Face takes them: truncation or padding not null, dropout above 0, no pre_tokenizer or decoder,
+ * a key or an id given twice, ids of added tokens other than Hugging Face's own numbering, ids above
+ * 2^31 - 1, added tokens with lstrip, rstrip, single_word or normalized, unk_token, byte_fallback.
+ * A byte whose letter is not in the vocabulary gives no id, as there. No limit on the length of a text or
+ * of a word; time is O(n log n). A tokenizer is not changed by use: threads may share one. */
+typedef struct q3_tokenizer q3_tokenizer;
+
+/* Reads a tokenizer.json; *tokenizer is released by q3_tokenizer_free (NULL allowed).
+ * Q3_ERROR_FILE: path cannot be read. Q3_ERROR_INPUT: not a tokenizer as above. Q3_ERROR_MEMORY. */
+q3_status q3_tokenizer_open(q3_tokenizer **tokenizer, const char *path, q3_error *error);
+
+/* The same from text[length], which messages call name; nothing of text is kept. */
+q3_status q3_tokenizer_parse(q3_tokenizer **tokenizer, const char *name, const void *text,
+                             size_t length, q3_error *error);
+
+void q3_tokenizer_free(q3_tokenizer *tokenizer);
+
+/* *ids[*count] are the tokens of text[length], any bytes (zeros too) that are UTF-8; no token is added.
+ * *ids is a new block (never NULL on success) that the caller releases with free.
+ * Q3_ERROR_INPUT: text is not UTF-8 (the message has the byte offset). Q3_ERROR_MEMORY. */
+q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, size_t length,
+                              int32_t **ids, size_t *count, q3_error *error);
+
+/* *bytes[*length] is the text of ids[count], control tokens included; a zero follows it that is not
+ * counted. Single tokens may hold a part of a character: a stream of them must be joined as bytes.
+ * *bytes is a new block that the caller releases with free.
+ * Q3_ERROR_INPUT: an id without a token (the message has its index). Q3_ERROR_MEMORY. */
+q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_t *ids, size_t count,
+                              uint8_t **bytes, size_t *length, q3_error *error);
+
+/* The id of the token that stands for exactly these bytes ("<|im_end|>", " the"); -1 if there is none. */
+int32_t q3_token_id(const q3_tokenizer *tokenizer, const void *bytes, size_t length);
+
 /* ==== Counts and the module tree (info.c) ==================================================== */
 
 /* The tree that PyTorch prints for the Hugging Face model (transformers 4.51), lines ended by \n; to be
