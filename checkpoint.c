@@ -112,6 +112,11 @@ const q3_config *q3_model_config(const q3_model *model)
     return &model->config.config;
 }
 
+q3_dtype q3_model_dtype(const q3_model *model)
+{
+    return model->config.dtype;
+}
+
 const char *q3_model_config_json(const q3_model *model)
 {
     return model->config.json;
@@ -323,8 +328,8 @@ static q3_status list_tensors(q3_model *model, listing *list, q3_error *error)
 {
     static const char single[] = "model.safetensors", index[] = "model.safetensors.index.json";
     if (model->folder == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: weights: found a config.json alone, expected "
-                       "a model folder", model->config_path);
+        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: weights: found a config.json alone, "
+                       "expected a model folder", model->config_path);
     char *one = q3_join(model->folder, single, ""), *many = q3_join(model->folder, index, "");
     if (one == NULL || many == NULL) {
         free(one);
@@ -603,9 +608,9 @@ static q3_status check_tied(loader *l, q3_tensor head)
         q3_widen(a, embedding, (size_t)i, n, Q3_F32);
         q3_widen(b, head, (size_t)i, n, Q3_F32);
         if (memcmp(a, b, n * sizeof *a) != 0)
-            return q3_fail(l->error, Q3_ERROR_INPUT, "%.300s: lm_head.weight: found values that are "
-                           "not the embedding's, expected none or equal ones (tie_word_embeddings)",
-                           l->list.path);
+            return q3_fail(l->error, Q3_ERROR_INPUT, "%.300s: lm_head.weight: found values that "
+                           "are not the embedding's, expected none or equal ones "
+                           "(tie_word_embeddings)", l->list.path);
     }
     return Q3_OK;
 }
