@@ -123,8 +123,8 @@ static q3_status read_offsets(const q3_tensors *t, uint32_t array, q3_entry *ent
                        ", expected at most %" PRIu64 ", where the file ends", j->name, entry->name,
                        begin_end[1], t->size);
     if (!count_elements(entry, &elements) || elements > UINT64_MAX / dtypes[entry->dtype].size)
-        return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found a shape of 2^64 bytes or more, "
-                       "expected one that fits", j->name, entry->name);
+        return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found a shape of 2^64 bytes or "
+                       "more, expected one that fits", j->name, entry->name);
     if (begin_end[1] - begin_end[0] != elements * dtypes[entry->dtype].size)
         return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found %" PRIu64
                        " bytes of data, expected %" PRIu64 " for its shape", j->name, entry->name,
@@ -486,8 +486,8 @@ void q3_writer_abandon(q3_writer *writer)
     free(writer);
 }
 
-q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *entries, size_t count,
-                         const char *const *metadata, q3_error *error)
+q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *entries,
+                         size_t count, const char *const *metadata, q3_error *error)
 {
     q3_writer *w = calloc(1, sizeof *w);
     q3_text header = {0};
