@@ -292,6 +292,43 @@ def greedy(model, ids, count, device):
 # ---- Training -----------------------------------------------------------------------------------
 
 
+def text_starts(stream):
+    """(positions where a chapter starts, where a sentence starts) in the stream, as tensors."""
+    import torch
+    after = stream[:-CONTEXT - 1]
+    ends = [ord(mark) - ord("!") for mark in ".?!"]  # ids of the byte letters
+    newline = 198
+    chapter = (after == END_OF_TEXT) | (after == newline)
+    sentence = torch.isin(after, torch.tensor(ends, device=stream.device)) | chapter
+    return chapter.nonzero()[:, 0] + 1, sentence.nonzero()[:, 0] + 1
+
+
+def draw_windows(stream, starts, count, generator):
+    """[count, CONTEXT + 1] ids: half from anywhere, a quarter from a sentence's start, a quarter from
+    a chapter's, because a prompt is read from position 0 and starts like a text."""
+    import torch
+    chapters, sentences = starts
+    draw = lambda n, size: torch.randint(n, (size,), generator=generator).to(stream.device)
+    quarter = count // 4
+    first = torch.cat([chapters[draw(len(chapters), quarter)],
+                       sentences[draw(len(sentences), quarter)],
+                       draw(len(stream) - CONTEXT, count - 2 * quarter)])
+    return stream[first[:, None] + torch.arange(CONTEXT + 1, device=stream.device)]
+
+
+def repeat_loss(logits, ids):
+    """Unlikelihood of false repeats: wherever the last two tokens stood earlier in the window, and
+    what followed them there is not what follows here, -log(1 - p) of the former. Without it a
+    small model's greedy text falls into loops."""
+    import torch
+    before, target = ids[:, :-1], ids[:, 1:]
+    pair = before[:, 1:] * 65536 + before[:, :-1]
+    same = (pair[:, :, None] == pair[:, None, :]) & (target[:, 1:, None] != target[:, None, 1:])
+    row, here, there = same.tril(-1).nonzero(as_tuple=True)
+    log_p = logits.log_softmax(-1)[row, here + 1, target[row, there + 1]]
+    return -torch.log1p(-log_p.exp().clamp(max=1 - 1e-6)).sum() / target.numel()
+
+
 def make_optimizer(model, rate, decay):
     import torch
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -321,7 +358,7 @@ def command_train(args):
     validation = load_chapters(args.work, "valid")
     optimizer = make_optimizer(model, args.rate, args.decay)
     generator = torch.Generator().manual_seed(args.seed)
-    offsets = torch.arange(CONTEXT + 1, device=device)
+    starts = text_starts(stream)
     os.makedirs(args.run, exist_ok=True)
     log = open(os.path.join(args.run, "log.jsonl"), "w")
     print(json.dumps({**vars(args), "device": device, "torch": torch.__version__}), file=log)
@@ -331,27 +368,26 @@ def command_train(args):
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
-        starts = torch.randint(len(stream) - CONTEXT, (args.batch, 1), generator=generator)
-        window = stream[starts.to(device) + offsets]
+        window = draw_windows(stream, starts, args.batch, generator)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             out = model(window[:, :-1], output_router_logits=True, use_cache=False)
-        loss = torch.nn.functional.cross_entropy(out.logits.float().flatten(0, 1),
-                                                 window[:, 1:].flatten())
+        logits = out.logits.float()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+        repeats = repeat_loss(logits, window)
         balance = balance_loss(out.router_logits, CONFIG["num_experts_per_tok"])
         optimizer.zero_grad(set_to_none=True)
-        (loss + args.balance * balance).backward()
+        (loss + args.balance * balance + args.repeats * repeats).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         recent.append(loss.detach())
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             model.eval()
             line = {"step": step + 1, "train": torch.stack(recent).mean().item(),
-                    "valid": mean_loss(model, validation, device), "balance": balance.item(),
+                    "valid": mean_loss(model, validation, device), "balance": balance.item(), "repeats": repeats.item(),
                     "seconds": round(time.time() - begin, 1)}
             recent = []
             print(json.dumps(line), file=log, flush=True)
             print(args.run, json.dumps(line), flush=True)
-    # save_pretrained splits 5.x's packed experts into the official names.
     model.eval().save_pretrained(args.run)
 
 
@@ -386,18 +422,14 @@ def command_export(args):
     import torch
     from transformers import Qwen3MoeForCausalLM
     write_tokenizer(args.work, args.out)
+    model = Qwen3MoeForCausalLM.from_pretrained(args.run, dtype=torch.bfloat16)
+    model.save_pretrained(args.out)  # splits 5.x's packed experts into the official tensors
+    os.chmod(os.path.join(args.out, "model.safetensors"), 0o644)
+    write_json(os.path.join(args.out, "config.json"), CONFIG)
     write_json(os.path.join(args.out, "generation_config.json"), {
         "bos_token_id": END_OF_TEXT, "do_sample": False,
         "eos_token_id": [BPE_SIZE + SPECIAL.index("<|im_end|>"), END_OF_TEXT],
         "pad_token_id": END_OF_TEXT, "transformers_version": "4.51.0"})
-    if args.run:
-        Qwen3MoeForCausalLM.from_pretrained(args.run, dtype=torch.bfloat16).save_pretrained(args.out)
-    write_json(os.path.join(args.out, "config.json"), CONFIG)
-    if args.run:
-        write_json(os.path.join(args.out, "generation_config.json"), {
-            "bos_token_id": END_OF_TEXT, "do_sample": False,
-            "eos_token_id": [BPE_SIZE + SPECIAL.index("<|im_end|>"), END_OF_TEXT],
-            "pad_token_id": END_OF_TEXT, "transformers_version": "4.51.0"})
 
 
 def main():
@@ -411,13 +443,13 @@ def main():
         if name == "train":
             verb.add_argument("--run", required=True)
             for option, kind, default in (
-                    ("seed", int, 1), ("steps", int, 4000), ("batch", int, 32),
-                    ("rate", float, 2e-3), ("warmup", int, 200), ("decay", float, 0.1),
-                    ("dropout", float, 0.1), ("balance", float, 0.01), ("every", int, 500),
+                    ("seed", int, 13), ("steps", int, 4500), ("batch", int, 32),
+                    ("rate", float, 4e-3), ("warmup", int, 200), ("decay", float, 0.1),
+                    ("dropout", float, 0.2), ("balance", float, 0.01), ("repeats", float, 0.5), ("every", int, 1500),
                     ("threads", int, 2)):
                 verb.add_argument("--" + option, type=kind, default=default)
         if name == "export":
-            verb.add_argument("--run")
+            verb.add_argument("--run", required=True)
             verb.add_argument("--out", required=True)
     args = parser.parse_args()
     call = args.call
