@@ -365,6 +365,18 @@ def attention():
     def wide(q, k, v):
         q *= 40.0
 
+    def far_below(q, k, v):
+        far_above(q, k, v)
+        q.neg_()
+
+    def far_above(q, k, v):
+        q.copy_(q * 0.25 + 60.0)
+        k.copy_(k * 0.03125 + 4.0)
+
+    def far_apart(q, k, v):
+        far_above(q, k, v)
+        k[0].neg_()
+
     def massive(q, k, v):
         k[0] *= 30.0
         v[0] *= 2.0**-8
@@ -386,6 +398,9 @@ def attention():
     add("window of 1", 4, 4, 4, 2, 8, window=1)
     add("window of 3 after a cached prefix", 4, 10, 6, 2, 8, window=3)
     add("window longer than the run", 5, 5, 4, 2, 8, window=9)
+    add("all scores far below 0", 5, 5, 4, 2, 16, change=far_below)
+    add("all scores far above 0", 5, 5, 4, 2, 16, change=far_above)
+    add("the first score far below the others", 5, 5, 4, 2, 16, change=far_apart)
     add("equal keys: uniform probabilities", 5, 5, 4, 2, 8, change=equal)
     add("wide scores: probabilities of 0 and 1", 6, 6, 4, 2, 16, change=wide)
     add("a sink key with small values, a large value", 6, 6, 4, 2, 16, change=massive)
@@ -439,6 +454,8 @@ def router():
     plain("one expert", 3, 10, 1, 1, True)
     exact("all negative", 3, True, -1.5, -0.25, -7.0, -3.0, -0.75, -2.0)
     exact("all negative, far from 0", 3, False, -201.5, -200.25, -207.0, -203.0, -199.0)
+    exact("all below -745, where exp is 0 in float64", 3, True, -1008.0, -1000.0, -1004.0, -1016.0)
+    exact("all above 710, where exp overflows in float64", 2, False, 1000.0, 1008.0, 1004.0, 992.0)
     exact("huge spread: probabilities of 0", 2, True, 300.0, -300.0, 290.0, 0.0, -60000.0)
     exact("huge spread, one chosen with 4e-18", 2, False, 300.0, 260.0, -3.0, -60000.0)
     exact("minus infinity is never chosen", 2, True, 1.0, -INF, 0.5, -INF, -4.0)
