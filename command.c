@@ -48,7 +48,7 @@ static bool parse_integer(const char *text, const char *end, uint64_t *value)
     return true;
 }
 
-q3_status integer_option(const command *command, option option, uint64_t least, uint64_t most,
+q3_status integer_option(const command_line *command, option_id option, uint64_t least, uint64_t most,
                          uint64_t absent, uint64_t *value, q3_error *error)
 {
     const char *text = command->value[option];
@@ -60,7 +60,7 @@ q3_status integer_option(const command *command, option option, uint64_t least, 
                 option_names[option], text, (unsigned long long)least, (unsigned long long)most);
 }
 
-q3_status number_option(const command *command, option option, double absent, double *value,
+q3_status number_option(const command_line *command, option_id option, double absent, double *value,
                         q3_error *error)
 {
     const char *text = command->value[option];
@@ -80,7 +80,7 @@ q3_status number_option(const command *command, option option, double absent, do
                 option_names[option], text);
 }
 
-static q3_status parse_token_list(const char *text, tokens *tokens, q3_error *error)
+static q3_status parse_token_list(const char *text, token_list *tokens, q3_error *error)
 {
     size_t count = 1;
     for (const char *p = text; *p != 0; p++) count += *p == ',';
@@ -142,7 +142,7 @@ q3_status read_whole(const char *path, uint8_t **bytes, size_t *length, q3_error
     return Q3_OK;
 }
 
-char *model_path(const command *command, const char *name)
+char *model_path(const command_line *command, const char *name)
 {
     size_t folder = strlen(command->model), size = folder + strlen(name) + 2;
     char *path = malloc(size);
@@ -150,8 +150,8 @@ char *model_path(const command *command, const char *name)
     return path;
 }
 
-q3_status encode_text(const command *command, const char *name, const uint8_t *text, size_t length,
-                      tokens *tokens, q3_error *error)
+q3_status encode_text(const command_line *command, const char *name, const uint8_t *text, size_t length,
+                      token_list *tokens, q3_error *error)
 {
     q3_tokenizer *tokenizer = NULL;
     char *path = model_path(command, "tokenizer.json");
@@ -166,7 +166,7 @@ q3_status encode_text(const command *command, const char *name, const uint8_t *t
     return status;
 }
 
-q3_status read_tokens(const command *command, const char *text, tokens *tokens, q3_error *error)
+q3_status read_tokens(const command_line *command, const char *text, token_list *tokens, q3_error *error)
 {
     const char *list = command->value[OPTION_TOKENS];
     if (list != NULL && text != NULL)
@@ -201,7 +201,7 @@ static q3_status read_layers(const char *text, size_t layers, q3_run *run, q3_er
     return Q3_OK;
 }
 
-q3_status session_open(session *session, const command *command, q3_error *error)
+q3_status session_open(q3_session *session, const command_line *command, q3_error *error)
 {
     const char *dtype = command->value[OPTION_DTYPE], *layers = command->value[OPTION_LAYERS];
     memset(session, 0, sizeof *session);
@@ -221,7 +221,7 @@ q3_status session_open(session *session, const command *command, q3_error *error
     return status;
 }
 
-q3_status session_check_tokens(const session *session, const tokens *tokens, size_t more,
+q3_status session_check_tokens(const q3_session *session, const token_list *tokens, size_t more,
                                q3_error *error)
 {
     size_t V = session->config->vocab_size, room = Q3_MAX_POSITIONS - session->run.start;
@@ -237,7 +237,7 @@ q3_status session_check_tokens(const session *session, const tokens *tokens, siz
     return Q3_OK;
 }
 
-q3_status session_load(session *session, const command *command, q3_error *error)
+q3_status session_load(q3_session *session, const command_line *command, q3_error *error)
 {
     q3_run *run = &session->run;
     show_progress("load", 0, 1);
@@ -253,7 +253,7 @@ q3_status session_load(session *session, const command *command, q3_error *error
     return Q3_OK;
 }
 
-void session_close(session *session)
+void session_close(q3_session *session)
 {
     free(session->memory);
     q3_model_close(session->model);

@@ -4,28 +4,28 @@
 
 #include "qwen3moe.h"
 
-typedef enum option {
+typedef enum option_id {
     OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE, OPTION_FROM, OPTION_IDS, OPTION_JSON, OPTION_JSONL,
     OPTION_LAYERS, OPTION_N, OPTION_OUTPUT, OPTION_PROMPT, OPTION_SEED, OPTION_START, OPTION_TAPS,
     OPTION_TEMPERATURE, OPTION_TOKENS, OPTION_TOP_K, OPTION_TOP_P, OPTION_HELP,
     OPTION_COUNT
-} option;
+} option_id;
 
 /* A command line, taken apart. Texts belong to argv. */
-typedef struct command {
+typedef struct command_line {
     const char *model;                /* first operand */
     const char *operand;              /* second operand, or NULL */
     const char *value[OPTION_COUNT];  /* NULL: not given; "" for an option without a value */
     const char **taps;                /* every --taps, in order */
     size_t tap_count;
-} command;
+} command_line;
 
 /* The verbs. Each prints its result on standard output; on an error nothing is left behind. */
-q3_status verb_info(const command *command, q3_error *error);
-q3_status verb_tokenize(const command *command, q3_error *error);
-q3_status verb_generate(const command *command, q3_error *error);
-q3_status verb_score(const command *command, q3_error *error);
-q3_status verb_dump(const command *command, q3_error *error);
+q3_status verb_info(const command_line *command, q3_error *error);
+q3_status verb_tokenize(const command_line *command, q3_error *error);
+q3_status verb_generate(const command_line *command, q3_error *error);
+q3_status verb_score(const command_line *command, q3_error *error);
+q3_status verb_dump(const command_line *command, q3_error *error);
 
 /* Fills error from a printf format (no %f) and returns status. */
 q3_status fail(q3_error *error, q3_status status, const char *format, ...)
@@ -35,44 +35,44 @@ q3_status fail(q3_error *error, q3_status status, const char *format, ...)
     ;
 
 /* The value of an integer option in [least, most]; `absent` if it was not given. */
-q3_status integer_option(const command *command, option option, uint64_t least, uint64_t most,
+q3_status integer_option(const command_line *command, option_id option, uint64_t least, uint64_t most,
                          uint64_t absent, uint64_t *value, q3_error *error);
 /* The value of a decimal option; `absent` if it was not given. */
-q3_status number_option(const command *command, option option, double absent, double *value,
+q3_status number_option(const command_line *command, option_id option, double absent, double *value,
                         q3_error *error);
 
 /* Tokens of a run, owned (free). */
-typedef struct tokens {
+typedef struct token_list {
     int32_t *ids;
     size_t count;
-} tokens;
+} token_list;
 
 /* The tokens of --tokens, or of `text`, or of standard input if text is NULL. */
-q3_status read_tokens(const command *command, const char *text, tokens *tokens, q3_error *error);
+q3_status read_tokens(const command_line *command, const char *text, token_list *tokens, q3_error *error);
 /* The tokens of text[0..length); `name` for messages. tokenizer.json of the model is read. */
-q3_status encode_text(const command *command, const char *name, const uint8_t *text, size_t length,
-                      tokens *tokens, q3_error *error);
+q3_status encode_text(const command_line *command, const char *name, const uint8_t *text, size_t length,
+                      token_list *tokens, q3_error *error);
 /* A whole file (path "-": standard input) and a zero behind it, owned. */
 q3_status read_whole(const char *path, uint8_t **bytes, size_t *length, q3_error *error);
 /* MODEL/name, owned. NULL: no memory. */
-char *model_path(const command *command, const char *name);
+char *model_path(const command_line *command, const char *name);
 
 /* A model with its weights and an empty state. */
-typedef struct session {
+typedef struct q3_session {
     q3_model *model;
     const q3_config *config;
     q3_run run;
     void *memory;
     q3_state *state;
-} session;
+} q3_session;
 
 /* Opens the config (session->config) and reads --dtype and --layers into session->run. */
-q3_status session_open(session *session, const command *command, q3_error *error);
+q3_status session_open(q3_session *session, const command_line *command, q3_error *error);
 /* Loads the weights and makes a state for run.start, run.rows and run.chunk. */
-q3_status session_load(session *session, const command *command, q3_error *error);
-void session_close(session *session);
+q3_status session_load(q3_session *session, const command_line *command, q3_error *error);
+void session_close(q3_session *session);
 /* Every id is in the vocabulary, there is at least one, and start + count positions exist. */
-q3_status session_check_tokens(const session *session, const tokens *tokens, size_t more,
+q3_status session_check_tokens(const q3_session *session, const token_list *tokens, size_t more,
                                q3_error *error);
 
 /* "what: done of all" on standard error, if that is a terminal; done == all ends the line. */

@@ -28,17 +28,17 @@ static bool fits(const char *pattern, const char *name)
 }
 
 /* The tensors of the file, in the order of computation, and where each tap's is. */
-typedef struct plan {
+typedef struct dump_plan {
     q3_entry *entries;
     char (*names)[Q3_TAP_NAME_SIZE];
     size_t count;
     size_t *index; /* [L * Q3_TAP_COUNT + id]: entry of a tap, or SIZE_MAX */
     bool *used;    /* [tap_count]: the pattern fitted something */
-} plan;
+} dump_plan;
 
 typedef struct dumping {
-    const plan *plan;
-    const session *session;
+    const dump_plan *plan;
+    const q3_session *session;
     q3_writer *writer;
     int64_t *integers; /* [chunk * max(A, 1)] */
     size_t T;
@@ -46,7 +46,7 @@ typedef struct dumping {
     q3_error *error;
 } dumping;
 
-static void plan_free(plan *plan)
+static void plan_free(dump_plan *plan)
 {
     free(plan->entries);
     free(plan->names);
@@ -55,7 +55,7 @@ static void plan_free(plan *plan)
 }
 
 /* Adds the tensor if no --taps was given or one fits; returns its index, or SIZE_MAX. */
-static size_t plan_add(plan *plan, const command *command, const char *name, q3_dtype dtype, size_t rank,
+static size_t plan_add(dump_plan *plan, const command_line *command, const char *name, q3_dtype dtype, size_t rank,
                        const size_t *shape)
 {
     bool wanted = command->tap_count == 0;
@@ -74,7 +74,7 @@ static size_t plan_add(plan *plan, const command *command, const char *name, q3_
     return plan->count++;
 }
 
-static void plan_tap(plan *plan, const command *command, const session *session, size_t T, q3_tap_id id,
+static void plan_tap(dump_plan *plan, const command_line *command, const q3_session *session, size_t T, q3_tap_id id,
                      size_t layer)
 {
     char name[Q3_TAP_NAME_SIZE];
@@ -87,8 +87,8 @@ static void plan_tap(plan *plan, const command *command, const session *session,
     *index = plan_add(plan, command, name, q3_tap_dtype(id, session->run.dtype), rank, shape);
 }
 
-static q3_status plan_make(plan *plan, const command *command, const session *session,
-                           const tokens *tokens, size_t T, q3_error *error)
+static q3_status plan_make(dump_plan *plan, const command_line *command, const q3_session *session,
+                           const token_list *tokens, size_t T, q3_error *error)
 {
     size_t L = session->config->num_hidden_layers, most = (L + 1) * Q3_TAP_COUNT + 2;
     memset(plan, 0, sizeof *plan);
@@ -142,8 +142,8 @@ static void write_tap(void *user, const q3_tap *tap)
 }
 
 /* input_ids and position_ids, where they were asked for. */
-static q3_status write_ids(q3_writer *writer, const plan *plan, const session *session,
-                           const tokens *tokens, size_t T, q3_error *error)
+static q3_status write_ids(q3_writer *writer, const dump_plan *plan, const q3_session *session,
+                           const token_list *tokens, size_t T, q3_error *error)
 {
     q3_status status = Q3_OK;
     for (size_t i = 0; i < plan->count && plan->entries[i].dtype == Q3_I64; i++) {
@@ -157,10 +157,10 @@ static q3_status write_ids(q3_writer *writer, const plan *plan, const session *s
 }
 
 /* What --from gives: the hidden states that layer A starts from. */
-typedef struct source {
+typedef struct dump_source {
     q3_tensors *file;
     const q3_entry *hidden;
-} source;
+} dump_source;
 
 static q3_status check_metadata(const q3_tensors *file, const char *path, const char *key,
                                 const char *expected, q3_error *error)
@@ -172,7 +172,7 @@ static q3_status check_metadata(const q3_tensors *file, const char *path, const 
 }
 
 /* Opens --from, checks that it is of this model and these tokens, and takes its start and its ids. */
-static q3_status source_open(source *source, const command *command, session *session, tokens *tokens,
+static q3_status source_open(dump_source *source, const command_line *command, q3_session *session, token_list *tokens,
                              size_t *T, q3_error *error)
 {
     const char *path = command->value[OPTION_FROM];
@@ -214,7 +214,7 @@ static q3_status source_open(source *source, const command *command, session *se
 }
 
 /* --start, else what --from's metadata says, else 0. */
-static q3_status read_start(const command *command, const source *source, session *session, q3_error *error)
+static q3_status read_start(const command_line *command, const dump_source *source, q3_session *session, q3_error *error)
 {
     const char *given = source->file != NULL ? q3_tensors_metadata(source->file, "start") : NULL;
     uint64_t absent = 0, start;
@@ -229,9 +229,9 @@ static q3_status read_start(const command *command, const source *source, sessio
     return status;
 }
 
-static q3_status run_pieces(dumping *d, const tokens *tokens, const source *source, float *hidden)
+static q3_status run_pieces(dumping *d, const token_list *tokens, const dump_source *source, float *hidden)
 {
-    const session *session = d->session;
+    const q3_session *session = d->session;
     size_t M = session->config->hidden_size;
     for (size_t first = 0; first < d->T && d->status == Q3_OK;) {
         size_t count = d->T - first < session->run.chunk ? d->T - first : session->run.chunk;
@@ -250,8 +250,8 @@ static q3_status run_pieces(dumping *d, const tokens *tokens, const source *sour
     return d->status;
 }
 
-static q3_status write_file(const command *command, session *session, const plan *plan,
-                            const tokens *tokens, const source *source, size_t T, q3_error *error)
+static q3_status write_file(const command_line *command, q3_session *session, const dump_plan *plan,
+                            const token_list *tokens, const dump_source *source, size_t T, q3_error *error)
 {
     char start[24];
     snprintf(start, sizeof start, "%zu", session->run.start);
@@ -279,7 +279,7 @@ static q3_status write_file(const command *command, session *session, const plan
     return d.status;
 }
 
-static q3_status dump(const command *command, session *session, tokens *tokens, source *source, plan *plan,
+static q3_status dump(const command_line *command, q3_session *session, token_list *tokens, dump_source *source, dump_plan *plan,
                       q3_error *error)
 {
     uint64_t chunk, bytes = 0;
@@ -318,12 +318,12 @@ static q3_status dump(const command *command, session *session, tokens *tokens, 
     return Q3_OK;
 }
 
-q3_status verb_dump(const command *command, q3_error *error)
+q3_status verb_dump(const command_line *command, q3_error *error)
 {
-    session session;
-    tokens tokens = {NULL, 0};
-    source source = {NULL, NULL};
-    plan plan = {NULL, NULL, 0, NULL, NULL};
+    q3_session session;
+    token_list tokens = {NULL, 0};
+    dump_source source = {NULL, NULL};
+    dump_plan plan = {NULL, NULL, 0, NULL, NULL};
     if (command->value[OPTION_OUTPUT] == NULL)
         return fail(error, Q3_ERROR_INPUT, "-o: found none, expected the file to write");
     q3_status status = session_open(&session, command, error);

@@ -17,14 +17,14 @@ typedef struct candidate {
     int32_t id;
 } candidate;
 
-typedef struct sampler {
+typedef struct token_sampler {
     bool greedy;
     double temperature, top_p;
     uint64_t top_k; /* 0: off */
     uint64_t state;
     candidate *candidates; /* [V], falling score; equal scores by rising id */
     size_t vocab_size;
-} sampler;
+} token_sampler;
 
 static int compare_candidates(const void *left, const void *right)
 {
@@ -33,7 +33,7 @@ static int compare_candidates(const void *left, const void *right)
     return a->id < b->id ? -1 : a->id > b->id;
 }
 
-static q3_status sampler_open(sampler *s, const command *command, size_t vocab_size, q3_error *error)
+static q3_status sampler_open(token_sampler *s, const command_line *command, size_t vocab_size, q3_error *error)
 {
     const char *const *value = command->value;
     memset(s, 0, sizeof *s);
@@ -67,7 +67,7 @@ static double next_uniform(uint64_t *state)
 }
 
 /* How many candidates top-k leaves: those not below the k-th, ties at the boundary included. */
-static size_t keep_top_k(const sampler *s)
+static size_t keep_top_k(const token_sampler *s)
 {
     size_t kept = s->vocab_size;
     if (s->top_k == 0 || s->top_k >= kept) return kept;
@@ -78,7 +78,7 @@ static size_t keep_top_k(const sampler *s)
 
 /* How many of them top-p leaves: from the small end, those go whose summed probability is at most
  * 1 - top_p; one always stays. Turns scores into exp(score - max) and returns their sum in *mass. */
-static size_t keep_top_p(sampler *s, size_t kept, double *mass)
+static size_t keep_top_p(token_sampler *s, size_t kept, double *mass)
 {
     double max = s->candidates[0].score, total = 0.0, small = 0.0;
     for (size_t i = kept; i > 0; i--) {
@@ -95,7 +95,7 @@ static size_t keep_top_p(sampler *s, size_t kept, double *mass)
     return kept;
 }
 
-static q3_status choose(sampler *s, const float *logits, int32_t *id, q3_error *error)
+static q3_status choose(token_sampler *s, const float *logits, int32_t *id, q3_error *error)
 {
     if (s->greedy) {
         *id = (int32_t)q3_argmax(logits, s->vocab_size);
@@ -123,12 +123,12 @@ static q3_status choose(sampler *s, const float *logits, int32_t *id, q3_error *
 /* ==== generate =============================================================================== */
 
 /* Where the new tokens go: ids on one line, or text as it comes. */
-typedef struct output {
+typedef struct token_output {
     q3_tokenizer *tokenizer; /* NULL: ids */
     size_t printed;
-} output;
+} token_output;
 
-static q3_status print_token(output *out, int32_t id, q3_error *error)
+static q3_status print_token(token_output *out, int32_t id, q3_error *error)
 {
     uint8_t *bytes;
     size_t length;
@@ -153,7 +153,7 @@ static bool is_among(const int32_t *ids, size_t count, int32_t id)
 
 /* The prompt in chunks; the last one leaves the logits of its last token. Dynamic RoPE takes the
  * prompt's length for all of them, as one call of Hugging Face does. */
-static q3_status prefill(session *session, const tokens *tokens, q3_error *error)
+static q3_status prefill(q3_session *session, const token_list *tokens, q3_error *error)
 {
     for (size_t first = 0; first < tokens->count;) {
         size_t left = tokens->count - first, count = left < session->run.chunk ? left : session->run.chunk;
@@ -167,8 +167,8 @@ static q3_status prefill(session *session, const tokens *tokens, q3_error *error
     return Q3_OK;
 }
 
-static q3_status continue_prompt(session *session, const tokens *tokens, uint64_t n, sampler *sampler,
-                                 output *out, q3_error *error)
+static q3_status continue_prompt(q3_session *session, const token_list *tokens, uint64_t n, token_sampler *sampler,
+                                 token_output *out, q3_error *error)
 {
     const int32_t *eos;
     size_t eos_count, made = 0;
@@ -196,7 +196,7 @@ static q3_status continue_prompt(session *session, const tokens *tokens, uint64_
     return Q3_OK;
 }
 
-static q3_status open_tokenizer(q3_tokenizer **tokenizer, const command *command, q3_error *error)
+static q3_status open_tokenizer(q3_tokenizer **tokenizer, const command_line *command, q3_error *error)
 {
     char *path = model_path(command, "tokenizer.json");
     if (path == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory");
@@ -205,12 +205,12 @@ static q3_status open_tokenizer(q3_tokenizer **tokenizer, const command *command
     return status;
 }
 
-q3_status verb_generate(const command *command, q3_error *error)
+q3_status verb_generate(const command_line *command, q3_error *error)
 {
-    session session;
-    sampler sampler = {0};
-    tokens tokens = {NULL, 0};
-    output out = {NULL, 0};
+    q3_session session;
+    token_sampler sampler = {0};
+    token_list tokens = {NULL, 0};
+    token_output out = {NULL, 0};
     uint64_t n = 64;
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
@@ -255,7 +255,7 @@ static void print_number(double value)
     fputs(text, stdout);
 }
 
-static q3_status score_tokens(session *session, const tokens *tokens, bool lines, q3_error *error)
+static q3_status score_tokens(q3_session *session, const token_list *tokens, bool lines, q3_error *error)
 {
     size_t V = session->config->vocab_size, T = tokens->count;
     double total = 0.0;
@@ -286,10 +286,10 @@ static q3_status score_tokens(session *session, const tokens *tokens, bool lines
     return Q3_OK;
 }
 
-q3_status verb_score(const command *command, q3_error *error)
+q3_status verb_score(const command_line *command, q3_error *error)
 {
-    session session;
-    tokens tokens = {NULL, 0};
+    q3_session session;
+    token_list tokens = {NULL, 0};
     uint8_t *text = NULL;
     size_t length = 0;
     if (command->operand == NULL)

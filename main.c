@@ -59,7 +59,7 @@ typedef struct verb_row {
     unsigned bit;
     const char *operand; /* what help calls the second operand; NULL: takes none */
     const char *help;
-    q3_status (*run)(const command *command, q3_error *error);
+    q3_status (*run)(const command_line *command, q3_error *error);
 } verb_row;
 
 static const verb_row verbs[] = {
@@ -103,7 +103,7 @@ static size_t find_option(const char *argument, const char **value)
     return OPTION_COUNT;
 }
 
-static q3_status take_option(command *command, const verb_row *verb, int argc, char **argv, int *at,
+static q3_status take_option(command_line *command, const verb_row *verb, int argc, char **argv, int *at,
                              q3_error *error)
 {
     const char *argument = argv[*at], *value;
@@ -127,7 +127,7 @@ static q3_status take_option(command *command, const verb_row *verb, int argc, c
     return Q3_OK;
 }
 
-static q3_status take_operand(command *command, const verb_row *verb, const char *text, q3_error *error)
+static q3_status take_operand(command_line *command, const verb_row *verb, const char *text, q3_error *error)
 {
     if (command->model == NULL)
         command->model = text;
@@ -140,7 +140,7 @@ static q3_status take_operand(command *command, const verb_row *verb, const char
 }
 
 /* argv[2..] of a verb. Options may stand anywhere before "--"; "-" is an operand. */
-static q3_status take_apart(command *command, const verb_row *verb, int argc, char **argv, q3_error *error)
+static q3_status take_apart(command_line *command, const verb_row *verb, int argc, char **argv, q3_error *error)
 {
     bool options_end = false;
     for (int i = 2; i < argc; i++) {
@@ -160,7 +160,7 @@ static q3_status take_apart(command *command, const verb_row *verb, int argc, ch
 
 /* ==== info =================================================================================== */
 
-q3_status verb_info(const command *command, q3_error *error)
+q3_status verb_info(const command_line *command, q3_error *error)
 {
     q3_model *model;
     q3_counts counts;
@@ -276,7 +276,7 @@ static q3_status decode_ids(const q3_tokenizer *tokenizer, const char *name, con
     return Q3_OK;
 }
 
-q3_status verb_tokenize(const command *command, q3_error *error)
+q3_status verb_tokenize(const command_line *command, q3_error *error)
 {
     bool decode = command->value[OPTION_DECODE] != NULL, lines = command->value[OPTION_JSONL] != NULL;
     const char *text = command->operand, *name = text != NULL ? "text" : "standard input";
@@ -342,7 +342,7 @@ int main(int argc, char **argv)
     if (verb == NULL)
         return finish(fail(&error, Q3_ERROR_INPUT, "found %.60s, expected info, generate, tokenize, dump or score (--help)",
                            argc > 1 ? argv[1] : "no verb"), &error);
-    command command = {0};
+    command_line command = {0};
     command.taps = calloc((size_t)argc, sizeof *command.taps);
     if (command.taps == NULL) return finish(fail(&error, Q3_ERROR_MEMORY, "no memory"), &error);
     q3_status status = take_apart(&command, verb, argc, argv, &error);
