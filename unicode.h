@@ -1,5 +1,5 @@
-/* Unicode tables of tokenizer.c, written by scripts/make_unicode.py; not edited by hand.
- * Classes are Unicode 16.0's, normalisation is Unicode 9.0's: what Hugging Face tokenizers 0.23 has. */
+/* Unicode tables of nfc.c, written by scripts/make_unicode.py; not edited by hand.
+ * Classes are Unicode 16.0's, normalisation is Unicode 9.0's, as in Hugging Face tokenizers 0.23. */
 #ifndef Q3_UNICODE_H
 #define Q3_UNICODE_H
 
@@ -836,8 +836,8 @@ static const uint32_t q3_unicode_decompositions[2060][3] = {
     {0x2FA1D, 0x2A600, 0x0},
 };
 
-/* The decompositions that composition undoes, as places in the table above, in ascending order of
- * first and second. */
+/* The decompositions that composition undoes, as places in the table above, in ascending
+ * order of first and second. */
 static const uint16_t q3_unicode_compositions[940] = {
     912, 909, 913, 0, 1, 2, 3, 53, 55, 238, 4, 572, 5, 165, 208, 210, 570, 415, 57, 417, 419, 421,
     59, 61, 63, 65, 6, 425, 67, 427, 431, 433, 429, 7, 8, 9, 598, 69, 71, 73, 10, 596, 77, 212, 214,
