@@ -11,7 +11,7 @@ Needs  torch 2.13.0 (2.11 or newer trains), transformers 5.17.0, tokenizers 0.23
   python3 scripts/train_tiny.py report --work W --model golden/tiny
                                                          held-out losses, n-grams, greedy text
 
-`data` is exact: it gives the same files every time. `train` is seeded, but float sums on a GPU have
+`data` gives the same files every time. `train` is seeded, but float sums on a GPU have
 no fixed order, so another run gives another, equally good, checkpoint: the weights are data.
 """
 
@@ -30,11 +30,12 @@ import numpy as np
 
 VERSE = re.compile(r"([1-3]?[A-Za-z]+)(\d+):(\d+) (.+)")
 BOOKS, CHAPTERS, VERSES = 66, 1189, 31102
-HELD_OUT_EVERY = 40  # one chapter in 40 chooses between runs, another one is for the figures
+PERIOD, VALIDATION, TEST = 40, 9, 29  # of every 40 chapters the 10th and the 30th are held out
 
 
 def read_bible():
-    """The whole text as a list of (book, chapter, prose): verses joined by one space, no numbers."""
+    """The whole text as a list of (book, chapter, prose): verses joined by one space, no numbers,
+    words and punctuation as they are."""
     text = subprocess.run(["bible", "-f", "Ge1:1-Rev22:21"], stdout=subprocess.PIPE, check=True,
                           encoding="ascii").stdout
     chapters, verses = {}, 0
@@ -53,10 +54,10 @@ def read_bible():
 
 
 def split_chapters(chapters):
-    """(training, validation, test): whole chapters, chosen by their number in the sequence."""
-    part = lambda k: [c for i, c in enumerate(chapters) if i % HELD_OUT_EVERY == k]
-    training = [c for i, c in enumerate(chapters) if i % HELD_OUT_EVERY not in (9, 29)]
-    return training, part(9), part(29)
+    """(training, validation, test) by a chapter's number in the whole sequence. Validation chooses
+    between runs; test is for the figures alone."""
+    training = [c for i, c in enumerate(chapters) if i % PERIOD not in (VALIDATION, TEST)]
+    return training, chapters[VALIDATION::PERIOD], chapters[TEST::PERIOD]
 
 
 # ---- The tokenizer ------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def new_model(seed):
 def dense_experts(self, hidden, top_k_index, top_k_weights):
     """What Qwen3MoeExperts.forward computes, as three products over all experts at once.
 
-    Three times the arithmetic, but a tenth of the GPU calls at these sizes; training only."""
+    E/A = 3.5 times the arithmetic, but far fewer GPU calls at these sizes; training only."""
     import torch
     weights = torch.zeros(hidden.shape[0], self.num_experts, dtype=top_k_weights.dtype,
                           device=hidden.device).scatter(1, top_k_index, top_k_weights)
@@ -232,7 +233,10 @@ def use_dense_experts(model):
 def add_dropout(model, p):
     """Dropout on the embeddings and on what each attention and MLP block adds (training only)."""
     import torch
-    drop = lambda module, _, output: torch.nn.functional.dropout(output, p, module.training)
+
+    def drop(module, _, output):
+        return torch.nn.functional.dropout(output, p, module.training)
+
     model.model.embed_tokens.register_forward_hook(drop)
     for layer in model.model.layers:
         layer.self_attn.o_proj.register_forward_hook(drop)
@@ -252,7 +256,8 @@ def balance_loss(router_logits, top_k):
 
 
 def chapter_losses(model, ids, device):
-    """-log p of tokens 1.. of one chapter; each sees all before it, up to half the context at least."""
+    """-log p of tokens 1.. of one chapter. Windows overlap by half, so that a token sees all of the
+    chapter before it or at least half a context."""
     import torch
     losses, start = [], 0
     while True:
@@ -275,7 +280,8 @@ def mean_loss(model, chapters, device):
 
 
 def greedy(model, ids, count, device):
-    """(ids of the continuation, gap between the two best logits at each step); no key/value cache."""
+    """(ids of the continuation, gap between the two best logits at each step); no key/value cache;
+    stops after <|endoftext|>."""
     import torch
     ids, gaps = list(ids), []
     for _ in range(count):
@@ -297,19 +303,22 @@ def text_starts(stream):
     import torch
     after = stream[:-CONTEXT - 1]
     ends = [ord(mark) - ord("!") for mark in ".?!"]  # ids of the byte letters
-    newline = 198
+    newline = 198  # the byte letter of "\n"
     chapter = (after == END_OF_TEXT) | (after == newline)
     sentence = torch.isin(after, torch.tensor(ends, device=stream.device)) | chapter
     return chapter.nonzero()[:, 0] + 1, sentence.nonzero()[:, 0] + 1
 
 
 def draw_windows(stream, starts, count, generator):
-    """[count, CONTEXT + 1] ids: half from anywhere, a quarter from a sentence's start, a quarter from
-    a chapter's, because a prompt is read from position 0 and starts like a text."""
+    """[count, CONTEXT + 1] ids: half from anywhere, a quarter from a sentence's start, a quarter
+    from a chapter's, because a prompt is read from position 0 and starts like a text."""
     import torch
     chapters, sentences = starts
-    draw = lambda n, size: torch.randint(n, (size,), generator=generator).to(stream.device)
     quarter = count // 4
+
+    def draw(n, size):
+        return torch.randint(n, (size,), generator=generator).to(stream.device)
+
     first = torch.cat([chapters[draw(len(chapters), quarter)],
                        sentences[draw(len(sentences), quarter)],
                        draw(len(stream) - CONTEXT, count - 2 * quarter)])
@@ -318,8 +327,8 @@ def draw_windows(stream, starts, count, generator):
 
 def repeat_loss(logits, ids):
     """Unlikelihood of false repeats: wherever the last two tokens stood earlier in the window, and
-    what followed them there is not what follows here, -log(1 - p) of the former. Without it a
-    small model's greedy text falls into loops."""
+    what followed them there is not what follows here, -log(1 - p) of the former. It makes
+    loops in greedy text rarer."""
     import torch
     before, target = ids[:, :-1], ids[:, 1:]
     pair = before[:, 1:] * 65536 + before[:, :-1]
@@ -383,8 +392,8 @@ def command_train(args):
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             model.eval()
             line = {"step": step + 1, "train": torch.stack(recent).mean().item(),
-                    "valid": mean_loss(model, validation, device), "balance": balance.item(), "repeats": repeats.item(),
-                    "seconds": round(time.time() - begin, 1)}
+                    "valid": mean_loss(model, validation, device), "balance": balance.item(),
+                    "repeats": repeats.item(), "seconds": round(time.time() - begin, 1)}
             recent = []
             print(json.dumps(line), file=log, flush=True)
             print(args.run, json.dumps(line), flush=True)
@@ -432,11 +441,120 @@ def command_export(args):
         "pad_token_id": END_OF_TEXT, "transformers_version": "4.51.0"})
 
 
+def ngram_counts(stream, order):
+    """Kneser-Ney statistics: tables[k] is (discount, {context: (total, kinds, {next: n})}) for the
+    contexts of k tokens. The longest context counts occurrences, shorter ones count distinct tokens
+    to the left."""
+    tables = []
+    grams = collections.Counter(zip(*(stream[i:] for i in range(order))))
+    for k in range(order - 1, -1, -1):
+        table = collections.defaultdict(dict)
+        for gram, n in grams.items():
+            table[gram[:-1]][gram[-1]] = n
+        once = sum(1 for n in grams.values() if n == 1)
+        twice = sum(1 for n in grams.values() if n == 2)
+        tables.insert(0, (once / (once + 2 * twice),
+                          {c: (sum(t.values()), len(t), t) for c, t in table.items()}))
+        grams = collections.Counter(gram[1:] for gram in grams)
+    return tables
+
+
+def ngram_probability(tables, before, token):
+    """Interpolated Kneser-Ney: from a uniform distribution up to the longest context seen."""
+    p = 1.0 / (BPE_SIZE + len(SPECIAL + CONTROL))
+    for k in range(min(len(tables), len(before) + 1)):
+        discount, table = tables[k]
+        entry = table.get(tuple(before[len(before) - k:]))
+        if entry is None:
+            break
+        count, kinds, followers = entry
+        p = (max(followers.get(token, 0) - discount, 0.0) + discount * kinds * p) / count
+    return p
+
+
+def ngram_loss(tables, chapters):
+    """Mean -log p of tokens 1.. of every chapter: the tokens that mean_loss takes."""
+    order, losses = len(tables), []
+    for ids in chapters:
+        ids = [int(i) for i in ids]
+        total = sum(ngram_probability(tables, ids[:order], t)
+                    for t in range(BPE_SIZE + len(SPECIAL + CONTROL)))
+        assert abs(total - 1) < 1e-9, f"n-gram probabilities sum to {total}"
+        losses += [-math.log(ngram_probability(tables, ids[max(0, at - order + 1):at], ids[at]))
+                   for at in range(1, len(ids))]
+    return sum(losses) / len(losses)
+
+
+PROMPTS = ["In the beginning", "And God said,", "The LORD is my", "And it came to pass",
+           "Now these are the generations of", "Blessed are they that", "Then said Jesus unto",
+           "Thou shalt not", "And the king said unto",
+           "The grace of our Lord Jesus Christ be with"]
+
+
+def report_greedy(model, tokenizer):
+    for prompt in PROMPTS:
+        ids, gaps = greedy(model, tokenizer.encode(prompt).ids, 64, "cpu")
+        print(f"greedy, smallest gap of the two best logits {min(gaps):.4f}: {prompt!r} -> "
+              f"{tokenizer.decode(ids, skip_special_tokens=False)!r}")
+
+
+def report_experts(model, chapters):
+    """Share of selections of each expert over the test text, per MoE layer."""
+    import torch
+    sparse = [i for i in range(CONFIG["num_hidden_layers"]) if i not in CONFIG["mlp_only_layers"]]
+    counts = [torch.zeros(CONFIG["num_experts"]) for _ in sparse]
+    for ids in chapters:
+        with torch.no_grad():
+            out = model(torch.tensor(ids[:CONTEXT])[None], output_router_logits=True)
+        for count, logits in zip(counts, out.router_logits):
+            chosen = logits.topk(CONFIG["num_experts_per_tok"], dim=-1).indices
+            count += chosen.flatten().bincount(minlength=len(count))
+    for layer, count in zip(sparse, counts):
+        share = 100 * count / count.sum()
+        print(f"layer {layer}: share of selections per expert, in percent: "
+              f"{' '.join(f'{value:.1f}' for value in share.tolist())}")
+
+
+def command_report(args):
+    """Everything TRAINING.md states, from the exported files: float32 arithmetic, bf16 weights."""
+    import platform
+    import tokenizers
+    import torch
+    import transformers
+    torch.set_num_threads(args.threads)
+    print(f"python {platform.python_version()}, torch {torch.__version__}, transformers "
+          f"{transformers.__version__}, tokenizers {tokenizers.__version__}")
+    model = transformers.Qwen3MoeForCausalLM.from_pretrained(
+        args.model, dtype=torch.float32, attn_implementation="eager",
+        experts_implementation="eager").eval()
+    tokenizer = tokenizers.Tokenizer.from_file(os.path.join(args.model, "tokenizer.json"))
+    print(f"parameters {sum(p.numel() for p in model.parameters())}, bytes of the folder's files "
+          f"{sum(e.stat().st_size for e in os.scandir(args.model))}")
+    report_greedy(model, tokenizer)
+    stream = np.load(os.path.join(args.work, "train.npy")).tolist()
+    test = load_chapters(args.work, "test")
+    report_experts(model, test)
+    characters = sum(len(tokenizer.decode(ids[1:].tolist())) for ids in test)
+    parts = {"validation": load_chapters(args.work, "valid"), "test": test}
+    for name, chapters in parts.items():
+        count = sum(len(ids) - 1 for ids in chapters)
+        print(f"{name}: {len(chapters)} chapters, {count} tokens; nats per token:")
+        for order in (1, 2, 3, 4):
+            print(f"  {order}-gram {ngram_loss(ngram_counts(stream, order), chapters):.4f}")
+        loss = mean_loss(model, chapters, "cpu")
+        print(f"  model  {loss:.4f}")
+    print(f"test: model {loss * count / characters / math.log(2):.4f} bits per character")
+    seen = [np.array(stream[i:i + CONTEXT])
+            for i in range(0, len(stream) - CONTEXT, len(stream) // 50)]
+    print(f"training text, {len(seen)} pieces of {CONTEXT} tokens: model "
+          f"{mean_loss(model, seen, 'cpu'):.4f}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name, run in (("data", command_data), ("train", command_train),
-                      ("export", command_export)):
+                      ("export", command_export), ("report", command_report)):
         verb = verbs.add_parser(name)
         verb.set_defaults(call=run)
         verb.add_argument("--work", required=True)
@@ -445,12 +563,16 @@ def main():
             for option, kind, default in (
                     ("seed", int, 13), ("steps", int, 4500), ("batch", int, 32),
                     ("rate", float, 4e-3), ("warmup", int, 200), ("decay", float, 0.1),
-                    ("dropout", float, 0.2), ("balance", float, 0.01), ("repeats", float, 0.5), ("every", int, 1500),
+                    ("dropout", float, 0.2), ("balance", float, 0.01), ("repeats", float, 0.5),
+                    ("every", int, 1500),
                     ("threads", int, 2)):
                 verb.add_argument("--" + option, type=kind, default=default)
         if name == "export":
             verb.add_argument("--run", required=True)
             verb.add_argument("--out", required=True)
+        if name == "report":
+            verb.add_argument("--model", required=True)
+            verb.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     call = args.call
     del args.call, args.verb
