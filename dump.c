@@ -192,8 +192,8 @@ static q3_status source_open(dump_source *source, const command_line *command, q
     if (hidden->rank != 2 || hidden->shape[0] == 0 || hidden->shape[0] > Q3_MAX_POSITIONS ||
         hidden->shape[1] != session->config->hidden_size || hidden->dtype == Q3_I32 ||
         hidden->dtype == Q3_I64)
-        return fail(error, Q3_ERROR_INPUT, "%s: %s: found another shape or integers, expected floats [T,%zu]",
-                    path, name, session->config->hidden_size);
+        return fail(error, Q3_ERROR_INPUT,
+                    "%s: %s: found another shape or integers, expected floats [T,%zu]", path, name, session->config->hidden_size);
     *T = (size_t)hidden->shape[0];
     const q3_entry *ids = q3_tensors_find(source->file, "input_ids");
     if (tokens->count == 0 && ids != NULL && ids->rank == 1 && ids->shape[0] == *T &&
@@ -214,7 +214,8 @@ static q3_status source_open(dump_source *source, const command_line *command, q
 }
 
 /* --start, else what --from's metadata says, else 0. */
-static q3_status read_start(const command_line *command, const dump_source *source, q3_session *session, q3_error *error)
+static q3_status read_start(const command_line *command, const dump_source *source, q3_session *session,
+                            q3_error *error)
 {
     const char *given = source->file != NULL ? q3_tensors_metadata(source->file, "start") : NULL;
     uint64_t absent = 0, start;
@@ -279,8 +280,8 @@ static q3_status write_file(const command_line *command, q3_session *session, co
     return d.status;
 }
 
-static q3_status dump(const command_line *command, q3_session *session, token_list *tokens, dump_source *source, dump_plan *plan,
-                      q3_error *error)
+static q3_status dump(const command_line *command, q3_session *session, token_list *tokens,
+                      dump_source *source, dump_plan *plan, q3_error *error)
 {
     uint64_t chunk, bytes = 0;
     size_t T = tokens->count;

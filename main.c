@@ -340,7 +340,8 @@ int main(int argc, char **argv)
     for (size_t i = 0; argc > 1 && i < VERB_COUNT; i++)
         if (strcmp(argv[1], verbs[i].name) == 0) verb = &verbs[i];
     if (verb == NULL)
-        return finish(fail(&error, Q3_ERROR_INPUT, "found %.60s, expected info, generate, tokenize, dump or score (--help)",
+        return finish(fail(&error, Q3_ERROR_INPUT,
+                           "found %.60s, expected info, generate, tokenize, dump or score (--help)",
                            argc > 1 ? argv[1] : "no verb"), &error);
     command_line command = {0};
     command.taps = calloc((size_t)argc, sizeof *command.taps);

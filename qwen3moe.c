@@ -398,6 +398,8 @@ static void add_products(double lane[LANES], const float *w, const float *x, siz
             lane[l] = s;
         }
     }
+    for (; i + LANES <= n; i += LANES)
+        for (size_t l = 0; l < LANES; l++) lane[l] += (double)w[i + l] * (double)x[i + l];
     for (; i < n; i++) lane[i % LANES] += (double)w[i] * (double)x[i];
 }
 
