@@ -357,6 +357,18 @@ static void sort_keys(const q3_json *j, key_entry **a, key_entry **b, size_t n)
     }
 }
 
+static q3_status fail_twice(const parser *p, uint32_t key)
+{
+    const q3_json_node *n = &p->j.nodes[key];
+    bool fits = n->end - n->start <= 80;
+    if (p->error != NULL)
+        snprintf(p->error->text, sizeof p->error->text,
+                 "%.200s: byte %lu: found the key %.*s again, expected each key once", p->j.name,
+                 (unsigned long)n->start, fits ? (int)(n->end - n->start) : 5,
+                 fits ? (const char *)p->j.text + n->start : "\"...\"");
+    return Q3_ERROR_INPUT;
+}
+
 /* Refuses an object that has a key twice: sorted by a hash, equal hashes by their bytes, so that no
  * choice of keys makes it slow. */
 static q3_status check_keys(const parser *p, uint32_t object)
@@ -380,7 +392,7 @@ static q3_status check_keys(const parser *p, uint32_t object)
             twice = a[i].node;
     if (all != few)
         free(all);
-    return twice == 0 ? Q3_OK : fail_at(p, j->nodes[twice].start, "each key of an object once");
+    return twice == 0 ? Q3_OK : fail_twice(p, twice);
 }
 
 q3_json_type q3_json_type_of(const q3_json *j, uint32_t node)
