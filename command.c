@@ -30,6 +30,8 @@ q3_status fail(q3_error *error, q3_status status, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(error->text, sizeof error->text, format, arguments);
     va_end(arguments);
+    for (char *p = error->text; *p != 0; p++) /* arguments may hold anything; a message is one line */
+        if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?';
     return status;
 }
 
@@ -172,7 +174,7 @@ q3_status read_tokens(const command_line *command, const char *text, token_list 
     if (list != NULL && text != NULL)
         return fail(error, Q3_ERROR_INPUT, "--tokens: found a text too, expected one of the two");
     if (list != NULL) return parse_token_list(list, tokens, error);
-    if (text != NULL)
+    if (text != NULL && strcmp(text, "-") != 0)
         return encode_text(command, "text", (const uint8_t *)text, strlen(text), tokens, error);
     uint8_t *bytes;
     size_t length;
@@ -250,6 +252,7 @@ q3_status session_load(q3_session *session, const command_line *command, q3_erro
         return fail(error, Q3_ERROR_MEMORY, "%s: no memory for a state of %zu bytes", command->model, size);
     session->state = q3_state_init(session->memory, size, session->config,
                                    q3_model_weights(session->model), run);
+    if (session->state == NULL) return fail(error, Q3_ERROR_ARITHMETIC, "arithmetic: %s", q3_selftest());
     return Q3_OK;
 }
 

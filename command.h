@@ -47,7 +47,7 @@ typedef struct token_list {
     size_t count;
 } token_list;
 
-/* The tokens of --tokens, or of `text`, or of standard input if text is NULL. */
+/* The tokens of --tokens, or of `text`, or of standard input if text is NULL or "-". */
 q3_status read_tokens(const command_line *command, const char *text, token_list *tokens, q3_error *error);
 /* The tokens of text[0..length); `name` for messages. tokenizer.json of the model is read. */
 q3_status encode_text(const command_line *command, const char *name, const uint8_t *text, size_t length,

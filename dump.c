@@ -327,6 +327,8 @@ q3_status verb_dump(const command_line *command, q3_error *error)
     dump_plan plan = {NULL, NULL, 0, NULL, NULL};
     if (command->value[OPTION_OUTPUT] == NULL)
         return fail(error, Q3_ERROR_INPUT, "-o: found none, expected the file to write");
+    if (strcmp(command->value[OPTION_OUTPUT], "-") == 0)
+        return fail(error, Q3_ERROR_INPUT, "-o: found -, expected a file (it is not written in order)");
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
     bool given = command->value[OPTION_TOKENS] != NULL || command->value[OPTION_PROMPT] != NULL;

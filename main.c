@@ -279,7 +279,8 @@ static q3_status decode_ids(const q3_tokenizer *tokenizer, const char *name, con
 q3_status verb_tokenize(const command_line *command, q3_error *error)
 {
     bool decode = command->value[OPTION_DECODE] != NULL, lines = command->value[OPTION_JSONL] != NULL;
-    const char *text = command->operand, *name = text != NULL ? "text" : "standard input";
+    bool given = command->operand != NULL && strcmp(command->operand, "-") != 0;
+    const char *text = given ? command->operand : NULL, *name = given ? "text" : "standard input";
     if (decode && lines)
         return fail(error, Q3_ERROR_INPUT, "tokenize: found --decode and --jsonl, expected one of them");
     char *path = model_path(command, "tokenizer.json");
