@@ -417,6 +417,61 @@ static double dot(const float *a, const float *b, size_t n)
     return fold(lane);
 }
 
+/* ==== Self-test (MODEL.md section 2) ==========================================================
+ * What flags cannot promise: some compilers announce nothing, another library may have set the
+ * processor's modes, or a caller the rounding mode. Inputs are volatile, so that nothing is folded. */
+
+/* Subnormals kept, rounding to nearest; a few instructions, also run at each call of q3_forward. */
+static const char *broken_mode(void)
+{
+    volatile float smallest_normal = FLT_MIN, half = 0.5f;
+    volatile double one = 1.0, tiny = 0x1p-53, more = 0x1.8p-53, smallest_double = DBL_MIN;
+    volatile float flushed = smallest_normal * half;
+    volatile double flushed_double = smallest_double * 0.5;
+    volatile double down = one + tiny, up = one + more, minus = -one - more;
+    if (flushed != float_of(0x00400000u) || flushed == 0.0f || flushed_double == 0.0)
+        return "found subnormals flushed to zero, expected them kept";
+    if (down != 1.0 || up != 1.0 + 0x1p-52 || minus != -1.0 - 0x1p-52)
+        return "found another rounding mode, expected to nearest, ties to even";
+    return NULL;
+}
+
+/* A sum whose last bit depends on its order. */
+static bool lanes_hold(void)
+{
+    float w[77], x[77];
+    uint32_t u = 12345;
+    for (size_t i = 0; i < 77; i++) {
+        u = u * 1664525u + 1013904223u;
+        w[i] = float_of((u & 0x807fffffu) | (96 + (u >> 24 & 63)) << 23);
+        u = u * 1664525u + 1013904223u;
+        x[i] = float_of(0x3f800000u | u >> 9);
+    }
+    return bits_of(dot(w, x, 77)) == UINT64_C(0xc207c2ba2f049b16);
+}
+
+const char *q3_selftest(void)
+{
+    volatile double one = 1.0, tiny = 0x1p-60, big = 0x1p53, zero = 0.0, three = 3.0;
+    volatile double rest = (one + tiny) - one, steps = ((big + one) + one) + one;
+    volatile double nan = zero / zero;
+    volatile float hard = 0x1.33333p13f;
+    const char *broken = broken_mode();
+    if (broken != NULL) return broken;
+    if (rest != 0.0 || steps != big)
+        return "found sums reordered or kept wider than float64, expected them as written";
+    if (nan == nan) return "found NaN equal to itself, expected IEEE 754 (-fno-finite-math-only)";
+    if (!lanes_hold()) return "found a dot product added in another order, expected 16 lanes";
+    if (q3_sin(hard) != float_of(0xbeb1fa5du) || q3_cos((float)three) != float_of(0xbf7d7026u) ||
+        bits_of(q3_exp(-one)) != UINT64_C(0x3fd78b56362cef38) ||
+        q3_round(q3_silu(-0.5 * three), Q3_F32) != float_of(0xbe8c1a51u) ||
+        q3_pow(1e6f, 0.296875f) != float_of(0x4271b7f3u))
+        return "found another value of an elementary function, expected MPFR's";
+    if (bits_of(q3_sqrt(2.0 * one)) != UINT64_C(0x3ff6a09e667f3bcd))
+        return "found another square root, expected the correctly rounded one";
+    return NULL;
+}
+
 /* ==== Operators (MODEL.md section 4) ========================================================= */
 
 /* Weights are widened this many at a time: a multiple of LANES, small enough for the stack. */
@@ -1022,6 +1077,7 @@ q3_state *q3_state_init(void *memory, size_t size, const q3_config *config, cons
     size_t needed = q3_state_size(config, run);
     Q3_CHECK(memory != NULL && needed != 0 && size >= needed);
     Q3_CHECK((uintptr_t)memory % _Alignof(double) == 0);
+    if (q3_selftest() != NULL) return NULL;
     q3_arena arena = {memory, 0, false};
     q3_state *s = take(&arena, 1, 1, sizeof *s);
     memset(s, 0, sizeof *s);
@@ -1220,18 +1276,25 @@ static void run_head(pass *p, size_t rows)
     tap(p, Q3_TAP_LM_HEAD, s->logits, s->run.dtype, 2, c->vocab_size, 1);
 }
 
-/* Appends text, then a number, to a message; what does not fit is left out. */
-static void say(q3_error *error, const char *text, size_t number)
+/* Appends to a message; what does not fit is left out. */
+static void say(q3_error *error, const char *text)
 {
-    size_t at = 0, digits = 1;
+    size_t at = 0;
     while (error->text[at] != 0) at++;
     for (; *text != 0 && at + 1 < sizeof error->text; text++) error->text[at++] = *text;
-    for (size_t n = number; n >= 10; n /= 10) digits++;
-    if (at + digits < sizeof error->text) {
-        for (size_t i = digits; i > 0; i--, number /= 10) error->text[at + i - 1] = (char)('0' + number % 10);
-        at += digits;
-    }
     error->text[at] = 0;
+}
+
+static void say_number(q3_error *error, size_t number)
+{
+    char digits[24];
+    size_t at = sizeof digits - 1;
+    digits[at] = 0;
+    do {
+        digits[--at] = (char)('0' + number % 10);
+        number /= 10;
+    } while (number > 0);
+    say(error, digits + at);
 }
 
 static q3_status check_input(const q3_state *s, const q3_input *input, q3_error *error)
@@ -1240,17 +1303,22 @@ static q3_status check_input(const q3_state *s, const q3_input *input, q3_error 
     Q3_CHECK(input->count >= 1 && input->count <= s->run.chunk && input->logit_rows <= input->count);
     if (input->count > room) {
         error->text[0] = 0;
-        say(error, "tokens: found ", input->count);
-        say(error, " more, expected at most ", room);
+        say(error, "tokens: found ");
+        say_number(error, input->count);
+        say(error, " more, expected at most ");
+        say_number(error, room);
         return Q3_ERROR_INPUT;
     }
     for (size_t t = 0; s->run.first_layer == 0 && t < input->count; t++) {
         int32_t id = input->tokens[t];
         if (id >= 0 && (size_t)id < V) continue;
         error->text[0] = 0;
-        say(error, "token ", s->cached + t);
-        say(error, id < 0 ? ": found id -" : ": found id ", (size_t)(id < 0 ? -(int64_t)id : id));
-        say(error, ", expected 0 to ", V - 1);
+        say(error, "token ");
+        say_number(error, s->cached + t);
+        say(error, id < 0 ? ": found id -" : ": found id ");
+        say_number(error, (size_t)(id < 0 ? -(int64_t)id : id));
+        say(error, ", expected 0 to ");
+        say_number(error, V - 1);
         return Q3_ERROR_INPUT;
     }
     return Q3_OK;
@@ -1260,6 +1328,13 @@ q3_status q3_forward(q3_state *s, const q3_input *input, q3_tap_fn *tap_fn, void
 {
     q3_status status = check_input(s, input, error);
     if (status != Q3_OK) return status;
+    const char *broken = broken_mode();
+    if (broken != NULL) {
+        error->text[0] = 0;
+        say(error, "arithmetic: ");
+        say(error, broken);
+        return Q3_ERROR_ARITHMETIC;
+    }
     const q3_config *c = s->config;
     q3_dtype D = s->run.dtype;
     size_t M = c->hidden_size, hd = c->head_dim, first = s->run.start + s->cached;

@@ -67,7 +67,8 @@ typedef enum q3_status {
     Q3_OK = 0,
     Q3_ERROR_INPUT = -1,  /* what was read or given is not what it must be */
     Q3_ERROR_MEMORY = -2, /* the system gave no memory */
-    Q3_ERROR_FILE = -3    /* the system could not open, read or write a file */
+    Q3_ERROR_FILE = -3,   /* the system could not open, read or write a file */
+    Q3_ERROR_ARITHMETIC = -4 /* this compiler or processor does not do what is said above */
 } q3_status;
 
 /* One line of text, without a newline, ended by 0. Untouched where a function returns Q3_OK. */
@@ -181,6 +182,10 @@ double q3_log(double x);
 float q3_pow(float base, float y);
 /* The square root, correctly rounded; of a negative number NaN. */
 double q3_sqrt(double x);
+
+/* NULL if this compiler and processor keep the rules above, else the one that is broken: subnormals
+ * flushed, rounding mode changed, sums reordered or kept wider, values that are not MPFR's. */
+const char *q3_selftest(void);
 
 /* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype. */
 void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dtype dtype);
@@ -321,7 +326,8 @@ typedef struct q3_state q3_state;
 /* Bytes of memory for a state; 0 if they do not fit a size_t. */
 size_t q3_state_size(const q3_config *config, const q3_run *run);
 /* Makes an empty state in memory of at least q3_state_size bytes, aligned for double. config, weights
- * and all they point to, and memory, belong to the caller and must outlive the state. */
+ * and all they point to, and memory, belong to the caller and must outlive the state. NULL if
+ * q3_selftest finds a broken rule. */
 q3_state *q3_state_init(void *memory, size_t size, const q3_config *config, const q3_weights *weights,
                         const q3_run *run);
 /* Forgets all cached tokens, so that the next call starts the run again. */
@@ -335,8 +341,9 @@ typedef struct q3_input {
     size_t logit_rows;     /* lm_head on the last so many of the tokens, 0 to count */
 } q3_input;
 
-/* Runs the next `count` tokens through the layers. tap may be NULL. Q3_ERROR_INPUT, before anything is
- * changed: a token outside the vocabulary, or more tokens than fit. */
+/* Runs the next `count` tokens through the layers. tap may be NULL. Before anything is changed:
+ * Q3_ERROR_INPUT for a token outside the vocabulary or more tokens than fit, Q3_ERROR_ARITHMETIC if the
+ * processor's modes were changed. */
 q3_status q3_forward(q3_state *state, const q3_input *input, q3_tap_fn *tap, void *user,
                      q3_error *error);
 /* Of the last call: logits[logit_rows,V], and hidden[count,M], the last layer's output (not normalised).
