@@ -73,6 +73,10 @@ def case(start=0, tokens=4, ids=0, drop=(), **changes):
     return dict(sorted(config.items())), start, tokens, ids
 
 
+def rope(**changes):
+    return case(num_hidden_layers=1, **changes)
+
+
 def yarn(**keys):
     return {"rope_type": "yarn", **keys}
 
@@ -112,24 +116,24 @@ CASES = {
     "odd-sizes": case(hidden_size=37, head_dim=10, moe_intermediate_size=19, vocab_size=43),
     "long-rows": case(hidden_size=101, head_dim=34, moe_intermediate_size=33, start=512),
     "eps": case(ids=8, rms_norm_eps=1e-05, tokens=8),
-    # rotary embedding
-    "rope-absent": case(drop=("rope_theta", "rope_scaling"), start=1234),
-    "positions": case(start=7000, tokens=6, rope_theta=10000000.0, head_dim=16),
-    "rope-linear": case(start=2000, rope_scaling={"rope_type": "linear", "factor": 3.0}),
-    "rope-dynamic": case(start=21, tokens=6, max_position_embeddings=16, head_dim=16,
+    # rotary embedding: a single layer shows it
+    "rope-absent": rope(drop=("rope_theta", "rope_scaling"), start=1234),
+    "positions": rope(start=7000, tokens=6, rope_theta=10000000.0, head_dim=16),
+    "rope-linear": rope(start=2000, rope_scaling={"rope_type": "linear", "factor": 3.0}),
+    "rope-dynamic": rope(start=21, tokens=6, max_position_embeddings=16, head_dim=16,
                          rope_scaling={"rope_type": "dynamic", "factor": 2.5}),
-    "rope-dynamic-short": case(start=9, max_position_embeddings=15, rope_theta=10000.0,
+    "rope-dynamic-short": rope(start=9, max_position_embeddings=15, rope_theta=10000.0,
                                rope_scaling={"type": "dynamic", "factor": 4.0}),
-    "rope-yarn": case(start=5000, head_dim=32, rope_scaling=yarn(
+    "rope-yarn": rope(start=5000, head_dim=32, rope_scaling=yarn(
         factor=4.0, original_max_position_embeddings=32768)),
-    "rope-yarn-not-truncated": case(start=900, head_dim=16, rope_theta=10000.0, rope_scaling=yarn(
+    "rope-yarn-not-truncated": rope(start=900, head_dim=16, rope_theta=10000.0, rope_scaling=yarn(
         factor=8.0, original_max_position_embeddings=128, truncate=False)),
-    "rope-yarn-attention-factor": case(start=40, head_dim=16, rope_scaling=yarn(
+    "rope-yarn-attention-factor": rope(start=40, head_dim=16, rope_scaling=yarn(
         factor=2.0, original_max_position_embeddings=1024, attention_factor=0.75, beta_fast=20.0,
         beta_slow=2.0)),
-    "rope-yarn-mscale": case(start=4096, head_dim=16, max_position_embeddings=512,
+    "rope-yarn-mscale": rope(start=4096, head_dim=16, max_position_embeddings=512,
                              rope_scaling=yarn(factor=40.0, mscale=0.8, mscale_all_dim=0.5)),
-    "rope-llama3": case(ids=1, start=1500, head_dim=16, rope_theta=500000.0, rope_scaling={
+    "rope-llama3": rope(start=1500, head_dim=16, rope_theta=500000.0, rope_scaling={
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 256}),
     # the 5.x spelling
@@ -240,11 +244,25 @@ def write_case(folder, name):
 
 # ---- golden/tiny --------------------------------------------------------------------------------
 
-# The first of these texts is where every tap is stored: its first TINY_TOKENS ids.
+# The first text's first TINY_TOKENS ids are where every tap is stored: chosen because no routing
+# hangs on rounding there. The others: short and long, in the manner of the training text and not.
 PROMPTS = [
+    "It is like a grain of mustard seed, which, when it is sown in the earth, is less than all the"
+    " seeds that be in the earth:",
     "In the beginning",
+    "And",
+    "<|endoftext|>",
+    "And it came to pass in those days, that the king",
+    "The LORD is my shepherd; I shall",
+    "Blessed are",
+    "Then answered Jesus and said unto them,",
+    "These are the generations of the sons of Noah, Shem, Ham, and Japheth: and unto them were sons"
+    " born after the flood. The sons of Japheth; Gomer, and Magog, and Madai, and",
+    "Now the names of the children of Israel, which came into Egypt",
+    "In 1984, the caf\u00e9's 7 owners wrote:\n\tif (x != y) return",
+    "But thou, O",
 ]
-TINY_TOKENS = 26
+TINY_TOKENS = 24
 TINY_FIRST = 16  # the float64 run is stored from this token on
 NEW_TOKENS = 64
 
