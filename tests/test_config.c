@@ -350,8 +350,8 @@ static const struct { const char *add, *drop, *want; } refused[] = {
      "rope_theta: found 1000000.0, expected less: dynamic RoPE with this factor grows beyond "
      "float32"},
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,"
-     "\"original_max_position_embeddings\":null}", "", "rope_scaling.original_max_position_embeddings: found null, expected an integer from 1 to "
-     "2147483647"},
+     "\"original_max_position_embeddings\":null}", "", "rope_scaling.original_max_position_embeddings: "
+     "found null, expected an integer from 1 to 2147483647"},
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,\"original_max_position_embeddings\":0}",
      "", "rope_scaling.original_max_position_embeddings: found 0, expected an integer from 1 to "
      "2147483647"},
@@ -429,7 +429,8 @@ static void check_fields(void)
     CHECK(c->rope.mscale == 0.5 && c->rope.mscale_all_dim == 0.25 && !c->rope.truncate);
     q3_model_close(model);
     write_config("\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,"
-                 "\"low_freq_factor\":1.5,\"high_freq_factor\":4.25,\"original_max_position_embeddings\":512},"
+                 "\"low_freq_factor\":1.5,\"high_freq_factor\":4.25,"
+                 "\"original_max_position_embeddings\":512},"
                  "\"pad_token_id\":-0", "");
     model = open_config(&error);
     CHECKF(model != NULL, "%s", error.text);
