@@ -12,11 +12,14 @@ times inverse frequency, one float32 product), the attention scaling of YaRN, he
 """
 
 import contextlib
+import json
+import os
 import sys
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 import hf_taps
 from hf_taps import modeling
@@ -170,36 +173,47 @@ def relative(a, b):
     return float(np.sqrt(((a - b) ** 2).sum()) / size) if size else float(np.abs(a).max())
 
 
-def show(config, seed, ids, start):
-    weights = hf_taps.rule_checkpoint(config, seed)
-    model = hf_taps.load_rule(config, seed, torch.float64)
+def show(label, config, weights, load, ids, start):
+    """Prints how far the taps are from 80-bit arithmetic; returns it for the float64 run."""
+    model = load(torch.float64)
     rotary = model.model.rotary_emb
-    patched = float64_run(model, config, ids, start)
-    plain = hf_taps.run(hf_taps.load_rule(config, seed, torch.float64), config, ids, start)
-    single = hf_taps.run(hf_taps.load_rule(config, seed, torch.float32), config, ids, start)
     wide = long_double_taps(weights, config, ids, start, rotary.inv_freq.numpy(),
                             rotary.attention_scaling)
+    runs = {"float64, replaced": float64_run(model, config, ids, start),
+            "float64 as it comes": hf_taps.run(load(torch.float64), config, ids, start),
+            "float32": hf_taps.run(load(torch.float32), config, ids, start)}
+    print(f"{label}: {len(wide)} taps; largest relative L2 distance from 80-bit arithmetic:")
     worst = {}
-    for label, taps in (("float64, replaced", patched), ("float64 as it comes", plain),
-                        ("float32", single)):
+    for run, taps in runs.items():
         for name, value in wide.items():
             if name.endswith("topk_indices.output"):
-                assert np.array_equal(taps[name].numpy(), value), (label, name)
+                assert np.array_equal(taps[name].numpy(), value), (run, name)
                 continue
             error = relative(taps[name].numpy().astype(np.longdouble), value)
-            worst[label] = max(worst.get(label, (0, "")), (error, name))
-    print(f"{seed}: {len(wide)} taps; largest relative L2 distance from 80-bit arithmetic:")
-    for label, (error, name) in worst.items():
-        print(f"  {label:20} {error:.2e}  {name}")
+            worst[run] = max(worst.get(run, (0, "")), (error, name))
+        print(f"  {run:20} {worst[run][0]:.2e}  {worst[run][1]}", flush=True)
     return worst["float64, replaced"][0]
 
 
-if __name__ == "__main__":
+def main():
     import make_golden
-    bad = 0
-    for case in make_golden.TRUTH_CASES:
+    good = True
+    for case in make_golden.TRUTH_CASES + ["tiny"]:
         taps, metadata = hf_taps.read_tensors(f"{make_golden.HF}/{case}/taps-float32.safetensors")
-        error = show(make_golden.CASES[case][0], case, taps["input_ids"].tolist(),
+        if case == "tiny":
+            config = json.load(open(os.path.join(make_golden.TINY, "config.json")))
+            weights = load_file(os.path.join(make_golden.TINY, "model.safetensors"))
+            weights = {name: value.float() for name, value in weights.items()}
+            load = lambda dtype: hf_taps.load_folder(make_golden.TINY, dtype)
+        else:
+            config = make_golden.CASES[case][0]
+            weights = hf_taps.rule_checkpoint(config, case)
+            load = lambda dtype: hf_taps.load_rule(config, case, dtype)
+        error = show(case, config, weights, load, taps["input_ids"].tolist(),
                      int(metadata["start"]))
-        bad += not error <= 1e-13
-    sys.exit(bad != 0)
+        good = good and error <= 1e-13
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
