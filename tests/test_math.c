@@ -147,9 +147,10 @@ static uint64_t steps(double a, double b)
     return x > y ? x - y : y - x;
 }
 
-/* Before the last rounding the error of exp and log is far below half a unit of the last place (see
- * tests/exhaustive/README.md), so a result is the correctly rounded one or its neighbour, and that
- * for few arguments. A subnormal exp is rounded a second time: again 1 step at most. */
+/* Before the last rounding exp and log are off by at most 0.25 ulp (2^-55.05 of the result,
+ * measured: tests/exhaustive/README.md), so a result is the correctly rounded one or its
+ * neighbour; and off by 0.02 on average, so the latter is rare: 3.6 % of these rows for exp, 0.2
+ * % for log. A subnormal exp is rounded a second time: again 1 step at most. */
 static void test_table_f64(const char *golden, const char *name, double (*f)(double),
                            bool correctly)
 {
@@ -163,7 +164,7 @@ static void test_table_f64(const char *golden, const char *name, double (*f)(dou
                "%s(%016" PRIx64 "): got %016" PRIx64 ", want %016" PRIx64, name, v[0], bits64(got),
                v[1]);
     }
-    CHECKF(different * 5 <= rows, "%s: %lu of %lu differ", name, (unsigned long)different,
+    CHECKF(different * 20 <= rows, "%s: %lu of %lu differ", name, (unsigned long)different,
            (unsigned long)rows);
     printf("%s: %lu of %lu not correctly rounded\n", name, (unsigned long)different,
            (unsigned long)rows);

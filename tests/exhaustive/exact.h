@@ -1,6 +1,6 @@
 /* An exact accumulator for sums of products of two float32 values (test code only): a fixed-point
- * number in two's complement, whose lowest bit is 2^-298 (the smallest product) and which has room for
- * 2^60 of the largest. Rounding happens once, at the end, on integers. */
+ * number in two's complement, whose lowest bit is 2^-298 (the smallest product) and which has room
+ * for 2^60 of the largest. Rounding happens once, at the end, on integers. */
 #ifndef Q3_EXACT_H
 #define Q3_EXACT_H
 
@@ -60,7 +60,7 @@ static inline bool exact_bit(const exact *m, int i)
     return i >= 0 && (m->limb[i / 32] >> (i % 32) & 1) != 0;
 }
 
-/* The sum rounded to nearest, ties to even, to a format with `precision` significant bits and normal
+/* The sum rounded to nearest, ties to even, to a format of `precision` significant bits and normal
  * exponents from emin to emax (emin >= -1022), as a double, which holds it exactly. */
 static inline double exact_round(const exact *sum, int precision, int emin, int emax)
 {

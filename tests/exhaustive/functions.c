@@ -1,16 +1,16 @@
-/* Every float32 input of exp, silu, sin and cos, through several builds of qwen3moe.c, against the
- * correctly rounded value.
+/* Every float32 input of exp, silu, sin and cos, through several builds of qwen3moe.c, against
+ * the correctly rounded value.
  * usage: functions FUNCTION LIBRARY...    FUNCTION: sin, cos, exp, silu
  *        functions FUNCTION               prints the hardest inputs only
  *
- * The expected value. y is the C library's double result. If y (1 - 2^-40) and y (1 + 2^-40) round to the
- * same float32, so does every real number between them, because rounding is monotonic; the true value
- * lies between them as long as the C library's relative error is below 2^-40, which is 2^12 times what
- * glibc states for exp, sin and cos (one unit of 2^-53 and less). Otherwise (one input in 2^15, and
- * subnormal results) MPFR decides, and where it is exactly representable it is checked too. MPFR also
- * checks one input in 2^16 whatever the quick path said, so that the margin itself is tested.
- * silu below 2^-125: x/2 + x^2/4 - ... lies above x/2 by less than 2^-250 |x|, so the value is x/2 rounded,
- * and rounded up where x/2 is a tie; MPFR checks the sample there too. */
+ * The expected value. y is the C library's double result. If y (1 - 2^-40) and y (1 + 2^-40)
+ * round to the same float32, so does every real number between them, because rounding is
+ * monotonic; the true value lies between them as long as the C library's relative error is below
+ * 2^-40, which is 2^12 times what glibc states for exp, sin and cos (one unit of 2^-53 and
+ * less). Otherwise (one input in 2^15, and many subnormal results) MPFR decides. It also checks
+ * one input in 2^16 whatever the quick path said, so that the margin itself is tested.
+ * silu below 2^-125: x/2 + x^2/4 - ... lies above x/2 by less than 2^-124 |x|, so the value is
+ * x/2 rounded, and rounded up where x/2 is a tie; MPFR checks the sample there too. */
 #include "reference.h"
 #include "under_test.h"
 
@@ -21,7 +21,8 @@
 
 enum { BLOCK = 1 << 12, SAMPLE = 1 << 16, LIBRARIES = 8, HARDEST = 24 };
 
-typedef struct range { uint32_t first, last; bool negative; } range; /* bit patterns without the sign */
+/* Bit patterns without the sign. */
+typedef struct range { uint32_t first, last; bool negative; } range;
 
 typedef struct task {
     const char *name;
@@ -31,8 +32,8 @@ typedef struct task {
     range part[2];
 } task;
 
-/* sin, cos: |x| <= 2^20. exp: outside these parts the result is 1 (|x| < 2^-27), 0 or infinity, tested at
- * their ends only. silu: every finite x. */
+/* sin, cos: |x| <= 2^20. exp: outside these parts the result is 1 (|x| < 2^-27), 0 or infinity,
+ * tested at their ends only. silu: every finite x. */
 static const task tasks[] = {
     {"sin", F_SIN, true, 1, {{0, 0x49800000u, false}, {0, 0, false}}},
     {"cos", F_COS, true, 1, {{0, 0x49800000u, false}, {0, 0, false}}},
@@ -179,19 +180,21 @@ static const task *find(const char *name)
     exit(2);
 }
 
-/* 2^22 odd values of each sign lie between an even multiple below and an odd one above. */
+/* Of the 2^23 odd multiples of 2^-149 below 2^-125 of each sign, those whose half lies between
+ * an even multiple below and an odd one above. */
 #define TINY_TIES ((uint64_t)1 << 23)
 
-static int report(const task *job, const tally *tallies, size_t count, double reference, uint64_t wrong)
+static int report(const task *job, const tally *tallies, size_t count, double reference,
+                  uint64_t wrong)
 {
     int status = wrong != 0;
     for (size_t c = 0; c < count; c++) {
         const tally *t = &tallies[c];
-        printf("| %s | %s | %llu | %llu | %.0f |\n", job->name, t->name, (unsigned long long)t->inputs,
-               (unsigned long long)t->misrounded, t->seconds);
+        printf("| %s, float32 | %s | %llu | %llu | %.0f |\n", job->name, t->name,
+               (unsigned long long)t->inputs, (unsigned long long)t->misrounded, t->seconds);
         if (t->misrounded != 0) status = 1;
         if (job->f == F_SILU) {
-            printf("| silu, ties below 2^-125 | %s | 33554430 | %llu | |\n", t->name,
+            printf("| of these, ties below 2^-125 | %s | 16777216 | %llu | |\n", t->name,
                    (unsigned long long)t->tiny_ties);
             if (t->tiny_ties != TINY_TIES) status = 1;
         }

@@ -32,7 +32,7 @@ static void put_f32(FILE *file, function f, float x)
     fprintf(file, "%08x %08x\n", bits32(x), bits32((float)correct(f, (double)x, 0.0, F32)));
 }
 
-/* The float32 inputs nearest to a multiple of pi/2, where the reduction of sin and cos loses most. */
+/* The float32 inputs nearest to a multiple of pi/2, where reduction loses most. */
 static void put_multiples(FILE *file, function f)
 {
     enum { KEPT = 40 };
@@ -68,13 +68,14 @@ static void put_hard(FILE *file, function f, const char *name, const char *hard)
     fclose(list);
 }
 
-/* Zeros, subnormals, every power of two and its neighbours, the ends of the domain, the hardest inputs,
- * and random ones of every exponent and of the exponents that matter. */
+/* Zeros, subnormals, powers of two and their neighbours, the ends of the domain, the hardest
+ * inputs, and random ones of every exponent and of the exponents that matter. */
 static void write_f32(function f, const char *name, const char *hard, const char *folder)
 {
     static const float ends[] = {88.722839f, 88.72284f, -87.336548f, -87.336544f, -103.27893f,
-                                 -103.972084f, -103.97208f, -103.97f, -104.0f, -745.0f, -800.0f, 709.0f,
-                                 17.328680f, -17.328680f, 0x1.fffffep19f, 0x1p20f, 0x1.333330p13f};
+                                 -103.972084f, -103.97208f, -103.97f, -104.0f, -745.0f, -800.0f,
+                                 709.0f, 17.328680f, -17.328680f, 0x1.fffffep19f, 0x1p20f,
+                                 0x1.333330p13f};
     FILE *file = create(folder, name, "float32 input and result");
     uint64_t state = 1;
     put_hard(file, f, name, hard);
@@ -82,7 +83,8 @@ static void write_f32(function f, const char *name, const char *hard, const char
         for (uint32_t e = 0; e < 255; e++)
             for (uint32_t d = 0; d < 3; d++) {
                 if (e < 90 && e > 3 && e % 8 != 0) continue;
-                if (e + d != 0) put_f32(file, f, from32((uint32_t)sign << 31 | ((e << 23) + d - 1)));
+                if (e + d == 0) continue;
+                put_f32(file, f, from32((uint32_t)sign << 31 | ((e << 23) + d - 1)));
             }
         put_f32(file, f, sign ? -0.0f : 0.0f);
         put_f32(file, f, from32((uint32_t)sign << 31 | 1));
@@ -102,8 +104,8 @@ static void put_f64(FILE *file, function f, double x)
             (unsigned long long)bits64(correct(f, x, 0.0, F64)));
 }
 
-/* Ends of the reduction's intervals ((k + 1/2) ln 2) and their neighbours, tiny arguments, overflow,
- * subnormal results, random ones. */
+/* Ends of the reduction's intervals ((k + 1/2) ln 2) and their neighbours, tiny arguments,
+ * overflow, subnormal results, random ones. */
 static void write_exp(const char *folder)
 {
     FILE *file = create(folder, "exp_float64", "float64 x and exp(x)");
@@ -117,9 +119,10 @@ static void write_exp(const char *folder)
         put_f64(file, F_EXP, ldexp(1.0, e));
         put_f64(file, F_EXP, -ldexp(1.0, e));
     }
-    static const double ends[] = {0.0, -0.0, 709.782712893384, 709.7827128933841, 709.79, -708.3964185322641,
-                                  -708.396418532264, -744.4400719213812, -745.1332191019411,
-                                  -745.1332191019412, -745.2, -746.0, 1000.0, -1000.0};
+    static const double ends[] = {0.0, -0.0, 709.782712893384, 709.7827128933841, 709.79,
+                                  -708.3964185322641, -708.396418532264, -744.4400719213812,
+                                  -745.1332191019411, -745.1332191019412, -745.2, -746.0, 1000.0,
+                                  -1000.0};
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) put_f64(file, F_EXP, ends[i]);
     for (int i = 0; i < 400; i++) put_f64(file, F_EXP, random_between(&state, -745.0, 709.7));
     for (int i = 0; i < 400; i++) put_f64(file, F_EXP, random_between(&state, -40.0, 0.0));
@@ -137,12 +140,14 @@ static void write_log(const char *folder)
         put_f64(file, F_LOG, 1.0 - ldexp(1.0, -i));
         put_f64(file, F_LOG, from64(bits64(0x1.6a09e667f3bcdp+0) + (uint64_t)(int64_t)(i - 30)));
     }
-    for (int i = 0; i < 400; i++) put_f64(file, F_LOG, ldexp(random_between(&state, 1.0, 2.0), i - 200));
+    for (int i = 0; i < 400; i++)
+        put_f64(file, F_LOG, ldexp(random_between(&state, 1.0, 2.0), i - 200));
     for (int i = 0; i < 400; i++) put_f64(file, F_LOG, random_between(&state, 0.5, 2.0));
     fclose(file);
 }
 
-/* Squares, their neighbours, and the squares of the middles of two results, where rounding decides. */
+/* Squares and the squares of the middles of two results, where rounding decides; their
+ * neighbours. */
 static void write_sqrt(const char *folder)
 {
     FILE *file = create(folder, "sqrt_float64", "float64 x and sqrt(x)");
@@ -151,14 +156,18 @@ static void write_sqrt(const char *folder)
         double root = random_between(&state, 1.0, 2.0);
         long double middle = (long double)root + 0x1p-53L;
         int e = i < 150 ? 2 * (i - 75) : 0;
-        for (int d = -1; d <= 1; d++)
-            put_f64(file, F_SQRT, ldexp(from64(bits64((double)(middle * middle)) + (uint64_t)(int64_t)d), e));
+        for (int d = -1; d <= 1; d++) {
+            double x = from64(bits64((double)(middle * middle)) + (uint64_t)(int64_t)d);
+            put_f64(file, F_SQRT, ldexp(x, e));
+        }
         double small = (double)(float)root;
         for (int d = -1; d <= 1; d++)
             put_f64(file, F_SQRT, from64(bits64(small * small) + (uint64_t)(int64_t)d));
     }
-    for (int i = 0; i < 300; i++) put_f64(file, F_SQRT, from64(next_random(&state) % 0x7ff0000000000000u));
-    for (int i = 0; i < 100; i++) put_f64(file, F_SQRT, from64(next_random(&state) >> (12 + i % 52)));
+    for (int i = 0; i < 300; i++)
+        put_f64(file, F_SQRT, from64(next_random(&state) % UINT64_C(0x7ff0000000000000)));
+    for (int i = 0; i < 100; i++)
+        put_f64(file, F_SQRT, from64(next_random(&state) >> (12 + i % 52)));
     for (int i = 1; i <= 100; i++) put_f64(file, F_SQRT, i);
     put_f64(file, F_SQRT, 0.0);
     put_f64(file, F_SQRT, -0.0);
@@ -184,7 +193,8 @@ static void write_pow(const char *folder)
             for (int j = 0; j < heads[h] / 2; j++)
                 put_pow(file, thetas[t], (float)(2 * j) / (float)heads[h]);
     for (int i = 0; i < 300; i++)
-        put_pow(file, (float)random_between(&state, 1.0, 64.0), 128.0f / (float)(126 - 2 * (i % 60)));
+        put_pow(file, (float)random_between(&state, 1.0, 64.0),
+                128.0f / (float)(126 - 2 * (i % 60)));
     for (int i = 0; i < 300; i++)
         put_pow(file, (float)ldexp(random_between(&state, 1.0, 2.0), i % 20 - 10),
                 (float)random_between(&state, -5.0, 5.0));

@@ -3,6 +3,7 @@
 #include "reference.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,7 +71,8 @@ double correct(function f, double x, double y, format to)
         enclose(high, f, argument, second, MPFR_RNDU);
         double a = round_to_format(low, to), b = round_to_format(high, to);
         mpfr_clears(low, high, argument, second, (mpfr_ptr)0);
-        if (bits64(a) == bits64(b) || (a == 0.0 && b == 0.0)) return f == F_SILU && x < 0 ? -fabs(a) : a;
+        if (a == 0.0 && b == 0.0) return f == F_SILU ? copysign(0.0, x) : a;
+        if (bits64(a) == bits64(b)) return a;
         if (a != a && b != b) return a;
     }
     fprintf(stderr, "reference: no decision at 8192 bits for function %d of %a\n", (int)f, x);
@@ -78,7 +80,8 @@ double correct(function f, double x, double y, format to)
 }
 
 /* error = ((high + low) * 2^k - f(x)), f(x) in value; both of 200 bits. */
-static void difference(mpfr_t error, mpfr_t value, function f, double x, double high, double low, int k)
+static void difference(mpfr_t error, mpfr_t value, function f, double x, double high, double low,
+                       int k)
 {
     mpfr_t argument;
     mpfr_init2(argument, 53);
@@ -129,13 +132,15 @@ double hardness(function f, double x)
     mpfr_set_d(argument, x, MPFR_RNDN);
     enclose(value, f, argument, argument, MPFR_RNDN);
     double rounded = correct(f, x, 0.0, F32);
-    float beside = nextafterf((float)rounded, mpfr_cmp_d(value, rounded) > 0 ? INFINITY : -INFINITY);
+    bool above = mpfr_cmp_d(value, rounded) > 0;
+    float beside = nextafterf((float)rounded, above ? INFINITY : -INFINITY);
     double middle = (rounded + (double)beside) / 2.0;
     mpfr_sub_d(value, value, middle, MPFR_RNDN);
     mpfr_div_d(value, value, middle, MPFR_RNDN);
     mpfr_abs(value, value, MPFR_RNDN);
     mpfr_log2(value, value, MPFR_RNDN);
-    double result = mpfr_zero_p(value) || mpfr_inf_p(value) ? -1000.0 : mpfr_get_d(value, MPFR_RNDN);
+    bool none = mpfr_zero_p(value) || mpfr_inf_p(value);
+    double result = none ? -1000.0 : mpfr_get_d(value, MPFR_RNDN);
     mpfr_clears(value, argument, (mpfr_ptr)0);
     return result;
 }

@@ -1,5 +1,6 @@
 /* Correctly rounded values from MPFR. A function is enclosed between two MPFR numbers of rising
- * precision until both round to the same result; rounding is monotonic, so that result is the right one. */
+ * precision until both round to the same result; rounding is monotonic, so that is the right
+ * one. */
 #ifndef Q3_REFERENCE_H
 #define Q3_REFERENCE_H
 
@@ -8,7 +9,7 @@
 
 typedef enum function { F_EXP, F_SILU, F_SIN, F_COS, F_LOG, F_POW, F_SQRT, F_RSQRT, F_ID } function;
 
-/* Names a number format: significant bits, exponents of the smallest and the largest normal number. */
+/* A number format: significant bits, exponents of the smallest and the largest normal number. */
 typedef struct format { int precision, emin, emax; } format;
 
 extern const format F32, BF16, F16, F64;
@@ -21,7 +22,7 @@ double error_in_ulp(function f, double x, double high, double low, int k);
 /* The same error relative to f(x), as its base-2 logarithm; -1000 if there is none. */
 double error_log2(function f, double x, double high, double low, int k);
 
-/* How close f(x) lies to the middle of two neighbours in float32: log2(|f(x) - middle| / |middle|). */
+/* How close f(x) lies to the middle of two float32 neighbours: log2(|f(x) - middle| / |middle|). */
 double hardness(function f, double x);
 
 /* Bits of a number and back; the rule of pseudo-random numbers (splitmix64). */

@@ -1,5 +1,5 @@
-/* The functions of one build of qwen3moe.c, as a table that a shared library exports: several builds
- * (compiler, contraction) are then loaded side by side into one program. */
+/* The functions of one build of qwen3moe.c, as a table that a shared library exports: several
+ * builds (by compiler and by contraction) are then loaded side by side into one program. */
 #ifndef Q3_UNDER_TEST_H
 #define Q3_UNDER_TEST_H
 
@@ -19,8 +19,8 @@ typedef struct under_test {
     void (*linear)(float *, const float *, q3_tensor, q3_tensor, size_t, size_t, size_t, q3_dtype);
     void (*attention_scores)(float *, const float *, const float *, size_t, size_t, size_t, size_t,
                              size_t, size_t, size_t, q3_dtype);
-    void (*attention_probs)(float *, const float *, double *, size_t, size_t, size_t, size_t, size_t,
-                            q3_dtype);
+    void (*attention_probs)(float *, const float *, double *, size_t, size_t, size_t, size_t,
+                            size_t, q3_dtype);
     void (*router_probs)(float *, const float *, size_t, size_t);
     float (*rope_frequencies)(float *, const q3_rope *, size_t, size_t, size_t);
     /* Results before their last rounding: value = (high + low) * 2^k. */
