@@ -743,7 +743,8 @@ q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, s
                               int32_t **ids, size_t *count, q3_error *error)
 {
     work w = {.t = tokenizer};
-    q3_status status = check_utf8(text, length, error);
+    const uint8_t *bytes = length > 0 ? text : (const uint8_t *)"";
+    q3_status status = check_utf8(bytes, length, error);
     if (status != Q3_OK)
         return status;
     if (length >= NONE) {
@@ -756,7 +757,7 @@ q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, s
         w.cache_size *= 2;
     if (length > 2048)
         w.cache = calloc(w.cache_size, sizeof *w.cache);
-    bool done = reserve(&w.ids, length / 4 + 1, sizeof(int32_t)) && encode_text(&w, text, length);
+    bool done = reserve(&w.ids, length / 4 + 1, sizeof(int32_t)) && encode_text(&w, bytes, length);
     free(w.normal.data);
     free(w.codes.data);
     free(w.scratch.data);
