@@ -13,6 +13,7 @@
 #define folder_mkdir(path) _mkdir(path)
 #define folder_rmdir(path) _rmdir(path)
 #else
+#include <dirent.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #define folder_mkdir(path) mkdir(path, 0777)
@@ -61,6 +62,13 @@ static void folder_make(const char *name)
 {
     snprintf(folder.path, sizeof folder.path, "%s", name);
     folder_mkdir(name);
+#if !defined(_WIN32)
+    DIR *left = opendir(name); /* of a run that did not end */
+    for (struct dirent *file; left != NULL && (file = readdir(left)) != NULL;)
+        remove(folder_path(file->d_name));
+    if (left != NULL)
+        closedir(left);
+#endif
 }
 
 static void folder_remove(void)
