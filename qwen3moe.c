@@ -96,27 +96,24 @@ static uint32_t load32(const uint8_t *p)
 /* ==== Conversions (MODEL.md section 2) ======================================================== */
 
 /* value rounded to nearest, ties to even, to a format of `precision` significant bits whose normal
- * numbers have exponents emin to emax, by integers, so that it is one rounding from float64. */
+ * numbers have exponents emin to emax; one rounding from float64. Counted in units of the result's last
+ * place, an exact scaling, value is below 2^precision; adding 1.5 * 2^52 leaves it no fraction bits, so
+ * that the addition itself rounds it to a whole number. */
 static float round_to(double value, int precision, int emin, int emax)
 {
     uint64_t u = bits_of(value);
     int exponent = (int)(u >> 52 & 0x7ff) - 1023;
-    uint64_t fraction = u & FRACTION_MASK;
     float sign = u >> 63 ? -1.0f : 1.0f;
     if (exponent == 1024)
-        return fraction != 0 ? float_of(QUIET_NAN) : sign * float_of(0x7f800000u);
-    /* Units of the result: 2^(exponent - 52 + shift). float64 subnormals are far below any of them. */
-    int shift = 53 - precision;
-    if (exponent < emin) shift += emin - exponent;
-    if (shift > 54) return sign * 0.0f;
-    uint64_t significand = fraction | (uint64_t)1 << 52;
-    uint64_t quotient = significand >> shift;
-    uint64_t rest = significand & (((uint64_t)1 << shift) - 1);
-    uint64_t half = (uint64_t)1 << (shift - 1);
-    if (rest > half || (rest == half && (quotient & 1) != 0)) quotient++;
-    double rounded = (double)quotient * power_of_two(exponent - 52 + shift);
-    if (rounded >= 2.0 * power_of_two(emax)) return sign * float_of(0x7f800000u);
-    return sign * (float)rounded;
+        return (u & FRACTION_MASK) != 0 ? float_of(QUIET_NAN) : sign * float_of(0x7f800000u);
+    if (exponent < emin) exponent = emin;
+    double units = value * power_of_two(precision - 1 - exponent);
+    double whole = (units + 0x1.8p52) - 0x1.8p52;
+    double rounded = whole * power_of_two(exponent - precision + 1);
+    if (rounded == 0.0) return sign * 0.0f;
+    if (rounded >= 2.0 * power_of_two(emax) || rounded <= -2.0 * power_of_two(emax))
+        return sign * float_of(0x7f800000u);
+    return (float)rounded;
 }
 
 float q3_round(double value, q3_dtype dtype)
