@@ -64,8 +64,10 @@ static void folder_make(const char *name)
     folder_mkdir(name);
 #if !defined(_WIN32)
     DIR *left = opendir(name); /* of a run that did not end */
-    for (struct dirent *file; left != NULL && (file = readdir(left)) != NULL;)
-        remove(folder_path(file->d_name));
+    for (struct dirent *file; left != NULL && (file = readdir(left)) != NULL;) {
+        if (file->d_name[0] != '.')
+            remove(folder_path(file->d_name));
+    }
     if (left != NULL)
         closedir(left);
 #endif

@@ -6,9 +6,9 @@
 #include <inttypes.h>
 
 /* parameters: PyTorch's sum over parameters() for the small cases, the published figures for the
- * large ones. active: PyTorch's sum for a model of num_experts_per_tok experts, plus the rest of the
- * router's rows; for the large ones the parameters less layers * (E - A) * 3 * F * M. key_value: 2 *
- * layers * key/value heads * head_dim. */
+ * large ones. active: PyTorch's sum for a model of num_experts_per_tok experts, and the rest of the
+ * router's rows; for the large ones the parameters less layers * (E - A) * 3 * F * M.
+ * key_value: 2 * layers * key/value heads * head_dim. */
 static const struct { const char *name; uint64_t parameters, active, key_value; } cases[] = {
     {"Qwen3-30B-A3B", 30532122624, 3353032704, 2 * 48 * 4 * 128},
     {"Qwen3-235B-A22B", 235093634560, 22190763520, 2 * 94 * 4 * 128},
