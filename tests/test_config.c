@@ -351,7 +351,8 @@ static const struct { const char *add, *drop, *want; } refused[] = {
      "float32"},
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,"
      "\"original_max_position_embeddings\":null}", "",
-     "rope_scaling.original_max_position_embeddings: found null, expected an integer from 1 to 2147483647"},
+     "rope_scaling.original_max_position_embeddings: found null, expected an integer from 1 to "
+     "2147483647"},
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,\"original_max_position_embeddings\":0}",
      "", "rope_scaling.original_max_position_embeddings: found 0, expected an integer from 1 to "
      "2147483647"},
