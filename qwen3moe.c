@@ -170,7 +170,7 @@ void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dt
  *           for k times either to be exact; exp(r) = 1 + r + r^2/2 (1 + r/3 (1 + r/4 (... r/14))).
  *           Each step ends in a division, so no inexact product feeds an addition.
  * Accuracy  the series leaves 2^-63, the roundings stay below 2^-55 of the result before high + low is
- *           rounded; measured figures stand in MODEL.md. */
+ *           rounded; measured figures stand in tests/exhaustive/README.md. */
 static void exp_parts(double x, double *high, double *low, int *k)
 {
     const double ln2 = 0x1.62e42fefa39efp-1;
@@ -740,7 +740,7 @@ void q3_attention_scores(float *scores, const float *q, const float *k, size_t T
  * Order   everything in float64; one accumulator, keys ascending, so that neither chunks nor the size of
  *         the cache show; one rounding.
  * Alias   probs == scores.
- * Source  nn.functional.softmax(dtype=torch.float32).to(query.dtype). A masked key adds exp(-huge) = 0.
+ * Source  nn.functional.softmax(dtype=torch.float32).to(query.dtype). A masked key that is finite adds exp(-huge) = 0.
  * Golden  golden/ops/attention.safetensors */
 void q3_attention_probs(float *probs, const float *scores, double *scratch, size_t T, size_t H,
                         size_t first, size_t S, size_t window, q3_dtype dtype)

@@ -1,7 +1,7 @@
 /* qwen3moe.h - the Qwen3-MoE transformer (Qwen3-235B-A22B, 30B-A3B, Coder-480B-A35B), exactly.
  *
  * A small reference that other implementations are judged against: it computes what Hugging Face
- * transformers computes in eager mode (4.5x, and 5.6 or later), rounding where Hugging Face stores a
+ * transformers computes in eager mode (4.56, 4.57, 5.6 or later), rounding where Hugging Face stores a
  * tensor, and nowhere else. Not for serving, training, quantised inference or threads.
  *
  * Numbers. Activations are float32. A run has a dtype D: in a bfloat16 or float16 run every stored
@@ -357,7 +357,7 @@ size_t q3_cached(const q3_state *state);
 
 #define Q3_TAP_NAME_SIZE 80
 
-/* Writes the name INTERFACE gives the tap, such as model.layers.3.self_attn.q_proj.output. */
+/* Writes the tap's name, such as model.layers.3.self_attn.q_proj.output (MODEL.md section 8). */
 void q3_tap_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id, size_t layer);
 /* The reverse. False if no tap is called that. */
 bool q3_tap_find(const char *name, q3_tap_id *id, size_t *layer);

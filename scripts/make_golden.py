@@ -320,6 +320,9 @@ def write_tiny(folder):
         "format": "qwen3moe-generate-1", "producer": PRODUCER, "prompts": str(len(prompts)),
         "new_tokens": str(NEW_TOKENS),
         **{f"prompt{p}": text for p, text in enumerate(PROMPTS)}})
+    with open(f"{path}/in-the-beginning.ids", "w") as f:
+        new = tensors[f"prompt{PROMPTS.index('In the beginning')}.float32.ids"].tolist()
+        f.write(" ".join(map(str, new)) + "\n")
     print(f"tiny: {len(prompts)} prompts of {[len(i) for i in prompts]} tokens", flush=True)
 
 
