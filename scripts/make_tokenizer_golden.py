@@ -99,17 +99,21 @@ def small(path):
     # "~" has no letter here: Hugging Face gives it no id, and what stands beside it is joined.
     tokens = [letter[b] for b in range(256) if b != ord("~")]
     merges = []
-    for parts in ("a a|a b|t h|th e| the|e r|aa a|ab ab|h e|\u00e9|\u4e00|. .|.. ..|\n \n|i n|in g"
-                  "|o u|l l|a a").split("|"):
-        parts = parts if parts != " the" else "\u0000 the"
-        if " " in parts.strip("\u0000"):
-            left, right = parts.split(" ", 1)
-            left = " " if left == "\u0000" else left
+    # Pairs across every border of the split, so that a wrong border changes ids; the last is given
+    # twice, and its second rank holds.
+    for left, right in (("a", "a"), ("a", "b"), ("t", "h"), ("th", "e"), (" ", "the"), ("e", "r"),
+                        ("aa", "a"), ("ab", "ab"), ("h", "e"), (" ", " "), ("  ", "  "),
+                        ("\n", "\n"), ("\t", "\t"), (" ", "\n"), ("\n", " "), (".", "."), ("..", ".."),
+                        (".", "\n"), (" ", "."), ("i", "n"), ("in", "g"), ("1", "2"), ("s", "a"), ("'", "s"),
+                        ("'", "sa"), ("'", "S"), ("\u00e9", ""), ("\u4e00", ""), ("\u017f", ""),
+                        ("\u017f", "a"), ("'", "\u017f"), ("\u00a0", ""), ("\u00a0", "\u00a0"),
+                        ("\u0301", ""), ("\u0301", "e"), ("a", "1"), ("!", "a"), ("a", "a")):
+        if right:
             merges.append(f"{word(left)} {word(right)}")
             if word(left + right) not in tokens:
                 tokens.append(word(left + right))
         else:  # a character: its bytes from left to right
-            letters = word(parts)
+            letters = word(left)
             for i in range(1, len(letters)):
                 merges.append(f"{letters[:i]} {letters[i]}")
                 if letters[:i + 1] not in tokens:
@@ -153,7 +157,9 @@ def main():
     small(path)
     TEXTS.extend(["the whole", "whole", " whole whole", "<ab>", "<abc", "<a b>", "<a", "<end>",
                   "aaaaaaa", "ababab", "\u00e9\u0142", "\u6f22\u5b57", "....", " the thing", "~",
-                  "a~a", ".~.", "t~he"])
+                  "a~a", ".~.", "t~he", "'sa", "''sa", "'Sa", "'\u017fa", "a'\u017fa", "x  ",
+                  "x    ", "  .", " .", ". .", "\u00a0\u00a0a", "a\u00a0\u00a0", "!a", "!!a", "a1", "12",
+                  "\u0301e", "\u0301\u0301e", ".\n", "..\n\n", " \n \n ", "\n \n  a", "\t\ta"])
     write("small.cases.json", path, 11)
     write("tiny.cases.json", os.path.join(GOLDEN, "tiny", "tokenizer.json"), 12)
     write("qwen3.cases.json", sys.argv[1], 13)
