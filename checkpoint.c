@@ -163,8 +163,12 @@ static q3_status find_eos(q3_model *model, q3_error *error)
     q3_status status = open_json(&text, &document, path, error);
     if (status == Q3_OK) {
         uint32_t own = q3_json_find(&document, 0, "eos_token_id");
-        status = own != 0 ? read_eos(model, &document, own, error)
-                          : read_eos(model, &model->document, node, error);
+        if (q3_json_type_of(&document, 0) != Q3_JSON_OBJECT)
+            status = q3_json_fail(&document, 0, "file", "a JSON object", error);
+        else if (own != 0)
+            status = read_eos(model, &document, own, error);
+        else
+            status = read_eos(model, &model->document, node, error);
         q3_json_free(&document);
         q3_unmap(&text);
     }

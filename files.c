@@ -49,6 +49,11 @@ q3_status q3_fail_file(q3_error *error, const char *path, const char *expected)
                    expected);
 }
 
+static q3_status no_memory(const char *path, const char *verb, q3_error *error)
+{
+    return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to %s it", path, verb);
+}
+
 static void text_append(q3_text *text, const char *piece, size_t length)
 {
     if (text->failed)
@@ -110,8 +115,7 @@ static q3_status read_all(q3_mapping *mapping, FILE *file, const char *path, q3_
             uint8_t *grown = larger > capacity ? realloc(data, larger) : NULL;
             if (grown == NULL) {
                 free(data);
-                return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to read it",
-                               path);
+                return no_memory(path, "read", error);
             }
             data = grown;
             capacity = larger;
@@ -346,21 +350,25 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
         new->path = q3_join(path, "", "");
     if (new == NULL || new->path == NULL) {
         free(new);
-        return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to write it", path);
+        return no_memory(path, "write", error);
     }
     for (unsigned i = 0; i < 1000 && new->file == NULL; i++) {
         snprintf(number, sizeof number, "%u", i);
         free(new->temporary);
         new->temporary = q3_join(path, ".tmp", number);
+        if (new->temporary == NULL)
+            break;
         errno = 0;
-        new->file = new->temporary != NULL ? create_new(new->temporary) : NULL;
+        new->file = create_new(new->temporary);
         if (new->file == NULL && errno != EEXIST)
             break;
     }
     if (new->file == NULL) {
-        q3_fail_file(error, path, "a file that can be made beside it");
+        q3_status status = new->temporary != NULL
+                         ? q3_fail_file(error, path, "a file that can be made beside it")
+                         : no_memory(path, "write", error);
         output_free(new);
-        return Q3_ERROR_FILE;
+        return status;
     }
     *output = new;
     return Q3_OK;

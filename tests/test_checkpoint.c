@@ -802,6 +802,7 @@ static void check_eos(void)
     check_eos_case("2147483648", NULL, 0, 0, 0, want);
     snprintf(want, sizeof want, "/generation_config.json: eos_token_id: found true%s", what);
     check_eos_case("7", "{\"eos_token_id\":true}", 0, 0, 0, want);
+    check_eos_case("7", "[]", 0, 0, 0, "/generation_config.json: file: found ");
     check_eos_case("7", "{\"eos_token_id\":1", 0, 0, 0, "/generation_config.json: byte 17: ");
 }
 
