@@ -616,6 +616,11 @@ static void core_run(core *c, const q3_config *config, const q3_weights *weights
     if (taps.tensors == NULL || memory == NULL) return;
     memset(memory, 0xff, size); /* NaNs, so that what is read before it is written shows */
     q3_state *state = q3_state_init(memory, size, config, weights, &run);
+    if (state == NULL) {
+        c->complain(c->user, "state: refused", q3_selftest(), 0);
+        c->used = 0;
+        return;
+    }
     for (size_t first = 0; first < T; first += chunk) {
         size_t count = T - first < chunk ? T - first : chunk;
         q3_input input = {ids + first, NULL, count, start + T, count};
