@@ -240,14 +240,14 @@ refused()
     finish "$name" "$(version "$1") $(shift; echo "$*")" $result - - - $(($(date +%s) - start))
 }
 
-# bare NAME SET MACHINE ORIGIN FLAGS...: tests/baremetal on an emulated board.
+# bare NAME SET MACHINE FLAGS...: tests/baremetal on an emulated board.
 bare()
 {
-    name=$1 in_set=$2 machine=$3 layout=$4
-    shift 4
+    name=$1 in_set=$2 machine=$3
+    shift 3
     wanted "$name" "$in_set" || return 0
     start=$(date +%s) result=same core=-
-    if sh "$root/tests/baremetal/run.sh" "$work/$name" "$machine" "$layout" "$@" >"$work/log" 2>&1; then
+    if sh "$root/tests/baremetal/run.sh" "$work/$name" "$machine" "$@" >"$work/log" 2>&1; then
         core=$(sed -n 's/^core //p' "$work/log")
         [ "$core" = "$core_hash" ] || result=differs
     else
@@ -303,10 +303,10 @@ all_rows()
     refused m68k quick m68k-linux-gnu-gcc -std=c11 -O2
     refused i686-x87 quick i686-linux-gnu-gcc -std=c11 -O2 -mfpmath=387
 
-    bare cortex-m3 quick mps2-an385 0x00000000 -mcpu=cortex-m3 -mfloat-abi=soft
-    bare cortex-m4f quick mps2-an386 0x00000000 -mcpu=cortex-m4 -mfloat-abi=hard
-    bare cortex-m7 quick mps2-an500 0x00000000 -mcpu=cortex-m7 -mfloat-abi=hard
-    bare cortex-m33 quick mps2-an505 0x10000000 -mcpu=cortex-m33 -mfloat-abi=hard
+    bare cortex-m3 quick mps2-an385 -mcpu=cortex-m3 -mfloat-abi=soft
+    bare cortex-m4f quick mps2-an386 -mcpu=cortex-m4 -mfloat-abi=hard
+    bare cortex-m7 quick mps2-an500 -mcpu=cortex-m7 -mfloat-abi=hard
+    bare cortex-m33 quick mps2-an505 -mcpu=cortex-m33 -mfloat-abi=hard
 
     row windows quick .exe "$wine" $zig -target x86_64-windows-gnu -std=c11 -O2
     row wasm32-wasi quick .wasm "$venv/bin/python $root/tests/platforms/wasm.py $root/golden $work" \

@@ -1,0 +1,41 @@
+#!/bin/sh
+# Builds the core for a Cortex-M board without an operating system and runs it in qemu-system-arm.
+#
+#   run.sh DIR MACHINE FLAGS...     DIR to work in; MACHINE and -mcpu as in scripts/platforms.sh
+#
+# Prints "core HASH"; a line that golden/bits/core.txt does not have is printed too, and status is 1.
+set -eu
+dir=$1 machine=$2
+shift 2
+here=$(cd "$(dirname "$0")" && pwd)
+root=$here/../..
+case $machine in
+mps2-an505) flash=0x10000000 ram=0x38000000 ;; # the secure half
+*) flash=0x00000000 ram=0x20000000 ;;
+esac
+mkdir -p "$dir"
+cc -std=c11 -O1 -I"$root" -I"$root/tests" "$here/make_model.c" "$root/qwen3moe.c" "$root/names.c" \
+    -o "$dir/make_model"
+"$dir/make_model" >"$dir/model_data.h"
+
+compile="arm-none-eabi-gcc --specs=picolibc.specs -mthumb $* -std=c11 -O2 -ffreestanding -Wall -Wextra -Werror"
+for source in qwen3moe names tests/baremetal/main tests/baremetal/start; do
+    $compile -I"$root" -I"$root/tests" -I"$here" -I"$dir" -c "$root/$source.c" -o "$dir/$(basename $source).o"
+done
+
+# The library's promise to such boards: nothing of libc but these, the rest is the compiler's own.
+needs=$(arm-none-eabi-nm -u "$dir/qwen3moe.o" | awk '{print $2}' |
+    grep -Ev '^(memcpy|memset|memmove|__aeabi_[a-z0-9_]+|__[a-z]+[dsuf]i[0-9]*)$' || true)
+if [ -n "$needs" ]; then
+    echo "qwen3moe.o: found undefined" $needs "expected memcpy, memset, memmove"
+    exit 1
+fi
+$compile -nostartfiles -T "$here/link.ld" -Wl,--defsym=flash=$flash,--defsym=ram=$ram -Wl,--no-warn-rwx-segments \
+    "$dir/qwen3moe.o" "$dir/names.o" "$dir/main.o" "$dir/start.o" -o "$dir/core.elf"
+
+status=0
+timeout 300 qemu-system-arm -M "$machine" -display none -monitor none -serial none \
+    -semihosting-config enable=on,target=native -kernel "$dir/core.elf" >"$dir/out" 2>&1 || status=$?
+grep -v '^core ' "$dir/out" | diff - "$root/golden/bits/core.txt" | sed -n 's/^< //p'
+grep '^core ' "$dir/out"
+exit $status
