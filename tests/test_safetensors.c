@@ -410,6 +410,28 @@ static void check_pieces(void)
     CHECK(n > 240000 && n == m && memcmp(a, b, n) == 0);
 }
 
+/* The header is padded with spaces to a multiple of 8, whatever the lengths of the names. */
+static void check_padding(void)
+{
+    char name[16] = "";
+    for (size_t i = 0; i < 9; i++) {
+        const q3_entry entry = {.name = name, .dtype = Q3_F64, .rank = 1, .shape = {1}};
+        uint8_t bytes[256];
+        q3_error error = {""};
+        q3_writer *w = NULL;
+        strcat(name, "n");
+        folder_expect("padded.safetensors");
+        CHECK(q3_writer_open(&w, folder_path("padded.safetensors"), &entry, 1, NULL, &error) ==
+              Q3_OK);
+        if (w == NULL)
+            return;
+        CHECK(q3_writer_commit(w, &error) == Q3_OK);
+        size_t n = read_file("padded.safetensors", bytes, sizeof bytes);
+        CHECK(n % 8 == 0 && n == 8 + (size_t)bytes[0] + 8);
+        CHECK(n > 16 && (bytes[n - 9] == ' ' || bytes[n - 9] == '}'));
+    }
+}
+
 /* Every tensor starts at a multiple of its element size, whatever stands before it. */
 static void check_alignment(void)
 {
@@ -486,6 +508,7 @@ int main(void)
     check_written_bytes();
     check_halves();
     check_pieces();
+    check_padding();
     check_alignment();
     check_replacing();
     folder_remove();
