@@ -68,11 +68,26 @@ for part in ${*:-sin cos exp silu values dots}; do
     fi
     parts="${parts:-} $build/$part.txt"
 done
-echo '| function | build | inputs | misrounded | seconds |'
-echo '|---|---|---|---|---|'
+
+# Rows that say the same of several builds become one, with the seconds added up.
+echo '| function | builds | inputs of each | misrounded | seconds | besides |'
+echo '|---|---|---|---|---|---|'
 # shellcheck disable=SC2086
-cat $parts | grep '^|' || true
+cat $parts | awk -F'|' '/^\|/ {
+    key = $2 "|" $4 "|" $5 "|" $7
+    if (!(key in builds)) order[++n] = key
+    builds[key] = (key in count ? builds[key] "," : "") $3
+    count[key]++; seconds[key] += $6
+} END {
+    for (i = 1; i <= n; i++) {
+        split(order[i], field, "|"); key = order[i]
+        if (count[key] == 4) builds[key] = " all four "
+        sub(/^ +/, "", field[4])
+        printf "|%s|%s|%s|%s| %d | %s |\n", field[1], builds[key], field[2], field[3],
+            seconds[key], field[4]
+    }
+}'
 echo
 # shellcheck disable=SC2086
-cat $parts | grep -v '^|' | grep -v '^hard' || true
+cat $parts | grep -v -e '^|' -e '^hard' || true
 exit $status

@@ -310,6 +310,8 @@ static void test_round_special(void)
         CHECK(bits32(q3_round((double)INFINITY, dtype)) == 0x7f800000u);
         CHECK(bits32(q3_round(-(double)INFINITY, dtype)) == 0xff800000u);
         CHECK(bits32(q3_round(1e300, dtype)) == 0x7f800000u);
+        CHECK(bits32(q3_round(-0x1.fffffffffffffp1023, dtype)) == 0xff800000u);
+        CHECK(bits32(q3_round(0x1p-1022, dtype)) == 0);
         CHECK(bits32(q3_round(-1e-300, dtype)) == 0x80000000u);
         CHECK(bits32(q3_round(from64(1), dtype)) == 0);
         CHECK(bits32(q3_round(-0.0, dtype)) == 0x80000000u);

@@ -1,5 +1,6 @@
 /* How often q3_linear's stored result is not the exactly rounded dot product, on long sums of three
- * kinds of data, against the exact accumulator; and that all builds store the same bits.
+ * kinds of data, against the exact accumulator; and that all builds store the same bits. Without
+ * planned cancellation it must be never for bfloat16 weights, at most 1 in 100000 for float32 ones.
  * usage: dots LIBRARY... */
 #include "exact.h"
 #include "reference.h"
@@ -97,7 +98,9 @@ static int run_kind(const kind *k, const under_test **libraries, size_t count)
     if (unequal != 0) printf(" BUILDS DIFFER: %llu", (unsigned long long)unequal);
     printf("\n");
     fflush(stdout);
-    return unequal != 0 || (k->weight == Q3_BF16 && k->data != NEAR && different != 0);
+    if (unequal != 0) return 1;
+    if (k->data == NEAR) return 0;
+    return k->weight == Q3_BF16 ? different != 0 : different * 100000 > k->dots;
 }
 
 int main(int argc, char **argv)
