@@ -160,17 +160,20 @@ static bool take_char(parser *p, char a, char b)
 static q3_status parse_number(parser *p)
 {
     size_t start = p->at;
+    bool exponent = false;
     take_char(p, '-', '-');
     if (!take_char(p, '0', '0') && !take_digits(p))
         return fail_at(p, p->at, "a digit");
     if (take_char(p, '.', '.') && !take_digits(p))
         return fail_at(p, p->at, "a digit");
     if (take_char(p, 'e', 'E')) {
+        exponent = true;
         take_char(p, '+', '-');
         if (!take_digits(p))
             return fail_at(p, p->at, "a digit");
     }
-    if (q3_decimal_too_large(p->j.text + start, p->j.text + p->at))
+    if ((exponent || p->at - start > 300) &&
+        q3_decimal_too_large(p->j.text + start, p->j.text + p->at))
         return fail_at(p, start, "a number within the range of a float64");
     add_node(p, start, p->at);
     return Q3_OK;
@@ -252,15 +255,12 @@ static q3_status parse_document(parser *p)
 static size_t bound_nodes(const uint8_t *text, size_t length)
 {
     size_t n = 1;
-    bool inside = false;
     for (size_t i = 0; i < length; i++) {
         uint8_t c = text[i];
-        if (inside && c == '\\')
-            i++;
-        else if (c == '"')
-            inside = !inside;
-        else if (!inside)
-            n += c == '[' || c == '{' || c == ',' || c == ':';
+        n += (c == '[') | (c == '{') | (c == ',') | (c == ':');
+        if (c == '"')
+            for (i++; i < length && text[i] != '"'; i++)
+                i += text[i] == '\\';
     }
     return n;
 }
@@ -330,30 +330,33 @@ static int compare_strings(const q3_json *j, uint32_t a, uint32_t b)
     }
 }
 
-typedef struct key_entry {
-    uint64_t hash;
-    uint32_t node;
-} key_entry;
-
-static int compare_keys(const q3_json *j, key_entry a, key_entry b)
+/* Whether the key of entry x (the hash above, the node below) comes behind that of y. */
+static bool behind(const q3_json *j, uint64_t x, uint64_t y)
 {
-    return a.hash != b.hash ? (a.hash < b.hash ? -1 : 1) : compare_strings(j, a.node, b.node);
+    return x >> 32 != y >> 32 ? x > y : compare_strings(j, (uint32_t)x, (uint32_t)y) > 0;
 }
 
 /* Bottom-up merge sort, stable; the result is in *a, *b is scratch of the same size. */
-static void sort_keys(const q3_json *j, key_entry **a, key_entry **b, size_t n)
+static void sort_keys(const q3_json *j, uint64_t **a, uint64_t **b, size_t n)
 {
     for (size_t width = 1; width < n; width *= 2) {
         for (size_t low = 0, out = 0; low < n; low += 2 * width) {
             size_t mid = low + width < n ? low + width : n;
-            size_t end = mid + width < n ? mid + width : n;
-            for (size_t l = low, r = mid; out < end; out++)
-                (*b)[out] = r == end || (l < mid && compare_keys(j, (*a)[l], (*a)[r]) <= 0)
-                          ? (*a)[l++] : (*a)[r++];
+            size_t end = mid + width < n ? mid + width : n, left = low, right = mid;
+            while (left < mid && right < end) {
+                bool swap = behind(j, (*a)[left], (*a)[right]);
+                (*b)[out++] = swap ? (*a)[right] : (*a)[left];
+                right += swap;
+                left += !swap;
+            }
+            while (left < mid)
+                (*b)[out++] = (*a)[left++];
+            while (right < end)
+                (*b)[out++] = (*a)[right++];
         }
-        key_entry *swap = *a;
+        uint64_t *other = *a;
         *a = *b;
-        *b = swap;
+        *b = other;
     }
 }
 
@@ -376,20 +379,23 @@ static q3_status check_keys(const parser *p, uint32_t object)
     const q3_json *j = &p->j;
     size_t n = j->nodes[object].count;
     uint32_t twice = 0, k = object + 1;
-    key_entry few[16], *all = n > 8 ? malloc(2 * n * sizeof *all) : few;
-    key_entry *a = all, *b = all == NULL ? NULL : all + n;
+    uint64_t few[16], *all = n > 8 ? malloc(2 * n * sizeof *all) : few;
+    uint64_t *a = all, *b = all == NULL ? NULL : all + n;
     if (all == NULL)
         return Q3_ERROR_MEMORY;
     for (size_t i = 0; i < n; i++, k = j->nodes[k + 1].next) {
+        uint64_t hash = UINT64_C(0xCBF29CE484222325);
         reader r = read_string(j, k);
-        a[i] = (key_entry){UINT64_C(0xCBF29CE484222325), k};
         for (int c = next_byte(&r); c >= 0; c = next_byte(&r))
-            a[i].hash = (a[i].hash ^ (uint64_t)c) * UINT64_C(0x100000001B3);
+            hash = (hash ^ (uint64_t)c) * UINT64_C(0x100000001B3);
+        a[i] = hash >> 32 << 32 | k;
     }
     sort_keys(j, &a, &b, n);
-    for (size_t i = 1; i < n; i++)
-        if (compare_keys(j, a[i - 1], a[i]) == 0 && (twice == 0 || a[i].node < twice))
-            twice = a[i].node;
+    for (size_t i = 1; i < n; i++) {
+        uint32_t second = (uint32_t)a[i];
+        if (!behind(j, a[i], a[i - 1]) && (twice == 0 || second < twice))
+            twice = second;
+    }
     if (all != few)
         free(all);
     return twice == 0 ? Q3_OK : fail_twice(p, twice);
