@@ -1,6 +1,6 @@
 #!/bin/sh
-# Folders that transformers 4.57.6 and 5.17.0 save from the same weights, whole, sharded, tied, and in
-# 5.x's packed layout, must load and give the same bits.
+# Folders that transformers 4.57.6 and 5.17.0 save from the same weights, whole, sharded, tied, and
+# in 5.x's packed layout, must load and give the same bits.
 #
 #   scripts/check_folders.sh QWEN3MOE PYTHON4 PYTHON5
 #
