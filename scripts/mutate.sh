@@ -50,17 +50,21 @@ read_list() {
     done <"$root/scripts/mutants.txt"
 }
 
-# Sets content (a file's bytes) and mutated (mutant i of it); fails unless the text stands there once.
+# The bytes of FOLDER's file with mutant i in it, on standard output; fails unless the text stands in
+# the file exactly once.
 mutate() {
-    local i=$1 folder=$2 behind
-    content=$(cat "$folder/${files[i]}" && echo .) || return 1
-    content=${content%.}
-    behind=${content#*"${olds[i]}"}
-    if [ -z "${olds[i]}" ] || [ "$behind" = "$content" ] || [[ $behind == *"${olds[i]}"* ]]; then
-        echo "mutants.txt: ${names[i]}: its text must stand in the file exactly once" >&2
-        return 1
-    fi
-    mutated=${content%%"${olds[i]}"*}${news[i]}$behind
+    local i=$1 folder=$2
+    OLD=${olds[i]} NEW=${news[i]} awk '
+        { all = all $0 "\n" }
+        END {
+            old = ENVIRON["OLD"]
+            at = index(all, old)
+            behind = substr(all, at + length(old))
+            if (old == "" || at == 0 || index(behind, old) != 0) exit 1
+            printf "%s%s%s", substr(all, 1, at - 1), ENVIRON["NEW"], behind
+        }' "$folder/${files[i]}" && return
+    echo "mutants.txt: ${names[i]}: its text must stand in the file exactly once" >&2
+    return 1
 }
 
 read_list
@@ -69,7 +73,7 @@ stale=0
 for i in "${!names[@]}"; do
     [[ ${names[i]} == *"$only"* ]] || continue
     wanted+=("$i")
-    mutate "$i" "$root" || stale=$((stale + 1))
+    mutate "$i" "$root" >/dev/null || stale=$((stale + 1))
 done
 echo "${#wanted[@]} mutants, $stale of them stale"
 [ "$stale" = 0 ] && [ ${#wanted[@]} -gt 0 ] || exit 1
@@ -87,9 +91,12 @@ targets=()
 build() { cmake --build "$1/build" --target "${targets[@]}" >"$1/log" 2>&1; }
 run_test() { (cd "$1/build" && ctest -R "^$2\$" --timeout "$3" >"$1/log" 2>&1); }
 
+tree=$work/tree # as it is now; the checkout may change meanwhile
+mkdir "$tree"
+(cd "$root" && tar cf - --exclude=.git --exclude='./build*' .) | tar xf - -C "$tree"
+
 prepare() {
-    mkdir -p "$1"
-    (cd "$root" && tar cf - --exclude=.git --exclude='./build*' .) | tar xf - -C "$1"
+    cp -R "$tree" "$1"
     cmake "${generator[@]}" -S "$1" -B "$1/build" -DCMAKE_BUILD_TYPE= -DCMAKE_C_FLAGS=-O1 >"$1/log" 2>&1
 }
 
@@ -120,8 +127,7 @@ wait
 # Prints and stores the result of mutant i in copy k.
 try() {
     local i=$1 folder=$work/$2 begin=$SECONDS killer=
-    mutate "$i" "$folder"
-    printf %s "$mutated" >"$folder/${files[i]}"
+    mutate "$i" "$tree" >"$folder/${files[i]}"
     if ! build "$folder"; then
         killer='DOES NOT COMPILE'
         cat "$folder/log"
@@ -130,7 +136,7 @@ try() {
         [ -z "$killer" ] || break
         run_test "$folder" "$test" $((slowest / 200 + 30)) || killer=$test
     done
-    printf %s "$content" >"$folder/${files[i]}"
+    cp "$tree/${files[i]}" "$folder/${files[i]}"
     printf '%4d s  %-16s  %s\n' $((SECONDS - begin)) "${killer:-NOT NOTICED}" "${names[i]}" |
         tee -a "$work/results.$2"
 }
