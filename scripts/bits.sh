@@ -28,7 +28,7 @@ clang -O0
 clang -O2
 clang -O3 -march=native
 clang -Os
-clang -O2 -flto -fuse-ld=lld
+clang -O2 -flto
 tcc
 musl-gcc -O2 -static'
 

@@ -102,7 +102,9 @@ prepare() {
 
 prepare "$work/0"
 mapfile -t tests < <(cd "$work/0/build" && ctest -N | sed -n 's/^ *Test *#[0-9]*: //p')
-targets=(q3_command "${tests[@]/#/test_}")
+mapfile -t targets < <(cmake --build "$work/0/build" --target help | # not the installed library
+    sed -n 's/^\(\.\.\. \)\{0,1\}\(test_[a-z0-9_]*\|q3_command\)\(:.*\|$\)/\2/p' | sort -u)
+[ ${#targets[@]} -gt 1 ]
 build "$work/0" || { cat "$work/0/log"; exit 1; }
 for test in "${tests[@]}"; do
     begin=$(date +%s%N)
