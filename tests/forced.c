@@ -32,6 +32,18 @@ static void check(q3_status status, const q3_error *error)
     if (status != Q3_OK) die("error", error->text);
 }
 
+/* The same once OUT is being written: nothing is left of it. */
+static void stop(const forcing *f, const char *what, const char *text)
+{
+    q3_writer_abandon(f->writer);
+    die(what, text);
+}
+
+static void check_written(const forcing *f, q3_status status, const q3_error *error)
+{
+    if (status != Q3_OK) stop(f, "error", error->text);
+}
+
 static void *block(size_t count, size_t size)
 {
     void *memory = calloc(count > 0 ? count : 1, size);
@@ -50,10 +62,10 @@ static const q3_entry *find(const forcing *f, const q3_tap *tap, size_t *index)
         if (strcmp(entry->name, name) != 0) continue;
         bool fits = entry->rank == rank && entry->dtype == q3_tap_dtype(tap->id, Q3_F32);
         for (size_t i = 0; fits && i < rank; i++) fits = entry->shape[i] == shape[i];
-        if (!fits) die(name, "found another dtype or shape, expected that of a float32 run");
+        if (!fits) stop(f, name, "found another dtype or shape, expected that of a float32 run");
         return entry;
     }
-    die(name, "found no such tensor, expected every tap");
+    stop(f, name, "found no such tensor, expected every tap");
     return NULL;
 }
 
@@ -66,13 +78,13 @@ static void swap(const forcing *f, const q3_entry *entry, size_t index, size_t f
         int32_t *ids = ours;
         int64_t *values = block(count, sizeof *values);
         for (size_t i = 0; i < count; i++) values[i] = ids[i];
-        check(q3_writer_integers(f->writer, index, first, values, count, &error), &error);
+        check_written(f, q3_writer_integers(f->writer, index, first, values, count, &error), &error);
         q3_entry_integers(values, entry, first, count);
         for (size_t i = 0; i < count; i++) ids[i] = (int32_t)values[i];
         free(values);
         return;
     }
-    check(q3_writer_floats(f->writer, index, first, ours, count, &error), &error);
+    check_written(f, q3_writer_floats(f->writer, index, first, ours, count, &error), &error);
     q3_entry_floats(ours, entry, first, count);
 }
 
@@ -171,11 +183,9 @@ int main(int argc, char **argv)
     q3_state *state = q3_state_init(memory, size, config, q3_model_weights(model), &run);
     if (state == NULL) die("state", "found arithmetic that breaks a rule");
     f.writer = open_out(&f, argv[3], start);
-    check(q3_forward(state, &input, force, &f, &error), &error);
-    if (f.seen + 2 != q3_tensors_count(taps)) {
-        q3_writer_abandon(f.writer);
-        die(argv[2], "found a tensor that is no tap of this model");
-    }
+    check_written(&f, q3_forward(state, &input, force, &f, &error), &error);
+    if (f.seen + 2 != q3_tensors_count(taps))
+        stop(&f, argv[2], "found a tensor that is no tap of this model");
     check(q3_writer_commit(f.writer, &error), &error);
     q3_tensors_close(taps);
     q3_model_close(model);
