@@ -21,7 +21,7 @@ set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 set_name=quick without="" only="" table=no install=no list=no work=""
 
-packages="build-essential cmake clang lld llvm tcc musl-tools python3-venv
+packages="build-essential cmake clang llvm tcc musl-tools python3-venv
 gcc-i686-linux-gnu libc6-dev-i386-cross gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 gcc-arm-linux-gnueabihf libc6-dev-armhf-cross gcc-arm-linux-gnueabi libc6-dev-armel-cross
 gcc-riscv64-linux-gnu libc6-dev-riscv64-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross
@@ -160,10 +160,13 @@ row()
     shift 4
     wanted "$name" "$in_set" || return 0
     start=$(date +%s)
-    label="$(version "$1") $(shift; echo "$*" | sed "s|$work|.|g")"
+    label=$(version "$1")
     case "$*" in
-    *ziglang*) label="zig $("$1" -m ziglang version 2>/dev/null) $(shift 3; echo "$*")" ;;
+    *ziglang*) label="zig $("$1" -m ziglang version 2>/dev/null) cc $(shift 4; echo "$*")" ;;
+    musl-gcc*) label="musl-gcc, $label $(shift; echo "$*")" ;;
+    *) label="$label $(shift; echo "$*")" ;;
     esac
+    label=$(echo "$label" | sed 's/ -W[A-Za-z-]*//g')
     core=- all=- files=- result=same
     {
         if ! command -v "$1" >/dev/null; then
@@ -308,13 +311,14 @@ all_rows()
     bare cortex-m7 quick mps2-an500 -mcpu=cortex-m7 -mfloat-abi=hard
     bare cortex-m33 quick mps2-an505 -mcpu=cortex-m33 -mfloat-abi=hard
 
-    row windows quick .exe "$wine" $zig -target x86_64-windows-gnu -std=c11 -O2
+    row windows quick .exe "$wine" $zig -target x86_64-windows-gnu $strict -O2
     row wasm32-wasi quick .wasm "$venv/bin/python $root/tests/platforms/wasm.py $root/golden $work" \
-        $zig -target wasm32-wasi -std=c11 -O2
-    row zig-linux quick "" "" $zig -target x86_64-linux-musl -std=c11 -O3 -march=native
-    row zig-aarch64-linux all "" qemu-aarch64-static $zig -target aarch64-linux-musl -std=c11 -O3
-    row aarch64-macos quick "" none $zig -target aarch64-macos -std=c11 -O2
-    row x86_64-macos quick "" none $zig -target x86_64-macos -std=c11 -O2
+        $zig -target wasm32-wasi $strict -O2 -D_WASI_EMULATED_PROCESS_CLOCKS \
+        -Wno-unused-command-line-argument -lwasi-emulated-process-clocks
+    row zig-linux quick "" "" $zig -target x86_64-linux-musl $strict -O3 -march=native
+    row zig-aarch64-linux all "" qemu-aarch64-static $zig -target aarch64-linux-musl $fused -O3
+    row aarch64-macos quick "" none $zig -target aarch64-macos $strict -O2
+    row x86_64-macos quick "" none $zig -target x86_64-macos $strict -O2
 }
 all_rows
 [ $list = no ] || exit 0
