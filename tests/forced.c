@@ -78,7 +78,8 @@ static void swap(const forcing *f, const q3_entry *entry, size_t index, size_t f
         int32_t *ids = ours;
         int64_t *values = block(count, sizeof *values);
         for (size_t i = 0; i < count; i++) values[i] = ids[i];
-        check_written(f, q3_writer_integers(f->writer, index, first, values, count, &error), &error);
+        check_written(f, q3_writer_integers(f->writer, index, first, values, count, &error),
+                      &error);
         q3_entry_integers(values, entry, first, count);
         for (size_t i = 0; i < count; i++) ids[i] = (int32_t)values[i];
         free(values);
