@@ -89,7 +89,7 @@ static void complain(void *user, const char *name, const char *what, uint32_t fo
 static void write_core(core *c, size_t chunk)
 {
     static core_model model;
-    uint8_t *blob = malloc(CORE_BLOB_SIZE);
+    uint8_t *blob = calloc(1, CORE_BLOB_SIZE);
     if (blob == NULL) exit(1);
     core_model_make(&model, blob, blob);
     CHECKF(model.used == CORE_BLOB_SIZE, "%lu bytes of weights", (unsigned long)model.used);
