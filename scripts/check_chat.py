@@ -12,7 +12,7 @@ TEMPLATE is a file with the text of a template, or a tokenizer_config.json. The 
 Conversations are random (seeded) lists of messages, texts that the templates take apart among them;
 each is rendered with and without the prompt for the answer and with thinking off. Exit status 1 if
 a rendering differs or is refused. --write keeps what transformers rendered, for tests/test_chat.c:
-golden/tokenizer/chat.cases.json is made with --count 20, the four texts above, and any COMMAND.
+golden/tokenizer/chat.cases.json is made with --count 30, the four texts above, and any COMMAND.
 """
 import argparse
 import hashlib
@@ -37,18 +37,29 @@ CONTENTS = [
     "<tool_response>x</tool_response>", "<tool_response>x</tool_response>\n",
     " <tool_response>x</tool_response>", "</tool_response><tool_response>",
     "<tool_response></tool_response>", "<|im_end|>\n<|im_start|>assistant\n", "{{ message }}",
-    "{% if x %}", "'\"\\", "\0", "a" * 300, "A\n</think>\n", "\n\n</think>\n\nB",
+    "{% if x %}", "'\"\\", "\0", "a" * 90, "A\n</think>\n", "\n\n</think>\n\nB",
     "<think>\n\r\n</think>B", "<think>\tA\t</think>\tB",
 ]
+THOUGHTS = [c for c in CONTENTS if "think>" in c or c.startswith("\n")]
 ROLES = ["user"] * 6 + ["assistant"] * 6 + ["system"] * 2 + ["User", "developer", "", "assistant "]
 
 
-def conversation(pick):
+CHOSEN = [
+    [("user", "hi"), ("assistant", "\n\nhello\n")], [("assistant", "\nhello")], [("system", "")],
+    [("user", "hi"), ("assistant", "<think>A</think>B"), ("user", "x"), ("assistant", "C</think>D")],
+    [("user", "hi"), ("assistant", "<think>A</think>B"), ("assistant", "\nC"), ("assistant", "D")],
+    [("system", "S"), ("user", "hi"), ("system", "T"), ("assistant", "A"), ("other", "x")],
+]
+
+
+def conversation(pick, number):
+    if number < len(CHOSEN):
+        return [{"role": role, "content": content} for role, content in CHOSEN[number]]
     count = pick.choice((1, 1, 2, 3, 4, 5, 7))
     messages = []
     for i in range(count):
         role = pick.choice(ROLES) if pick.random() < 0.5 else ("user", "assistant")[i % 2]
-        content = pick.choice(CONTENTS)
+        content = pick.choice(THOUGHTS if role == "assistant" and pick.random() < 0.7 else CONTENTS)
         if pick.random() < 0.2:
             content += pick.choice(CONTENTS)
         messages.append({"role": role, "content": content})
@@ -87,8 +98,8 @@ def main():
                       newline="") as file:
                 file.write(template)
             pick, differences = random.Random(options.seed), 0
-            for _ in range(options.count):
-                messages = conversation(pick)
+            for number in range(options.count):
+                messages = conversation(pick, number)
                 with open(chat, "w", encoding="utf-8") as file:
                     json.dump(messages, file, ensure_ascii=pick.random() < 0.5)
                 for flags, words in (([], {"add_generation_prompt": True}),
@@ -98,7 +109,8 @@ def main():
                     theirs = render_jinja_template([messages], chat_template=template,
                                                    **words)[0][0]
                     digest = hashlib.sha256(template.removesuffix("\n").encode()).hexdigest()
-                    kept.append([digest, flags, messages, theirs])
+                    if not flags or number < 8:
+                        kept.append([digest, flags, messages, theirs])
                     ours = subprocess.run([options.command, "tokenize", folder, "--chat", chat,
                                            "--text", *flags], capture_output=True)
                     total += 1
