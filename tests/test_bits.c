@@ -212,7 +212,7 @@ static void add_layer(folder_writer *w, size_t i)
 static void write_weights(folder_writer *w, const char *path)
 {
     static const char *const metadata[] = {"format", "pt", NULL};
-    q3_writer *writer;
+    q3_writer *writer = NULL;
     q3_error error;
     if (q3_writer_open(&writer, path, w->entries, w->count, metadata, &error) != Q3_OK) {
         CHECKF(false, "%s", error.text);
