@@ -144,7 +144,7 @@ q3_status read_whole(const char *path, uint8_t **bytes, size_t *length, q3_error
     return Q3_OK;
 }
 
-char *model_path(const command_line *command, const char *name)
+static char *model_path(const command_line *command, const char *name)
 {
     size_t folder = strlen(command->model), size = folder + strlen(name) + 2;
     char *path = malloc(size);
@@ -152,14 +152,20 @@ char *model_path(const command_line *command, const char *name)
     return path;
 }
 
+q3_status open_tokenizer(q3_tokenizer **tokenizer, const command_line *command, q3_error *error)
+{
+    char *path = model_path(command, "tokenizer.json");
+    if (path == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory");
+    q3_status status = q3_tokenizer_open(tokenizer, path, error);
+    free(path);
+    return status;
+}
+
 q3_status encode_text(const command_line *command, const char *name, const uint8_t *text, size_t length,
                       token_list *tokens, q3_error *error)
 {
-    q3_tokenizer *tokenizer = NULL;
-    char *path = model_path(command, "tokenizer.json");
-    if (path == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory");
-    q3_status status = q3_tokenizer_open(&tokenizer, path, error);
-    free(path);
+    q3_tokenizer *tokenizer;
+    q3_status status = open_tokenizer(&tokenizer, command, error);
     if (status != Q3_OK) return status;
     q3_error inner;
     status = q3_tokenizer_encode(tokenizer, text, length, &tokens->ids, &tokens->count, &inner);
@@ -168,19 +174,82 @@ q3_status encode_text(const command_line *command, const char *name, const uint8
     return status;
 }
 
+q3_status check_chat_options(const command_line *command, q3_error *error)
+{
+    static const struct { option_id id; const char *name; } options[] = {
+        {OPTION_NO_GENERATION_PROMPT, "--no-generation-prompt"}, {OPTION_NO_THINKING, "--no-thinking"},
+        {OPTION_TEXT, "--text"},
+    };
+    bool chat = command->value[OPTION_CHAT] != NULL || command->value[OPTION_USER] != NULL;
+    for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+        if (command->value[options[i].id] != NULL && !chat)
+            return fail(error, Q3_ERROR_INPUT, "%s: found it alone, expected --chat with it", options[i].name);
+    return Q3_OK;
+}
+
+/* A JSON list of one message: a user's, whose content is text[0..n). */
+static char *user_message(const uint8_t *text, size_t n, size_t *length)
+{
+    static const char before[] = "[{\"role\":\"user\",\"content\":\"", after[] = "\"}]";
+    char *json = n < SIZE_MAX / 8 ? malloc(6 * n + sizeof before + sizeof after) : NULL, *p = json;
+    if (json == NULL) return NULL;
+    memcpy(p, before, sizeof before - 1);
+    p += sizeof before - 1;
+    for (size_t i = 0; i < n; i++) {
+        if (text[i] >= 0x20 && text[i] != '"' && text[i] != '\\')
+            *p++ = (char)text[i];
+        else
+            p += snprintf(p, 7, "\\u%04x", (unsigned)text[i]);
+    }
+    memcpy(p, after, sizeof after);
+    *length = (size_t)(p - json) + sizeof after - 1;
+    return json;
+}
+
+q3_status render_chat(const command_line *command, const uint8_t *user, size_t user_length, uint8_t **text,
+                      size_t *length, q3_error *error)
+{
+    const char *path = command->value[OPTION_CHAT], *name = path != NULL ? path : "--user";
+    unsigned flags = (command->value[OPTION_NO_GENERATION_PROMPT] != NULL ? Q3_CHAT_NO_PROMPT : 0u) |
+                     (command->value[OPTION_NO_THINKING] != NULL ? Q3_CHAT_NO_THINKING : 0u);
+    uint8_t *template = NULL, *messages = NULL;
+    size_t template_length = 0, message_length = 0;
+    q3_status status = q3_chat_template(command->model, &template, &template_length, error);
+    if (status == Q3_OK && user == NULL) {
+        status = read_whole(path, &messages, &message_length, error);
+    } else if (status == Q3_OK) {
+        messages = (uint8_t *)user_message(user, user_length, &message_length);
+        if (messages == NULL) status = fail(error, Q3_ERROR_MEMORY, "no memory for %zu bytes", user_length);
+    }
+    if (status == Q3_OK)
+        status = q3_chat_render(template, template_length, name, messages, message_length, flags, text,
+                                length, error);
+    free(messages);
+    free(template);
+    return status;
+}
+
 q3_status read_tokens(const command_line *command, const char *text, token_list *tokens, q3_error *error)
 {
-    const char *list = command->value[OPTION_TOKENS];
-    if (list != NULL && text != NULL)
-        return fail(error, Q3_ERROR_INPUT, "--tokens: found a text too, expected one of the two");
-    if (list != NULL) return parse_token_list(list, tokens, error);
-    if (text != NULL && strcmp(text, "-") != 0)
-        return encode_text(command, "text", (const uint8_t *)text, strlen(text), tokens, error);
-    uint8_t *bytes;
-    size_t length;
-    q3_status status = read_whole("-", &bytes, &length, error);
+    const char *list = command->value[OPTION_TOKENS], *chat = command->value[OPTION_CHAT];
+    bool user = command->value[OPTION_USER] != NULL, given = text != NULL && strcmp(text, "-") != 0;
+    q3_status status = check_chat_options(command, error);
     if (status != Q3_OK) return status;
-    status = encode_text(command, "standard input", bytes, length, tokens, error);
+    if ((list != NULL) + (chat != NULL) + (text != NULL || user) > 1)
+        return fail(error, Q3_ERROR_INPUT, "%s: found a text too, expected one of the two",
+                    list != NULL ? "--tokens" : "--chat");
+    if (list != NULL) return parse_token_list(list, tokens, error);
+    uint8_t *bytes = NULL, *rendered = NULL;
+    size_t length = given ? strlen(text) : 0;
+    if (chat == NULL && !given) status = read_whole("-", &bytes, &length, error);
+    const uint8_t *plain = given ? (const uint8_t *)text : bytes;
+    const char *name = chat != NULL ? chat : given ? "text" : "standard input";
+    if (status == Q3_OK && (chat != NULL || user)) {
+        status = render_chat(command, plain, length, &rendered, &length, error);
+        plain = rendered;
+    }
+    if (status == Q3_OK) status = encode_text(command, name, plain, length, tokens, error);
+    free(rendered);
     free(bytes);
     return status;
 }

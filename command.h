@@ -5,8 +5,9 @@
 #include "qwen3moe.h"
 
 typedef enum option_id {
-    OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE, OPTION_FROM, OPTION_IDS, OPTION_JSON, OPTION_JSONL,
-    OPTION_LAYERS, OPTION_N, OPTION_OUTPUT, OPTION_PROMPT, OPTION_SEED, OPTION_START, OPTION_TAPS,
+    OPTION_CHAT, OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE, OPTION_FROM, OPTION_IDS, OPTION_JSON, OPTION_JSONL,
+    OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT, OPTION_NO_THINKING, OPTION_OUTPUT, OPTION_PROMPT, OPTION_SEED, OPTION_START, OPTION_TAPS,
+    OPTION_TEXT, OPTION_USER,
     OPTION_TEMPERATURE, OPTION_TOKENS, OPTION_TOP_K, OPTION_TOP_P, OPTION_HELP,
     OPTION_COUNT
 } option_id;
@@ -26,6 +27,10 @@ q3_status verb_tokenize(const command_line *command, q3_error *error);
 q3_status verb_generate(const command_line *command, q3_error *error);
 q3_status verb_score(const command_line *command, q3_error *error);
 q3_status verb_dump(const command_line *command, q3_error *error);
+q3_status verb_selftest(const command_line *command, q3_error *error);
+
+/* What a verb returns for exit status 1: it worked, and what it compared differs. */
+#define VERB_DIFFERS ((q3_status)1)
 
 /* Fills error from a printf format (no %f) and returns status. */
 q3_status fail(q3_error *error, q3_status status, const char *format, ...)
@@ -49,13 +54,19 @@ typedef struct token_list {
 
 /* The tokens of --tokens, or of `text`, or of standard input if text is NULL or "-". */
 q3_status read_tokens(const command_line *command, const char *text, token_list *tokens, q3_error *error);
+/* The model's tokenizer.json. */
+q3_status open_tokenizer(q3_tokenizer **tokenizer, const command_line *command, q3_error *error);
 /* The tokens of text[0..length); `name` for messages. tokenizer.json of the model is read. */
 q3_status encode_text(const command_line *command, const char *name, const uint8_t *text, size_t length,
                       token_list *tokens, q3_error *error);
+/* The options of a chat stand beside one. */
+q3_status check_chat_options(const command_line *command, q3_error *error);
+/* What the model's chat template makes of the messages in --chat's file, or of one user turn if user is
+ * not NULL; owned. */
+q3_status render_chat(const command_line *command, const uint8_t *user, size_t user_length, uint8_t **text,
+                      size_t *length, q3_error *error);
 /* A whole file (path "-": standard input) and a zero behind it, owned. */
 q3_status read_whole(const char *path, uint8_t **bytes, size_t *length, q3_error *error);
-/* MODEL/name, owned. NULL: no memory. */
-char *model_path(const command_line *command, const char *name);
 
 /* A model with its weights and an empty state. */
 typedef struct q3_session {

@@ -196,15 +196,6 @@ static q3_status continue_prompt(q3_session *session, const token_list *tokens, 
     return Q3_OK;
 }
 
-static q3_status open_tokenizer(q3_tokenizer **tokenizer, const command_line *command, q3_error *error)
-{
-    char *path = model_path(command, "tokenizer.json");
-    if (path == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory");
-    q3_status status = q3_tokenizer_open(tokenizer, path, error);
-    free(path);
-    return status;
-}
-
 q3_status verb_generate(const command_line *command, q3_error *error)
 {
     q3_session session;

@@ -21,7 +21,7 @@ void q3_abort(const char *file, int line, const char *text)
 
 /* ==== Options ================================================================================ */
 
-enum { INFO = 1, GENERATE = 2, TOKENIZE = 4, DUMP = 8, SCORE = 16, ALL = 31 };
+enum { INFO = 1, GENERATE = 2, TOKENIZE = 4, DUMP = 8, SCORE = 16, SELFTEST = 32, ALL = 63 };
 
 typedef struct option_row {
     const char *name;
@@ -31,6 +31,8 @@ typedef struct option_row {
 } option_row;
 
 static const option_row options[OPTION_COUNT] = {
+    [OPTION_CHAT] = {"--chat", "FILE", TOKENIZE | GENERATE,
+                     "a JSON list of {\"role\",\"content\"} through the model's chat template"},
     [OPTION_CHUNK] = {"--chunk", "N", DUMP, "tokens of the prompt computed together (32); no bit depends on it"},
     [OPTION_DECODE] = {"--decode", NULL, TOKENIZE, "ids on standard input to text: the raw bytes"},
     [OPTION_DTYPE] = {"--dtype", "float32|bfloat16|float16", GENERATE | DUMP | SCORE,
@@ -42,15 +44,20 @@ static const option_row options[OPTION_COUNT] = {
                       "tokenize: each input line is a JSON string; score: one object a token"},
     [OPTION_LAYERS] = {"--layers", "A:B", DUMP, "run layers A to B-1 only"},
     [OPTION_N] = {"-n", "N", GENERATE, "new tokens at most (64)"},
+    [OPTION_NO_GENERATION_PROMPT] = {"--no-generation-prompt", NULL, TOKENIZE | GENERATE,
+                                     "do not open the assistant's answer behind the messages"},
+    [OPTION_NO_THINKING] = {"--no-thinking", NULL, TOKENIZE | GENERATE, "enable_thinking false"},
     [OPTION_OUTPUT] = {"-o", "FILE", DUMP, "the safetensors file to write"},
     [OPTION_PROMPT] = {"--prompt", "TEXT", DUMP, "the text to run"},
     [OPTION_SEED] = {"--seed", "N", GENERATE, "of the generator (0); turns sampling on"},
     [OPTION_START] = {"--start", "P", DUMP, "position of the first token (0)"},
     [OPTION_TAPS] = {"--taps", "GLOB", DUMP, "save only the taps that fit; may be repeated"},
     [OPTION_TEMPERATURE] = {"--temperature", "X", GENERATE, "divide the logits by X (1); turns sampling on"},
+    [OPTION_TEXT] = {"--text", NULL, TOKENIZE, "with --chat: print the rendered text itself"},
     [OPTION_TOKENS] = {"--tokens", "1,2,3", GENERATE | DUMP, "token ids instead of text"},
     [OPTION_TOP_K] = {"--top-k", "N", GENERATE, "keep the N likeliest tokens (0: all); turns sampling on"},
     [OPTION_TOP_P] = {"--top-p", "X", GENERATE, "keep the likeliest tokens of mass X (1); turns sampling on"},
+    [OPTION_USER] = {"--user", NULL, GENERATE, "wrap PROMPT as one user turn of the chat template"},
     [OPTION_HELP] = {"--help", NULL, ALL, "print this"},
 };
 
@@ -69,6 +76,8 @@ static const verb_row verbs[] = {
      verb_tokenize},
     {"dump", DUMP, NULL, "run tokens and save every intermediate tensor", verb_dump},
     {"score", SCORE, "FILE", "perplexity of a text", verb_score},
+    {"selftest", SELFTEST, NULL, "check this compiler's and processor's arithmetic; takes no MODEL",
+     verb_selftest},
 };
 
 #define VERB_COUNT (sizeof verbs / sizeof verbs[0])
@@ -83,7 +92,8 @@ static void print_help(const verb_row *verb)
              "Exit status: 0 done, 1 differs, 2 bad usage or bad input.");
         return;
     }
-    printf("usage: qwen3moe %s MODEL%s%s [options]\n\n%s\n\n", verb->name, verb->operand != NULL ? " " : "",
+    printf("usage: qwen3moe %s%s%s%s [options]\n\n%s\n\n", verb->name,
+           verb->bit != SELFTEST ? " MODEL" : "", verb->operand != NULL ? " " : "",
            verb->operand != NULL ? verb->operand : "", verb->help);
     for (size_t i = 0; i < OPTION_COUNT; i++) {
         if ((options[i].verbs & verb->bit) == 0) continue;
@@ -129,6 +139,8 @@ static q3_status take_option(command_line *command, const verb_row *verb, int ar
 
 static q3_status take_operand(command_line *command, const verb_row *verb, const char *text, q3_error *error)
 {
+    if (verb->bit == SELFTEST)
+        return fail(error, Q3_ERROR_INPUT, "%s: found %.60s, expected no operand", verb->name, text);
     if (command->model == NULL)
         command->model = text;
     else if (command->operand == NULL && verb->operand != NULL)
@@ -153,7 +165,7 @@ static q3_status take_apart(command_line *command, const verb_row *verb, int arg
             status = take_operand(command, verb, argv[i], error);
         if (status != Q3_OK) return status;
     }
-    if (command->model == NULL && command->value[OPTION_HELP] == NULL)
+    if (command->model == NULL && command->value[OPTION_HELP] == NULL && verb->bit != SELFTEST)
         return fail(error, Q3_ERROR_INPUT, "%s: found no MODEL, expected a model folder", verb->name);
     return Q3_OK;
 }
@@ -276,35 +288,56 @@ static q3_status decode_ids(const q3_tokenizer *tokenizer, const char *name, con
     return Q3_OK;
 }
 
+/* What tokenize works on: the operand, standard input, or the rendered --chat. */
+static q3_status read_input(const command_line *command, const char **name, uint8_t **bytes, size_t *length,
+                            q3_error *error)
+{
+    const char *text = command->operand;
+    *name = "standard input";
+    if (command->value[OPTION_CHAT] != NULL) {
+        *name = command->value[OPTION_CHAT];
+        return render_chat(command, NULL, 0, bytes, length, error);
+    }
+    if (text == NULL || strcmp(text, "-") == 0) return read_whole("-", bytes, length, error);
+    *name = "text";
+    *length = strlen(text);
+    *bytes = malloc(*length + 1);
+    if (*bytes == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory for %zu bytes", *length);
+    memcpy(*bytes, text, *length + 1);
+    return Q3_OK;
+}
+
+static q3_status check_tokenize(const command_line *command, q3_error *error)
+{
+    bool chat = command->value[OPTION_CHAT] != NULL;
+    int ways = chat + (command->value[OPTION_DECODE] != NULL) + (command->value[OPTION_JSONL] != NULL);
+    if (ways > 1)
+        return fail(error, Q3_ERROR_INPUT, "tokenize: found %d of --chat, --decode and --jsonl, expected one", ways);
+    if (chat && command->operand != NULL)
+        return fail(error, Q3_ERROR_INPUT, "--chat: found a text too, expected one of the two");
+    return check_chat_options(command, error);
+}
+
 q3_status verb_tokenize(const command_line *command, q3_error *error)
 {
-    bool decode = command->value[OPTION_DECODE] != NULL, lines = command->value[OPTION_JSONL] != NULL;
-    bool given = command->operand != NULL && strcmp(command->operand, "-") != 0;
-    const char *text = given ? command->operand : NULL, *name = given ? "text" : "standard input";
-    if (decode && lines)
-        return fail(error, Q3_ERROR_INPUT, "tokenize: found --decode and --jsonl, expected one of them");
-    char *path = model_path(command, "tokenizer.json");
     q3_tokenizer *tokenizer = NULL;
-    if (path == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory");
-    q3_status status = q3_tokenizer_open(&tokenizer, path, error);
-    free(path);
-    if (status != Q3_OK) return status;
     uint8_t *bytes = NULL;
+    const char *name;
     size_t length = 0;
-    if (text == NULL) {
-        status = read_whole("-", &bytes, &length, error);
-    } else {
-        length = strlen(text);
-        bytes = malloc(length + 1);
-        if (bytes == NULL)
-            status = fail(error, Q3_ERROR_MEMORY, "no memory for %zu bytes", length);
+    bool rendered = command->value[OPTION_TEXT] != NULL;
+    q3_status status = check_tokenize(command, error);
+    if (status == Q3_OK && !rendered) status = open_tokenizer(&tokenizer, command, error);
+    if (status == Q3_OK) status = read_input(command, &name, &bytes, &length, error);
+    if (status == Q3_OK) {
+        if (rendered)
+            fwrite(bytes, 1, length, stdout);
+        else if (command->value[OPTION_DECODE] != NULL)
+            status = decode_ids(tokenizer, name, bytes, length, error);
+        else if (command->value[OPTION_JSONL] != NULL)
+            status = tokenize_lines(tokenizer, name, bytes, length, error);
         else
-            memcpy(bytes, text, length + 1);
+            status = print_ids(tokenizer, name, 0, bytes, length, error);
     }
-    if (status == Q3_OK)
-        status = decode  ? decode_ids(tokenizer, name, bytes, length, error)
-                 : lines ? tokenize_lines(tokenizer, name, bytes, length, error)
-                         : print_ids(tokenizer, name, 0, bytes, length, error);
     free(bytes);
     q3_tokenizer_free(tokenizer);
     return status;
@@ -315,9 +348,10 @@ q3_status verb_tokenize(const command_line *command, q3_error *error)
 /* What was printed reached its place, or an error says so. */
 static int finish(q3_status status, q3_error *error)
 {
-    if (status == Q3_OK && (fflush(stdout) != 0 || ferror(stdout)))
+    if ((status == Q3_OK || status == VERB_DIFFERS) && (fflush(stdout) != 0 || ferror(stdout)))
         status = fail(error, Q3_ERROR_FILE, "standard output: cannot write");
     if (status == Q3_OK) return 0;
+    if (status == VERB_DIFFERS) return 1;
     fflush(stdout);
     fprintf(stderr, "qwen3moe: %s\n", error->text);
     return 2;
@@ -342,7 +376,7 @@ int main(int argc, char **argv)
         if (strcmp(argv[1], verbs[i].name) == 0) verb = &verbs[i];
     if (verb == NULL)
         return finish(fail(&error, Q3_ERROR_INPUT,
-                           "found %.60s, expected info, generate, tokenize, dump or score (--help)",
+                           "found %.60s, expected info, generate, tokenize, dump, score or selftest (--help)",
                            argc > 1 ? argv[1] : "no verb"), &error);
     command_line command = {0};
     command.taps = calloc((size_t)argc, sizeof *command.taps);

@@ -186,6 +186,8 @@ double q3_sqrt(double x);
 /* NULL if this compiler and processor keep the rules above, else the one that is broken: subnormals
  * flushed, rounding mode changed, sums reordered or kept wider, values that are not MPFR's. */
 const char *q3_selftest(void);
+/* What check number `index` looks at, and whether it holds; NULL behind the last. */
+const char *q3_selftest_check(size_t index, bool *holds);
 
 /* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype. */
 void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dtype dtype);
@@ -409,7 +411,7 @@ typedef struct q3_tensors q3_tensors;
 q3_status q3_tensors_open(q3_tensors **tensors, const char *path, q3_error *error);
 void q3_tensors_close(q3_tensors *tensors);
 size_t q3_tensors_count(const q3_tensors *tensors);
-/* In the order of the file's data. Valid until closed, as is the next one; NULL if there is none. */
+/* In the order of the file's header. Valid until closed, as is the next one; NULL if there is none. */
 const q3_entry *q3_tensors_at(const q3_tensors *tensors, size_t index);
 const q3_entry *q3_tensors_find(const q3_tensors *tensors, const char *name);
 /* A value of __metadata__, or NULL. */
@@ -473,6 +475,27 @@ q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_t *ids,
 
 /* The id of the token that stands for exactly these bytes ("<|im_end|>", " the"); -1 if there is none. */
 int32_t q3_token_id(const q3_tokenizer *tokenizer, const void *bytes, size_t length);
+
+/* ==== Chat (chat.c) ===========================================================================
+ * Messages to the text that the model's chat template makes of them, as Hugging Face transformers renders
+ * it. Templates are recognised by the SHA-256 of their text and rendered by code: golden/tiny's, Qwen3 of
+ * April 2025 and its later revision, Instruct-2507, Thinking-2507. Tokenize the text as any other: control
+ * tokens in contents become control ids there too. */
+enum {
+    Q3_CHAT_NO_PROMPT = 1,   /* add_generation_prompt false: no opening of the assistant's answer */
+    Q3_CHAT_NO_THINKING = 2  /* enable_thinking false; without effect where the template has no such switch */
+};
+
+/* The template of a model folder: chat_template.jinja, or tokenizer_config.json's chat_template where there
+ * is no such file. *text[*length] is a new block that the caller releases with free. */
+q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *length, q3_error *error);
+
+/* messages[length] is JSON, a list of {"role", "content"} with strings, which messages call name; flags of
+ * Q3_CHAT_. *text[*text_length] is a new block, released with free; a zero that is not counted follows.
+ * Q3_ERROR_INPUT: an unknown template, an empty list, tool messages, any other key. */
+q3_status q3_chat_render(const void *chat_template, size_t template_length, const char *name,
+                         const void *messages, size_t length, unsigned flags, uint8_t **text,
+                         size_t *text_length, q3_error *error);
 
 /* ==== Counts and the module tree (info.c) ==================================================== */
 

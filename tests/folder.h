@@ -32,7 +32,7 @@ static const char *folder_path(const char *name)
     static char paths[8][160];
     static size_t turn;
     turn = (turn + 1) % 8;
-    snprintf(paths[turn], sizeof paths[turn], "%s/%s", folder.path, name);
+    snprintf(paths[turn], sizeof paths[turn], "%s/%.90s", folder.path, name);
     return paths[turn];
 }
 

@@ -39,18 +39,18 @@ static tensor *put(tensors *list, const char *name, uint64_t a, uint64_t b, uint
 {
     tensor *t = &list->t[list->count++];
     *t = (tensor){.rank = b == 0 ? 1 : c == 0 ? 2 : 3, .shape = {a, b, c}, .dtype = Q3_BF16};
-    snprintf(t->name, sizeof t->name, "%s", name);
+    snprintf(t->name, sizeof t->name, "%.95s", name);
     return t;
 }
 
 static void put_mlp(tensors *list, const char *prefix, uint64_t width)
 {
     char name[96];
-    snprintf(name, sizeof name, "%sgate_proj.weight", prefix);
+    snprintf(name, sizeof name, "%.70sgate_proj.weight", prefix);
     put(list, name, width, M, 0);
-    snprintf(name, sizeof name, "%sup_proj.weight", prefix);
+    snprintf(name, sizeof name, "%.70sup_proj.weight", prefix);
     put(list, name, width, M, 0);
-    snprintf(name, sizeof name, "%sdown_proj.weight", prefix);
+    snprintf(name, sizeof name, "%.70sdown_proj.weight", prefix);
     put(list, name, M, width, 0);
 }
 

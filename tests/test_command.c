@@ -25,7 +25,7 @@ static size_t until(const int32_t *ids, size_t count, int32_t eos, int32_t other
 
 /* ==== Usage ================================================================================== */
 
-#define VERBS "expected info, generate, tokenize, dump or score (--help)"
+#define VERBS "expected info, generate, tokenize, dump, score or selftest (--help)"
 #define AN_OPTION ", expected an option of it (--help lists them)"
 
 static const failure bad_usage[] = {
@@ -258,7 +258,7 @@ static void test_tokenize_bad(void)
 {
     static const failure failures[] = {
         {"tokenize tiny --decode --jsonl",
-         "tokenize: found --decode and --jsonl, expected one of them"},
+         "tokenize: found 2 of --chat, --decode and --jsonl, expected one"},
         {"tokenize tiny --decode '1 x 2'",
          "text: byte 2: found no token id, expected ids between white space"},
         {"tokenize tiny --decode '1,2'",
