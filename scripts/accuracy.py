@@ -2,7 +2,7 @@
 
 Needs torch==2.13.0, transformers==5.17.0 (or 4.57.6), safetensors, numpy on x86 (80-bit long
 double), a C compiler (cc, or $CC); for --llamacpp a Python that has llama-cpp-python==0.3.36,
-gguf==0.17.1 and numpy.
+gguf==0.19.0 and numpy.
 
   python3 scripts/accuracy.py COMMAND                    COMMAND is the built qwen3moe
   python3 scripts/accuracy.py COMMAND --llamacpp PYTHON  llama.cpp too, run by that Python
@@ -13,8 +13,9 @@ Teacher-forced: one operator at a time. Its inputs are Hugging Face's float32 te
 Face's own result (a tap comes from the taps before it) and for ours (tests/forced.c); the truth is
 the operator below in 80-bit arithmetic on the same inputs, with nothing rounded inside. llama.cpp
 is judged on its own tensors by the same operators. Free-running: whole runs against Hugging Face's
-modules in float64 (truth.py). Inverse frequencies, angles, attention scaling, hd^-0.5 and eps keep
-their float32 values throughout: they belong to the definition.
+modules in float64 (truth.py); on that run's tensors the operators below must agree with it.
+Inverse frequencies, angles, attention scaling, hd^-0.5 and eps keep their float32 values
+throughout: they belong to the definition.
 
 Exit status 0 if our error is at most Hugging Face's in the median over the taps, both ways, and,
 teacher-forced, at most 1.05 of it in every tap, in relative L2 and in rms ulp; else 1. Equal bits
@@ -355,10 +356,21 @@ def run_case(case, command, forced, llamacpp):
             runs["llama.cpp"] = arrays(path("llamacpp"))
     check_frequencies(case, config, taught["inv_freq"], inv_freq)
     exact = {name: value.numpy() for name, value in exact.items()}
+    check_operators(case, exact, Exact(config, weights, exact, inv_freq, scaling))
     operators = {who: Exact(config, weights, runs[who], inv_freq, scaling)
                  for who in runs if who != "ours"}
     own = Exact(config, weights, runs["hf"], taught["inv_freq"], scaling)
     return judge(case, hf_taps.tap_names(config)[2:], runs, taught, exact, operators, own)
+
+
+def check_operators(case, exact, operator):
+    """The truth itself: on the float64 run's tensors every operator gives that run's next one."""
+    for name, value in exact.items():
+        if value.dtype == np.float64:
+            distance = truth.relative(value.astype(L), operator.value(name))
+            if not distance <= 1e-13:
+                raise SystemExit(f"{case}: {name}: found an operator {distance:.1e} from the "
+                                 "float64 run, expected 1e-13 at most")
 
 
 def judge(case, names, runs, taught, exact, operators, own):
@@ -426,7 +438,7 @@ def print_forced(rows, whos):
             count = sum(f.count for f in figures)
             rms = np.sqrt(sum(f.squares for f in figures) / count) if count else 0
             cells.append(f"{number(max(f.max for f in figures))}, {number(rms)}, "
-                         f"{small(np.median([f.relative for f in figures]))}" if count else "")
+                         f"{small(np.median([f.relative for f in figures]))}" if count else "-")
         taps = sum(r[3] == "ours" for r in mine)
         print(f"| {kind} | {taps} | " + " | ".join(cells) + " |")
 
@@ -440,7 +452,7 @@ def print_free(rows, whos, cases):
             figures = {r[1]: r[4].relative for r in rows
                        if r[0] == case and r[2] == "free" and r[3] == who}
             cells.append(f"{small(figures['lm_head.output'])}, "
-                         f"{small(np.median(list(figures.values())))}" if figures else "")
+                         f"{small(np.median(list(figures.values())))}" if figures else "-")
         taps = sum(r[0] == case and r[2] == "free" and r[3] == "ours" for r in rows)
         print(f"| {case} | {taps} | " + " | ".join(cells) + " |")
 
@@ -483,11 +495,19 @@ def main():
     if not os.access(command, os.X_OK):
         raise SystemExit(f"{options.command}: found no program, expected the built qwen3moe")
     with tempfile.TemporaryDirectory() as folder:
-        forced = build_forced(folder)
-        for case in cases:
-            more, same = run_case(case, command, forced, options.llamacpp)
-            rows += more
-            ties |= same
+        try:
+            forced = build_forced(folder)
+            for case in cases:
+                more, same = run_case(case, command, forced, options.llamacpp)
+                rows += more
+                ties |= same
+        except (subprocess.CalledProcessError, OSError) as problem:
+            raise SystemExit(f"accuracy.py: {problem}")
+    report(rows, cases, options)
+    return 0 if verdict(rows, ties) else 1
+
+
+def report(rows, cases, options):
     whos = [w for w in ("ours", "hf", "llama.cpp") if any(r[3] == w for r in rows)]
     if options.llamacpp:
         assert "llama.cpp" in whos, "no case that llama.cpp can run"
@@ -498,7 +518,6 @@ def main():
     print()
     if options.taps:
         write_rows(options.taps, rows)
-    return 0 if verdict(rows, ties) else 1
 
 
 if __name__ == "__main__":
