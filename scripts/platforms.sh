@@ -1,13 +1,15 @@
 #!/bin/sh
-# The same bits everywhere: builds tests/test_bits.c and the command for many compilers, flags, processors
-# and systems, runs them (under emulators where needed) and compares their hashes with golden/bits.
+# The same bits everywhere: builds tests/test_bits.c and the command for many compilers, flags,
+# processors and systems, runs them (under emulators where needed) and compares their hashes with
+# golden/bits.
 #
-#   scripts/platforms.sh [--quick | --all] [--without NAME]... [--only NAME]... [--table] [--install]
+#   scripts/platforms.sh [--quick | --all] [--without NAME]... [--only NAME]... [--table]
+#                        [--list] [--install] [--work DIR]
 #
 #   --quick     the default: one row of each kind, under 10 minutes
 #   --all       every row
-#   --without   leaves a row out by its name; nothing else is ever left out: a tool that is missing, or a
-#               processor that cannot run a row, is a failure
+#   --without   leaves a row out by its name; nothing else is ever left out: a tool that is missing,
+#               or a processor that cannot run a row, is a failure
 #   --only      these rows alone
 #   --table     writes the table to golden/bits/README.md too, between its two marks
 #   --list      prints the names of the rows
@@ -15,8 +17,8 @@
 #               environment in the work folder, ziglang and wasmtime from PyPI
 #   --work DIR  the folder to work in, kept; else one in /tmp that is removed
 #
-# A row is built without the arithmetic flags that CMakeLists.txt adds (-ffp-contract=off): the bits do
-# not rest on them. Exit status: 0 if every row passed and all hashes are one, else 1.
+# A row is built without the arithmetic flags that CMakeLists.txt adds (-ffp-contract=off): the bits
+# do not rest on them. Exit status: 0 if every row passed and all hashes are one, else 1.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 set_name=quick without="" only="" table=no install=no list=no work=""
@@ -32,7 +34,7 @@ qemu-user-static qemu-system-arm gcc-arm-none-eabi picolibc-arm-none-eabi wine w
 usage()
 {
     echo "platforms.sh: $1" >&2
-    sed -n '5,17s/^# \{0,1\}//p' "$0" >&2
+    sed -n '6,19s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 
@@ -56,6 +58,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+[ $table = no ] || [ -z "$only" ] || usage "--table: found --only, expected all rows"
 if [ -z "$work" ]; then
     work=$(mktemp -d) || exit 1
     trap 'rm -rf "$work"' EXIT
@@ -67,8 +70,9 @@ export ZIG_GLOBAL_CACHE_DIR="$work/zig" ZIG_LOCAL_CACHE_DIR="$work/zig"
 
 if [ $install = yes ]; then
     # shellcheck disable=SC2086
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-        $packages >"$work/install.log" 2>&1 || { tail -5 "$work/install.log" >&2; exit 1; }
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+        --no-install-recommends $packages; } >"$work/install.log" 2>&1 ||
+        { tail -5 "$work/install.log" >&2; exit 1; }
     python3 -m venv "$venv" && "$venv/bin/pip" install -q ziglang==0.17.1 wasmtime || exit 1
 fi
 wine=wine64
@@ -89,7 +93,7 @@ sheets=$(sed -n '/^static const char \*const cases/,/;/p' "$root/tests/test_bits
 all_hash=$(hash_of "$bits/core.txt" $sheets "$bits/tiny.txt")
 files_hash=$(hash_of "$bits/files.txt")
 
-rows=$work/rows
+began=$(date +%s) rows=$work/rows
 : >"$rows"
 failed=0 passed=0 left="" unknown="$without $only"
 
@@ -152,8 +156,8 @@ build()
         "$@" $library $command_objects -o "$dir/qwen3moe$exe"
 }
 
-# row NAME SET EXE RUNNER COMPILER FLAGS...: builds and runs. RUNNER: words, "" for this machine, "none"
-# to build alone.
+# row NAME SET EXE RUNNER COMPILER FLAGS...: builds and runs. RUNNER: words, "" for this machine,
+# "none" to build alone.
 row()
 {
     name=$1 in_set=$2 exe=$3 runner=$4
@@ -192,14 +196,15 @@ run_row()
         cat "$work/out"
         result=differs
     fi
-    core=$(tr -d '\r' <"$work/out" | sed -n 's/^core //p') all=$(tr -d '\r' <"$work/out" | sed -n 's/^bits //p')
+    core=$(tr -d '\r' <"$work/out" | sed -n 's/^core //p')
+    all=$(tr -d '\r' <"$work/out" | sed -n 's/^bits //p')
     [ $result = same ] || return
-    cmake -DCOMMAND="$work/$name/qwen3moe$exe" -DMAKER="$work/maker/test_bits" -DGOLDEN="$root/golden" \
-        -DWHERE="$work/$name/dump" -DRUNNER="$(echo $runner | tr ' ' ';')" \
+    cmake -DCOMMAND="$work/$name/qwen3moe$exe" -DMAKER="$work/maker/test_bits" \
+        -DGOLDEN="$root/golden" -DWHERE="$work/$name/dump" -DRUNNER="$(echo $runner | tr ' ' ';')" \
         -P "$root/tests/platforms/dump.cmake" >"$work/out" 2>&1 || result=differs
     cat "$work/out"
     files=$(sed -n 's/^-- files //p' "$work/out")
-    [ "$core" = "$core_hash" ] && [ "$all" = "$all_hash" ] && [ "$files" = "$files_hash" ] || result=differs
+    [ "$core $all $files" = "$core_hash $all_hash $files_hash" ] || result=differs
 }
 
 # march NAME SET LEVEL COMPILER FLAGS...: a row for one x86-64 level; this processor must have it.
@@ -216,7 +221,8 @@ march()
     for feature in $needs; do
         grep -qw "$feature" /proc/cpuinfo && continue
         if wanted "$name" "$in_set"; then
-            echo "found a processor without $feature, expected x86-64-$level; --without $name" >"$work/log"
+            echo "found a processor without $feature, expected x86-64-$level (--without $name)" \
+                >"$work/log"
             finish "$name" "-march=x86-64-$level" cannot-run - - - 0
         fi
         return
@@ -256,8 +262,8 @@ bare()
     else
         result=differs
     fi
-    finish "$name" "$(version arm-none-eabi-gcc) picolibc $*, no system" $result "$(short $core)" - - \
-        $(($(date +%s) - start))
+    finish "$name" "$(version arm-none-eabi-gcc) picolibc $*, no system" $result \
+        "$(short $core)" - - $(($(date +%s) - start))
 }
 
 # ==== The rows ====
@@ -291,7 +297,8 @@ all_rows()
     row aarch64 quick "" qemu-aarch64-static aarch64-linux-gnu-gcc $cross
     row aarch64-fused quick "" qemu-aarch64-static aarch64-linux-gnu-gcc $cross_fused
     row armhf quick "" qemu-arm-static arm-linux-gnueabihf-gcc $cross
-    row armhf-neon-fused all "" qemu-arm-static arm-linux-gnueabihf-gcc $cross_fused -mfpu=neon-vfpv4
+    row armhf-neon-fused all "" qemu-arm-static arm-linux-gnueabihf-gcc $cross_fused \
+        -mfpu=neon-vfpv4
     row armel quick "" qemu-arm-static arm-linux-gnueabi-gcc $cross
     row riscv64 quick "" qemu-riscv64-static riscv64-linux-gnu-gcc $cross
     row riscv64-fused all "" qemu-riscv64-static riscv64-linux-gnu-gcc $cross_fused
@@ -312,7 +319,8 @@ all_rows()
     bare cortex-m33 quick mps2-an505 -mcpu=cortex-m33 -mfloat-abi=hard
 
     row windows quick .exe "$wine" $zig -target x86_64-windows-gnu $strict -O2
-    row wasm32-wasi quick .wasm "$venv/bin/python $root/tests/platforms/wasm.py $root/golden $work" \
+    wasmtime="$venv/bin/python $root/tests/platforms/wasm.py $root/golden $work"
+    row wasm32-wasi quick .wasm "$wasmtime" \
         $zig -target wasm32-wasi $strict -O2 -D_WASI_EMULATED_PROCESS_CLOCKS \
         -Wno-unused-command-line-argument -lwasi-emulated-process-clocks
     row zig-linux quick "" "" $zig -target x86_64-linux-musl $strict -O3 -march=native
@@ -324,11 +332,13 @@ all_rows
 [ $list = no ] || exit 0
 
 for name in $unknown; do
-    echo "platforms.sh: $name: found in --without or --only, expected the name of a row (--list)" >&2
+    echo "platforms.sh: --without, --only: found $name, expected a row's name (--list)" >&2
     failed=$((failed + 1))
 done
-summary="$(grep -c '| same |$' "$rows") rows ran with the one hash $core_hash (core), $(grep -c '| built |$' \
-    "$rows") were built, $(grep -c '| refused |$' "$rows") refused by the compiler as they must be, $failed failed"
+count() { grep -c "| $1 |\$" "$rows"; }
+summary="$(count same) rows ran with the one hash $core_hash (core), $(count built) were built, \
+$(count refused) were refused by the compiler as they must be, $failed failed, in \
+$(($(date +%s) - began)) seconds"
 echo "$summary; left out by name:${left:- none}"
 
 if [ $table = yes ]; then

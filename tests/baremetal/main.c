@@ -1,5 +1,5 @@
-/* The core on a board without an operating system: qwen3moe.c alone (names.c gives the taps' names), the
- * weights of the small model in flash. Prints the lines of tests/platforms/core.h, then their hash. */
+/* The core on a board without an operating system: qwen3moe.c alone (names.c names the taps), the
+ * weights of the small model in flash. Prints the lines of tests/platforms/core.h and their hash. */
 #include "../platforms/core.h"
 #include "model_data.h" /* written by make_model.c */
 #include "start.h"
@@ -35,7 +35,8 @@ int main(void)
     char hash[65];
     sha256_init(&c.lines);
     core_model_make(&model, model_data, NULL);
-    if (model.used != sizeof model_data) complain(NULL, "model", "bytes used", (uint32_t)model.used);
+    if (model.used != sizeof model_data)
+        complain(NULL, "model", "bytes used", (uint32_t)model.used);
     core_all(&c, &model, 4);
     sha256_text(&c.lines, hash);
     host_write("core ");

@@ -1,5 +1,5 @@
-/* Prints the weights of the small model of tests/platforms/core.h as a C array, for boards that keep
- * them in flash. Runs on the machine that builds. */
+/* Prints the weights of the small model of tests/platforms/core.h as a C array, for boards that
+ * keep them in flash. Runs on the machine that builds. */
 #include "../platforms/core.h"
 
 #include <stdio.h>

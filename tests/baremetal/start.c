@@ -1,5 +1,5 @@
-/* Start-up of a Cortex-M without an operating system, and semihosting: the few calls by which a program
- * on an emulated or debugged board reaches its host. */
+/* Start-up of a Cortex-M without an operating system, and semihosting: the few calls by which a
+ * program on an emulated or debugged board reaches its host. */
 #include "start.h"
 
 #include <stddef.h>

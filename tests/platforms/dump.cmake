@@ -1,10 +1,12 @@
-# The files that `qwen3moe dump` writes are the same bytes everywhere: dumps three models in three dtypes
-# and compares the files' sha256 with golden/bits/files.txt.
+# The files that `qwen3moe dump` writes are the same bytes everywhere: dumps three models in three
+# dtypes and compares the files' sha256 with golden/bits/files.txt.
 #
-#   cmake -DCOMMAND=... -DMAKER=... -DGOLDEN=... -DWHERE=... [-DRUNNER=...] [-DWRITE=ON] -P dump.cmake
+#   cmake -DCOMMAND=... -DMAKER=... -DGOLDEN=... -DWHERE=... [-DRUNNER=...] [-DWRITE=ON]
+#         -P dump.cmake
 #
 # COMMAND  the qwen3moe command, RUNNER what it is started by (an emulator; a list)
-# MAKER    test_bits of this machine, which writes the folders of the models that have no weights in GOLDEN
+# MAKER    test_bits of this machine, which writes the folders of the models that GOLDEN has no
+#          weights of
 # WHERE    a folder to work in; WRITE writes golden/bits/files.txt instead of comparing
 cmake_minimum_required(VERSION 3.16)
 
