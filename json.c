@@ -251,17 +251,13 @@ static q3_status parse_document(parser *p)
 }
 
 /* At least as many as there will be nodes: every value and key but the document itself follows one
- * of these four characters outside strings. */
+ * of these four characters. Those inside strings are counted too, which costs memory alone. */
 static size_t bound_nodes(const uint8_t *text, size_t length)
 {
+    static const uint8_t before_node[256] = {['['] = 1, ['{'] = 1, [','] = 1, [':'] = 1};
     size_t n = 1;
-    for (size_t i = 0; i < length; i++) {
-        uint8_t c = text[i];
-        n += (c == '[') | (c == '{') | (c == ',') | (c == ':');
-        if (c == '"')
-            for (i++; i < length && text[i] != '"'; i++)
-                i += text[i] == '\\';
-    }
+    for (size_t i = 0; i < length; i++)
+        n += before_node[text[i]];
     return n;
 }
 
@@ -318,6 +314,19 @@ static int next_byte(reader *r)
     r->have = q3_utf8_encode(code, r->out);
     r->used = 1;
     return r->out[0];
+}
+
+/* FNV-1a of the bytes of a string. */
+static uint64_t hash_string(const q3_json *j, uint32_t node)
+{
+    uint64_t hash = UINT64_C(0xCBF29CE484222325);
+    reader r = read_string(j, node);
+    if (j->nodes[node].count == 0)
+        for (; r.at < r.end; r.at++)
+            hash = (hash ^ *r.at) * UINT64_C(0x100000001B3);
+    for (int c = next_byte(&r); c >= 0; c = next_byte(&r))
+        hash = (hash ^ (uint64_t)c) * UINT64_C(0x100000001B3);
+    return hash;
 }
 
 static int compare_strings(const q3_json *j, uint32_t a, uint32_t b)
@@ -383,13 +392,8 @@ static q3_status check_keys(const parser *p, uint32_t object)
     uint64_t *a = all, *b = all == NULL ? NULL : all + n;
     if (all == NULL)
         return Q3_ERROR_MEMORY;
-    for (size_t i = 0; i < n; i++, k = j->nodes[k + 1].next) {
-        uint64_t hash = UINT64_C(0xCBF29CE484222325);
-        reader r = read_string(j, k);
-        for (int c = next_byte(&r); c >= 0; c = next_byte(&r))
-            hash = (hash ^ (uint64_t)c) * UINT64_C(0x100000001B3);
-        a[i] = hash >> 32 << 32 | k;
-    }
+    for (size_t i = 0; i < n; i++, k = j->nodes[k + 1].next)
+        a[i] = hash_string(j, k) >> 32 << 32 | k;
     sort_keys(j, &a, &b, n);
     for (size_t i = 1; i < n; i++) {
         uint32_t second = (uint32_t)a[i];
