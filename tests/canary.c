@@ -7,7 +7,7 @@
 int main(int argc, char **argv)
 {
     volatile int large = INT_MAX;
-    volatile char *block = calloc(16, 1);
+    char *volatile block = calloc(16, 1); /* volatile: its size is not known to the compiler */
     if (argc != 2 || block == NULL) return 3;
     if (argv[1][0] == 'r') return block[15 + argc];
     printf("%d\n", large + argc);
