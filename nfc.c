@@ -56,9 +56,10 @@ static const uint32_t *find_decomposition(uint32_t code)
     return q3_unicode_decompositions[low];
 }
 
-static void set_class(uint16_t *properties, const uint32_t (*ranges)[2], size_t n, uint16_t class)
+static void set_class(uint16_t *properties, const uint32_t (*ranges)[2], size_t bytes,
+                      uint16_t class)
 {
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < bytes / sizeof *ranges; i++)
         for (uint32_t c = ranges[i][0]; c <= ranges[i][1]; c++)
             properties[c] = class;
 }
@@ -66,9 +67,9 @@ static void set_class(uint16_t *properties, const uint32_t (*ranges)[2], size_t 
 static void fill_properties(uint16_t *properties)
 {
     size_t n = sizeof q3_unicode_decompositions / sizeof *q3_unicode_decompositions;
-    set_class(properties, q3_unicode_letters, sizeof q3_unicode_letters / 8, Q3_LETTER);
-    set_class(properties, q3_unicode_numbers, sizeof q3_unicode_numbers / 8, Q3_NUMBER);
-    set_class(properties, q3_unicode_spaces, sizeof q3_unicode_spaces / 8, Q3_SPACE);
+    set_class(properties, q3_unicode_letters, sizeof q3_unicode_letters, Q3_LETTER);
+    set_class(properties, q3_unicode_numbers, sizeof q3_unicode_numbers, Q3_NUMBER);
+    set_class(properties, q3_unicode_spaces, sizeof q3_unicode_spaces, Q3_SPACE);
     for (size_t i = 0; i < sizeof q3_unicode_marks / sizeof *q3_unicode_marks; i++)
         for (uint32_t c = q3_unicode_marks[i][0]; c <= q3_unicode_marks[i][1]; c++)
             properties[c] |= (uint16_t)(q3_unicode_marks[i][2] << Q3_MARK_SHIFT | Q3_UNSTABLE);
@@ -122,12 +123,12 @@ static bool order_marks(q3_nfc *w)
     uint32_t *codes = w->codes.data;
     for (size_t i = 0, end; i < w->codes.count; i = end) {
         bool sorted = true;
-        size_t place[256] = {0};
         end = i + 1;
         for (; end < w->codes.count && codes[i] >> 24 != 0 && codes[end] >> 24 != 0; end++)
             sorted = sorted && codes[end - 1] >> 24 <= codes[end] >> 24;
         if (sorted)
             continue;
+        size_t place[256] = {0};
         w->scratch.count = 0;
         if (!q3_reserve(&w->scratch, end - i, sizeof *codes))
             return false;
