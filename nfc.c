@@ -207,7 +207,7 @@ static bool normalise_segment(q3_nfc *w, const uint8_t *text, size_t n)
         return false;
     for (size_t i = 0; i < w->codes.count; i++)
         w->out.count += q3_utf8_encode(((uint32_t *)w->codes.data)[i] & 0xFFFFFF,
-                                          (uint8_t *)w->out.data + w->out.count);
+                                       (uint8_t *)w->out.data + w->out.count);
     return true;
 }
 

@@ -24,7 +24,7 @@ uint8_t q3_token_bytes(const q3_tokenizer *t, const uint8_t *text, size_t n, uin
     size_t m = 0;
     for (size_t i = 0; i < n;) {
         uint32_t code = text[i];
-        i += code < 0x80 ? 1 : q3_utf8_decode(text + i, n - i, &code);
+        i += code < 0x80 ? 1 : q3_take(text + i, &code);
         if (code >= 324 || t->byte_of[code] < 0) {
             memcpy(out, text, n);
             *length = n;

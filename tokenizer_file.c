@@ -215,22 +215,16 @@ static bool index_tokens(q3_tokenizer *t, size_t from)
     return false;
 }
 
-/* The same for the merges in list[n]; a pair that comes again replaces the one before. */
-static bool index_pairs(q3_tokenizer *t, const q3_pair *list, size_t n)
+/* Puts a merge into the hash table, replacing the same pair; false if they collide. */
+static bool index_pair(q3_tokenizer *t, q3_pair pair)
 {
-    for (; t->pair_seed < SEEDS; t->pair_seed++) {
-        size_t i = 0, steps = 0;
-        for (size_t s = 0; s <= t->pair_mask; s++)
-            t->pairs[s].result = Q3_NONE;
-        for (; i < n && steps < STEPS; i++) {
-            size_t s = q3_pair_slot(t, list[i].left, list[i].right);
-            for (steps = 0; steps < STEPS && t->pairs[s].result != Q3_NONE &&
-                 (t->pairs[s].left != list[i].left || t->pairs[s].right != list[i].right); steps++)
-                s = (s + 1) & t->pair_mask;
-            t->pairs[s] = steps < STEPS ? list[i] : t->pairs[s];
-        }
-        if (steps < STEPS)
+    size_t s = q3_pair_slot(t, pair.left, pair.right);
+    for (size_t steps = 0; steps < STEPS; steps++, s = (s + 1) & t->pair_mask) {
+        q3_pair *have = &t->pairs[s];
+        if (have->result == Q3_NONE || (have->left == pair.left && have->right == pair.right)) {
+            *have = pair;
             return true;
+        }
     }
     return false;
 }
@@ -311,15 +305,17 @@ static bool resolve_merge(loader *l, const size_t n[2], q3_pair *p)
 }
 
 /* All strings or all pairs. Lines of a merges.txt that start with #version may be among the
- * strings. */
-static q3_status read_merges(loader *l, uint32_t merges, q3_pair *list, size_t *count)
+ * strings. *collide says whether the hash table needs another seed. */
+static q3_status read_merges(loader *l, uint32_t merges, bool *collide)
 {
     const q3_json *j = &l->j;
-    bool strings = q3_json_type_of(j, merges + 1) == Q3_JSON_STRING;
-    uint32_t node = merges + 1;
-    size_t out = 0, n[2];
+    uint32_t node = merges + 1, rank = 0;
+    size_t n[2];
+    bool strings = j->nodes[merges].count > 0 && q3_json_type_of(j, node) == Q3_JSON_STRING;
+    *collide = false;
     for (size_t i = 0; i < j->nodes[merges].count; i++, node = j->nodes[node].next) {
         const char *wrong = NULL;
+        q3_pair pair = {.rank = rank};
         if (strings && q3_json_type_of(j, node) == Q3_JSON_STRING &&
             q3_json_string(j, node, l->text) >= 8 && memcmp(l->text, "#version", 8) == 0)
             continue;
@@ -327,34 +323,37 @@ static q3_status read_merges(loader *l, uint32_t merges, q3_pair *list, size_t *
             wrong = strings ? "a string as before" : "a pair of strings";
         else if (!read_merge(l, node, n))
             wrong = strings ? "two tokens with one space between" : "a pair of strings";
-        else if (!resolve_merge(l, n, &list[out]))
+        else if (!resolve_merge(l, n, &pair))
             wrong = "two tokens that are in vocab, as their join is";
         if (wrong != NULL) {
             char thing[48];
             snprintf(thing, sizeof thing, "model.merges[%lu]", (unsigned long)i);
             return fail(l, node, thing, "", wrong);
         }
-        list[out].rank = (uint32_t)out;
-        out++;
+        *collide = *collide || !index_pair(l->t, pair);
+        rank++;
     }
-    *count = out;
     return Q3_OK;
 }
 
 static q3_status load_merges(loader *l, uint32_t merges)
 {
     q3_tokenizer *t = l->t;
-    size_t n = l->j.nodes[merges].count;
-    for (t->pair_mask = 15; t->pair_mask / 4 * 3 <= n;)
+    bool collide = true;
+    for (t->pair_mask = 15; t->pair_mask / 4 * 3 <= l->j.nodes[merges].count;)
         t->pair_mask = 2 * t->pair_mask + 1;
     t->pairs = malloc((t->pair_mask + 1) * sizeof *t->pairs);
-    q3_pair *list = malloc((n + 1) * sizeof *list);
-    q3_status status = t->pairs != NULL && list != NULL ? read_merges(l, merges, list, &n)
-                                                        : q3_no_memory(l->error);
-    if (status == Q3_OK && !index_pairs(t, list, n))
-        status = fail(l, merges, "model.merges", "", "pairs that do not collide in a hash table");
-    free(list);
-    return status;
+    if (t->pairs == NULL)
+        return q3_no_memory(l->error);
+    for (t->pair_seed = 0; collide && t->pair_seed < SEEDS; t->pair_seed += collide) {
+        for (size_t s = 0; s <= t->pair_mask; s++)
+            t->pairs[s].result = Q3_NONE;
+        q3_status status = read_merges(l, merges, &collide);
+        if (status != Q3_OK)
+            return status;
+    }
+    return collide ? fail(l, merges, "model.merges", "", "pairs that do not collide when hashed")
+                   : Q3_OK;
 }
 
 static int compare_added(const void *a, const void *b)

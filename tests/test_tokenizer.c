@@ -470,6 +470,25 @@ static void test_whole_piece(void)
     q3_tokenizer_free(t);
 }
 
+/* No merges at all, as the last thing in the file: every letter is a token. */
+static void test_no_merges(void)
+{
+    char *text = mutated("model", "[\"b\",\"c\"],[\"a\",\"bc\"]", "");
+    q3_tokenizer *t = NULL;
+    q3_error error = {""};
+    int32_t *ids = NULL;
+    size_t count = 0;
+    static const int32_t want[4] = {0, 1, 3, 6};
+    CHECKF(q3_tokenizer_parse(&t, "t.json", text, strlen(text), &error) == Q3_OK, "%s", error.text);
+    free(text);
+    if (t == NULL)
+        return;
+    CHECK(q3_tokenizer_encode(t, "abc<x>", 6, &ids, &count, &error) == Q3_OK);
+    CHECK(count == 4 && memcmp(ids, want, sizeof want) == 0);
+    free(ids);
+    q3_tokenizer_free(t);
+}
+
 /* ---- texts and ids --------------------------------------------------------------- */
 
 static q3_tokenizer *open_tiny(const char *golden)
@@ -591,6 +610,7 @@ int main(int argc, char **argv)
     test_malformed();
     test_accepted();
     test_whole_piece();
+    test_no_merges();
     q3_tokenizer *t = open_tiny(argv[1]);
     test_errors(t, argv[1]);
     test_long(t);
