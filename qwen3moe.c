@@ -169,8 +169,7 @@ void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dt
  * Method    k = x / ln 2 rounded; r = x - k ln 2, |r| <= 0.3466, with ln 2 in two parts short enough
  *           for k times either to be exact; exp(r) = 1 + r + r^2/2 (1 + r/3 (1 + r/4 (... r/14))).
  *           Each step ends in a division, so no inexact product feeds an addition.
- * Accuracy  the series leaves 2^-63, the roundings stay below 2^-55 of the result before high + low is
- *           rounded; measured figures stand in tests/exhaustive/README.md. */
+ * Accuracy  the series leaves 2^-63; high + low is within 2^-55.0 of the result (tests/exhaustive). */
 static void exp_parts(double x, double *high, double *low, int *k)
 {
     const double ln2 = 0x1.62e42fefa39efp-1;
@@ -192,6 +191,8 @@ static void exp_parts(double x, double *high, double *low, int *k)
 }
 
 /* Special   NaN gives NaN; above 709.79 infinity, below -745.2 zero.
+ * Accuracy  rounded to float32 it is correctly rounded for every float32 x; for float64 x the largest error
+ *           found is 0.669 ulp, 0.782 where the result is subnormal (tests/exhaustive).
  * The factor 2^k is applied in two halves, so that a subnormal result is rounded only once more. */
 double q3_exp(double x)
 {
@@ -282,7 +283,8 @@ static float sin_quadrant(float x, unsigned quadrant)
     return (float)(quadrant & 2 ? -y : y);
 }
 
-/* Accuracy  correctly rounded for every float32 |x| <= 2^20. sin(-0) is -0. */
+/* Accuracy  correctly rounded for every float32 |x| <= 2^20 (tests/exhaustive); high + low is within 2^-54.4
+ *           of sine and cosine. sin(-0) is -0. */
 float q3_sin(float x)
 {
     return x == 0.0f ? x : sin_quadrant(x, 0);
@@ -296,7 +298,8 @@ float q3_cos(float x)
 /* log(x) = high + low, x positive, normal and finite.
  * Method    x = 2^e m, m in [0.707, 1.415); s = (m - 1)/(m + 1); log m = 2 (s + s^3/3 + s^5/5 + ...), to
  *           s^27, with the rounding error of the quotient s put back. Used for RoPE's frequencies, a few
- *           times a run: products are stored, speed does not matter. */
+ *           times a run: products are stored, speed does not matter.
+ * Accuracy  high + low is within 2^-57.7 of the logarithm; q3_log's largest error found is 0.535 ulp. */
 static void log_parts(double x, double *high, double *low)
 {
     uint64_t u = bits_of(x);
@@ -330,7 +333,8 @@ double q3_log(double x)
     return high;
 }
 
-/* exp(y log(base)), the product y log(base) kept in two parts. */
+/* exp(y log(base)), the product y log(base) kept in two parts.
+ * Accuracy  0 misrounded of 689,000 (theta, head_dim, j), dynamic bases included (tests/exhaustive). */
 float q3_pow(float base, float y)
 {
     Q3_CHECK(base > 0.0f && base <= FLT_MAX);
@@ -372,7 +376,7 @@ double q3_sqrt(double x)
             root++;
         }
     }
-    root = (root >> 1) + ((root & 1) != 0 && (rest != 0 || (root & 2) != 0));
+    root = (root >> 1) + (root & 1); /* never a tie: an odd root's square is odd, the number rooted is even */
     return (double)root * power_of_two(exponent / 2 - 52);
 }
 

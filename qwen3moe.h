@@ -189,7 +189,8 @@ const char *q3_selftest(void);
 /* What check number `index` looks at, and whether it holds; NULL behind the last. */
 const char *q3_selftest_check(size_t index, bool *holds);
 
-/* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype. */
+/* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype. A NaN may keep its
+ * payload here; operators store the quiet one. */
 void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dtype dtype);
 
 /* ==== Operators (qwen3moe.c) =================================================================
