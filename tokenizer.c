@@ -55,18 +55,19 @@ size_t q3_token_slot(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size
     return mix(h, word) & t->slot_mask;
 }
 
-/* The index of the token with these bytes, or Q3_NONE. */
+bool q3_token_is(const q3_tokenizer *t, uint32_t i, uint8_t kind, const uint8_t *p, size_t n)
+{
+    const uint8_t *have = t->pool + t->offsets[i];
+    return t->offsets[i + 1] - t->offsets[i] == n + 1 && have[0] == kind &&
+           memcmp(have + 1, p, n) == 0;
+}
+
 uint32_t q3_find_token(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size_t n)
 {
-    for (size_t s = q3_token_slot(t, kind, p, n);; s = (s + 1) & t->slot_mask) {
-        uint32_t i = t->slots[s];
-        if (i == Q3_NONE)
-            return Q3_NONE;
-        const uint8_t *have = t->pool + t->offsets[i];
-        if (t->offsets[i + 1] - t->offsets[i] == n + 1 && have[0] == kind &&
-            memcmp(have + 1, p, n) == 0)
-            return i;
-    }
+    size_t s = q3_token_slot(t, kind, p, n);
+    while (t->slots[s] != Q3_NONE && !q3_token_is(t, t->slots[s], kind, p, n))
+        s = (s + 1) & t->slot_mask;
+    return t->slots[s];
 }
 
 size_t q3_pair_slot(const q3_tokenizer *t, uint32_t left, uint32_t right)

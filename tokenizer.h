@@ -53,7 +53,8 @@ uint8_t q3_token_bytes(const q3_tokenizer *t, const uint8_t *text, size_t n, uin
 size_t q3_token_slot(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size_t n);
 size_t q3_pair_slot(const q3_tokenizer *t, uint32_t left, uint32_t right);
 
-/* The index of the token with these bytes, or Q3_NONE. */
+/* Whether token i has these bytes; the index of the token that has them, or Q3_NONE. */
+bool q3_token_is(const q3_tokenizer *t, uint32_t i, uint8_t kind, const uint8_t *p, size_t n);
 uint32_t q3_find_token(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size_t n);
 
 /* The index from low to high - 1 with this id, or Q3_NONE. */
