@@ -101,7 +101,9 @@ static void print_environment(void)
 #else
     printf("compiler unknown\n");
 #endif
+#if defined(FLT_EVAL_METHOD)
     printf("FLT_EVAL_METHOD %d\n", (int)FLT_EVAL_METHOD);
+#endif
     printf("byte order %s\n", low == 1 ? "little" : "big");
     printf("products fused into sums %s\n", a * b - c == 0.0 ? "no" : "yes");
 }
