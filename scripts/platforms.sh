@@ -10,7 +10,7 @@
 #   --all       every row
 #   --without   leaves a row out by its name; nothing else is ever left out: a tool that is missing,
 #               or a processor that cannot run a row, is a failure
-#   --only      these rows alone
+#   --only      these rows alone; those of an earlier run in the same --work folder are kept
 #   --table     writes the table to golden/bits/README.md too, between its two marks
 #   --list      prints the names of the rows
 #   --install   first installs what is needed: Debian packages (apt-get, as root) and, into a Python
@@ -58,7 +58,8 @@ while [ $# -gt 0 ]; do
     shift
 done
 
-[ $table = no ] || [ -z "$only" ] || usage "--table: found --only, expected all rows"
+[ $table = no ] || [ -z "$only" ] || [ -s "$work/rows" ] ||
+    usage "--table: found --only, expected all rows, or --work with the rows of an earlier run"
 if [ -z "$work" ]; then
     work=$(mktemp -d) || exit 1
     trap 'rm -rf "$work"' EXIT
@@ -93,9 +94,9 @@ sheets=$(sed -n '/^static const char \*const cases/,/;/p' "$root/tests/test_bits
 all_hash=$(hash_of "$bits/core.txt" $sheets "$bits/tiny.txt")
 files_hash=$(hash_of "$bits/files.txt")
 
-began=$(date +%s) rows=$work/rows
-: >"$rows"
-failed=0 passed=0 left="" unknown="$without $only"
+rows=$work/rows
+[ -n "$only" ] && [ -f "$rows" ] || : >"$rows"
+left="" unknown="$without $only"
 
 # Whether a row runs: $1 is its name, $2 the smallest set it belongs to.
 wanted()
@@ -125,14 +126,14 @@ wanted()
 # A finished row: name, compiler, result, hashes of core, all and files, seconds.
 finish()
 {
-    printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$1" "$2" "$4" "$5" "$6" "$7" "$3" >>"$rows"
+    printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$1" "$2" "$4" "$5" "$6" "$7" "$3" >"$work/new"
+    awk -F'|' 'NR == FNR { new = $0; name = $2; next } $2 == name { $0 = new; found = 1 } { print }
+        END { if (!found) print new }' "$work/new" "$rows" >"$work/all" && mv "$work/all" "$rows"
     printf '%-26s %-14s %s %s %s %ss\n' "$1" "$3" "$4" "$5" "$6" "$7"
-    if [ "$3" = same ] || [ "$3" = built ] || [ "$3" = refused ]; then
-        passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        sed 's/^/    /' "$work/log" | tail -${8:-12}
-    fi
+    case $3 in
+    same | built | refused) ;;
+    *) sed 's/^/    /' "$work/log" | tail -12 ;;
+    esac
 }
 
 short() { printf '%s' "$1" | cut -c1-16; }
@@ -333,14 +334,15 @@ all_rows()
 all_rows
 [ $list = no ] || exit 0
 
+count() { grep -cE "\| ($1) \|\$" "$rows"; }
+failed=$(($(grep -c . "$rows") - $(count 'same|built|refused')))
 for name in $unknown; do
     echo "platforms.sh: --without, --only: found $name, expected a row's name (--list)" >&2
     failed=$((failed + 1))
 done
-count() { grep -c "| $1 |\$" "$rows"; }
 summary="$(count same) rows ran with the one hash $core_hash (core), $(count built) were built, \
 $(count refused) were refused by the compiler as they must be, $failed failed, in \
-$(($(date +%s) - began)) seconds"
+$(awk -F'|' '{ sum += $7 } END { print sum + 0 }' "$rows") seconds"
 echo "$summary; left out by name:${left:- none}"
 
 if [ $table = yes ]; then
@@ -356,4 +358,4 @@ if [ $table = yes ]; then
         sed -n '/<!-- end -->/,$p' "$bits/README.md"
     } >"$work/README.md" && cp "$work/README.md" "$bits/README.md"
 fi
-[ $failed -eq 0 ] && [ $passed -gt 0 ]
+[ $failed -eq 0 ] && [ -s "$rows" ]
