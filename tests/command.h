@@ -204,7 +204,7 @@ static const char *spell(const int32_t *ids, size_t count, const char *between)
     return text;
 }
 
-/* COMMAND and GOLDEN of the test's own command line; makes FOLDER. */
+/* COMMAND and GOLDEN, absolute paths, of the test's own command line; makes FOLDER. */
 static void set_up(int argc, char **argv)
 {
     CHECK(argc == 3 && strchr(argv[1], '\'') == NULL && strchr(argv[2], '\'') == NULL);
@@ -214,6 +214,7 @@ static void set_up(int argc, char **argv)
     if (system("rm -rf " FOLDER " && mkdir " FOLDER " " FOLDER "w") != 0) exit(1);
     shell("cp -R \"$G/tiny\" tiny && printf 'In the beginning' >beginning");
     succeeds("");
+    if (last.status != 0) exit(1);
 }
 
 /* golden/tiny with its weights, for a float32 run. */

@@ -195,7 +195,7 @@ static void compare_tap(void *user, const q3_tap *tap)
             CHECKF(id == ((const int32_t *)tap->data)[i], "%s[%lu]", name, (unsigned long)i);
         }
     } else if (tap->token_axis == 0) {
-        compare_rows(tap, entry, 0, tap->data, count);
+        compare_rows(tap, entry, tap->first * (count / tap->shape[0]), tap->data, count);
     } else {
         for (size_t h = 0; h < tap->shape[0]; h++) {
             uint64_t at = (uint64_t)(h * c->T + tap->first) * c->T;
@@ -206,9 +206,19 @@ static void compare_tap(void *user, const q3_tap *tap)
     }
 }
 
+/* The same for logits of the last `rows` tokens only, which are shown as the run's last rows. */
+static void compare_last_rows(q3_state *state, comparison *c, const int32_t *ids, size_t start, size_t rows)
+{
+    q3_input input = {ids, NULL, c->T, start + c->T, rows};
+    size_t before = c->pieces;
+    q3_error error;
+    q3_state_reset(state);
+    CHECK(q3_forward(state, &input, compare_tap, c, &error) == Q3_OK);
+    CHECK(c->pieces == 2 * before);
+}
+
 static void compare_values(q3_model *model, const q3_tensors *file, const int32_t *ids, size_t T,
-                           size_t start,
-                           q3_dtype dtype)
+                           size_t start, q3_dtype dtype)
 {
     const q3_config *config = q3_model_config(model);
     q3_run run_of = {dtype, 0, config->num_hidden_layers, start, T, T};
@@ -222,6 +232,7 @@ static void compare_values(q3_model *model, const q3_tensors *file, const int32_
     CHECK(q3_forward(state, &input, compare_tap, &c, &error) == Q3_OK);
     size_t attention = 2 * config->num_hidden_layers;
     CHECK(c.pieces - attention * T + attention + 2 == q3_tensors_count(file));
+    compare_last_rows(state, &c, ids, start, 2);
     for (size_t t = 0; t < T; t++) {
         int64_t id, position;
         q3_entry_integers(&id, find(file, "input_ids"), t, 1);
