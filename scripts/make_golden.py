@@ -338,7 +338,7 @@ def write_manifest():
             relative = os.path.relpath(path, GOLDEN).replace(os.sep, "/")
             if relative != "MANIFEST":
                 digest = hashlib.sha256(open(path, "rb").read()).hexdigest()
-                lines.append((relative, digest))
+                lines.append(("golden/" + relative, digest))
     with open(os.path.join(GOLDEN, "MANIFEST"), "w", newline="\n") as f:
         f.writelines(f"{digest}  {name}\n" for name, digest in sorted(lines))
 

@@ -58,6 +58,8 @@ TEXTS = [
     "https://example.org/a?b=c&d=%20#e", "    int *p = &a[i++];\r\n\treturn *p;\r\n", "a" * 100,
     "ab" * 60, " " * 70, "\n" * 40, "\u0301\u0323" * 40, "x" + "\u0323\u0301" * 60, "7" * 40,
     "!" * 50, "\u4e00" * 50, "\U0001f600" * 20, "aA" * 33, "'s" * 20, "<" * 30,
+    # long words, merged by the heap
+    *("".join(random.Random(seed).choices("etaonihsrdl", k=300)) for seed in range(4)),
 ]
 
 

@@ -478,6 +478,8 @@ static const failure generate_failures[] = {
     {"generate tiny --tokens 1,2147483648",
      "--tokens: found \"2147483648\" at place 2, expected ids such as 1,2,3"},
     {"generate tiny --tokens 1,2040", "token 1: found id 2040, expected 0 to 2039"},
+    /* Said before any weight is looked for. */
+    {"generate \"$G/hf/base\" --tokens 1,50", "token 1: found id 50, expected 0 to 49"},
     {"generate tiny --tokens 1 text", "--tokens: found a text too, expected one of the two"},
     {"generate tiny --tokens 1 -", "--tokens: found a text too, expected one of the two"},
     {"generate tiny ''", "tokens: found none, expected at least one"},
