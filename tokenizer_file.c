@@ -352,8 +352,7 @@ static q3_status load_merges(loader *l, uint32_t merges)
     if (t->pairs == NULL)
         return q3_no_memory(l->error);
     for (t->pair_seed = 0; collide && t->pair_seed < SEEDS; t->pair_seed += collide) {
-        for (size_t s = 0; s <= t->pair_mask; s++)
-            t->pairs[s].result = Q3_NONE;
+        memset(t->pairs, 0xff, (t->pair_mask + 1) * sizeof *t->pairs); /* every field Q3_NONE: empty */
         q3_status status = read_merges(l, merges, &collide);
         if (status != Q3_OK)
             return status;
