@@ -158,4 +158,5 @@ bad=$(grep -c -e 'NOT NOTICED' -e 'DOES NOT COMPILE' "$work/all" || true)
 good=$(($(wc -l <"$work/all") - bad))
 echo "mutants: $good noticed, $bad not, of ${#wanted[@]}; $SECONDS s"
 grep -e 'NOT NOTICED' -e 'DOES NOT COMPILE' "$work/all" || true
+echo "noticed by our own earlier bits alone: $(awk '{print $3}' "$work/all" | grep -cxF "$own" || true)"
 [ "$good" = ${#wanted[@]} ]
