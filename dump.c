@@ -171,12 +171,35 @@ static q3_status check_metadata(const q3_tensors *file, const char *path, const 
                 expected);
 }
 
-/* Opens --from, checks that it is of this model and these tokens, and takes its start and its ids. */
-static q3_status source_open(dump_source *source, const command_line *command, q3_session *session, token_list *tokens,
-                             size_t *T, q3_error *error)
+/* The ids of --from, where it has any: taken if none were given, else they must be the same. */
+static q3_status source_ids(const dump_source *source, const char *path, token_list *tokens, size_t T,
+                            q3_error *error)
+{
+    const q3_entry *ids = q3_tensors_find(source->file, "input_ids");
+    bool given = tokens->count != 0;
+    if (ids == NULL || ids->rank != 1 || ids->shape[0] != T || (ids->dtype != Q3_I64 && ids->dtype != Q3_I32))
+        return Q3_OK;
+    if (!given) tokens->ids = malloc(T * sizeof *tokens->ids);
+    if (tokens->ids == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", T);
+    tokens->count = T;
+    for (size_t t = 0; t < T; t++) {
+        int64_t id;
+        q3_entry_integers(&id, ids, t, 1);
+        if (given && id != tokens->ids[t])
+            return fail(error, Q3_ERROR_INPUT, "%s: input_ids: found %lld for token %zu, expected %ld as given",
+                        path, (long long)id, t, (long)tokens->ids[t]);
+        if (!given) tokens->ids[t] = id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
+    }
+    return Q3_OK;
+}
+
+/* Opens --from, checks that it is of this model and these tokens, and takes its ids. */
+static q3_status source_open(dump_source *source, const command_line *command, q3_session *session,
+                             token_list *tokens, size_t *T, q3_error *error)
 {
     const char *path = command->value[OPTION_FROM];
     char name[Q3_TAP_NAME_SIZE];
+    size_t M = session->config->hidden_size;
     if (path == NULL)
         return fail(error, Q3_ERROR_INPUT, "--from: found none, expected a file with the output of layer %zu",
                     session->run.first_layer - 1);
@@ -190,30 +213,17 @@ static q3_status source_open(dump_source *source, const command_line *command, q
     const q3_entry *hidden = source->hidden = q3_tensors_find(source->file, name);
     if (hidden == NULL) return fail(error, Q3_ERROR_INPUT, "%s: %s: found none, expected it", path, name);
     if (hidden->rank != 2 || hidden->shape[0] == 0 || hidden->shape[0] > Q3_MAX_POSITIONS ||
-        hidden->shape[1] != session->config->hidden_size || hidden->dtype == Q3_I32 ||
-        hidden->dtype == Q3_I64)
-        return fail(error, Q3_ERROR_INPUT,
-                    "%s: %s: found another shape or integers, expected floats [T,%zu]", path, name, session->config->hidden_size);
+        hidden->shape[1] != M || hidden->dtype == Q3_I32 || hidden->dtype == Q3_I64)
+        return fail(error, Q3_ERROR_INPUT, "%s: %s: found another shape or integers, expected floats [T,%zu]",
+                    path, name, M);
     *T = (size_t)hidden->shape[0];
-    const q3_entry *ids = q3_tensors_find(source->file, "input_ids");
-    if (tokens->count == 0 && ids != NULL && ids->rank == 1 && ids->shape[0] == *T &&
-        (ids->dtype == Q3_I64 || ids->dtype == Q3_I32)) {
-        tokens->ids = malloc(*T * sizeof *tokens->ids);
-        if (tokens->ids == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", *T);
-        for (size_t t = 0; t < *T; t++) {
-            int64_t id;
-            q3_entry_integers(&id, ids, t, 1);
-            tokens->ids[t] = id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
-        }
-        tokens->count = *T;
-    }
     if (tokens->count != 0 && tokens->count != *T)
         return fail(error, Q3_ERROR_INPUT, "%s: %s: found %zu rows, expected %zu, one a token", path, name,
                     *T, tokens->count);
-    return Q3_OK;
+    return source_ids(source, path, tokens, *T, error);
 }
 
-/* --start, else what --from's metadata says, else 0. */
+/* --start, else what --from's metadata says, else 0; if both are there they must agree. */
 static q3_status read_start(const command_line *command, const dump_source *source, q3_session *session,
                             q3_error *error)
 {
@@ -226,6 +236,9 @@ static q3_status read_start(const command_line *command, const dump_source *sour
         absent = absent * 10 + (uint64_t)(*p - '0');
     }
     q3_status status = integer_option(command, OPTION_START, 0, Q3_MAX_POSITIONS - 1, absent, &start, error);
+    if (status == Q3_OK && given != NULL && start != absent)
+        return fail(error, Q3_ERROR_INPUT, "--start: found %llu, expected %llu as in the metadata of %s",
+                    (unsigned long long)start, (unsigned long long)absent, command->value[OPTION_FROM]);
     session->run.start = (size_t)(start < Q3_MAX_POSITIONS ? start : Q3_MAX_POSITIONS);
     return status;
 }
@@ -314,8 +327,10 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
         for (size_t r = 0; r < e->rank; r++) elements *= e->shape[r];
         bytes += elements * (e->dtype == Q3_I64 ? 8 : e->dtype == Q3_BF16 || e->dtype == Q3_F16 ? 2 : 4);
     }
-    printf("%s: %zu tensors of %zu tokens, %s, %llu bytes of data\n", command->value[OPTION_OUTPUT],
-           plan->count, T, dtype_name(session->run.dtype), (unsigned long long)bytes);
+    bool standard = strcmp(command->value[OPTION_OUTPUT], "-") == 0; /* which then holds the file */
+    fprintf(standard ? stderr : stdout, "%s: %zu tensors of %zu tokens, %s, %llu bytes of data\n",
+            standard ? "standard output" : command->value[OPTION_OUTPUT], plan->count, T,
+            dtype_name(session->run.dtype), (unsigned long long)bytes);
     return Q3_OK;
 }
 
@@ -327,8 +342,6 @@ q3_status verb_dump(const command_line *command, q3_error *error)
     dump_plan plan = {NULL, NULL, 0, NULL, NULL};
     if (command->value[OPTION_OUTPUT] == NULL)
         return fail(error, Q3_ERROR_INPUT, "-o: found none, expected the file to write");
-    if (strcmp(command->value[OPTION_OUTPUT], "-") == 0)
-        return fail(error, Q3_ERROR_INPUT, "-o: found -, expected a file (it is not written in order)");
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
     bool given = command->value[OPTION_TOKENS] != NULL || command->value[OPTION_PROMPT] != NULL;

@@ -264,9 +264,11 @@ bool q3_exists(const char *path)
 /* ---- files out ------------------------------------------------------------------------------- */
 
 struct q3_output {
-    FILE *file;
+    FILE *file;       /* NULL: for standard output, which cannot seek, so kept in memory */
     char *path, *temporary;
     uint64_t at, end; /* where the next byte goes, and how long the file is */
+    uint8_t *memory;
+    size_t capacity;
 };
 
 #if defined(_WIN32)
@@ -334,6 +336,7 @@ static void output_free(q3_output *output)
 {
     free(output->path);
     free(output->temporary);
+    free(output->memory);
     free(output);
 }
 
@@ -341,7 +344,8 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
 {
     q3_output *new = calloc(1, sizeof *new);
     char number[16];
-    if (!can_replace(path)) {
+    bool standard = strcmp(path, "-") == 0;
+    if (!standard && !can_replace(path)) {
         free(new);
         return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found a folder or a device, expected a "
                        "file or nothing", path);
@@ -352,7 +356,7 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
         free(new);
         return no_memory(path, "write", error);
     }
-    for (unsigned i = 0; i < 1000 && new->file == NULL; i++) {
+    for (unsigned i = 0; !standard && i < 1000 && new->file == NULL; i++) {
         snprintf(number, sizeof number, "%u", i);
         free(new->temporary);
         new->temporary = q3_join(path, ".tmp", number);
@@ -363,7 +367,7 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
         if (new->file == NULL && errno != EEXIST)
             break;
     }
-    if (new->file == NULL) {
+    if (!standard && new->file == NULL) {
         q3_status status = new->temporary != NULL
                          ? q3_fail_file(error, path, "a file that can be made beside it")
                          : no_memory(path, "write", error);
@@ -384,12 +388,37 @@ static bool write_at_end(q3_output *output, const uint8_t *bytes, size_t count)
     return true;
 }
 
+/* The same for standard output; what grows is zero until something is put there. */
+static q3_status put_in_memory(q3_output *output, uint64_t offset, const uint8_t *bytes, size_t count,
+                               q3_error *error)
+{
+    if (offset > SIZE_MAX / 2 || count > SIZE_MAX / 2 - (size_t)offset)
+        return no_memory(output->path, "write", error);
+    size_t end = (size_t)offset + count;
+    if (end > output->capacity) {
+        size_t larger = end > 2 * output->capacity ? end : 2 * output->capacity;
+        uint8_t *grown = realloc(output->memory, larger);
+        if (grown == NULL)
+            return no_memory(output->path, "write", error);
+        memset(grown + output->capacity, 0, larger - output->capacity);
+        output->memory = grown;
+        output->capacity = larger;
+    }
+    if (count > 0)
+        memcpy(output->memory + offset, bytes, count);
+    if (end > output->end)
+        output->end = end;
+    return Q3_OK;
+}
+
 q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes, size_t count,
                         q3_error *error)
 {
     static const uint8_t zeros[4096];
     uint64_t start = offset < output->end ? offset : output->end;
     bool ok = true;
+    if (output->file == NULL)
+        return put_in_memory(output, offset, bytes, count, error);
     errno = 0;
     if (start != output->at) {
         ok = seek_to(output->file, start);
@@ -406,6 +435,12 @@ q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes
 q3_status q3_output_commit(q3_output *output, q3_error *error)
 {
     errno = 0;
+    if (output->file == NULL) {
+        size_t size = (size_t)output->end;
+        bool written = fwrite(output->memory, 1, size, stdout) == size && fflush(stdout) == 0;
+        output_free(output);
+        return written ? Q3_OK : q3_fail_file(error, "standard output", "room to write it");
+    }
     bool ok = fclose(output->file) == 0;
     if (!ok || !replace_file(output->temporary, output->path)) {
         q3_fail_file(error, output->path, ok ? "a file that can be replaced" : "room to write it");
@@ -421,7 +456,9 @@ void q3_output_abandon(q3_output *output)
 {
     if (output == NULL)
         return;
-    fclose(output->file);
-    remove(output->temporary);
+    if (output->file != NULL) {
+        fclose(output->file);
+        remove(output->temporary);
+    }
     output_free(output);
 }

@@ -62,7 +62,8 @@ bool q3_is_folder(const char *path);
 
 typedef struct q3_output q3_output;
 
-/* Creates a new file beside path, called path.tmp0 or the next number that is free. */
+/* Creates a new file beside path, called path.tmp0 or the next number that is free. Path "-": standard
+ * output, which gets everything when it is committed. */
 q3_status q3_output_open(q3_output **output, const char *path, q3_error *error);
 /* Bytes at an offset; what lies between the end and the offset becomes zeros. */
 q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes, size_t count,

@@ -425,7 +425,8 @@ void q3_entry_integers(int64_t *values, const q3_entry *entry, uint64_t first, s
 typedef struct q3_writer q3_writer;
 
 /* Starts a safetensors file of these tensors in this order. metadata: key, value, key, value, ..., NULL.
- * Written beside path under a temporary name until it is committed. entries are copied. */
+ * Written beside path under a temporary name until it is committed; path "-" is standard output, and the
+ * file is then kept in memory until it is committed. entries are copied. */
 q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *entries, size_t count,
                          const char *const *metadata, q3_error *error);
 /* Elements first, first + 1, ... of tensor `index`: floats that its dtype can hold, or integers. What is

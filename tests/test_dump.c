@@ -451,7 +451,6 @@ static void test_layers(void)
 
 static const failure bad_dumps[] = {
     {"dump tiny --tokens 1", "-o: found none, expected the file to write"},
-    {"dump tiny -o - --tokens 1", "-o: found -, expected a file (it is not written in order)"},
     {"dump tiny -o w/x", "tokens: found none, expected --tokens 1,2,3 or --prompt TEXT"},
     {"dump tiny -o w/x --prompt ''", "tokens: found none, expected at least one"},
     {"dump tiny -o w/x --prompt a --tokens 1",
@@ -492,8 +491,10 @@ static const failure bad_dumps[] = {
      "w/from: metadata dtype: found float32, expected bfloat16"},
     {"dump tiny -o w/x --from w/from --layers 1:3 --dtype float32 --tokens 1,2",
      "w/from: model.layers.0.output: found 3 rows, expected 2, one a token"},
-    {"dump tiny -o w/x --from w/from --layers 1:3 --dtype float32 --start 1048574",
-     "positions: found 3 tokens from 1048574 on" BELOW},
+    {"dump tiny -o w/x --from w/from --layers 1:3 --dtype float32 --start 7",
+     "--start: found 7, expected 0 as in the metadata of w/from"},
+    {"dump tiny -o w/x --from w/from --layers 1:3 --dtype float32 --tokens 1,4,3",
+     "w/from: input_ids: found 2 for token 1, expected 4 as given"},
 };
 
 static void test_bad(void)
@@ -510,6 +511,30 @@ static void test_bad(void)
     run("dump other -o w/x --from w/from --layers 1:3 --dtype float32");
     fails_with("qwen3moe: w/from: metadata config: found {");
     holds("from");
+}
+
+/* "-" is standard output: the file's bytes alone, the totals on standard error. */
+static void test_standard_output(void)
+{
+    size_t size;
+    run("dump tiny -o w/file --tokens 1,2,3,4,5 --chunk 2");
+    succeeds(NULL);
+    shell("\"$Q\" dump tiny -o - --tokens 1,2,3,4,5 --chunk 2 >w/piped");
+    CHECK(last.status == 0 && last.size == 0);
+    CHECK(strncmp(last.err, "standard output: 127 tensors of 5 tokens, bfloat16, ", 52) == 0);
+    char *file = read_file(FOLDER "w/file", &size), *piped;
+    size_t piped_size;
+    piped = read_file(FOLDER "w/piped", &piped_size);
+    CHECK(size > 100000 && size == piped_size && memcmp(file, piped, size) == 0);
+    free(file);
+    free(piped);
+    run("dump tiny -o - --tokens 1,2040");
+    fails_with("token 1: ");
+    if (fopen("/dev/full", "wb") != NULL) {
+        shell("\"$Q\" dump tiny -o - --tokens 1 >/dev/full");
+        fails_with("standard output: ");
+    }
+    shell("rm w/file w/piped");
 }
 
 /* Nothing is left where nothing could be written, and what was there stays. */
@@ -552,6 +577,7 @@ int main(int argc, char **argv)
     test_taps();
     test_layers();
     test_bad();
+    test_standard_output();
     test_unwritable();
     q3_model_close(model);
     free(last.out);

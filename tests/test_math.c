@@ -184,6 +184,36 @@ static void test_pow(const char *golden)
     close_table(file, rows, 1000, "pow_float32");
 }
 
+/* The default inverse frequencies are the reciprocals, in float32, of MPFR's float32 powers: two
+ * roundings, not one. The table's first rows are those of these models, j ascending. */
+static void test_frequencies(const char *golden)
+{
+    static const double thetas[] = {1e4, 5e5, 1e6, 5e6, 1e7};
+    static const size_t heads[] = {64, 80, 128, 96};
+    uint64_t v[COLUMNS];
+    size_t rows = 0, one_step = 0;
+    FILE *file = open_table(golden, "pow_float32");
+    for (size_t t = 0; t < 5; t++)
+        for (size_t h = 0; h < 4; h++) {
+            q3_rope rope = {.type = Q3_ROPE_DEFAULT, .rope_theta = thetas[t]};
+            float inv_freq[64];
+            CHECK(q3_rope_frequencies(inv_freq, &rope, heads[h], 4096, 1) == 1.0f);
+            for (size_t j = 0; j < heads[h] / 2 && next_row(file, v, 3); j++, rows++) {
+                float power = from32((uint32_t)v[2]), want = 1.0f / power;
+                CHECK(from32((uint32_t)v[0]) == (float)thetas[t] &&
+                      from32((uint32_t)v[1]) == (float)(2 * j) / (float)heads[h]);
+                CHECKF(bits32(inv_freq[j]) == bits32(want),
+                       "theta %g, head_dim %lu, j %lu: got %08" PRIx32 ", want %08" PRIx32, thetas[t],
+                       (unsigned long)heads[h], (unsigned long)j, bits32(inv_freq[j]), bits32(want));
+                one_step += q3_pow((float)thetas[t], -from32((uint32_t)v[1])) != want;
+            }
+        }
+    /* Otherwise one step could not be told from two. */
+    CHECKF(rows == 920 && one_step > 200, "%lu rows, %lu differ in one step", (unsigned long)rows,
+           (unsigned long)one_step);
+    fclose(file);
+}
+
 /* The scale hd^-0.5 can be seen as the score of q = k = (1, 0, 0, ...). */
 static void test_scale(const char *golden)
 {
@@ -798,6 +828,7 @@ int main(int argc, char **argv)
     test_table_f64(argv[1], "log_float64", q3_log, false);
     test_table_f64(argv[1], "sqrt_float64", q3_sqrt, true);
     test_pow(argv[1]);
+    test_frequencies(argv[1]);
     test_scale(argv[1]);
     test_special_values();
     for (size_t i = 0; i < 2; i++) {
