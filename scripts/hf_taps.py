@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from transformers.models.qwen3_moe import modeling_qwen3_moe as modeling
 
 import rule
+from taps import config_line, full_config, to_4x
 
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
@@ -36,85 +37,7 @@ transformers.utils.logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 V5 = int(transformers.__version__.split(".")[0]) >= 5
 
-# ---- config -----------------------------------------------------------------------------------
-
-# After defaults, with the names of 4.x; a rope_scaling of null is the default type.
-DEFAULTS = {
-    "attention_bias": False,
-    "decoder_sparse_step": 1,
-    "hidden_act": "silu",
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "max_position_embeddings": 32768,
-    "mlp_only_layers": [],
-    "model_type": "qwen3_moe",
-    "moe_intermediate_size": 768,
-    "norm_topk_prob": False,
-    "num_attention_heads": 32,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 10000.0,
-    "sliding_window": 4096,
-    "tie_word_embeddings": False,
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
-ROPE_DEFAULTS = {
-    "linear": {"factor": None},
-    "dynamic": {"factor": None},
-    "yarn": {"attention_factor": None, "beta_fast": 32.0, "beta_slow": 1.0, "factor": None,
-             "mscale": None, "mscale_all_dim": None, "original_max_position_embeddings": None,
-             "truncate": True},
-    "llama3": {"factor": None, "high_freq_factor": None, "low_freq_factor": None,
-               "original_max_position_embeddings": None},
-}
-
-
-def to_4x(config):
-    """A config.json's dictionary in the 4.x spelling, nothing filled in."""
-    config = dict(config)
-    if "num_local_experts" in config:
-        config["num_experts"] = config.pop("num_local_experts")
-    if "dtype" in config:
-        config["torch_dtype"] = config.pop("dtype")
-    if "rope_parameters" in config:
-        rope = dict(config.pop("rope_parameters"))
-        if "rope_theta" in rope:
-            config["rope_theta"] = rope.pop("rope_theta")
-        if rope.get("rope_type", "default") != "default":
-            config["rope_scaling"] = rope
-    return config
-
-
-def full_config(config):
-    """The dictionary after defaults: what the `config` metadata holds."""
-    given = to_4x(config)
-    full = {k: given.get(k, v) for k, v in DEFAULTS.items()}
-    layers = set(full["mlp_only_layers"] or [])
-    full["mlp_only_layers"] = sorted(i for i in layers if 0 <= i < full["num_hidden_layers"])
-    full["head_dim"] = given.get("head_dim", full["hidden_size"] // full["num_attention_heads"])
-    if not full["use_sliding_window"]:
-        full["sliding_window"] = None
-    full["use_sliding_window"] = full["sliding_window"] is not None
-    full["rope_theta"] = float(full["rope_theta"])
-    full["rope_scaling"] = None
-    rope = given.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        full["rope_scaling"] = {k: rope[k] if rope.get(k) is not None else v
-                                for k, v in ROPE_DEFAULTS[kind].items()}
-        full["rope_scaling"]["rope_type"] = kind
-        if full["rope_scaling"].get("original_max_position_embeddings", 0) is None:
-            length = full["max_position_embeddings"]
-            full["rope_scaling"]["original_max_position_embeddings"] = length
-    return full
-
-
-def config_line(config):
-    return json.dumps(full_config(config), sort_keys=True, separators=(",", ":"))
+# ---- checkpoints --------------------------------------------------------------------------------
 
 
 def is_sparse(full, layer):
