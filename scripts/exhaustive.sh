@@ -81,7 +81,7 @@ cat $parts | awk -F'|' '/^\|/ {
 } END {
     for (i = 1; i <= n; i++) {
         split(order[i], field, "|"); key = order[i]
-        if (count[key] == 4) builds[key] = " all four "
+        if (count[key] == 4 || builds[key] == " all ") builds[key] = " all four "
         sub(/^ +/, "", field[4])
         printf "|%s|%s|%s|%s| %d | %s |\n", field[1], builds[key], field[2], field[3],
             seconds[key], field[4]
