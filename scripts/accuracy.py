@@ -351,7 +351,7 @@ def run_case(case, command, forced, llamacpp):
         runs = {"ours": arrays(path("ours")), "hf": {k: v.numpy() for k, v in hf.items()}}
         taught = arrays(path("forced"))
         if llamacpp and llamacpp_can(config):
-            script = os.path.join(ROOT, "scripts", "llamacpp_taps.py")
+            script = os.path.join(ROOT, "scripts", "record_llamacpp.py")
             subprocess.run([llamacpp, script, folder, path("llamacpp")] + prompt, check=True)
             runs["llama.cpp"] = arrays(path("llamacpp"))
     check_frequencies(case, config, taught["inv_freq"], inv_freq)

@@ -520,7 +520,7 @@ def main():
     try:
         recorder = record_unchanged(load(options), options.out, ids, options.start, options.chunk,
                                     wanted_by(options))
-    except (RecordError, OSError, ValueError) as problem:
+    except (RecordError, OSError, ValueError, RuntimeError) as problem:
         raise SystemExit(f"record_hf.py: {str(problem).splitlines()[0]}") from None
     for tap, why in recorder.left_out.items():
         print(f"record_hf.py: {tap}: left out, {why}", file=sys.stderr)

@@ -1,20 +1,26 @@
-"""Runs a model folder through llama.cpp in float32 and saves its tensors under our tap names.
+"""Runs a model folder through llama.cpp and records its tensors under our tap names, for `qwen3moe check`.
 
-Needs llama-cpp-python==0.3.36, gguf==0.19.0, numpy; no torch.
+Needs llama-cpp-python==0.3.36, gguf==0.19.0, numpy, and taps.py beside this file; no torch.
 
-  python3 scripts/llamacpp_taps.py MODEL OUT.safetensors --tokens 1,2,3 [--start P]
+  python3 scripts/record_llamacpp.py MODEL OUT.safetensors --tokens 1,2,3 [--start P] [--weights f32|bf16|f16]
+      [--kv f32|f16|bf16] [--flash off|on|auto] [--ubatch N] [--threads N]
 
-MODEL has config.json and one model.safetensors, and must be what llama.cpp's qwen3moe can compute:
-experts in every layer, norm_topk_prob, no biases, no window, default RoPE. A GGUF file with float32
-weights is made of it; key and value cache are float32, flash attention is off.
+MODEL has config.json and one model.safetensors, and must be what llama.cpp's qwen3moe can compute: experts in
+every layer, norm_topk_prob, no biases, no window, default RoPE. A GGUF file is made of it; --weights is the type
+of its matrices (router and norms stay float32, as llama.cpp's converter leaves them). Without options all is
+float32 and flash attention is off. llama.cpp's own defaults are --kv f16 --flash auto.
 
-The tensors are those that llama.cpp's evaluation callback shows. Some need care:
+The tensors are those that llama.cpp's evaluation callback shows, all float32. What check must be told:
+--accumulate bf16 or f16 if the weights are (their factors are rounded to the weights' type before each product),
+--kv float16 or bfloat16 for the cache, and --accumulate f16 with it (queries and probabilities are rounded
+likewise; flash attention also sums the values in float16). Some tensors need care:
 - Qcur-i and Kcur-i are first the projection, then the same reshaped, last the result of RoPE, which
   is the one whose source is Qcur_normed-i; projections are known by their weight instead;
+- RoPE is of the kind that pairs i with i + hd/2, like Hugging Face's: weights are not permuted;
 - kq-i comes before the scale, which softmax applies in float32: so does this script;
 - keys are padded with empty cells, which are cut off after a look that their probability is 0;
 - the last layer keeps only the rows that are asked for: all are;
-- silu(gate)·up is one operation: there is no act_fn; cos and sin are never shown;
+- silu(gate)*up is one operation: there is no act_fn; cos and sin are never shown; flash attention shows no scores;
 - ffn_moe_weights_norm divides by max(sum, 2^-14): the same unless the sum is smaller.
 """
 
@@ -28,6 +34,8 @@ import tempfile
 import gguf
 import llama_cpp
 import numpy as np
+
+import taps as taps_file
 
 # ---- files --------------------------------------------------------------------------------------
 
@@ -50,21 +58,11 @@ def read_weights(path):
     return tensors
 
 
-def write_taps(path, taps, start):
+def write_taps(path, taps, start, config):
     types = {"float32": "F32", "int32": "I32", "int64": "I64"}
-    header = {"__metadata__": {"format": "qwen3moe-taps-1", "producer": "llama.cpp",
-                               "dtype": "float32", "start": str(start)}}
-    at, blobs = 0, []
-    for name, value in taps.items():
-        blob = np.ascontiguousarray(value).tobytes()
-        header[name] = {"dtype": types[value.dtype.name], "shape": list(value.shape),
-                        "data_offsets": [at, at + len(blob)]}
-        blobs.append(blob)
-        at += len(blob)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+    tensors = {name: (types[value.dtype.name], value.shape, np.ascontiguousarray(value).tobytes())
+               for name, value in taps.items()}
+    taps_file.write(path, tensors, taps_file.metadata("llama.cpp", "float32", start, config))
 
 
 def read_config(folder):
@@ -84,6 +82,10 @@ def read_config(folder):
     return c
 
 
+# The types of weights and caches: GGUF's, of which enum ggml_type has the same numbers.
+TYPES = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16,
+         "bf16": gguf.GGMLQuantizationType.BF16}
+
 LAYER_WEIGHTS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
@@ -91,7 +93,13 @@ LAYER_WEIGHTS = {
     "post_attention_layernorm": "ffn_norm", "mlp.gate": "ffn_gate_inp"}
 
 
-def write_gguf(path, c, weights):
+def write_gguf(path, c, weights, kind):
+    """kind: f32, f16 or bf16, of the matrices but the router's."""
+    def add(name, value):
+        matrix = value.ndim > 1 and "ffn_gate_inp" not in name
+        type_ = TYPES[kind if matrix else "f32"]
+        g.add_tensor(name, gguf.quants.quantize(value, type_), raw_dtype=type_)
+
     g = gguf.GGUFWriter(path, "qwen3moe")
     g.add_context_length(c["max_position_embeddings"])
     g.add_embedding_length(c["hidden_size"])
@@ -108,16 +116,16 @@ def write_gguf(path, c, weights):
     g.add_expert_feed_forward_length(c["moe_intermediate_size"])
     g.add_vocab_size(c["vocab_size"])
     g.add_tokenizer_model("no_vocab")
-    g.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
-    g.add_tensor("output_norm.weight", weights["model.norm.weight"])
+    add("token_embd.weight", weights["model.embed_tokens.weight"])
+    add("output_norm.weight", weights["model.norm.weight"])
     if not c["tie_word_embeddings"]:
-        g.add_tensor("output.weight", weights["lm_head.weight"])
+        add("output.weight", weights["lm_head.weight"])
     for i in range(c["num_hidden_layers"]):
         p = f"model.layers.{i}."
         for ours, theirs in LAYER_WEIGHTS.items():
-            g.add_tensor(f"blk.{i}.{theirs}.weight", weights[f"{p}{ours}.weight"])
+            add(f"blk.{i}.{theirs}.weight", weights[f"{p}{ours}.weight"])
         for name in ("gate", "up", "down"):
-            g.add_tensor(f"blk.{i}.ffn_{name}_exps.weight", np.stack(
+            add(f"blk.{i}.ffn_{name}_exps.weight", np.stack(
                 [weights[f"{p}mlp.experts.{e}.{name}_proj.weight"]
                  for e in range(c["num_experts"])]))
     g.write_header_to_file()
@@ -174,7 +182,7 @@ def tap_of(tensor):
     stem, _, i = name.rpartition("-")
     if stem in ROPE and source == f"{stem}_normed-{i}":
         return f"model.layers.{i}.{ROPE[stem]}"
-    return f"model.layers.{i}.{BY_NAME[stem]}" if stem in BY_NAME else None
+    return f"model.layers.{i}.{BY_NAME[stem]}" if stem in BY_NAME and i.isdigit() else None  # "0 (reshaped)"
 
 
 def values_of(tensor):
@@ -187,42 +195,49 @@ def values_of(tensor):
     return np.ndarray(ne[::-1], dtype, memory, strides=nb[::-1]).copy()
 
 
-def shape_of(c, name, T):
+def shape_of(c, name):
+    """Of one token's row."""
     rest = name.split(".", 3)[-1] if name.startswith("model.layers.") else name
     H, K, hd = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
     A, F, M = c["num_experts_per_tok"], c["moe_intermediate_size"], c["hidden_size"]
-    q, k = (T, H, hd), (T, K, hd)
-    shapes = {"q_proj.output": (T, H * hd), "k_proj.output": (T, K * hd),
-              "v_proj.output": (T, K * hd), "o_proj.input": (T, H * hd), "q_norm.output": q,
-              "k_norm.output": k, "q_rope.output": q, "k_rope.output": k}
-    if rest.startswith("self_attn."):
-        return shapes.get(rest[len("self_attn."):], (T, M))
-    shapes = {"mlp.gate.output": c["num_experts"], "mlp.router_probs.output": c["num_experts"],
-              "mlp.topk_indices.output": A, "mlp.topk_weights.output": A,
-              "lm_head.output": c["vocab_size"]}
     if rest.startswith("mlp.experts."):
-        return (T, A, M if rest.endswith("down_proj.output") else F)
-    return (T, shapes.get(rest, M))
+        return (A, M if rest.endswith("down_proj.output") else F)
+    q, k = (H, hd), (K, hd)
+    shapes = {"q_proj.output": (H * hd,), "k_proj.output": (K * hd,), "v_proj.output": (K * hd,),
+              "o_proj.input": (H * hd,), "q_norm.output": q, "k_norm.output": k, "q_rope.output": q,
+              "k_rope.output": k, "gate.output": (c["num_experts"],),
+              "router_probs.output": (c["num_experts"],), "topk_indices.output": (A,),
+              "topk_weights.output": (A,), "lm_head.output": (c["vocab_size"],)}
+    return shapes.get(rest.removeprefix("self_attn.").removeprefix("mlp."), (M,))
 
 
-def our_layout(c, name, value, T):
+def our_layout(c, name, value, done):
+    """One evaluation's rows; of earlier ones there are `done`. Scores and probabilities lie [H,t,cells]."""
     if not name.endswith((".scores.output", ".probs.output")):
-        shape = shape_of(c, name, T)
-        assert value.size == np.prod(shape), (name, value.shape, shape)
-        return value.reshape(shape)
-    assert value.shape[:3] == (1, c["num_attention_heads"], T), (name, value.shape)
-    assert value.shape[3] >= T, (name, value.shape)
-    seen = np.tri(value.shape[2], value.shape[3], dtype=bool)
+        row = shape_of(c, name)
+        assert value.size % np.prod(row) == 0, (name, value.shape, row)
+        return value.reshape(-1, *row)
+    assert value.shape[:2] == (1, c["num_attention_heads"]), (name, value.shape)
+    value = value[0]
+    seen = np.tri(value.shape[1], value.shape[2], done, dtype=bool)
     if name.endswith(".probs.output"):
-        assert np.all(value[0][:, ~seen] == 0), name
-    else:
-        scale = np.float32(1) / np.sqrt(np.float32(c["head_dim"]))
-        value = np.where(seen, value * scale, np.float32(0))
-    return np.ascontiguousarray(value[0, :, :, :T])
+        assert np.all(value[:, ~seen] == 0), name
+        return value
+    scale = np.float32(1) / np.sqrt(np.float32(c["head_dim"]))
+    return np.where(seen, value * scale, np.float32(0))
+
+
+def join(name, parts, T):
+    """The evaluations' rows as one run's."""
+    if not name.endswith((".scores.output", ".probs.output")):
+        return np.concatenate(parts)
+    cells = max(part.shape[2] for part in parts)
+    parts = [np.pad(part, ((0, 0), (0, 0), (0, cells - part.shape[2]))) for part in parts]
+    return np.ascontiguousarray(np.concatenate(parts, axis=1)[:, :, :T])
 
 
 def order(c):
-    """Tap names in the order of computation."""
+    """Tap names in the order of computation; no graph has all of them."""
     layer = ["input_layernorm.output", *list(BY_WEIGHT.values())[:3],
              "self_attn.q_norm.output", "self_attn.k_norm.output", *ROPE.values(),
              "self_attn.scores.output", "self_attn.probs.output", "self_attn.o_proj.input",
@@ -246,41 +261,54 @@ def fill(batch, ids, start):
         batch.logits[t] = 1
 
 
-def run(path, c, ids, start):
-    """Every tap of one prompt in one batch."""
-    taps, problems, T = {}, [], len(ids)
-
+def watcher(c, parts, problems):
+    """The callback: each node that is a tap goes to the end of parts[name]."""
     def see(pointer, ask, _):
         try:
             tensor = ctypes.cast(pointer, ctypes.POINTER(Tensor)).contents
             name = tap_of(tensor)
-            if ask:
-                return name is not None
-            assert name not in taps, f"{name} comes twice"
-            taps[name] = our_layout(c, name, values_of(tensor), T)
+            if not ask and name is not None:
+                rows = parts.setdefault(name, [])
+                axis = 1 if name.endswith((".scores.output", ".probs.output")) else 0
+                done = sum(part.shape[axis] for part in rows)
+                rows.append(our_layout(c, name, values_of(tensor), done))
+            return name is not None or not ask
         except Exception as problem:  # must not pass through C
             problems.append(problem)
-        return not problems
+            return False
+    return llama_cpp.ggml_backend_sched_eval_callback(see)
 
-    callback = llama_cpp.ggml_backend_sched_eval_callback(see)
+
+def make_context(model, options, T, callback):
+    flash = {"off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+             "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO}
+    p = llama_cpp.llama_context_default_params()
+    p.n_ctx = p.n_batch = max(256, T)
+    p.n_ubatch = options.ubatch or p.n_batch
+    p.n_threads = p.n_threads_batch = options.threads
+    p.flash_attn_type = flash[options.flash]
+    p.type_k = p.type_v = int(TYPES[options.kv])
+    p.offload_kqv = p.op_offload = False
+    p.cb_eval = callback
+    context = llama_cpp.llama_init_from_model(model, p)
+    assert context, "llama.cpp makes no context"
+    return context
+
+
+def run(path, c, ids, options):
+    """Every tap of one prompt in one batch, which llama.cpp evaluates in pieces of --ubatch tokens."""
+    parts, problems, T = {}, [], len(ids)
+    callback = watcher(c, parts, problems)
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    options = llama_cpp.llama_model_default_params()
-    options.n_gpu_layers, options.use_extra_bufts = 0, False
-    model = llama_cpp.llama_model_load_from_file(path.encode(), options)
+    p = llama_cpp.llama_model_default_params()
+    p.n_gpu_layers, p.use_extra_bufts = 0, False
+    model = llama_cpp.llama_model_load_from_file(path.encode(), p)
     assert model, "llama.cpp does not load the GGUF file"
-    options = llama_cpp.llama_context_default_params()
-    options.n_ctx = options.n_batch = options.n_ubatch = max(256, T)
-    options.n_threads = options.n_threads_batch = 1
-    options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    options.type_k = options.type_v = F32
-    options.offload_kqv = options.op_offload = False
-    options.cb_eval = callback
-    context = llama_cpp.llama_init_from_model(model, options)
-    assert context, "llama.cpp makes no context"
+    context = make_context(model, options, T, callback)
     batch = llama_cpp.llama_batch_init(T, 0, 1)
-    fill(batch, ids, start)
+    fill(batch, ids, options.start)
     status = llama_cpp.llama_decode(context, batch)
     if problems:
         raise problems[0]
@@ -288,9 +316,10 @@ def run(path, c, ids, start):
     llama_cpp.llama_batch_free(batch)
     llama_cpp.llama_free(context)
     llama_cpp.llama_model_free(model)
-    missing = [name for name in order(c) if name not in taps]
-    assert not missing, f"llama.cpp did not show {missing}"
-    return {name: taps[name] for name in order(c)}
+    taps = {name: join(name, parts[name], T) for name in order(c) if name in parts}
+    extra = set(parts) - set(taps)
+    assert not extra, f"{sorted(extra)} have no place in the order"
+    return taps
 
 
 def main():
@@ -299,16 +328,22 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--tokens", required=True)
     parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--weights", choices=TYPES, default="f32")
+    parser.add_argument("--kv", choices=TYPES, default="f32")
+    parser.add_argument("--flash", choices=["off", "on", "auto"], default="off")
+    parser.add_argument("--ubatch", type=int, default=0, help="tokens per evaluation; 0: all")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     ids = [int(token) for token in options.tokens.split(",")]
     c = read_config(options.model)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.gguf")
-        write_gguf(path, c, read_weights(os.path.join(options.model, "model.safetensors")))
-        taps = run(path, c, ids, options.start)
+        weights = read_weights(os.path.join(options.model, "model.safetensors"))
+        write_gguf(path, c, weights, options.weights)
+        taps = run(path, c, ids, options)
     position = np.arange(options.start, options.start + len(ids), dtype=np.int64)
-    write_taps(options.out, {"input_ids": np.array(ids, dtype=np.int64),
-                             "position_ids": position, **taps}, options.start)
+    write_taps(options.out, {"input_ids": np.array(ids, dtype=np.int64), "position_ids": position, **taps},
+               options.start, c)
 
 
 if __name__ == "__main__":
