@@ -12,8 +12,8 @@
 # Each process opens the weights of its own layers alone, and starts from the output of the layer before,
 # which BACKEND must hold for every range but the first.
 #
-# Without --slurm: GNU parallel, one process a core. It reads more from ~/.parallel/config; for other
-# machines write there `--sshlogin :,node1,node2`, or `--jobs 4` for fewer processes.
+# Without --slurm: GNU parallel, one process a core. It takes further options from the environment's PARALLEL:
+# '--sshlogin :,node1,node2' for this machine and two more, '--jobs 4' for four processes a machine.
 # With --slurm: sbatch, a task for each range. Partition, account and time limit come from Slurm's own
 # variables (SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT).
 # All machines must see MODEL, BACKEND, FOLDER and the command under the same paths. The command is
@@ -81,8 +81,9 @@ lost=0
 for ((part = 0; part < jobs; part++)); do
     [ ! -s "${parts[part]}" ] || continue
     log=${parts[part]%.jsonl}.log
+    said=$(grep -s -e '^qwen3moe: ' -e '^exit status ' "$log" | tail -n 2 | paste -s -d" ") || true
     echo "split_check.sh: layers ${ranges[part]}: found no report, expected ${parts[part]}:" \
-        "$(grep -e '^qwen3moe: ' -e '^exit status ' "$log" 2>/dev/null | tail -n 2 | paste -s -d' ')" >&2
+        "${said:-it did not start}" >&2
     lost=$((lost + 1))
 done
 [ $lost = 0 ] || stop "$lost of $jobs parts are lost: could not judge"

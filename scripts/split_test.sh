@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # scripts/split_check.sh for real: golden/tiny against Hugging Face's taps, and against taps with a planted
-# fault, in parts by GNU parallel and by Slurm. The merged report must be that of one `qwen3moe check`, byte for
-# byte, as text and as HTML. Slurm is one node that is started here on the loopback interface and stopped.
+# fault, in parts by GNU parallel, here and on (feigned) other machines, and by Slurm. The merged report must
+# be that of one `qwen3moe check`, byte for byte, as text and as HTML. Slurm is one node that is started here
+# on the loopback interface and stopped.
 #
 #   scripts/split_test.sh QWEN3MOE
 #
@@ -78,12 +79,16 @@ same() {
     status=0
     "$QWEN3MOE" check "$root/golden/tiny" "$backend" --html "$work/one.html" >"$work/one" || status=$?
     [ $status = "$want" ] || { cat "$work/one"; failed "$name: one run: found status $status, expected $want"; }
-    for how in parallel:2 parallel:5 slurm:3; do
+    for how in parallel:2 parallel:5 slurm:3 machines:4; do
         status=0
         rm -rf "$work/parts"
         case $how in
         slurm*) set -- --slurm ;;
         *) set -- ;;
+        esac
+        case $how in
+        machines*) export PARALLEL_SSH="$work/ssh" PARALLEL='--sshlogin one,two --jobs 1' ;;
+        *) unset PARALLEL_SSH PARALLEL ;;
         esac
         "$root/scripts/split_check.sh" "$@" "$root/golden/tiny" "$backend" "${how#*:}" "$work/parts" \
             >"$work/merged" || status=$?
@@ -125,6 +130,15 @@ refused() {
     echo "$name: $(head -n 1 "$work/line" | sed "s|$work/||g")"
     passed=$((passed + 1))
 }
+
+# GNU parallel's other machines: this one, with an empty environment, by an ssh that is none.
+cat >"$work/ssh" <<'END'
+#!/bin/sh
+# ssh HOST -- COMMAND...
+shift 2
+exec env -i HOME=/ SHELL=/bin/sh PATH=/usr/bin:/bin sh -c "$*"
+END
+chmod +x "$work/ssh"
 
 start_slurm
 taps=$root/golden/hf/tiny/taps
