@@ -271,8 +271,8 @@ def honest_jobs():
     """Every model, dtype, start, length and layout that the bugs use; the variants on some of them."""
     used = sorted({(b.model, b.dtype, b.start, b.tokens, b.layout) for b in bugs.BUGS})
     jobs = [(Backend, *job) for job in used]
-    jobs += [(Backend, model, dtype, 7, bugs.TOKENS, "all") for model in bugs.MODELS
-             for dtype in hf_taps.DTYPES]
+    jobs += [(Backend, model, dtype, 7, 1 if model == "tiny-nan" else bugs.TOKENS, "all")
+             for model in bugs.MODELS for dtype in hf_taps.DTYPES]
     jobs += [(cls, model, dtype, 0, bugs.TOKENS, "all") for cls in VARIANTS
              for model in ("tiny", "wide", "tiny-window") for dtype in hf_taps.DTYPES]
     jobs += [(cls, "tiny", dtype, 0, bugs.TOKENS, layout) for cls in (Backend, OtherOrder)
