@@ -486,9 +486,13 @@ def record_unchanged(model, path, ids, start=0, chunk=0, wanted=lambda tap: True
     return recorder
 
 
+def layers_only(tap):
+    return tap.endswith("_ids") or LAYER.sub("", tap.removesuffix(".output")) == "model"
+
+
 def wanted_by(options):
     if options.layers_only:
-        return lambda tap: tap.endswith("_ids") or LAYER.sub("", tap[:-len(".output")]) == "model"
+        return layers_only
     globs = options.taps or ["*"]
     return lambda tap: tap.endswith("_ids") or any(fnmatch.fnmatchcase(tap, glob) for glob in globs)
 
