@@ -13,7 +13,8 @@ float32 and flash attention is off. llama.cpp's own defaults are --kv f16 --flas
 The tensors are those that llama.cpp's evaluation callback shows, all float32. What check must be told:
 --accumulate bf16 or f16 if the weights are (their factors are rounded to the weights' type before each product),
 --kv float16 or bfloat16 for the cache, and --accumulate f16 with it (queries and probabilities are rounded
-likewise; flash attention also sums the values in float16, and rounds a float32 cache to float16 as it reads). Some tensors need care:
+likewise; flash attention also sums the values in float16, and rounds a float32 cache to float16 as it reads).
+Some tensors need care:
 - Qcur-i and Kcur-i are first the projection, then the same reshaped, last the result of RoPE, which
   is the one whose source is Qcur_normed-i; projections are known by their weight instead;
 - RoPE is of the kind that pairs i with i + hd/2, like Hugging Face's: weights are not permuted;

@@ -1,4 +1,4 @@
-"""Tests of record_hf.py, record_llamacpp.py and taps.py against hf_taps.py, which computes the taps in its own way.
+"""Tests of record_hf.py, record_llamacpp.py and taps.py against hf_taps.py, which computes taps its own way.
 
   python3 scripts/test_record.py [--llamacpp PYTHON]     under transformers 5.17.0 or 4.57.6
 """
@@ -94,7 +94,7 @@ class Part(torch.nn.Module):
         super().__init__()
         layer = torch.nn.Module()
         layer.input_layernorm, layer.mlp = torch.nn.LayerNorm(4), torch.nn.Linear(4, 4)
-        layer.forward = lambda x: x + layer.mlp(layer.input_layernorm(x))
+        layer.forward = lambda x: layer.mlp(layer.input_layernorm(x)).add_(x)  # what was recorded is overwritten
         self.layers = torch.nn.ModuleList([layer])
 
     def forward(self, x):
@@ -109,6 +109,8 @@ def test_part(folder):
     p = "model.layers.0."
     assert set(found) == {p + "input_layernorm.output", p + "mlp.output", p + "output"}, set(found)
     assert torch.equal(found[p + "output"], torch.cat(y)) and "config" not in metadata
+    mlp = model.layers[0].mlp(found[p + "input_layernorm.output"])
+    assert torch.allclose(found[p + "mlp.output"], mlp), "mlp.output"
 
 
 def test_refusals(folder):
@@ -139,8 +141,8 @@ def test_llamacpp(python, folder):
         want = hf_taps.run(hf_taps.load_folder(folder, torch.float32), config, ids, start)
         path = os.path.join(folder, "llamacpp.safetensors")
         for more in ([], ["--ubatch", "3", "--threads", "2"], ["--flash", "on"]):
-            subprocess.run([python, script, folder, path, "--tokens", ",".join(map(str, ids)), "--start", str(start),
-                            *more], check=True)
+            prompt = ["--tokens", ",".join(map(str, ids)), "--start", str(start)]
+            subprocess.run([python, script, folder, path, *prompt, *more], check=True)
             found, metadata = hf_taps.read_tensors(path)
             assert metadata["config"] == taps.config_line(config)
             distance, name = farthest(found, want)
