@@ -487,7 +487,7 @@ def record_unchanged(model, path, ids, start=0, chunk=0, wanted=lambda tap: True
 
 
 def layers_only(tap):
-    return tap.endswith("_ids") or LAYER.sub("", tap.removesuffix(".output")) == "model"
+    return tap.endswith("_ids") or re.fullmatch(r"model\.layers\.\d+\.output", tap) is not None
 
 
 def wanted_by(options):
@@ -524,11 +524,13 @@ def main():
     try:
         recorder = record_unchanged(load(options), options.out, ids, options.start, options.chunk,
                                     wanted_by(options))
-    except (RecordError, OSError, ValueError, RuntimeError) as problem:
-        raise SystemExit(f"record_hf.py: {str(problem).splitlines()[0]}") from None
+    except (RecordError, OSError, ValueError, RuntimeError, IndexError) as problem:
+        print(f"record_hf.py: {str(problem).splitlines()[0]}", file=sys.stderr)
+        return 2
     for tap, why in recorder.left_out.items():
         print(f"record_hf.py: {tap}: left out, {why}", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,6 +30,7 @@ import ctypes
 import json
 import os
 import struct
+import sys
 import tempfile
 
 import gguf
@@ -77,7 +78,7 @@ def read_config(folder):
                "num_experts": not c.get("num_experts")}
     for key, wrong in refused.items():
         if wrong:
-            raise SystemExit(f"{folder}/config.json: {key}: found {c.get(key)}, expected what "
+            raise ValueError(f"{folder}/config.json: {key}: found {c.get(key)}, expected what "
                              "llama.cpp's qwen3moe computes")
     c.setdefault("head_dim", c["hidden_size"] // c["num_attention_heads"])
     return c
@@ -323,18 +324,7 @@ def run(path, c, ids, options):
     return taps
 
 
-def main():
-    parser = argparse.ArgumentParser(description="llama.cpp's tensors under our tap names.")
-    parser.add_argument("model")
-    parser.add_argument("out")
-    parser.add_argument("--tokens", required=True)
-    parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--weights", choices=TYPES, default="f32")
-    parser.add_argument("--kv", choices=TYPES, default="f32")
-    parser.add_argument("--flash", choices=["off", "on", "auto"], default="off")
-    parser.add_argument("--ubatch", type=int, default=0, help="tokens per evaluation; 0: all")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+def record(options):
     ids = [int(token) for token in options.tokens.split(",")]
     c = read_config(options.model)
     with tempfile.TemporaryDirectory() as folder:
@@ -347,5 +337,25 @@ def main():
                options.start, c)
 
 
+def main():
+    parser = argparse.ArgumentParser(description="llama.cpp's tensors under our tap names.")
+    parser.add_argument("model")
+    parser.add_argument("out")
+    parser.add_argument("--tokens", required=True)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--weights", choices=TYPES, default="f32")
+    parser.add_argument("--kv", choices=TYPES, default="f32")
+    parser.add_argument("--flash", choices=["off", "on", "auto"], default="off")
+    parser.add_argument("--ubatch", type=int, default=0, help="tokens per evaluation; 0: all")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    try:
+        record(options)
+    except (AssertionError, KeyError, OSError, ValueError) as problem:
+        print(f"record_llamacpp.py: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

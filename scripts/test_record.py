@@ -134,6 +134,20 @@ def test_refusals(folder):
     assert not hasattr(hf_taps.modeling.apply_rotary_pos_emb, "recorded")
 
 
+def test_command(folder):
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "record_hf.py")
+    path = os.path.join(folder, "command.safetensors")
+    command = [sys.executable, script, make_golden.TINY, path, "--tokens", "3,4,5"]
+    for more, count in (["--layers-only"], 5), (["--taps", "*norm.output"], 5 * 4 + 1):
+        subprocess.run([*command, *more], check=True)
+        names = [name for name in hf_taps.read_tensors(path)[0] if not name.endswith("_ids")]
+        assert len(names) == count, names
+    os.remove(path)
+    for change in (["--tokens", "3,9999"], ["--attn", "none-such"]):
+        run = subprocess.run([*command, *change], stderr=subprocess.PIPE, text=True)
+        assert run.returncode == 2 and run.stderr.count("\n") == 1 and not os.path.exists(path), run.stderr
+
+
 def test_llamacpp(python, folder):
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "record_llamacpp.py")
     for case in ("base", "tiny-sparse", "wide-router"):
@@ -159,7 +173,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             test_case(case, folder)
-        for test in (test_experts, test_part, test_refusals):
+        for test in (test_experts, test_part, test_refusals, test_command):
             test(folder)
         test_configs()
         if options.llamacpp:
