@@ -17,7 +17,7 @@ import tempfile
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import accuracy
 import hf_taps
