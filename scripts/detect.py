@@ -195,8 +195,11 @@ class Matrix:
     def check(self, model, path, options):
         """Exit status, findings, the last line."""
         report = path + ".jsonl"
-        done = subprocess.run([self.command, "check", model, path, "--json", report, *options],
-                              capture_output=True, text=True, timeout=300)
+        try:
+            done = subprocess.run([self.command, "check", model, path, "--json", report, *options],
+                                  capture_output=True, text=True, timeout=120)
+        except subprocess.TimeoutExpired:
+            return -1, [], "no end after 120 s"
         findings = []
         if done.returncode in (0, 1):
             with open(report) as f:
