@@ -194,7 +194,7 @@ class Matrix:
 
     def check(self, model, path, options):
         """Exit status, findings, the last line."""
-        report = path + ".jsonl"
+        report = os.path.join(self.folder, os.path.basename(path) + ".jsonl")
         try:
             done = subprocess.run([self.command, "check", model, path, "--json", report, *options],
                                   capture_output=True, text=True, timeout=120)
