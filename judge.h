@@ -62,6 +62,46 @@ const backend_tensor *backend_find(const backend *b, q3_tap_id id, size_t layer)
 void backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id, size_t layout,
                  size_t t);
 
+/* ==== Bounds (bounds.c) ====================================================================== */
+
+/* The walk over one layer. Rows and whole tensors as everywhere here; what runs after is computed from them. The
+ * variance of an element is 0 where the other gave it: what may differ there was judged. */
+typedef struct walk {
+    const q3_config *config;
+    const q3_weights *weights;
+    q3_dtype dtype;
+    size_t T, start;
+    double operand;           /* --accumulate: unit of what enters and leaves the sums; 0: float32 */
+    size_t layer;
+    float *inv_freq;          /* [hd/2] */
+    float *input;             /* [T,M] what the layer starts from */
+    double *input_var;
+    float *tap[Q3_TAP_COUNT]; /* [T,row], NULL until the walk comes there; scores and probs: if given */
+    double *var[Q3_TAP_COUNT];
+    bool given[Q3_TAP_COUNT]; /* for all tokens */
+    bool *uncertain;          /* [T]: which experts this token has is not known */
+    /* Of the token whose attention is at hand, [H,T] each; and o_proj.input's bounds, [T,H*hd]. */
+    float *scores, *probs;
+    double *scores_var, *probs_var, *values_noise, *values_var;
+    float *weight_row;        /* [longest sum] */
+} walk;
+
+/* What an honest implementation may differ by, element by element: |theirs - ours| <= slack + noise +
+ * Q3_SIGMAS * sqrt(var). */
+typedef struct row_bound {
+    double *slack; /* roundings to D, which may stand elsewhere or be left out */
+    double *noise; /* sums and functions in float32, four standard deviations */
+    double *var;   /* what came in from tensors that were not given: a variance */
+    double roundings; /* to D, on the way from the noise to the stored value */
+} row_bound;
+
+#define Q3_SIGMAS 6.0
+
+/* Bounds of token t's row of `id`, whose values are ours[n]; inputs are read from w. */
+void bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *ours, size_t n);
+/* After a token's probs (w->probs, w->probs_var) are final: the bounds of its o_proj.input. */
+void bound_values(walk *w, size_t t);
+
 /* ==== Findings =============================================================================== */
 
 typedef enum verdict {
@@ -126,6 +166,20 @@ bool figures_begin(figures *g, finding *f, q3_dtype dtype, size_t T, size_t chan
 void figures_row(figures *g, size_t t, const float *ours, const float *theirs, size_t n);
 void figures_end(figures *g);
 
+/* ==== The walk (compare.c) =================================================================== */
+
+/* What the other implementation is declared to do, and how it is judged. */
+typedef struct judge_options {
+    bool free_running;  /* our values stay in place */
+    double operand;     /* --accumulate: unit roundoff of what enters and leaves the sums; 0: float32 */
+    q3_dtype kv;        /* --kv: what keys and values are rounded to; Q3_AUTO: nothing */
+} judge_options;
+
+/* Runs the session's layers over T tokens (ids, or hidden[T,M] if the first layer is above 0) and appends a line
+ * for every tap. session->run.chunk is T. *judged counts the tensors that were compared. */
+q3_status compare_run(q3_text *lines, size_t *judged, q3_session *session, const backend *b, const int32_t *ids,
+                      const float *hidden, size_t T, const judge_options *options, q3_error *error);
+
 /* ==== Diagnosis (diagnose.c) ================================================================= */
 
 /* What the walk knows when a tensor differs. Tensors of the layer at hand are as the walk goes on from them: the
@@ -178,6 +232,10 @@ typedef enum outcome { OUTCOME_AGREES, OUTCOME_DIFFERS, OUTCOME_UNJUDGED } outco
  * tensor that are not equal, layers that no run judged. text grows; nothing is printed. */
 q3_status report_text(q3_text *text, outcome *result, const char *name, const char *lines, size_t length,
                       bool all, bool colour, q3_error *error);
+/* check.c, for check, diff and report: text to standard output, --json and --html to their files; what the verb
+ * returns. name: what messages call the lines. */
+q3_status write_reports(const command_line *command, const char *name, const q3_text *lines, q3_error *error);
+
 /* The same as one self-contained HTML page. */
 q3_status report_html(q3_text *html, const char *name, const char *lines, size_t length, q3_error *error);
 
