@@ -28,7 +28,7 @@ typedef struct sum {
     double size;    /* sum |w||x| */
     double squares; /* sum (w x)^2 */
     double var;     /* sum w^2 var(x) */
-    double x2, x_var; /* sum x^2, sum var(x): the input's relative variance is x_var / x2 */
+    double x2, along; /* sum x^2, sum x^2 var(x): variance of the input's error along itself */
 } sum;
 
 static void add_product(sum *s, double w, double x, double x_var)
@@ -38,7 +38,7 @@ static void add_product(sum *s, double w, double x, double x_var)
     s->squares += product * product;
     s->var += w * w * x_var;
     s->x2 += x * x;
-    s->x_var += x_var;
+    s->along += x * x * x_var;
 }
 
 /* Where --accumulate is declared, both operands and the result are rounded (or cut off) to its unit: independent
@@ -52,8 +52,8 @@ static double operand_noise(const walk *w, const sum *s, double y)
 /* The variance of y from a sum's inputs: independent, plus common. */
 static double sum_var(const sum *s, double y)
 {
-    if (s->x_var == 0) return 0;
-    return s->var + (s->x2 > 0 ? s->x_var / s->x2 * y * y : 0);
+    if (s->var == 0) return 0;
+    return s->var + (s->x2 > 0 ? 4 * s->along / s->x2 / s->x2 * y * y : 0);
 }
 
 static void bound_sum(row_bound *b, const walk *w, size_t i, const sum *s, size_t n, double y)

@@ -235,8 +235,8 @@ static void trial_row(judging *j, trial *r, q3_tap_id id, size_t t, float *ours,
     }
     bool known = given && !j->options->free_running;
     for (size_t i = 0; i < n && var_out != NULL; i++) {
-        double noise = b.noise[i] / 4, slack = b.slack[i] / 2;
-        var_out[i] = known ? 0 : b.var[i] + noise * noise + slack * slack;
+        double noise = b.noise[i] / 4, ulp = ulp_of((double)ours[i], w->dtype);
+        var_out[i] = known ? 0 : b.var[i] + noise * noise + b.slack[i] * ulp / 6;
         if (!(var_out[i] <= SAYS_NOTHING)) var_out[i] = SAYS_NOTHING;
     }
 }
@@ -368,17 +368,17 @@ static void trial_end(judging *j, trial *r, q3_tap_id id)
 
 /* ==== Router =================================================================================== */
 
-/* How far p may be from an honest implementation's, in a choice between two: its bound, and the rounding of its
- * logit, which a fused router may leave out. */
-static double choice_bound(judging *j, size_t t, size_t e)
+/* How far p may be from an honest implementation's, in a choice between two: its bound and the rounding of its
+ * logit, which a fused router may leave out; *var: what came in. */
+static double choice_bound(judging *j, size_t t, size_t e, double *var)
 {
     walk *w = &j->w;
     size_t E = w->config->num_experts;
     row_bound b = {j->row[0], j->row[1], j->row[2], 1};
-    double p = (double)w->tap[Q3_TAP_ROUTER_PROBS][t * E + e], var = w->var[Q3_TAP_ROUTER_PROBS][t * E + e];
+    double p = (double)w->tap[Q3_TAP_ROUTER_PROBS][t * E + e];
     bound_row(&b, w, Q3_TAP_ROUTER_PROBS, t, w->tap[Q3_TAP_ROUTER_PROBS] + t * E, E);
-    return b.slack[e] + b.noise[e] + p * ulp_of((double)w->tap[Q3_TAP_GATE][t * E + e], w->dtype) +
-           Q3_SIGMAS * q3_sqrt(var);
+    *var += w->var[Q3_TAP_ROUTER_PROBS][t * E + e];
+    return b.slack[e] + b.noise[e] + p * ulp_of((double)w->tap[Q3_TAP_GATE][t * E + e], w->dtype);
 }
 
 static bool among(const float *ids, size_t count, float id)
@@ -402,8 +402,9 @@ static double margin(judging *j, size_t t, const float *chosen, bool *doubtful)
     }
     *doubtful = false;
     if (low == E || high == E) return 1.0;
-    double distance = (double)p[low] - (double)p[high];
-    *doubtful = distance <= choice_bound(j, t, low) + choice_bound(j, t, high);
+    double distance = (double)p[low] - (double)p[high], var = 0;
+    double bound = choice_bound(j, t, low, &var) + choice_bound(j, t, high, &var) + Q3_SIGMAS * q3_sqrt(var);
+    *doubtful = !((distance < 0 ? -distance : distance) > bound);
     return distance;
 }
 
