@@ -332,9 +332,14 @@ void session_close(q3_session *session)
     memset(session, 0, sizeof *session);
 }
 
+bool is_terminal(FILE *file)
+{
+    return isatty(fileno(file)) != 0;
+}
+
 void show_progress(const char *what, size_t done, size_t all)
 {
-    if (!isatty(fileno(stderr))) return;
+    if (!is_terminal(stderr)) return;
     fprintf(stderr, "\r%s: %zu of %zu%s", what, done, all, done == all ? "\n" : "");
     fflush(stderr);
 }

@@ -4,10 +4,13 @@
 
 #include "qwen3moe.h"
 
+#include <stdio.h>
+
 typedef enum option_id {
-    OPTION_CHAT, OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE, OPTION_FROM, OPTION_IDS, OPTION_JSON,
-    OPTION_JSONL, OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT, OPTION_NO_THINKING, OPTION_OUTPUT,
-    OPTION_PROMPT, OPTION_SEED, OPTION_START, OPTION_TAPS, OPTION_TEMPERATURE, OPTION_TEXT, OPTION_TOKENS,
+    OPTION_ACCUMULATE, OPTION_ALL, OPTION_CHAT, OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE, OPTION_FREE,
+    OPTION_FROM, OPTION_HTML, OPTION_IDS, OPTION_JSON, OPTION_JSON_FILE, OPTION_JSONL, OPTION_KV,
+    OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT, OPTION_NO_THINKING, OPTION_OUTPUT, OPTION_PROMPT,
+    OPTION_SEED, OPTION_START, OPTION_STRICT, OPTION_TAPS, OPTION_TEMPERATURE, OPTION_TEXT, OPTION_TOKENS,
     OPTION_TOP_K, OPTION_TOP_P, OPTION_USER, OPTION_HELP,
     OPTION_COUNT
 } option_id;
@@ -16,6 +19,8 @@ typedef enum option_id {
 typedef struct command_line {
     const char *model;                /* first operand */
     const char *operand;              /* second operand, or NULL */
+    const char **operands;            /* all of them, in order */
+    size_t operand_count;
     const char *value[OPTION_COUNT];  /* NULL: not given; "" for an option without a value */
     const char **taps;                /* every --taps, in order */
     size_t tap_count;
@@ -27,6 +32,9 @@ q3_status verb_tokenize(const command_line *command, q3_error *error);
 q3_status verb_generate(const command_line *command, q3_error *error);
 q3_status verb_score(const command_line *command, q3_error *error);
 q3_status verb_dump(const command_line *command, q3_error *error);
+q3_status verb_check(const command_line *command, q3_error *error);
+q3_status verb_diff(const command_line *command, q3_error *error);
+q3_status verb_report(const command_line *command, q3_error *error);
 q3_status verb_selftest(const command_line *command, q3_error *error);
 
 /* What a verb returns for exit status 1: it worked, and what it compared differs. */
@@ -86,6 +94,7 @@ void session_close(q3_session *session);
 q3_status session_check_tokens(const q3_session *session, const token_list *tokens, size_t more,
                                q3_error *error);
 
+bool is_terminal(FILE *file);
 /* "what: done of all" on standard error, if that is a terminal; done == all ends the line. */
 void show_progress(const char *what, size_t done, size_t all);
 
