@@ -213,7 +213,8 @@ typedef struct judged_run {
     const char *model, *file;      /* as given */
     q3_dtype dtype;
     size_t T, start;
-    size_t layers, first_layer, end_layer;
+    size_t layers, first_layer, end_layer; /* layers 0: a diff of two files, of which model is the first; there a
+                                              missing tensor is a difference too */
     bool free_running, strict;
     const char *accumulate, *kv;   /* "" or the option's value */
     size_t unknown;
