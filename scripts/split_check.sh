@@ -7,7 +7,7 @@
 #
 #   MODEL     the model's folder             BACKEND   the other implementation's taps (.safetensors)
 #   JOBS      how many ranges                FOLDER    is made: the parts, their logs and report.html
-#   options   --strict, --accumulate X, --kv X, --dtype X, --tokens IDS, --prompt TEXT
+#   options   --strict, --accumulate X, --kv X, --dtype X, --tokens IDS, --prompt TEXT, --all
 #
 # Each process opens the weights of its own layers alone, and starts from the output of the layer before,
 # which BACKEND must hold for every range but the first.
@@ -34,11 +34,13 @@ command=$(command -v "${QWEN3MOE:-qwen3moe}") || stop "${QWEN3MOE:-qwen3moe}: fo
 command=$(realpath "$command")
 [ -d "$1" ] || stop "$1: found no such folder, expected a model"
 [ -f "$2" ] || stop "$2: found no such file, expected taps"
-model=$(realpath "$1") backend=$(realpath "$2") jobs=$3 folder=$4
+model=$1 backend=$2 jobs=$3 folder=$4 # as given: the report shows them
 shift 4
 [[ $jobs =~ ^[1-9][0-9]{0,4}$ ]] || stop "JOBS: found $jobs, expected a number from 1 on"
+all=()
 for option in "$@"; do
     case $option in
+    --all) all=(--all) ;;
     --free*) stop "--free: found with parts, expected one run: a range starts from the other's numbers" ;;
     --layers* | --json* | --html*) stop "$option: found with parts, expected it left out: each part has its own" ;;
     esac
@@ -61,6 +63,7 @@ cat >"$folder/part.sh" <<END
 #!/usr/bin/env bash
 # part.sh N: checks range N
 ranges=(${ranges[*]})
+cd $(printf %q "$PWD")
 file=$(printf %q "$folder")/part-\$(printf %05d "\$1")
 {
     $(printf '%q ' "$command" check "$model" "$backend" "$@")\\
@@ -87,4 +90,4 @@ for ((part = 0; part < jobs; part++)); do
     lost=$((lost + 1))
 done
 [ $lost = 0 ] || stop "$lost of $jobs parts are lost: could not judge"
-exec "$command" report "${parts[@]}" --html "$folder/report.html"
+exec "$command" report "${parts[@]}" "${all[@]}" --html "$folder/report.html"

@@ -77,7 +77,7 @@ END
 same() {
     local name=$1 want=$2 backend=$3 how status files
     status=0
-    "$QWEN3MOE" check "$root/golden/tiny" "$backend" --html "$work/one.html" >"$work/one" || status=$?
+    "$QWEN3MOE" check golden/tiny "$backend" --all --html "$work/one.html" >"$work/one" || status=$?
     [ $status = "$want" ] || { cat "$work/one"; failed "$name: one run: found status $status, expected $want"; }
     for how in parallel:2 parallel:5 slurm:3 machines:4; do
         status=0
@@ -90,8 +90,8 @@ same() {
         machines*) export PARALLEL_SSH="$work/ssh" PARALLEL='--sshlogin one,two --jobs 1' ;;
         *) unset PARALLEL_SSH PARALLEL ;;
         esac
-        "$root/scripts/split_check.sh" "$@" "$root/golden/tiny" "$backend" "${how#*:}" "$work/parts" \
-            >"$work/merged" || status=$?
+        scripts/split_check.sh "$@" golden/tiny "$backend" "${how#*:}" "$work/parts" --all >"$work/merged" ||
+            status=$?
         [ $status = "$want" ] || { cat "$work/merged"; failed "$name, $how: status $status, expected $want"; }
         diff "$work/one" "$work/merged" || failed "$name, $how: the reports are not the same"
         cmp "$work/one.html" "$work/parts/report.html" || failed "$name, $how: the HTML is not the same"
@@ -140,8 +140,9 @@ exec env -i HOME=/ SHELL=/bin/sh PATH=/usr/bin:/bin sh -c "$*"
 END
 chmod +x "$work/ssh"
 
+cd "$root" # the report shows paths as they are given
 start_slurm
-taps=$root/golden/hf/tiny/taps
+taps=golden/hf/tiny/taps
 for dtype in float32 bfloat16 float16; do
     same $dtype 0 "$taps-$dtype.safetensors"
 done
@@ -155,8 +156,8 @@ case "\$*" in *'--layers 2:3'*) kill -9 \$\$ ;; esac
 exec '$QWEN3MOE' "\$@"
 END
 chmod +x "$work/dies"
-split=("$root/scripts/split_check.sh")
-run=("$root/golden/tiny" "$taps-float32.safetensors")
+split=(scripts/split_check.sh)
+run=(golden/tiny "$taps-float32.safetensors")
 refused 'a lost part, parallel' 'layers 2:3: found no report' \
     env QWEN3MOE="$work/dies" "${split[@]}" "${run[@]}" 5 "$work/parts"
 refused 'a lost part, slurm' 'layers 2:3: found no report' \
