@@ -162,15 +162,23 @@ static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
     b->roundings = 2;
 }
 
-/* A softmax's element: p = exp(s - max) / sum. s - max is rounded to float32; exp, sum and quotient err by a few
- * u. spread: variance of s and, weighted with p^2, of the others; beyond the linear range the bound grows as exp. */
-static void bound_softmax(row_bound *b, size_t i, double p, double below_max, size_t n, double spread, double ulp)
+/* 6 sigma of an exponent that errs by sigma, over 6: sigma itself where it is small. */
+static double grown(double var)
 {
-    double sd = Q3_SIGMAS * q3_sqrt(spread), grown = sd > 0 ? p * (q3_exp(sd) - 1) / Q3_SIGMAS : 0;
-    if (!(sd < 50)) grown = 1e20; /* says nothing */
+    double sd = Q3_SIGMAS * q3_sqrt(var);
+    if (!(sd < 50)) return 1e20; /* says nothing */
+    return sd > 0 ? (q3_exp(sd) - 1) / Q3_SIGMAS : 0;
+}
+
+/* A softmax's element: p = exp(s - max) / sum. s - max is rounded to float32; exp, sum and quotient err by a few u.
+ * var: of s; common: sum p^2 var over the row. dp = p ((1 - p) ds - sum of the other p ds). */
+static void bound_softmax(row_bound *b, size_t i, double p, double below_max, size_t n, double var, double common,
+                          double ulp)
+{
+    double spread = (1 - 2 * p) * var + common, sd = p * grown(spread > 0 ? spread : 0);
     b->slack[i] = ulp;
     b->noise[i] = p * ((below_max + 8) * U + sum_noise(n));
-    b->var[i] = grown * grown;
+    b->var[i] = sd * sd;
 }
 
 /* One token's probs [H,T]. */
@@ -188,13 +196,14 @@ static void bound_probs(row_bound *b, const walk *w, size_t t, const float *y)
         }
         for (size_t s = low; s <= t; s++) {
             double p = (double)y[h * T + s];
-            bound_softmax(b, h * T + s, p, max - (double)scores[s], t + 1 - low, var[s] + common, ulp_of(p, w->dtype));
+            bound_softmax(b, h * T + s, p, max - (double)scores[s], t + 1 - low, var[s], common, ulp_of(p, w->dtype));
         }
     }
 }
 
-/* The weighted sum of V runs over the keys block by block where it is fused, so that with --accumulate the partial
- * sums are rounded too: a random walk of n of them. */
+/* y = sum p v. Errors of the scores pull y towards v: dy = sum p ds (v - y); those of the probs themselves add up.
+ * The sum runs over the keys block by block where it is fused, so that with --accumulate the partial sums are
+ * rounded too: a random walk of n of them. */
 void bound_values(walk *w, size_t t)
 {
     const q3_config *c = w->config;
@@ -213,10 +222,16 @@ void bound_values(walk *w, size_t t)
                 var += p * p * v_var[value];
                 y += p * x;
             }
+            for (size_t s = low; s <= t; s++) {
+                if (w->scores_var[h * T + s] == 0) continue;
+                double x = (double)v[(s * K + h / (H / K)) * hd + d];
+                double pull = (double)w->probs[h * T + s] * grown(w->scores_var[h * T + s]) * (x - y);
+                var += pull * pull;
+            }
             size_t i = (t * H + h) * hd + d;
             w->values_noise[i] = sum_noise(n) * a.size + operand_noise(w, &a, y) +
                                  (2 + 4 * q3_sqrt((double)n)) * w->operand * a.size;
-            w->values_var[i] = sum_var(&a, y) + var;
+            w->values_var[i] = a.var + var;
         }
 }
 
@@ -232,7 +247,7 @@ static void bound_router(row_bound *b, const walk *w, size_t t, const float *y, 
         common += (double)y[e] * (double)y[e] * var[e];
     }
     for (size_t e = 0; e < E; e++)
-        bound_softmax(b, e, (double)y[e], max - (double)logits[e], E, var[e] + common, ulp_of((double)y[e], Q3_F32));
+        bound_softmax(b, e, (double)y[e], max - (double)logits[e], E, var[e], common, ulp_of((double)y[e], Q3_F32));
 }
 
 /* w_a = p_a / sum p of the chosen. */

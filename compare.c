@@ -236,7 +236,8 @@ static void trial_row(judging *j, trial *r, q3_tap_id id, size_t t, float *ours,
     bool known = given && !j->options->free_running;
     for (size_t i = 0; i < n && var_out != NULL; i++) {
         double noise = b.noise[i] / 4, ulp = ulp_of((double)ours[i], w->dtype);
-        var_out[i] = known ? 0 : b.var[i] + noise * noise + b.slack[i] * ulp / 6;
+        double before = id == Q3_TAP_PROBS ? 0 : b.var[i]; /* bound_values takes it from the scores */
+        var_out[i] = known ? 0 : before + noise * noise + b.slack[i] * ulp / 6;
         if (!(var_out[i] <= SAYS_NOTHING)) var_out[i] = SAYS_NOTHING;
     }
 }
@@ -560,6 +561,8 @@ static void judge_token(judging *j, const q3_tap *tap)
     for (size_t h = 0; h < H; h++) memcpy(values + h * S, row + h * T, S * sizeof *row);
     if (w->tap[tap->id] != NULL) memcpy(w->tap[tap->id] + t * H * T, row, H * T * sizeof *row);
     if (!probs) return;
+    bool known = r->tensor != NULL && t >= r->tensor->first && !j->options->free_running;
+    if (known) memset(w->scores_var, 0, H * T * sizeof *w->scores_var);
     bound_values(w, t);
     if (t + 1 < T) return;
     trial_end(j, &j->scores, Q3_TAP_SCORES);

@@ -606,7 +606,7 @@ class ScaledChannel10001(ScaledChannel):
     factor = 1.0001
 
 
-@bug("mlp.output", number=45, layer=1, looks="channel|scaled|gain", operator="mlp.down_proj")
+@bug("mlp.output", number=45, layer=1, looks="channel|scaled|gain")
 class MassiveChannel(Backend):
     """The largest channel of the dense layer's down_proj 15 % low."""
     def prepare(self):
@@ -1323,14 +1323,6 @@ class RoundedSigmoid(Backend):
     """SiLU with the sigmoid rounded first."""
     def act(self, gate, name):
         return gate * gate.sigmoid()
-
-
-@bug("mlp.experts.down_proj.input", number=32, layer=0, kind="rounding", looks="round", hidden="act_fn",
-     operator="mlp.experts.down_proj")
-class FusedProduct(Backend):
-    """silu(gate) up with one rounding; act_fn not shown."""
-    def product(self, act, gate, up, name):
-        return (F.silu(gate.float()) * up.float()).to(self.D)
 
 
 @bug("mlp.experts.gate_proj.output", layer=3, looks="expert|channel|row")
