@@ -89,7 +89,7 @@ static q3_status judge(q3_text *lines, const command_line *command, q3_session *
 {
     q3_status status = read_ids(tokens, command, session, b, error);
     const backend_tensor *start = start_tensor(session, b);
-    size_t T = tokens->count != 0 ? tokens->count : b->T, judged;
+    size_t T = tokens->count != 0 ? tokens->count : b->T;
     if (T == 0 && start != NULL) T = count_rows(start);
     if (session->run.dtype == Q3_AUTO) session->run.dtype = b->dtype;
     session->run.start = b->start;
@@ -110,7 +110,7 @@ static q3_status judge(q3_text *lines, const command_line *command, q3_session *
         accumulate != NULL ? accumulate : "", kv != NULL ? kv : "", b->unknown, b->unknown_name,
     };
     report_run(lines, &run);
-    return compare_run(lines, &judged, session, b, tokens->ids, *hidden, T, options, error);
+    return compare_run(lines, session, q3_model_weights(session->model), b, tokens->ids, *hidden, T, options, error);
 }
 
 /* ==== Reports out ============================================================================== */

@@ -53,7 +53,7 @@ typedef struct judging {
     const judge_options *options;
     q3_text *lines;
     const int32_t *ids;
-    size_t end_layer, judged;
+    size_t end_layer;
     trial scores, probs;          /* of the layer, token by token */
     double *row[3];               /* a row's bounds */
     float *wide;                  /* a row of scores or probs */
@@ -337,7 +337,6 @@ static void decide(judging *j, trial *r, q3_tap_id id)
                  (unsigned long long)f->elements);
     }
     explain(j, r, id);
-    j->judged += f->verdict != VERDICT_UNJUDGED;
 }
 
 /* Writes the finding, remembers what lies behind later taps, and frees the trial. */
@@ -490,13 +489,10 @@ static void judge_topk(judging *j, const q3_tap *tap)
         f->verdict = f->wrong_sets > 0 ? VERDICT_DIFFERS : f->near_ties > 0 ? VERDICT_NEAR_TIE : VERDICT_EXACT;
         f->gain = 1;
         explain(j, &r, tap->id);
-        j->judged++;
     }
-    size_t had = j->judged;
     const backend_tensor *tensor = r.tensor;
     r.tensor = NULL;
     trial_end(j, &r, tap->id);
-    j->judged = had;
     j->w.given[tap->id] = tensor != NULL;
     if (tensor != NULL && !j->options->free_running) j->between[tap->id] = 0;
 }
@@ -674,14 +670,14 @@ static void judging_free(judging *j)
     free(j);
 }
 
-q3_status compare_run(q3_text *lines, size_t *judged, q3_session *session, const backend *b, const int32_t *ids,
-                      const float *hidden, size_t T, const judge_options *options, q3_error *error)
+q3_status compare_run(q3_text *lines, const q3_session *session, const q3_weights *weights, const backend *b,
+                      const int32_t *ids, const float *hidden, size_t T, const judge_options *options, q3_error *error)
 {
     const q3_config *c = session->config;
     judging *j = calloc(1, sizeof *j);
     if (j == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory");
     j->w.config = c;
-    j->w.weights = q3_model_weights(session->model);
+    j->w.weights = weights;
     j->w.dtype = session->run.dtype;
     j->w.T = T;
     j->w.start = session->run.start;
@@ -706,7 +702,6 @@ q3_status compare_run(q3_text *lines, size_t *judged, q3_session *session, const
         if (status != Q3_OK) j->status = status;
     }
     q3_status status = j->status;
-    *judged = j->judged;
     judging_free(j);
     return status;
 }

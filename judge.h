@@ -176,9 +176,9 @@ typedef struct judge_options {
 } judge_options;
 
 /* Runs the session's layers over T tokens (ids, or hidden[T,M] if the first layer is above 0) and appends a line
- * for every tap. session->run.chunk is T. *judged counts the tensors that were compared. */
-q3_status compare_run(q3_text *lines, size_t *judged, q3_session *session, const backend *b, const int32_t *ids,
-                      const float *hidden, size_t T, const judge_options *options, q3_error *error);
+ * for every tap. session->config, run and state are used; run.chunk is T. */
+q3_status compare_run(q3_text *lines, const q3_session *session, const q3_weights *weights, const backend *b,
+                      const int32_t *ids, const float *hidden, size_t T, const judge_options *options, q3_error *error);
 
 /* ==== Diagnosis (diagnose.c) ================================================================= */
 

@@ -1,0 +1,276 @@
+/* The judge against Hugging Face's tensors (golden/hf), and against faults in them.
+ *
+ * test_check GOLDEN CASE...   GOLDEN is the folder golden/, CASE a folder of golden/hf with a config.json
+ *
+ * 1. Every case and dtype: each tensor is exact or within; nothing is left unjudged.
+ * 2. golden/tiny: one element of one tensor is changed, for every tensor in turn: that tensor is the first
+ *    that differs. What an honest implementation may do (an ulp) is not blamed.
+ * 3. Rounding: all elements of a bfloat16 tensor an ulp off, one channel scaled by 1.002: `rounding`.
+ * 4. NaN and infinity, half of the taps, layer outputs only, the last rows only. */
+#include "judge.h"
+#include "model.h"
+
+#include <math.h>
+
+static const char file_name[] = "check.tmp.safetensors";
+
+/* A copy of golden's tensors with changes: what a backend's file may hold. */
+typedef struct forgery {
+    const char *only;    /* NULL: all; else names that hold this text, and ids */
+    const char *target;  /* the tensor that is changed, NULL: none */
+    size_t at;           /* element */
+    double factor, add;  /* theirs = value * factor + add, rounded to the file's dtype */
+    size_t every;        /* 0: one element; n: each n-th from `at` on */
+    size_t skip_rows;    /* of lm_head: tokens that are left out */
+} forgery;
+
+static bool kept(const forgery *forged, const char *name)
+{
+    return forged->only == NULL || strstr(name, forged->only) != NULL || strcmp(name, "input_ids") == 0;
+}
+
+static void copy_tensor(q3_writer *writer, size_t index, const q3_entry *e, const forgery *forged)
+{
+    q3_error error;
+    size_t count = 1;
+    bool changed = forged->target != NULL && strcmp(e->name, forged->target) == 0;
+    for (size_t i = 0; i < e->rank; i++) count *= (size_t)e->shape[i];
+    size_t skip = strcmp(e->name, "lm_head.output") == 0 ? forged->skip_rows * (size_t)e->shape[1] : 0;
+    for (size_t i = skip; i < count; i++) {
+        bool here = changed && (forged->every == 0 ? i == forged->at : i % forged->every == forged->at);
+        if (e->dtype == Q3_I32 || e->dtype == Q3_I64) {
+            int64_t id;
+            q3_entry_integers(&id, e, i, 1);
+            if (here) id += (int64_t)forged->add;
+            if (q3_writer_integers(writer, index, i - skip, &id, 1, &error) != Q3_OK) exit(1);
+        } else {
+            float value;
+            q3_entry_floats(&value, e, i, 1);
+            if (here) value = q3_round((double)value * forged->factor + forged->add, e->dtype);
+            if (q3_writer_floats(writer, index, i - skip, &value, 1, &error) != Q3_OK) exit(1);
+        }
+    }
+}
+
+static void forge(const q3_tensors *golden, const forgery *forged)
+{
+    static q3_entry entries[512];
+    static size_t from[512];
+    size_t count = 0;
+    q3_writer *writer;
+    q3_error error;
+    const char *dtype = q3_tensors_metadata(golden, "dtype"), *start = q3_tensors_metadata(golden, "start");
+    const char *metadata[] = {"dtype", dtype, "start", start, NULL};
+    for (size_t i = 0; i < q3_tensors_count(golden); i++) {
+        if (!kept(forged, q3_tensors_at(golden, i)->name)) continue;
+        from[count] = i;
+        entries[count] = *q3_tensors_at(golden, i);
+        if (strcmp(entries[count].name, "lm_head.output") == 0) entries[count].shape[0] -= forged->skip_rows;
+        count++;
+    }
+    CHECK(q3_writer_open(&writer, file_name, entries, count, metadata, &error) == Q3_OK);
+    for (size_t i = 0; i < count; i++) copy_tensor(writer, i, q3_tensors_at(golden, from[i]), forged);
+    CHECK(q3_writer_commit(writer, &error) == Q3_OK);
+}
+
+/* ==== Judging a file ========================================================================= */
+
+/* The JSON lines of the last judgement, and what they say. */
+static q3_text lines;
+static char first_bad[Q3_TAP_NAME_SIZE];
+static struct { char name[Q3_TAP_NAME_SIZE]; verdict verdict; } found[1024];
+static size_t found_count;
+static size_t count_of[VERDICT_COUNT];
+
+static void read_lines(void)
+{
+    memset(count_of, 0, sizeof count_of);
+    first_bad[0] = 0;
+    found_count = 0;
+    for (const char *p = lines.data; p != NULL && *p != 0; p = strchr(p, '\n') + 1) {
+        char name[Q3_TAP_NAME_SIZE] = "", said[16] = "";
+        const char *tap = strstr(p, "\"tap\":\""), *verdict = strstr(p, "\"verdict\":\"");
+        const char *end = strchr(p, '\n');
+        if (end == NULL) break;
+        if (tap == NULL || verdict == NULL || verdict > end) continue;
+        sscanf(tap + 7, "%79[^\"]", name);
+        sscanf(verdict + 11, "%15[^\"]", said);
+        for (size_t v = 0; v < VERDICT_COUNT; v++) {
+            if (strcmp(said, verdict_names[v]) != 0) continue;
+            count_of[v]++;
+            bool bad = v == VERDICT_DIFFERS || v == VERDICT_NON_FINITE || v == VERDICT_SHAPE;
+            if (bad && first_bad[0] == 0) memcpy(first_bad, name, sizeof name);
+            memcpy(found[found_count].name, name, sizeof name);
+            found[found_count++].verdict = (verdict)v;
+        }
+    }
+}
+
+/* What was said of a tensor, if nothing was said against those before it; else VERDICT_COUNT. */
+static verdict said_of(const char *name)
+{
+    for (size_t i = 0; i < found_count; i++) {
+        if (strcmp(found[i].name, name) == 0) return found[i].verdict;
+        if (found[i].verdict != VERDICT_EXACT && found[i].verdict != VERDICT_WITHIN) return VERDICT_COUNT;
+    }
+    return VERDICT_COUNT;
+}
+
+static void judge_file(const fixture *f, const char *path, q3_dtype dtype)
+{
+    q3_error error = {""};
+    backend b = {0};
+    void *memory = NULL;
+    judge_options options = {false, 0, Q3_AUTO};
+    free(lines.data);
+    memset(&lines, 0, sizeof lines);
+    q3_status status = backend_open(&b, path, f->model, &error);
+    if (status == Q3_OK) status = backend_bind(&b, b.T, &error);
+    if (status == Q3_OK) {
+        q3_session session = {f->model, f->config,
+                              {dtype, 0, f->config->num_hidden_layers, b.start, b.T, b.T}, NULL, NULL};
+        session.state = fixture_state(f, &session.run, &memory);
+        status = compare_run(&lines, &session, f->weights, &b, b.ids, NULL, b.T, &options, &error);
+    }
+    CHECKF(status == Q3_OK && !lines.failed, "%s: %s", path, error.text);
+    free(memory);
+    backend_close(&b);
+    read_lines();
+}
+
+static void judge_forged(const fixture *f, const q3_tensors *golden, q3_dtype dtype, const forgery *forged)
+{
+    forge(golden, forged);
+    judge_file(f, file_name, dtype);
+    remove(file_name);
+}
+
+/* ==== 1. Hugging Face ======================================================================== */
+
+static const char *const dtypes[3] = {"float32", "bfloat16", "float16"};
+
+static void test_honest(const fixture *f, const char *folder)
+{
+    char path[512];
+    for (q3_dtype d = Q3_F32; d <= Q3_F16; d++) {
+        snprintf(path, sizeof path, "%s/taps-%s.safetensors", folder, dtypes[d]);
+        judge_file(f, path, d);
+        size_t good = count_of[VERDICT_EXACT] + count_of[VERDICT_WITHIN], all = 0;
+        for (size_t v = 0; v < VERDICT_COUNT; v++) all += count_of[v];
+        CHECKF(good == all && all >= 20, "%s: %lu of %lu exact or within; %s", path, (unsigned long)good,
+               (unsigned long)all, first_bad);
+    }
+}
+
+/* ==== 2. One element ========================================================================= */
+
+/* The element whose change must be seen: the largest, so that it is no masked score and no cancelled sum. */
+static size_t largest_element(const q3_entry *e)
+{
+    size_t best = 0, count = 1;
+    float most = 0;
+    for (size_t i = 0; i < e->rank; i++) count *= (size_t)e->shape[i];
+    for (size_t i = 0; i < count; i++) {
+        float value;
+        q3_entry_floats(&value, e, i, 1);
+        if (fabsf(value) > most) most = fabsf(value), best = i;
+    }
+    return best;
+}
+
+static void test_each_tensor(const fixture *f, const q3_tensors *golden, q3_dtype dtype)
+{
+    for (size_t i = 0; i < q3_tensors_count(golden); i++) {
+        const q3_entry *e = q3_tensors_at(golden, i);
+        bool ids = e->dtype == Q3_I32;
+        if (e->dtype == Q3_I64) continue; /* input_ids, position_ids */
+        /* a twentieth is many times the bound of the largest element; another expert than the first */
+        forgery forged = {NULL, e->name, ids ? 0 : largest_element(e), 1.05, ids ? 100 : 0, 0, 0};
+        judge_forged(f, golden, dtype, &forged);
+        CHECKF(strcmp(first_bad, e->name) == 0, "%s changed: first is \"%s\"", e->name, first_bad);
+    }
+}
+
+/* ==== 3. Roundings =========================================================================== */
+
+static void test_rounding(const fixture *f, const q3_tensors *golden)
+{
+    const char norm[] = "model.layers.2.input_layernorm.output", values[] = "model.layers.1.self_attn.v_proj.output";
+    forgery ulp = {NULL, norm, 0, 1 + 0x1p-8, 0, 3, 0};
+    judge_forged(f, golden, Q3_BF16, &ulp);
+    CHECK(said_of(norm) == VERDICT_ROUNDING);
+    forgery scaled = {NULL, values, 5, 1 + 0x1p-8, 0, 48, 0}; /* channel 5 of 48, by one or two ulp at most */
+    judge_forged(f, golden, Q3_BF16, &scaled);
+    CHECK(said_of(values) == VERDICT_ROUNDING || said_of(values) == VERDICT_DIFFERS);
+    const q3_entry *e = q3_tensors_find(golden, norm);
+    forgery one = {NULL, norm, largest_element(e), 1 + 0x1p-8, 0, 0, 0};
+    judge_forged(f, golden, Q3_BF16, &one);
+    CHECK(said_of(norm) == VERDICT_WITHIN);
+}
+
+/* ==== 4. Other files ========================================================================= */
+
+static void test_special(const fixture *f, const q3_tensors *golden)
+{
+    const char mlp[] = "model.layers.2.mlp.output";
+    forgery nan = {NULL, mlp, 7, 1, (double)NAN, 0, 0}, infinite = {NULL, mlp, 7, 1, (double)INFINITY, 0, 0};
+    judge_forged(f, golden, Q3_F32, &nan);
+    CHECKF(strcmp(first_bad, mlp) == 0 && count_of[VERDICT_NON_FINITE] == 1, "NaN: %s, %lu", first_bad,
+           (unsigned long)count_of[VERDICT_NON_FINITE]);
+    judge_forged(f, golden, Q3_F32, &infinite);
+    CHECKF(strcmp(first_bad, mlp) == 0 && count_of[VERDICT_NON_FINITE] == 1, "infinity: %s", first_bad);
+    forgery some = {"layernorm", NULL, 0, 1, 0, 0, 0}, logits = {NULL, NULL, 0, 1, 0, 0, 20};
+    judge_forged(f, golden, Q3_F32, &some);
+    CHECKF(first_bad[0] == 0 && count_of[VERDICT_WITHIN] + count_of[VERDICT_EXACT] == 15, "norms alone: %s, %lu within",
+           first_bad, (unsigned long)count_of[VERDICT_WITHIN]);
+    CHECK(strstr(lines.data, "\"operators\":[") != NULL);
+    judge_forged(f, golden, Q3_F32, &logits);
+    CHECKF(first_bad[0] == 0 && count_of[VERDICT_MISSING] == 0, "the last rows of the logits: %s", first_bad);
+}
+
+/* Of layer outputs alone, a twentieth is seen in the layer where it is. */
+static void test_layers(const fixture *f, const q3_tensors *golden)
+{
+    char name[64];
+    for (int i = 0; i < 5; i++) {
+        snprintf(name, sizeof name, "model.layers.%d.output", i);
+        forgery forged = {".output", name, largest_element(q3_tensors_find(golden, name)), 1.05, 0, 0, 0};
+        judge_forged(f, golden, Q3_F32, &forged);
+        CHECKF(strcmp(first_bad, name) == 0, "%s changed: first is \"%s\"", name, first_bad);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static fixture f;
+    char path[512];
+    CHECKF(argc >= 18, "%d cases, expected at least 16", argc - 2);
+    if (argc < 2) return t_done("test_check");
+    for (int i = 2; i < argc; i++) {
+        fixture_by_rule(&f, argv[i]);
+        test_honest(&f, argv[i]);
+        fixture_close(&f);
+    }
+    snprintf(path, sizeof path, "%s/tiny", argv[1]);
+    fixture_from_folder(&f, path);
+    snprintf(path, sizeof path, "%s/hf/tiny", argv[1]);
+    test_honest(&f, path);
+    q3_tensors *golden[2];
+    q3_error error;
+    for (q3_dtype d = Q3_F32; d <= Q3_BF16; d++) {
+        snprintf(path, sizeof path, "%s/hf/tiny/taps-%s.safetensors", argv[1], dtypes[d]);
+        if (q3_tensors_open(&golden[d], path, &error) != Q3_OK) {
+            fprintf(stderr, "%s\n", error.text);
+            return 1;
+        }
+    }
+    test_each_tensor(&f, golden[Q3_BF16], Q3_BF16);
+    test_rounding(&f, golden[Q3_BF16]);
+    test_special(&f, golden[Q3_F32]);
+    test_layers(&f, golden[Q3_F32]);
+    q3_tensors_close(golden[0]);
+    q3_tensors_close(golden[1]);
+    free(lines.data);
+    fixture_close(&f);
+    return t_done("test_check");
+}
