@@ -103,8 +103,8 @@ static q3_status read_ids(backend *b, q3_error *error)
         int64_t id;
         q3_entry_integers(&id, entry, t, 1);
         if (id < 0 || (uint64_t)id >= b->config->vocab_size)
-            return fail(error, Q3_ERROR_INPUT, "%s: input_ids: token %zu: found %lld, expected 0 to %zu", b->path, t,
-                        (long long)id, b->config->vocab_size - 1);
+            return fail(error, Q3_ERROR_INPUT, "%s: input_ids: token %zu: found %lld, expected 0 to %zu", b->path,
+                        t, (long long)id, b->config->vocab_size - 1);
         b->ids[t] = (int32_t)id;
     }
     return Q3_OK;
@@ -123,12 +123,12 @@ static q3_status read_positions(backend *b, q3_error *error)
     for (size_t t = 1; t < b->T; t++) {
         q3_entry_integers(&position, entry, t, 1);
         if (position != first + (int64_t)t)
-            return fail(error, Q3_ERROR_INPUT, "%s: position_ids: token %zu: found %lld, expected %lld", b->path, t,
-                        (long long)position, (long long)first + (long long)t);
+            return fail(error, Q3_ERROR_INPUT, "%s: position_ids: token %zu: found %lld, expected %lld", b->path,
+                        t, (long long)position, (long long)first + (long long)t);
     }
     if (b->has_start && b->start != (size_t)first)
-        return fail(error, Q3_ERROR_INPUT, "%s: position_ids: token 0: found %lld, expected %zu as metadata's start",
-                    b->path, (long long)first, b->start);
+        return fail(error, Q3_ERROR_INPUT, "%s: position_ids: token 0: found %lld, expected %zu as metadata's"
+                    " start", b->path, (long long)first, b->start);
     b->start = (size_t)first;
     b->has_start = true;
     return Q3_OK;
@@ -358,12 +358,13 @@ static void add_note(backend_tensor *tensor, const char *format, ...)
     va_end(arguments);
 }
 
-static void shape_text(char text[64], const uint64_t *shape, size_t rank)
+void shape_text(char text[64], const uint64_t *shape, size_t rank)
 {
     int used = snprintf(text, 64, "[");
-    for (size_t i = 0; i < rank && used < 60; i++)
-        used += snprintf(text + used, (size_t)(64 - used), "%s%llu", i > 0 ? "," : "", (unsigned long long)shape[i]);
-    if (used < 63) snprintf(text + used, (size_t)(64 - used), "]");
+    for (size_t i = 0; i < rank && used < 64; i++)
+        used += snprintf(text + used, (size_t)(64 - used), "%s%llu", i > 0 ? "," : "",
+                         (unsigned long long)shape[i]);
+    if (used < 64) snprintf(text + used, (size_t)(64 - used), "]");
 }
 
 static void note_wrong_shape(backend_tensor *tensor, const tap_lines *row, size_t rank, size_t T)

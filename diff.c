@@ -120,14 +120,6 @@ static size_t plain_shape(uint64_t shape[8], const q3_entry *e)
     return rank;
 }
 
-static void shape_text(char text[90], const q3_entry *e)
-{
-    int used = snprintf(text, 90, "[");
-    for (size_t i = 0; i < e->rank && used < 80; i++)
-        used += snprintf(text + used, (size_t)(90 - used), "%s%llu", i > 0 ? "," : "", (unsigned long long)e->shape[i]);
-    if (used < 89) snprintf(text + used, (size_t)(90 - used), "]");
-}
-
 /* Whose ulp: that of the first file's tensor, or of its run where it is stored wider. */
 static q3_dtype ulp_dtype(const side *a, const q3_entry *e, const q3_alias *alias)
 {
@@ -234,7 +226,8 @@ static q3_status compare_values(finding *f, const side *a, const q3_entry *ours,
         snprintf(f->reason, sizeof f->reason, "%llu of %llu elements differ", (unsigned long long)n.differ,
                  (unsigned long long)f->elements);
     if (n.zeros > 0)
-        snprintf(f->note, sizeof f->note, "%llu zeros of the other sign, which are equal", (unsigned long long)n.zeros);
+        snprintf(f->note, sizeof f->note, "%llu zeros of the other sign, which are equal",
+                 (unsigned long long)n.zeros);
     return Q3_OK;
 }
 
@@ -253,7 +246,7 @@ static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const sid
     const q3_entry *ours = q3_tensors_at(a->file, i), *theirs = k != SIZE_MAX ? q3_tensors_at(b->file, k) : NULL;
     q3_alias alias = {Q3_TAP_COUNT, 1, 0, false};
     uint64_t shape[2][8];
-    char found[90], expected[90];
+    char found[64], expected[64];
     finding f;
     name_finding(&f, a, i);
     q3_status status = Q3_OK;
@@ -264,8 +257,8 @@ static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const sid
         size_t rank = plain_shape(shape[0], ours);
         f.given_as = theirs->name;
         if (rank != plain_shape(shape[1], theirs) || memcmp(shape[0], shape[1], rank * sizeof shape[0][0]) != 0) {
-            shape_text(found, theirs);
-            shape_text(expected, ours);
+            shape_text(found, theirs->shape, theirs->rank);
+            shape_text(expected, ours->shape, ours->rank);
             f.verdict = VERDICT_SHAPE;
             snprintf(f.reason, sizeof f.reason, "found %s, expected %s", found, expected);
         } else {

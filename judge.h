@@ -61,6 +61,8 @@ const backend_tensor *backend_find(const backend *b, q3_tap_id id, size_t layer)
  * bits, which no valid id has). */
 void backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id, size_t layout,
                  size_t t);
+/* "[5,7]", cut off if it is too long. */
+void shape_text(char text[64], const uint64_t *shape, size_t rank);
 
 /* ==== Bounds (bounds.c) ====================================================================== */
 

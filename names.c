@@ -297,8 +297,8 @@ static bool canonical(char out[NAME_ROOM], const char *name)
     for (size_t i = 0; i < 2; i++)
         if (ends(out, inputs[i])) memcpy(out + strlen(out) - strlen(inputs[i]), ".input", 7);
     if (ends(out, ".output.0") && !fits("model.layers.#.output.0", out, &number)) out[strlen(out) - 2] = 0;
-    if (strstr(out, ".output") == NULL && strstr(out, ".input") == NULL && !ends(out, ".cos") && !ends(out, ".sin"))
-        memcpy(out + strlen(out), ".output", 8);
+    bool whole = strstr(out, ".output.") != NULL || ends(out, ".output") || ends(out, ".input");
+    if (!whole && !ends(out, ".cos") && !ends(out, ".sin")) memcpy(out + strlen(out), ".output", 8);
     return true;
 }
 
