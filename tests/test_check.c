@@ -3,7 +3,7 @@
  * test_check GOLDEN CASE...   GOLDEN is the folder golden/, CASE a folder of golden/hf with a config.json
  *
  * 1. Every case and dtype: each tensor is exact or within; nothing is left unjudged.
- * 2. golden/tiny: one element of one tensor is changed, for every tensor in turn: that tensor is the first
+ * 2. golden/tiny: one element of one tensor is changed, for every tensor of two layers in turn: that is the first
  *    that differs. What an honest implementation may do (an ulp) is not blamed.
  * 3. Rounding: all elements of a bfloat16 tensor an ulp off, one channel scaled by 1.002: `rounding`.
  * 4. NaN and infinity, half of the taps, layer outputs only, the last rows only. */
@@ -89,19 +89,19 @@ static void read_lines(void)
     found_count = 0;
     for (const char *p = lines.data; p != NULL && *p != 0; p = strchr(p, '\n') + 1) {
         char name[Q3_TAP_NAME_SIZE] = "", said[16] = "";
-        const char *tap = strstr(p, "\"tap\":\""), *verdict = strstr(p, "\"verdict\":\"");
+        const char *tap = strstr(p, "\"tap\":\""), *word = strstr(p, "\"verdict\":\"");
         const char *end = strchr(p, '\n');
         if (end == NULL) break;
-        if (tap == NULL || verdict == NULL || verdict > end) continue;
+        if (tap == NULL || word == NULL || word > end) continue;
         sscanf(tap + 7, "%79[^\"]", name);
-        sscanf(verdict + 11, "%15[^\"]", said);
-        for (size_t v = 0; v < VERDICT_COUNT; v++) {
+        sscanf(word + 11, "%15[^\"]", said);
+        for (int v = 0; v < VERDICT_COUNT; v++) {
             if (strcmp(said, verdict_names[v]) != 0) continue;
             count_of[v]++;
             bool bad = v == VERDICT_DIFFERS || v == VERDICT_NON_FINITE || v == VERDICT_SHAPE;
             if (bad && first_bad[0] == 0) memcpy(first_bad, name, sizeof name);
             memcpy(found[found_count].name, name, sizeof name);
-            found[found_count++].verdict = (verdict)v;
+            found[found_count++].verdict = v;
         }
     }
 }
@@ -183,6 +183,8 @@ static void test_each_tensor(const fixture *f, const q3_tensors *golden, q3_dtyp
     for (size_t i = 0; i < q3_tensors_count(golden); i++) {
         const q3_entry *e = q3_tensors_at(golden, i);
         bool ids = e->dtype == Q3_I32;
+        bool layered = strstr(e->name, "layers") != NULL; /* of the layers a dense and a sparse one */
+        if (layered && strstr(e->name, "layers.1.") == NULL && strstr(e->name, "layers.3.") == NULL) continue;
         if (e->dtype == Q3_I64) continue; /* input_ids, position_ids */
         /* a twentieth is many times the bound of the largest element; another expert than the first */
         forgery forged = {NULL, e->name, ids ? 0 : largest_element(e), 1.05, ids ? 100 : 0, 0, 0};
