@@ -5,7 +5,7 @@
  *
  * Files go into a folder backend.tmp in the working directory. */
 #define _POSIX_C_SOURCE 200809L
-#include "t.h"
+#include "tensors.h"
 
 #include "judge.h"
 
@@ -23,63 +23,7 @@ static const char config_text[] =
     "\"num_experts\":5,\"num_experts_per_tok\":3,\"moe_intermediate_size\":7,\"mlp_only_layers\":[1],"
     "\"norm_topk_prob\":true,\"rms_norm_eps\":1e-06,\"max_position_embeddings\":64}";
 
-/* ==== Files, byte by byte ===================================================================== */
-
-typedef struct file {
-    char header[16384];
-    unsigned char data[1 << 20];
-    size_t length, size;
-} file;
-
-static file out;
-
-static void file_begin(const char *metadata)
-{
-    out.size = 0;
-    out.length = (size_t)snprintf(out.header, sizeof out.header, "{\"__metadata__\":{%s}", metadata);
-}
-
-static void put_bits(unsigned long long bits, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++) out.data[out.size++] = (unsigned char)(bits >> 8 * i);
-}
-
-/* dtype: F32, F64, BF16, F16 (integers up to 2048 only), I32, I64 */
-static void put_value(const char *dtype, double value)
-{
-    float single = (float)value;
-    unsigned bits;
-    unsigned long long wide;
-    memcpy(&bits, &single, sizeof bits);
-    memcpy(&wide, &value, sizeof wide);
-    if (strcmp(dtype, "F32") == 0) put_bits(bits, 4);
-    if (strcmp(dtype, "BF16") == 0) put_bits(bits >> 16, 2);
-    if (strcmp(dtype, "F64") == 0) put_bits(wide, 8);
-    if (strcmp(dtype, "F16") == 0) put_bits(value == 0 ? 0 : (bits >> 13) - (112u << 10), 2);
-    if (dtype[0] == 'I') put_bits((unsigned long long)(long long)value, dtype[1] == '6' ? 8 : 4);
-}
-
-static void tensor_begin(const char *name, const char *dtype, const char *shape, size_t bytes)
-{
-    out.length += (size_t)snprintf(out.header + out.length, sizeof out.header - out.length,
-                                   ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", name,
-                                   dtype, shape, out.size, out.size + bytes);
-}
-
-static void file_end(size_t cut)
-{
-    FILE *f = fopen(PATH, "wb");
-    out.length += (size_t)snprintf(out.header + out.length, sizeof out.header - out.length, "}");
-    for (size_t i = 0; i < 8; i++) fputc((int)(out.length >> 8 * i & 255), f);
-    fwrite(out.header, 1, out.length, f);
-    fwrite(out.data, 1, out.size - cut, f);
-    CHECK(fclose(f) == 0);
-}
-
-static size_t bytes_of(const char *dtype)
-{
-    return strstr(dtype, "64") ? 8 : strstr(dtype, "32") ? 4 : 2;
-}
+/* ==== Files ================================================================================== */
 
 /* Integers first, first + 1, ... but for one of them. */
 static void put_integers(const char *name, const char *shape, size_t count, long long first, size_t odd,
@@ -204,7 +148,7 @@ static void check_layouts(void)
         q3_error error = {""};
         file_begin("");
         put_case(c, c->axes);
-        file_end(0);
+        file_end(PATH, 0);
         CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
         CHECK(backend_bind(&b, c->tokens, &error) == Q3_OK);
         const backend_tensor *x = backend_find(&b, c->id, layer);
@@ -220,7 +164,7 @@ static void check_layouts(void)
         /* the same shape, laid out the other way round: the second reading is the right one */
         file_begin("");
         put_case(c, c->axes[0] == 't' ? "jtk" : "tjk");
-        file_end(0);
+        file_end(PATH, 0);
         CHECK(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, c->tokens, &error) == Q3_OK);
         x = backend_find(&b, c->id, layer);
         check_rows(&b, x, c, 0, false);
@@ -266,7 +210,7 @@ static void check_fused(void)
         file_begin("");
         tensor_begin(c->name, "F32", c->shape, T * flat * 4);
         for (size_t e = 0; e < T * flat; e++) put_value("F32", (double)(e / flat * 1000 + e % flat));
-        file_end(0);
+        file_end(PATH, 0);
         CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
         CHECK(backend_bind(&b, T, &error) == Q3_OK);
         const backend_tensor *x = backend_find(&b, c->id, c->layer);
@@ -304,7 +248,7 @@ static void check_dtypes(void)
         file_begin("");
         tensor_begin(cases[i].name, cases[i].dtype, ids ? "1,9,3" : "9,11", T * width * bytes_of(cases[i].dtype));
         for (size_t e = 0; e < T * width; e++) put_value(cases[i].dtype, (double)(e % 128));
-        file_end(0);
+        file_end(PATH, 0);
         CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, T, &error) == Q3_OK, "%s",
                error.text);
         const backend_tensor *x = backend_find(&b, cases[i].id, 0);
@@ -331,7 +275,7 @@ static void check_double(void)
     file_begin("");
     tensor_begin("model.norm.output", "F64", "1,11", M * 8);
     for (size_t i = 0; i < M; i++) put_value("F64", given[i % 4]);
-    file_end(0);
+    file_end(PATH, 0);
     CHECK(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, 1, &error) == Q3_OK);
     backend_row(row, &b, backend_find(&b, Q3_TAP_NORM, 0), Q3_TAP_NORM, 0, 0);
     for (size_t i = 0; i < M; i++) CHECK(row[i] == want[i % 4]);
@@ -366,7 +310,7 @@ static void check_shapes(void)
         file_begin("");
         tensor_begin(cases[i].name, "F32", cases[i].shape, cases[i].count * 4);
         for (size_t e = 0; e < cases[i].count; e++) put_value("F32", 1);
-        file_end(0);
+        file_end(PATH, 0);
         CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, T, &error) == Q3_OK, "%s",
                error.text);
         const backend_tensor *x = backend_find(&b, cases[i].id, 0);
@@ -406,7 +350,7 @@ static void opens(const char *metadata, const char *message)
     q3_error error = {""};
     char want[600];
     file_begin(metadata);
-    file_end(0);
+    file_end(PATH, 0);
     snprintf(want, sizeof want, "%s: %s", PATH, message);
     q3_status status = backend_open(&b, PATH, model, &error);
     CHECKF((status == Q3_OK) == (message[0] == 0), "%.200s: %s", metadata, error.text);
@@ -482,7 +426,7 @@ static void check_runs(void)
         if (c->positions_shape != NULL)
             put_integers("position_ids", c->positions_shape, c->positions_count, c->first,
                          c->odd_position != -7 ? 2 : 99, c->odd_position);
-        file_end(0);
+        file_end(PATH, 0);
         q3_status status = backend_open(&b, PATH, model, &error);
         snprintf(want, sizeof want, "%s: %s", PATH, c->message);
         CHECKF((status == Q3_OK) == (c->message[0] == 0), "run %zu: %s", i, error.text);
@@ -541,7 +485,7 @@ static void check_several(void)
             tensor_begin(c->names[k], "F32", "9,11", T * M * 4);
             for (size_t e = 0; e < T * M; e++) put_value("F32", c->values[k]);
         }
-        file_end(0);
+        file_end(PATH, 0);
         snprintf(want, sizeof want, "%s: %s", PATH, c->message);
         q3_status status = backend_open(&b, PATH, model, &error);
         CHECKF((status == Q3_OK) == (c->message[0] == 0), "names %zu: %s", i, error.text);
@@ -564,7 +508,7 @@ static void check_no_file(void)
     file_begin("");
     tensor_begin("model.norm.output", "F32", "9,11", T * M * 4);
     for (size_t e = 0; e < T * M; e++) put_value("F32", 0);
-    file_end(T * M * 2);
+    file_end(PATH, T * M * 2);
     CHECK(backend_open(&b, PATH, model, &error) == Q3_ERROR_INPUT && strncmp(error.text, PATH, strlen(PATH)) == 0);
     CHECK(backend_open(&b, "backend.tmp/none", model, &error) == Q3_ERROR_FILE);
     CHECK(strncmp(error.text, "backend.tmp/none: ", 18) == 0);

@@ -208,7 +208,8 @@ int main(void)
 {
     static const size_t dense[] = {1};
     q3_config config = {.num_hidden_layers = 3, .num_experts = 4, .num_experts_per_tok = 2,
-                        .decoder_sparse_step = 1, .norm_topk_prob = true, .mlp_only_layers = dense, .mlp_only_count = 1};
+                        .decoder_sparse_step = 1, .norm_topk_prob = true, .mlp_only_layers = dense,
+                        .mlp_only_count = 1};
     static const name_case not_renormalised[] = {{"ffn_moe_weights-2", P "mlp.topk_weights.output"}};
     check_names(cases, sizeof cases / sizeof cases[0], &config);
     check_names(without_model, sizeof without_model / sizeof without_model[0], NULL);
