@@ -399,7 +399,15 @@ static void note_layout(backend_tensor *tensor, const tap_lines *row, const char
 
 /* ---- binding --------------------------------------------------------------------------------- */
 
-static void bind_tensor(backend_tensor *tensor, const backend *b, q3_tap_id id, size_t T)
+/* What a hook on packed experts' act_fn sees (Hugging Face 5): the rows of the last expert alone, one a token at
+ * most, so never more than T. */
+static bool of_one_expert(const q3_entry *e, const tap_lines *row, q3_tap_id id, size_t T)
+{
+    return id >= Q3_TAP_EXPERTS_GATE_PROJ && id <= Q3_TAP_EXPERTS_DOWN_PROJ && e->rank == 2 &&
+           e->shape[1] == row->width && e->shape[0] <= T && e->shape[0] != T * row->lines;
+}
+
+static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t T)
 {
     const q3_entry *e = tensor->entry;
     bool integers = e->dtype == Q3_I32 || e->dtype == Q3_I64;
@@ -418,6 +426,11 @@ static void bind_tensor(backend_tensor *tensor, const backend *b, q3_tap_id id, 
     }
     q3_tap_alias(&alias, b->config, e->name);
     file_axes(&row, &alias, b, e, id, T);
+    if (of_one_expert(e, &row, id, T)) {
+        if (b->unknown++ == 0) b->unknown_name = e->name;
+        tensor->entry = NULL;
+        return;
+    }
     for (size_t i = 0; i < e->rank; i++)
         if (e->shape[i] != 1) axes[squeezed++] = e->shape[i];
     size_t count = list_readings(list, &row, rank);

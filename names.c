@@ -278,6 +278,7 @@ static bool canonical(char out[NAME_ROOM], const char *name)
     static const char *const bare[] = {"layers.", "embed_tokens", "norm", "rotary_emb"};
     static const char *const inputs[] = {"_inputs_args_0", "_inputs_kwargs_hidden_states"};
     size_t number, n = 0;
+    if (strcmp(name, "norm") == 0) return false; /* in llama.cpp: before the weight */
     for (size_t i = 0; i < sizeof wrappers / sizeof wrappers[0];) {
         bool found = starts(name, wrappers[i]);
         if (found) name += strlen(wrappers[i]);
