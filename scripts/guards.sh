@@ -33,7 +33,7 @@ judge() {
 }
 
 build() { # compiler and flags
-    "$@" -std=c11 -DQ3_ABORT=q3_abort -I. main.c command.c dump.c generate.c selftest.c $sources -o "$work/q" >"$work/log" 2>&1
+    "$@" -std=c11 -DQ3_ABORT=q3_abort -I. ./*.c -o "$work/q" >"$work/log" 2>&1
 }
 
 case_of() {

@@ -1,0 +1,46 @@
+/* report.h - a report that was read: what report.c and html.c share. */
+#ifndef Q3_REPORT_H
+#define Q3_REPORT_H
+
+#include "judge.h"
+
+typedef struct report_entry {
+    finding f;         /* its texts are owned */
+    const char *line;  /* the JSON it came from, in the caller's text */
+    size_t length;
+    size_t order;      /* of the lines */
+    size_t rank;       /* 0 front, layer + 1, SIZE_MAX - 1 head, SIZE_MAX no tap */
+    bool known;        /* the name is a tap's */
+    q3_tap_id id;
+} report_entry;
+
+typedef struct report {
+    const char *name;
+    bool has_run;
+    judged_run run;    /* its texts are owned; the layer range is that of the first run read */
+    bool *covered;     /* [layers]: some run judged it */
+    report_entry *entries; /* in the order of computation */
+    size_t count, room;
+} report;
+
+/* Reads and merges the lines; lines must live as long as the report. */
+q3_status report_read(report *r, const char *name, const char *lines, size_t length, q3_error *error);
+void report_close(report *r);
+
+/* Whether the verdict makes exit status 1. */
+bool report_is_bad(const report *r, const finding *f);
+/* The first entry that does; NULL: none. */
+const report_entry *report_first_bad(const report *r);
+/* "agrees", "differs: TAP" or "could not judge", and the sentence before it. */
+outcome report_outcome(const report *r);
+void report_sentence(q3_text *out, const report *r);
+/* "token 3, head 2, channel 5", for a place of this tensor. */
+void report_place(q3_text *out, const report_entry *e, const size_t place[3]);
+/* A number in three digits. */
+void report_short(q3_text *out, double value);
+/* A letter for each verdict. */
+extern const char report_glyphs[VERDICT_COUNT];
+/* A string of JSON. */
+void report_string(q3_text *out, const char *text);
+
+#endif
