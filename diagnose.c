@@ -8,20 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How well an explanation holds, worst first. PLACE: where the difference is, but not what made it. */
-typedef enum strength { NOTHING, PLACE, PARTIAL, PATTERN, FULL } strength;
-
-typedef struct diagnosis {
-    const evidence *e;
-    bool rounding;       /* ours is within the bound everywhere: a rounding stands elsewhere */
-    double own_distance; /* of ours */
-    strength strength;
-    double distance;     /* of the best so far */
-    char text[200];
-    size_t *outside[2];  /* per unit: elements that the mistake does not explain; that ours does not */
-    bool no_memory;
-} diagnosis;
-
 /* ==== Comparing ================================================================================ */
 
 static q3_dtype stored_in(const evidence *e)
@@ -30,7 +16,8 @@ static q3_dtype stored_in(const evidence *e)
     return dtype == Q3_I32 ? Q3_F32 : dtype;
 }
 
-double tolerance(const evidence *e, size_t index, double right)
+/* ours is the value that the bound belongs to; a mistake's result may be larger. Negative: nothing is said. */
+static double tolerance(const evidence *e, size_t index, double right)
 {
     double bound = e->bound[index], theirs = absolute((double)e->theirs[index]), size = absolute(right);
     q3_dtype D = stored_in(e);
@@ -40,7 +27,7 @@ double tolerance(const evidence *e, size_t index, double right)
     return more > 0 && e->id != Q3_TAP_TOPK_INDICES ? bound + (D == Q3_F32 ? 32 : 4) * more : bound;
 }
 
-static bool agrees(const evidence *e, size_t index, float right)
+bool agrees(const evidence *e, size_t index, float right)
 {
     double allowed = tolerance(e, index, (double)right), x = (double)right, y = (double)e->theirs[index];
     if (allowed < 0 || x == y || (x != x && y != y)) return true;
@@ -143,8 +130,7 @@ static bool mixed(char *text, size_t room, diagnosis *d, const float *y, unit_ki
 
 /* ==== Trying a mistake ========================================================================= */
 
-/* Looks whether y explains theirs, and keeps its text if it does so better than all before. */
-static void weigh(diagnosis *d, const float *y, const char *text)
+void weigh(diagnosis *d, const float *y, const char *text)
 {
     char where[64] = "";
     strength s = agrees_everywhere(d->e, y) ? FULL : NOTHING;
@@ -174,7 +160,7 @@ static void sort_rows(float *ids, size_t T, size_t A)
             }
 }
 
-static void attempt_with(diagnosis *d, const mistake *m, const char *text)
+void attempt_with(diagnosis *d, const mistake *m, const char *text)
 {
     pass p;
     const float *y = pass_run(&p, d->e, m);
@@ -184,10 +170,7 @@ static void attempt_with(diagnosis *d, const mistake *m, const char *text)
     pass_free(&p);
 }
 
-static void attempt(diagnosis *d, uint64_t at, mistake_kind kind, double value, const char *text, ...)
-    Q3_PRINTF(5, 6);
-
-static void attempt(diagnosis *d, uint64_t at, mistake_kind kind, double value, const char *text, ...)
+void attempt(diagnosis *d, uint64_t at, mistake_kind kind, double value, const char *text, ...)
 {
     char filled[128];
     mistake m = {at, kind, value, NULL};
@@ -223,11 +206,13 @@ static const char *operator_name(char name[Q3_TAP_NAME_SIZE + 4], const evidence
 
 /* ==== The list ================================================================================= */
 
+/* As --accumulate calls them. */
 static const struct { format f; const char *name; } formats[] = {
-    {FORMAT_BF16, "bfloat16"}, {FORMAT_F16, "float16"}, {FORMAT_TF32, "tf32"}, {FORMAT_TF32_AWAY, "tf32"},
-    {FORMAT_TF32_CUT, "tf32"}, {FORMAT_FP8, "fp8"},
+    {FORMAT_BF16, "bf16"}, {FORMAT_TF32, "tf32"}, {FORMAT_TF32_AWAY, "tf32"}, {FORMAT_TF32_CUT, "tf32"},
+    {FORMAT_F16, "f16"}, {FORMAT_FP8, "fp8"},
 };
 #define FORMATS (sizeof formats / sizeof formats[0])
+static const struct { format f; const char *name; } halves[2] = {{FORMAT_BF16, "bfloat16"}, {FORMAT_F16, "float16"}};
 
 static void try_embedding(diagnosis *d)
 {
@@ -263,10 +248,10 @@ static void try_table(diagnosis *d)
         if (thetas[i] != rope->rope_theta)
             attempt(d, at, TABLE_THETA, thetas[i], "rope_theta %.9g instead of %.9g", thetas[i], rope->rope_theta);
     for (size_t i = 0; i < 2; i++) {
-        const char *name = formats[i].name;
-        attempt(d, at, TABLE_FREQUENCY_FORMAT, formats[i].f, "inverse frequencies rounded to %s", name);
-        attempt(d, at, TABLE_POSITION_FORMAT, formats[i].f, "positions rounded to %s", name);
-        attempt(d, at, TABLE_FORMAT, formats[i].f, "cos and sin rounded to %s", name);
+        const char *name = halves[i].name;
+        attempt(d, at, TABLE_FREQUENCY_FORMAT, halves[i].f, "inverse frequencies rounded to %s", name);
+        attempt(d, at, TABLE_POSITION_FORMAT, halves[i].f, "positions rounded to %s", name);
+        attempt(d, at, TABLE_FORMAT, halves[i].f, "cos and sin rounded to %s", name);
     }
     attempt(d, at, TABLE_SWAPPED, 0, "cos and sin swapped");
 }
@@ -342,10 +327,13 @@ static void try_map(diagnosis *d, uint64_t at, const char *where)
     for (size_t i = 0; i < 4; i++)
         attempt(d, at, MAP_TAIL, (double)tails[i], "%stail of the sum missing, its last %zu terms", where, tails[i]);
     for (size_t i = 0; i < FORMATS; i++) {
-        attempt(d, at, MAP_OPERANDS, formats[i].f, "%soperands rounded to %s, declare --accumulate %s", where,
-                formats[i].name, formats[i].name);
-        if (i < 2) attempt(d, at, MAP_CAST, formats[i].f, "%soperands and result rounded to %s", where, formats[i].name);
-        if (i < 2) attempt(d, at, MAP_LOW_SUM, formats[i].f, "%ssums accumulated in %s", where, formats[i].name);
+        const char *name = formats[i].name;
+        if (formats[i].f == FORMAT_FP8) attempt(d, at, MAP_OPERANDS, FORMAT_FP8, "%soperands rounded to fp8", where);
+        else attempt(d, at, MAP_OPERANDS, formats[i].f, "%soperands rounded to %s, declare --accumulate %s", where, name, name);
+    }
+    for (size_t i = 0; i < 2; i++) {
+        attempt(d, at, MAP_CAST, halves[i].f, "%soperands and result rounded to %s", where, halves[i].name);
+        attempt(d, at, MAP_LOW_SUM, halves[i].f, "%ssums accumulated in %s", where, halves[i].name);
     }
     for (size_t parts = 2; parts <= 8; parts *= 2)
         attempt(d, at, MAP_PARTS, (double)parts, "%ssum in %zu parts, each rounded (split accumulation)", where, parts);
@@ -370,7 +358,8 @@ static void try_maps(diagnosis *d)
     attempt(d, TAP_BIT(Q3_TAP_GATE), MAP_STREAM, 0, "router reads the residual stream before the norm");
     attempt(d, TAP_BIT(Q3_TAP_GATE), MAP_SOFTMAX, 0, "router logits are probabilities (softmax)");
     attempt(d, TAP_BIT(Q3_TAP_LM_HEAD), MAP_OTHER_WEIGHT, 0, "lm_head tied to the embedding");
-    attempt(d, TAP_BIT(Q3_TAP_LM_HEAD), MAP_CAPPED, 30, "logits softcapped, 30 tanh(x / 30)");
+    for (double cap = 10; cap <= 50; cap += 10)
+        attempt(d, TAP_BIT(Q3_TAP_LM_HEAD), MAP_CAPPED, cap, "logits softcapped, %g tanh(x / %g)", cap, cap);
     for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
         char name[Q3_TAP_NAME_SIZE + 4];
         try_map(d, TAP_BIT(ids[i]), operator_name(name, d->e, ids[i]));
@@ -378,46 +367,54 @@ static void try_maps(diagnosis *d)
     if (d->e->id > Q3_TAP_EXPERTS_DOWN_PROJ && d->e->id < Q3_TAP_NORM) try_map(d, all, "experts: ");
 }
 
-static void try_attention(diagnosis *d)
+/* The same mistake in what is read of keys and of values, then in one of them. */
+static void attempt_cache(diagnosis *d, mistake_kind kind, double value, const char *text)
+{
+    uint64_t keys = TAP_BIT(Q3_TAP_SCORES), values = TAP_BIT(Q3_TAP_O_PROJ_INPUT);
+    bool first = d->e->id <= Q3_TAP_PROBS, known = d->e->given[Q3_TAP_SCORES] || d->e->given[Q3_TAP_PROBS];
+    if (!first && !known) attempt(d, keys | values, kind, value, "%s", text);
+    attempt(d, keys, kind, value, "%s%s", text, first ? "" : ", keys only");
+    attempt(d, values, kind, value, "%s, values only", text);
+}
+
+static void try_scores(diagnosis *d)
 {
     const q3_config *c = d->e->config;
-    uint64_t scores = TAP_BIT(Q3_TAP_SCORES), probs = TAP_BIT(Q3_TAP_PROBS), values = TAP_BIT(Q3_TAP_O_PROJ_INPUT);
+    uint64_t at = TAP_BIT(Q3_TAP_SCORES);
     double hd = (double)c->head_dim, narrow = (double)(c->hidden_size / c->num_attention_heads);
-    attempt(d, scores | values, HEAD_TILED, 0, "KV head mapping tiled (h mod K)");
-    attempt(d, scores | values, HEAD_DIVISOR, 0, "KV head mapping h / K (wrong divisor)");
-    attempt(d, scores, HEAD_TILED, 0, "KV head mapping tiled (h mod K), keys only");
-    attempt(d, values, HEAD_TILED, 0, "KV head mapping tiled (h mod K), values only");
-    attempt(d, values, HEAD_DIVISOR, 0, "KV head mapping h / K (wrong divisor), values only");
-    attempt(d, scores, SCORE_SCALE, q3_sqrt(hd), "attention scale missing");
-    attempt(d, scores, SCORE_SCALE, 1 / q3_sqrt(hd), "attention scale applied twice");
+    attempt(d, at, SCORE_SCALE, q3_sqrt(hd), "attention scale missing");
+    attempt(d, at, SCORE_SCALE, 1 / q3_sqrt(hd), "attention scale applied twice");
     if (narrow > 0 && narrow != hd)
-        attempt(d, scores, SCORE_SCALE, q3_sqrt(hd / narrow), "attention scale of head_dim = hidden_size / heads");
-    attempt(d, scores, SCORE_QUERY_FIRST, 0, "queries scaled and rounded before the product");
-    attempt(d, scores, SCORE_CAPPED, 50, "scores softcapped, 50 tanh(s / 50)");
-    attempt(d, scores, SCORE_CAPPED, 30, "scores softcapped, 30 tanh(s / 30)");
-    attempt(d, scores | values, CACHE_STALE, 0, "stale cache, own key and value of the previous token");
-    attempt(d, scores, CACHE_STALE, 0, "stale cache, own key of the previous token");
-    attempt(d, values, CACHE_STALE, 0, "stale cache, own value of the previous token");
-    attempt(d, scores, CACHE_SHIFTED, 0, "stale cache, keys one row off");
-    attempt(d, values, CACHE_SHIFTED, 0, "stale cache, values one row off");
-    attempt(d, scores, CACHE_UNROTATED, 0, "keys not rotated in the cache");
-    for (size_t i = 0; i < FORMATS; i++)
-        if (i < 2 || formats[i].f == FORMAT_FP8) {
-            attempt(d, scores | values, CACHE_FORMAT, formats[i].f, "keys and values rounded to %s in the cache, "
-                    "declare --kv %s", formats[i].name, formats[i].name);
-            attempt(d, values, CACHE_FORMAT, formats[i].f, "values rounded to %s in the cache, declare --kv %s",
-                    formats[i].name, formats[i].name);
-        }
+        attempt(d, at, SCORE_SCALE, q3_sqrt(hd / narrow), "attention scale of head_dim = hidden_size / heads");
+    attempt(d, at, SCORE_QUERY_FIRST, 0, "queries scaled and rounded before the product");
+    for (double cap = 20; cap <= 50; cap += 10)
+        attempt(d, at, SCORE_CAPPED, cap, "scores softcapped, %g tanh(s / %g)", cap, cap);
+    attempt(d, at, CACHE_UNROTATED, 0, "keys not rotated in the cache");
+    attempt(d, at, SCORE_ONCE, 0, "scores rounded once, after the scale");
+}
+
+static void try_attention(diagnosis *d)
+{
+    uint64_t probs = TAP_BIT(Q3_TAP_PROBS), values = TAP_BIT(Q3_TAP_O_PROJ_INPUT);
+    attempt_cache(d, HEAD_TILED, 0, "KV head mapping tiled (h mod K)");
+    attempt_cache(d, HEAD_DIVISOR, 0, "KV head mapping h / K (wrong divisor)");
+    attempt_cache(d, CACHE_STALE, 0, "stale cache, its last row is the previous token's");
+    attempt_cache(d, CACHE_SHIFTED, 0, "stale cache, read one row off");
+    for (size_t i = 0; i < 2; i++) {
+        char text[96];
+        snprintf(text, sizeof text, "KV cache rounded to %s, declare --kv %s", halves[i].name, halves[i].name);
+        attempt_cache(d, CACHE_FORMAT, halves[i].f, text);
+    }
+    attempt_cache(d, CACHE_FORMAT, FORMAT_FP8, "KV cache rounded to fp8");
     attempt(d, values, VALUE_FROM_KEYS, 0, "values taken from the keys");
     attempt(d, values, VALUE_JOINED, 0, "heads joined as [hd,H], transposed");
-    attempt(d, scores, SCORE_ONCE, 0, "scores rounded once, after the scale");
     attempt(d, probs, PROB_FUTURE, 0, "mask lets each token see one future token");
     attempt(d, probs, PROB_STRICT, 0, "mask hides the token itself");
     attempt(d, probs, PROB_UNMASKED, 0, "causal mask missing");
     attempt(d, probs, PROB_SINK, 0, "softmax with a sink, 1 added to the denominator");
     attempt(d, probs, PROB_BASE_2, 0, "softmax in base 2");
-    attempt(d, probs, PROB_FORMAT, FORMAT_BF16, "softmax in bfloat16 throughout");
-    attempt(d, probs, PROB_FORMAT, FORMAT_F16, "softmax in float16 throughout");
+    for (size_t i = 0; i < 2; i++)
+        attempt(d, probs, PROB_FORMAT, halves[i].f, "softmax in %s throughout", halves[i].name);
 }
 
 /* The most keys that a token of theirs sees, where probs are given; 0: all of them. */
@@ -570,6 +567,7 @@ static void try_all(diagnosis *d)
     try_table(d);
     try_rope(d);
     try_norms(d);
+    try_scores(d);
     try_attention(d);
     try_window(d);
     try_router(d);
@@ -577,6 +575,14 @@ static void try_all(diagnosis *d)
     try_mlp(d);
     try_sums(d);
     try_maps(d);
+    search_positions(d);
+    search_theta(d);
+    search_eps(d);
+    search_limit(d);
+    search_experts(d);
+    search_hidden_experts(d);
+    search_missing(d);
+    find_patterns(d);
 }
 
 q3_status diagnose(char text[200], const evidence *e, q3_error *error)

@@ -3,7 +3,8 @@
  * diagnose.c  the list of known mistakes; which of them explains a tensor
  * mistakes.c  a layer's forward pass with one mistake in it
  * slips.c     the linear maps, norms and rotary embeddings of that pass
- * patterns.c  what can be said of a difference without a mistake that explains it */
+ * searches.c  mistakes with a number in them that has to be found first
+ * patterns.c  what can be said of the difference itself */
 #ifndef Q3_DIAGNOSE_H
 #define Q3_DIAGNOSE_H
 
@@ -88,14 +89,42 @@ bool slip_table(pass *p, q3_tap_id id, mistake_kind kind, float *y);
 bool slip_rope(pass *p, q3_tap_id id, mistake_kind kind, float *y);
 
 double to_format(double value, format f);
+/* cap tanh(x / cap), rounded to D after each step, the last one left to the caller. */
+double softcapped(double x, double cap, q3_dtype dtype);
 double absolute(double x);
 
-/* patterns.c. base: ours as exactly as it is known, [T, row]. ok and differ: per element, whether ours explains
- * theirs, and how. text: "" if the difference has no shape. */
-void find_pattern(char text[200], const evidence *e, const float *base);
+/* ==== One diagnosis (diagnose.c) ============================================================== */
 
-/* How far theirs may be from `right`, which an honest implementation of a mistake makes; ours is the value that
- * the bound belongs to. Negative: the bound says nothing there. */
-double tolerance(const evidence *e, size_t index, double right);
+/* How well an explanation holds, worst first. PLACE: where the difference is, but not what made it. */
+typedef enum strength { NOTHING, PLACE, PARTIAL, FULL } strength;
+
+typedef struct diagnosis {
+    const evidence *e;   /* bound is -1 where it says nothing; expert ids are sorted in each row */
+    bool rounding;       /* ours is within the bound everywhere: a rounding stands elsewhere */
+    double own_distance; /* of ours */
+    strength strength;
+    double distance;     /* of the best so far */
+    char text[200];
+    size_t *outside[2];  /* per unit: elements that the mistake does not explain; that ours does not */
+    bool no_memory;
+} diagnosis;
+
+/* Whether theirs is what an honest implementation of something whose result is `right` may give. */
+bool agrees(const evidence *e, size_t index, float right);
+/* Looks whether y explains theirs, and keeps its text if it does so better than all before. */
+void weigh(diagnosis *d, const float *y, const char *text);
+void attempt_with(diagnosis *d, const mistake *m, const char *text);
+void attempt(diagnosis *d, uint64_t at, mistake_kind kind, double value, const char *text, ...) Q3_PRINTF(5, 6);
+
+void search_positions(diagnosis *d);
+void search_theta(diagnosis *d);
+void search_eps(diagnosis *d);
+void search_limit(diagnosis *d);
+void search_experts(diagnosis *d);
+void search_hidden_experts(diagnosis *d);
+void search_missing(diagnosis *d);
+
+/* What can be said of the difference itself: which channels, tokens, experts, and by which factor. */
+void find_patterns(diagnosis *d);
 
 #endif

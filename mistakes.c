@@ -63,9 +63,7 @@ static double one_score(const attention *a, size_t t, size_t h, size_t s)
     if (kind != SCORE_ONCE) sum = (double)q3_round(sum, D);
     if (kind == SCORE_SCALE) scale *= a->value;
     double score = (double)q3_round(sum * scale, D);
-    if (kind != SCORE_CAPPED) return score;
-    double u = q3_exp(-2 * absolute(score) / a->value), bent = a->value * (1 - u) / (1 + u);
-    return (double)q3_round(score < 0 ? -bent : bent, D);
+    return kind == SCORE_CAPPED ? (double)q3_round(softcapped(score, a->value, D), D) : score;
 }
 
 /* Keys [first, end) that token t sees. */
@@ -299,6 +297,7 @@ static void token_weights(float *y, const float *ids, const float *probs, const 
                 mass += kind == WEIGHT_LAST_REPEATED ? (double)probs[(size_t)ids[a]] : x;
                 continue;
             }
+            if (kind == WEIGHT_ROUNDED_FIRST) mass = (double)q3_round(mass, D);
             if (normed) x /= mass;
             if (kind == WEIGHT_MEAN) x = 1 / (double)A;
             if (kind == WEIGHT_ONE) x = 1;

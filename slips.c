@@ -49,6 +49,13 @@ double to_format(double value, format f)
     return (double)cut_tf32(value, 0xfff + (u >> 13 & 1));
 }
 
+double softcapped(double x, double cap, q3_dtype dtype)
+{
+    double y = (double)q3_round((double)q3_round(x, dtype) / cap, dtype), u = q3_exp(-2 * absolute(y));
+    double bent = (double)q3_round((1 - u) / (1 + u), dtype) * cap;
+    return y < 0 ? -bent : bent;
+}
+
 /* ==== Linear maps ============================================================================== */
 
 /* y[T,N] = x[T,K] weight[N,K]^T + bias. second: of a mistake that mixes two weights. */
@@ -127,8 +134,8 @@ static float one_sum(const float *w, const float *x, size_t K, float bias, const
         for (size_t k = end * p / parts; k < end * (p + 1) / parts; k++) {
             double a = both ? to_format((double)w[k], f) : (double)w[k];
             double b = both ? to_format((double)x[k], f) : (double)x[k];
-            sum += a * b;
-            if (low) sum = (double)q3_round(sum, dtype_of(f));
+            sum += low ? (double)(float)(a * b) : a * b;
+            if (low) sum = (double)q3_round((double)(float)sum, dtype_of(f));
         }
         total = p == 0 && parts == 1 ? sum
                 : p == 0 ? (double)q3_round(sum, dtype)
@@ -137,10 +144,7 @@ static float one_sum(const float *w, const float *x, size_t K, float bias, const
     if (kind == MAP_BIAS_AFTER) total = (double)q3_round(total, dtype);
     total += (double)bias;
     if (kind == MAP_CAST) total = to_format(total, f);
-    if (kind == MAP_CAPPED) {
-        double u = q3_exp(-2 * absolute(total) / m->value), bent = m->value * (1 - u) / (1 + u);
-        total = (double)q3_round(total < 0 ? -bent : bent, dtype);
-    }
+    if (kind == MAP_CAPPED) total = softcapped(total, m->value, dtype);
     return q3_round(total, kind == MAP_NOT_ROUNDED ? Q3_F32 : dtype);
 }
 
