@@ -37,7 +37,7 @@ typedef enum mistake_kind {
     /* attention; KEY_ and HEAD_ at the scores, at o_proj's input, or both */
     SCORE_SCALE /* (factor) */, SCORE_ONCE, SCORE_QUERY_FIRST, SCORE_CAPPED /* (cap) */, HEAD_TILED, HEAD_DIVISOR,
     CACHE_STALE, CACHE_SHIFTED, CACHE_FORMAT /* (format) */, CACHE_UNROTATED, PROB_FUTURE, PROB_STRICT,
-    PROB_UNMASKED, PROB_WINDOW /* (keys) */, PROB_FORMAT /* (format) */, PROB_SINK, PROB_BASE_2, VALUE_FROM_KEYS,
+    PROB_UNMASKED, PROB_WINDOW /* (keys) */, PROB_FORMAT /* (format) */, PROB_NO_MAXIMUM /* (format) */, PROB_SINK, PROB_BASE_2, VALUE_FROM_KEYS,
     VALUE_JOINED,
     /* residual sums */
     SUM_NO_RESIDUAL, SUM_NO_BRANCH, SUM_NORMED, SUM_DOUBLED, SUM_NOT_ROUNDED, SUM_WITHOUT_ATTENTION,
@@ -80,6 +80,7 @@ void pass_free(pass *p);
 /* A tap inside a pass: recomputed if the mistake reaches it. NULL: not known. */
 const float *pass_get(pass *p, q3_tap_id id);
 size_t tap_row(const evidence *e, q3_tap_id id);
+bool tap_is_dense(const evidence *e); /* of a layer without experts */
 
 /* slips.c: operators of a pass; y is [T, row of id]. False: something is not known, or no memory. */
 bool slip_map(pass *p, q3_tap_id id, mistake_kind kind, float *y);

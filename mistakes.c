@@ -84,10 +84,11 @@ static void softmax(const attention *a, float *probs, size_t first, size_t end)
 {
     double max = a->row[first], sum = 0;
     format f = format_in(a->value);
-    bool low = a->at_probs == PROB_FORMAT;
+    bool low = a->at_probs == PROB_FORMAT || a->at_probs == PROB_NO_MAXIMUM;
     q3_dtype D = a->e->dtype;
     for (size_t s = first; s < end; s++)
         if (a->row[s] > max) max = a->row[s];
+    if (a->at_probs == PROB_NO_MAXIMUM) max = 0;
     if (a->at_probs == PROB_SINK) sum = q3_exp(-max);
     for (size_t s = first; s < end; s++) {
         double d = a->row[s] - max;
@@ -433,7 +434,12 @@ static const struct { q3_tap_id id, from[3]; size_t count; } sources[] = {
 
 static bool is_sparse(const evidence *e)
 {
-    return e->layer < e->config->num_hidden_layers && q3_layer_is_sparse(e->config, e->layer);
+    return q3_layer_is_sparse(e->config, e->layer);
+}
+
+bool tap_is_dense(const evidence *e)
+{
+    return e->id >= Q3_TAP_INPUT_LAYERNORM && e->id <= Q3_TAP_LAYER && !is_sparse(e);
 }
 
 /* Whether the mistake reaches this tap. The pass never runs behind what was given. */

@@ -237,8 +237,6 @@ static void try_values(diagnosis *d, shape *s)
     static const char *const names[] = {"values rounded to bfloat16", "values rounded to float16"};
     const evidence *e = s->e;
     size_t begin = e->first * e->row, end = e->T * e->row, nans = 0;
-    for (size_t i = begin; i < end; i++) s->y[i] = 0.0f;
-    weigh(d, s->y, "zeros");
     for (size_t f = 0; f < 2; f++) {
         for (size_t i = begin; i < end; i++) s->y[i] = (float)to_format((double)e->ours[i], (format)f);
         weigh(d, s->y, names[f]);
@@ -249,6 +247,8 @@ static void try_values(diagnosis *d, shape *s)
         nans += lost;
     }
     if (nans > 0) weigh(d, s->y, "NaN replaced by 0");
+    for (size_t i = begin; i < end; i++) s->y[i] = 0.0f;
+    weigh(d, s->y, "zeros");
 }
 
 /* Zeros here and there, and everything else larger by one factor. */
@@ -331,7 +331,7 @@ void find_patterns(diagnosis *d)
         try_values(d, &s);
         try_shift(d, &s);
         if (d->e->id == Q3_TAP_PROBS) try_dropout(d, &s);
-        try_token_factors(d, &s);
+        if (d->strength == NOTHING) try_token_factors(d, &s);
         if (d->strength == NOTHING && !d->rounding) say_place(d, &s);
     }
     d->no_memory = d->no_memory || !good || exact.no_memory;

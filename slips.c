@@ -102,11 +102,12 @@ static void weight_row(float *row, const map *m, mistake_kind kind, size_t o, do
         for (size_t k = 0; k < K; k++)
             if (absolute((double)row[k]) / 127 > scale) scale = absolute((double)row[k]) / 127;
     }
+    scale = (double)(float)scale;
     if ((kind != MAP_INT8 && kind != MAP_FP8) || !(scale > 0)) return;
     for (size_t k = 0; k < K; k++) {
-        double units = (double)row[k] / scale;
+        double units = (double)(float)((double)row[k] / scale); /* float32, as the libraries do it */
         units = kind == MAP_FP8 ? to_fp8(units) : (units + 0x1.8p52) - 0x1.8p52;
-        row[k] = q3_round(units * scale, dtype);
+        row[k] = q3_round((double)(float)(units * scale), dtype);
     }
 }
 
