@@ -21,7 +21,10 @@ void q3_abort(const char *file, int line, const char *text)
 
 /* ==== Options ================================================================================ */
 
-enum { INFO = 1, GENERATE = 2, TOKENIZE = 4, DUMP = 8, SCORE = 16, SELFTEST = 32, ALL = 63 };
+enum {
+    INFO = 1, GENERATE = 2, TOKENIZE = 4, DUMP = 8, SCORE = 16, SELFTEST = 32, CHECK = 64, DIFF = 128,
+    REPORT = 256, REPORTS = CHECK | DIFF | REPORT, ALL = 511
+};
 
 typedef struct option_row {
     const char *name;
@@ -31,30 +34,39 @@ typedef struct option_row {
 } option_row;
 
 static const option_row options[OPTION_COUNT] = {
+    [OPTION_ACCUMULATE] = {"--accumulate", "bf16|f16|tf32", CHECK,
+                           "the other implementation's sums read and give numbers of this precision"},
+    [OPTION_ALL] = {"--all", NULL, REPORTS, "a line for every tensor"},
     [OPTION_CHAT] = {"--chat", "FILE", TOKENIZE | GENERATE,
                      "a JSON list of {\"role\",\"content\"} through the model's chat template"},
     [OPTION_CHUNK] = {"--chunk", "N", DUMP, "tokens of the prompt computed together (32); no bit depends on it"},
     [OPTION_DECODE] = {"--decode", NULL, TOKENIZE, "ids on standard input to text: the raw bytes"},
-    [OPTION_DTYPE] = {"--dtype", "float32|bfloat16|float16", GENERATE | DUMP | SCORE,
-                      "of the run (the config's dtype, else the weights')"},
+    [OPTION_DTYPE] = {"--dtype", "float32|bfloat16|float16", GENERATE | DUMP | SCORE | CHECK,
+                      "of the run (check: what the file says; the config's dtype, else the weights')"},
+    [OPTION_FREE] = {"--free", NULL, CHECK, "go on from our own values, not from the other implementation's"},
     [OPTION_FROM] = {"--from", "FILE", DUMP, "a dump that holds the output of layer A-1, for --layers A:B"},
+    [OPTION_HTML] = {"--html", "FILE", REPORTS, "write the report as one page of HTML too"},
     [OPTION_IDS] = {"--ids", NULL, GENERATE, "print the new ids on one line instead of text"},
     [OPTION_JSON] = {"--json", NULL, INFO, "print one JSON object"},
+    [OPTION_JSON_FILE] = {"--json", "FILE", REPORTS, "write the report as lines of JSON too, for report"},
     [OPTION_JSONL] = {"--jsonl", NULL, TOKENIZE | SCORE,
                       "tokenize: each input line is a JSON string; score: one object a token"},
-    [OPTION_LAYERS] = {"--layers", "A:B", DUMP, "run layers A to B-1 only"},
+    [OPTION_KV] = {"--kv", "float16|bfloat16", CHECK,
+                   "the other implementation rounds keys and values to this before attention"},
+    [OPTION_LAYERS] = {"--layers", "A:B", DUMP | CHECK, "run layers A to B-1 only"},
     [OPTION_N] = {"-n", "N", GENERATE, "new tokens at most (64)"},
     [OPTION_NO_GENERATION_PROMPT] = {"--no-generation-prompt", NULL, TOKENIZE | GENERATE,
                                      "do not open the assistant's answer behind the messages"},
     [OPTION_NO_THINKING] = {"--no-thinking", NULL, TOKENIZE | GENERATE, "enable_thinking false"},
     [OPTION_OUTPUT] = {"-o", "FILE", DUMP, "the safetensors file to write"},
-    [OPTION_PROMPT] = {"--prompt", "TEXT", DUMP, "the text to run"},
+    [OPTION_PROMPT] = {"--prompt", "TEXT", DUMP | CHECK, "the text to run"},
     [OPTION_SEED] = {"--seed", "N", GENERATE, "of the generator (0); turns sampling on"},
     [OPTION_START] = {"--start", "P", DUMP, "position of the first token (0)"},
+    [OPTION_STRICT] = {"--strict", NULL, CHECK, "a rounding point that lies elsewhere counts as a difference"},
     [OPTION_TAPS] = {"--taps", "GLOB", DUMP, "save only the taps that fit; may be repeated"},
     [OPTION_TEMPERATURE] = {"--temperature", "X", GENERATE, "divide the logits by X (1); turns sampling on"},
     [OPTION_TEXT] = {"--text", NULL, TOKENIZE, "with --chat: print the rendered text itself"},
-    [OPTION_TOKENS] = {"--tokens", "1,2,3", GENERATE | DUMP, "token ids instead of text"},
+    [OPTION_TOKENS] = {"--tokens", "1,2,3", GENERATE | DUMP | CHECK, "token ids instead of text"},
     [OPTION_TOP_K] = {"--top-k", "N", GENERATE, "keep the N likeliest tokens (0: all); turns sampling on"},
     [OPTION_TOP_P] = {"--top-p", "X", GENERATE, "keep the likeliest tokens of mass X (1); turns sampling on"},
     [OPTION_USER] = {"--user", NULL, GENERATE, "wrap PROMPT as one user turn of the chat template"},
@@ -64,19 +76,22 @@ static const option_row options[OPTION_COUNT] = {
 typedef struct verb_row {
     const char *name;
     unsigned bit;
-    const char *operand; /* what help calls the second operand; NULL: takes none */
+    const char *first, *operand; /* what help calls the operands; NULL: takes none */
     const char *help;
     q3_status (*run)(const command_line *command, q3_error *error);
 } verb_row;
 
 static const verb_row verbs[] = {
-    {"info", INFO, NULL, "print the module tree and the counts; needs config.json alone", verb_info},
-    {"generate", GENERATE, "[PROMPT]", "continue a prompt (standard input if not given)", verb_generate},
-    {"tokenize", TOKENIZE, "[TEXT]", "text to token ids, or back (standard input if not given)",
+    {"info", INFO, "MODEL", NULL, "print the module tree and the counts; needs config.json alone", verb_info},
+    {"generate", GENERATE, "MODEL", "[PROMPT]", "continue a prompt (standard input if not given)", verb_generate},
+    {"tokenize", TOKENIZE, "MODEL", "[TEXT]", "text to token ids, or back (standard input if not given)",
      verb_tokenize},
-    {"dump", DUMP, NULL, "run tokens and save every intermediate tensor", verb_dump},
-    {"score", SCORE, "FILE", "perplexity of a text", verb_score},
-    {"selftest", SELFTEST, NULL, "check this compiler's and processor's arithmetic; takes no MODEL",
+    {"dump", DUMP, "MODEL", NULL, "run tokens and save every intermediate tensor", verb_dump},
+    {"check", CHECK, "MODEL", "BACKEND.safetensors", "judge another implementation's tensors", verb_check},
+    {"diff", DIFF, "A.safetensors", "B.safetensors", "compare two files of tensors; needs no model", verb_diff},
+    {"report", REPORT, "FILE.jsonl", "...", "merge reports that check wrote with --json", verb_report},
+    {"score", SCORE, "MODEL", "FILE", "perplexity of a text", verb_score},
+    {"selftest", SELFTEST, NULL, NULL, "check this compiler's and processor's arithmetic; takes no MODEL",
      verb_selftest},
 };
 
@@ -89,11 +104,11 @@ static void print_help(const verb_row *verb)
              "MODEL is a Hugging Face model folder of a Qwen3-MoE.\n");
         for (size_t i = 0; i < VERB_COUNT; i++) printf("  %-10s %s\n", verbs[i].name, verbs[i].help);
         puts("\nqwen3moe VERB --help prints a verb's options, qwen3moe --version the version.\n"
-             "Exit status: 0 done, 1 differs, 2 bad usage or bad input.");
+             "Exit status: 0 done or agrees, 1 differs, 2 bad usage, bad input or nothing to judge.");
         return;
     }
-    printf("usage: qwen3moe %s%s%s%s [options]\n\n%s\n\n", verb->name,
-           verb->bit != SELFTEST ? " MODEL" : "", verb->operand != NULL ? " " : "",
+    printf("usage: qwen3moe %s%s%s%s%s [options]\n\n%s\n\n", verb->name, verb->first != NULL ? " " : "",
+           verb->first != NULL ? verb->first : "", verb->operand != NULL ? " " : "",
            verb->operand != NULL ? verb->operand : "", verb->help);
     for (size_t i = 0; i < OPTION_COUNT; i++) {
         if ((options[i].verbs & verb->bit) == 0) continue;
@@ -102,14 +117,16 @@ static void print_help(const verb_row *verb)
     }
 }
 
-/* The option that the argument names; *value is what stands behind = in it, or NULL. */
-static size_t find_option(const char *argument, const char **value)
+/* The verb's option that the argument names; *value is what stands behind = in it, or NULL. */
+static size_t find_option(const verb_row *verb, const char *argument, const char **value)
 {
     size_t length = strcspn(argument, "=");
     *value = strncmp(argument, "--", 2) == 0 && argument[length] == '=' ? argument + length + 1 : NULL;
     if (*value == NULL) length = strlen(argument);
     for (size_t i = 0; i < OPTION_COUNT; i++)
-        if (strlen(options[i].name) == length && memcmp(options[i].name, argument, length) == 0) return i;
+        if ((options[i].verbs & verb->bit) != 0 && strlen(options[i].name) == length &&
+            memcmp(options[i].name, argument, length) == 0)
+            return i;
     return OPTION_COUNT;
 }
 
@@ -117,8 +134,8 @@ static q3_status take_option(command_line *command, const verb_row *verb, int ar
                              q3_error *error)
 {
     const char *argument = argv[*at], *value;
-    size_t i = find_option(argument, &value);
-    if (i == OPTION_COUNT || (options[i].verbs & verb->bit) == 0)
+    size_t i = find_option(verb, argument, &value);
+    if (i == OPTION_COUNT)
         return fail(error, Q3_ERROR_INPUT, "%s: found %.60s, expected an option of it (--help lists them)",
                     verb->name, argument);
     if (options[i].value == NULL && value != NULL)
@@ -139,15 +156,15 @@ static q3_status take_option(command_line *command, const verb_row *verb, int ar
 
 static q3_status take_operand(command_line *command, const verb_row *verb, const char *text, q3_error *error)
 {
-    if (verb->bit == SELFTEST)
+    size_t most = verb->bit == REPORT ? SIZE_MAX : verb->operand != NULL ? 2 : 1;
+    if (verb->first == NULL)
         return fail(error, Q3_ERROR_INPUT, "%s: found %.60s, expected no operand", verb->name, text);
-    if (command->model == NULL)
-        command->model = text;
-    else if (command->operand == NULL && verb->operand != NULL)
-        command->operand = text;
-    else
-        return fail(error, Q3_ERROR_INPUT, "%s: found %.60s too, expected MODEL%s%s", verb->name, text,
+    if (command->operand_count == most)
+        return fail(error, Q3_ERROR_INPUT, "%s: found %.60s too, expected %s%s%s", verb->name, text, verb->first,
                     verb->operand != NULL ? " " : " alone", verb->operand != NULL ? verb->operand : "");
+    if (command->operand_count == 0) command->model = text;
+    if (command->operand_count == 1) command->operand = text;
+    command->operands[command->operand_count++] = text;
     return Q3_OK;
 }
 
@@ -165,8 +182,9 @@ static q3_status take_apart(command_line *command, const verb_row *verb, int arg
             status = take_operand(command, verb, argv[i], error);
         if (status != Q3_OK) return status;
     }
-    if (command->model == NULL && command->value[OPTION_HELP] == NULL && verb->bit != SELFTEST)
-        return fail(error, Q3_ERROR_INPUT, "%s: found no MODEL, expected a model folder", verb->name);
+    if (command->model == NULL && command->value[OPTION_HELP] == NULL && verb->first != NULL)
+        return fail(error, Q3_ERROR_INPUT, "%s: found no %s, expected a %s", verb->name, verb->first,
+                    strcmp(verb->first, "MODEL") == 0 ? "model folder" : "file");
     return Q3_OK;
 }
 
@@ -376,16 +394,20 @@ int main(int argc, char **argv)
         if (strcmp(argv[1], verbs[i].name) == 0) verb = &verbs[i];
     if (verb == NULL)
         return finish(fail(&error, Q3_ERROR_INPUT,
-                           "found %.60s, expected info, generate, tokenize, dump, score or selftest (--help)",
+                           "found %.60s, expected info, generate, tokenize, dump, check, diff, report, score or "
+                           "selftest (--help)",
                            argc > 1 ? argv[1] : "no verb"), &error);
     command_line command = {0};
     command.taps = calloc((size_t)argc, sizeof *command.taps);
-    if (command.taps == NULL) return finish(fail(&error, Q3_ERROR_MEMORY, "no memory"), &error);
+    command.operands = calloc((size_t)argc, sizeof *command.operands);
+    if (command.taps == NULL || command.operands == NULL)
+        return finish(fail(&error, Q3_ERROR_MEMORY, "no memory"), &error);
     q3_status status = take_apart(&command, verb, argc, argv, &error);
     if (status == Q3_OK && command.value[OPTION_HELP] != NULL)
         print_help(verb);
     else if (status == Q3_OK)
         status = verb->run(&command, &error);
     free(command.taps);
+    free(command.operands);
     return finish(status, &error);
 }
