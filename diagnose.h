@@ -1,6 +1,7 @@
 /* diagnose.h - what the files of the diagnosis share.
  *
- * diagnose.c  the list of known mistakes; which of them explains a tensor
+ * diagnose.c  which mistake explains a tensor, and how well
+ * suspects.c  the list of known mistakes
  * mistakes.c  a layer's forward pass with one mistake in it
  * slips.c     the linear maps, norms and rotary embeddings of that pass
  * searches.c  mistakes with a number in them that has to be found first
@@ -69,6 +70,7 @@ typedef struct pass {
     float *made[Q3_TAP_COUNT]; /* owned; NULL: as the evidence has it */
     bool known[Q3_TAP_COUNT];  /* result[] is set */
     const float *result[Q3_TAP_COUNT];
+    double work;               /* multiplications */
     bool no_memory;
 } pass;
 
@@ -105,18 +107,23 @@ typedef struct diagnosis {
     double own_distance; /* of ours */
     strength strength;
     double distance;     /* of the best so far */
-    char text[200];
+    char text[200], name[160]; /* name: of the mistake alone */
     size_t *outside[2];  /* per unit: elements that the mistake does not explain; that ours does not */
+    double work;         /* that is left for further attempts */
     bool no_memory;
+    mistake best;        /* that has the text, if a mistake has it */
+    size_t *best_map;    /* owned: best.map */
 } diagnosis;
 
 /* Whether theirs is what an honest implementation of something whose result is `right` may give. */
 bool agrees(const evidence *e, size_t index, float right);
-/* Looks whether y explains theirs, and keeps its text if it does so better than all before. */
-void weigh(diagnosis *d, const float *y, const char *text);
+/* Looks whether y explains theirs, and keeps its text if it does so better than all before: then true. */
+bool weigh(diagnosis *d, const float *y, const char *text);
 void attempt_with(diagnosis *d, const mistake *m, const char *text);
 void attempt(diagnosis *d, uint64_t at, mistake_kind kind, double value, const char *text, ...) Q3_PRINTF(5, 6);
 
+void try_list(diagnosis *d); /* suspects.c */
+/* searches.c */
 void search_positions(diagnosis *d);
 void search_theta(diagnosis *d);
 void search_eps(diagnosis *d);

@@ -482,6 +482,24 @@ static bool run_operator(pass *p, q3_tap_id id, float *y)
     }
 }
 
+/* Multiplications of one operator. */
+static double work_of(const evidence *e, q3_tap_id id, size_t row)
+{
+    const q3_config *c = e->config;
+    double size = (double)e->T * (double)row;
+    switch ((int)id) {
+    case Q3_TAP_Q_PROJ: case Q3_TAP_K_PROJ: case Q3_TAP_V_PROJ: case Q3_TAP_GATE: case Q3_TAP_LM_HEAD:
+    case Q3_TAP_EXPERTS_GATE_PROJ: case Q3_TAP_EXPERTS_UP_PROJ: case Q3_TAP_DENSE_GATE_PROJ: case Q3_TAP_DENSE_UP_PROJ:
+        return size * (double)c->hidden_size;
+    case Q3_TAP_O_PROJ: return size * (double)(c->num_attention_heads * c->head_dim);
+    case Q3_TAP_EXPERTS_DOWN_PROJ: return size * (double)c->moe_intermediate_size;
+    case Q3_TAP_MLP: return size * (is_sparse(e) ? 1 : (double)c->intermediate_size);
+    case Q3_TAP_SCORES: case Q3_TAP_PROBS: return size * (double)c->head_dim;
+    case Q3_TAP_O_PROJ_INPUT: return size * 2 * (double)e->T;
+    default: return size * 4;
+    }
+}
+
 const float *pass_get(pass *p, q3_tap_id id)
 {
     const evidence *e = p->e;
@@ -491,6 +509,7 @@ const float *pass_get(pass *p, q3_tap_id id)
     if (!reaches(p, id)) return p->result[id];
     size_t row = tap_row(e, id);
     p->result[id] = NULL;
+    p->work += work_of(e, id, row);
     p->made[id] = calloc(e->T, row * sizeof **p->made);
     if (p->made[id] == NULL) p->no_memory = true;
     else if (run_operator(p, id, p->made[id])) p->result[id] = p->made[id];

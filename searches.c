@@ -194,14 +194,13 @@ void search_limit(diagnosis *d)
 
 /* ==== Experts ================================================================================== */
 
-/* "expert 4 has the weights of expert 5, 5 of 4": at most three. */
+/* "4 has the weights of 5, 5 has the weights of 4": at most three. */
 static void say_experts(char *text, size_t room, const size_t *map, size_t E)
 {
-    size_t wrong = 0, used = 0;
+    size_t wrong = 0, used = (size_t)snprintf(text, room, "experts permuted: ");
     for (size_t e = 0; e < E; e++) {
-        if (map[e] == e) continue;
-        const char *how = wrong == 0 ? "experts permuted: %zu has the weights of %zu" : ", %zu of %zu";
-        if (wrong++ < 3 && used < room) used += (size_t)snprintf(text + used, room - used, how, e, map[e]);
+        if (map[e] == e || wrong++ >= 3 || used >= room) continue;
+        used += (size_t)snprintf(text + used, room - used, "%s%zu has the weights of %zu", wrong > 1 ? ", " : "", e, map[e]);
     }
     if (wrong > 3 && used < room) snprintf(text + used, room - used, " and so on, %zu in all", wrong);
 }
