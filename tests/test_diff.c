@@ -43,7 +43,7 @@ static const diff_case cases[] = {
      {"\"verdict\":\"exact\""}, AGREES},
     {{"", ""}, {{MLP, "F32", "3,5", 15, 4, 0.0}}, {{MLP, "F32", "3,5", 15, 4, -0.0}}, 0, MLP,
      {"\"verdict\":\"exact\"", "1 zeros of the other sign"}, AGREES},
-    {{"", ""}, {{NULL}}, {{NULL}}, 0, NULL, {NULL}, AGREES},
+    {{"", ""}, {{NULL, NULL, NULL, 0, 0, 0}}, {{NULL, NULL, NULL, 0, 0, 0}}, 0, NULL, {NULL}, AGREES},
     {{"", ""}, {{"zebra", "F32", "0,3,4611686018427387904", 0, 9, 2}},
      {{"zebra", "F32", "0,3,4611686018427387904", 0, 9, 2}}, 0, "zebra", {"\"verdict\":\"exact\""}, AGREES},
     /* one element: how many ulp, of the tensor's dtype or its run's; where */
