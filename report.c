@@ -64,13 +64,15 @@ static void put_place(q3_text *out, const char *key, const size_t *place, size_t
     q3_text_add(out, rank == 0 ? "[]" : "]");
 }
 
+/* Three digits are enough for a bar. */
 static void put_profile(q3_text *out, const char *key, const float *values, size_t count)
 {
+    char digits[32];
     put_key(out, key);
     q3_text_add(out, "[");
     for (size_t i = 0; i < count; i++) {
-        if (i > 0) q3_text_add(out, ",");
-        put_real(out, (double)values[i]);
+        snprintf(digits, sizeof digits, "%s%.3g", i > 0 ? "," : "", (double)values[i]);
+        q3_text_add(out, digits);
     }
     q3_text_add(out, "]");
 }
@@ -497,7 +499,8 @@ const char report_glyphs[VERDICT_COUNT] = {
 bool report_is_bad(const report *r, const finding *f)
 {
     return f->verdict == VERDICT_DIFFERS || f->verdict == VERDICT_NON_FINITE || f->verdict == VERDICT_SHAPE ||
-           (r->run.strict && f->verdict == VERDICT_ROUNDING);
+           (r->run.strict && f->verdict == VERDICT_ROUNDING) ||
+           (r->run.layers == 0 && f->verdict == VERDICT_MISSING); /* a diff */
 }
 
 const report_entry *report_first_bad(const report *r)
@@ -510,6 +513,7 @@ const report_entry *report_first_bad(const report *r)
 outcome report_outcome(const report *r)
 {
     if (report_first_bad(r) != NULL) return OUTCOME_DIFFERS;
+    if (r->run.layers == 0) return OUTCOME_AGREES;
     for (size_t i = 0; i < r->count; i++)
         if (r->entries[i].f.verdict != VERDICT_MISSING && r->entries[i].f.verdict != VERDICT_UNJUDGED)
             return OUTCOME_AGREES;
@@ -567,7 +571,8 @@ void report_sentence(q3_text *out, const report *r)
         q3_text_add(out, f->name);
         q3_text_add(out, f->verdict == VERDICT_SHAPE ? " has another shape: " : f->verdict == VERDICT_NON_FINITE
                          ? " is not finite where ours is: " : f->verdict == VERDICT_ROUNDING
-                         ? " is rounded elsewhere: " : " is wrong: ");
+                         ? " is rounded elsewhere: " : f->verdict == VERDICT_MISSING
+                         ? " is missing: " : r->run.layers == 0 ? " differs: " : " is wrong: ");
         q3_text_add(out, f->reason);
         if (f->between_count > 0) {
             q3_text_add(out, "; judged together with ");
@@ -584,6 +589,8 @@ void report_sentence(q3_text *out, const report *r)
         q3_text_uint(out, roundings);
         q3_text_add(out, roundings == 1 ? " tensor is" : " tensors are");
         q3_text_add(out, " rounded elsewhere, within the bound; --strict counts that as a difference");
+    } else if (r->run.layers == 0) {
+        q3_text_add(out, "both files hold the same tensors with equal values");
     } else {
         q3_text_add(out, report_outcome(r) == OUTCOME_AGREES ? "every tensor that could be judged is within its bound"
                                                              : "no tensor could be judged");
@@ -595,15 +602,12 @@ void report_sentence(q3_text *out, const report *r)
 static void add_header(q3_text *out, const report *r)
 {
     const judged_run *run = &r->run;
-    if (run->model[0] != 0) {
-        q3_text_add(out, "model    ");
-        q3_text_add(out, run->model);
-        q3_text_add(out, "\n");
-    }
-    q3_text_add(out, "file     ");
+    q3_text_add(out, run->layers == 0 ? "first    " : "model    ");
+    q3_text_add(out, run->model);
+    q3_text_add(out, run->layers == 0 ? "\nsecond   " : "\nfile     ");
     q3_text_add(out, run->file);
     q3_text_add(out, "\n");
-    if (run->model[0] == 0) return;
+    if (run->layers == 0) return;
     q3_text_add(out, "run      ");
     q3_text_add(out, dtype_name(run->dtype));
     add_number(out, ", ", run->T);
@@ -788,7 +792,7 @@ static void add_table(q3_text *out, const report *r, bool all)
     for (size_t i = 0; i < r->count; i++) {
         const finding *f = &r->entries[i].f;
         bool quiet = f->verdict == VERDICT_EXACT || f->verdict == VERDICT_WITHIN ||
-                     (f->verdict == VERDICT_MISSING && r->run.model[0] != 0);
+                     (f->verdict == VERDICT_MISSING && r->run.layers != 0);
         if (!all && quiet) continue;
         if (!all && r->entries[i].known && shown[r->entries[i].id][f->verdict]++ >= 3) {
             left++;
