@@ -56,10 +56,10 @@ static double sum_var(const sum *s, double y)
     return s->var + (s->x2 > 0 ? 4 * s->along / s->x2 / s->x2 * y * y : 0);
 }
 
-static void bound_sum(row_bound *b, const walk *w, size_t i, const sum *s, size_t n, double y)
+static void bound_sum(row_bound *b, const walk *w, size_t i, const sum *s, double noise, double y)
 {
     b->slack[i] = ulp_of(y, w->dtype);
-    b->noise[i] = sum_noise(n) * s->size + operand_noise(w, s, y);
+    b->noise[i] = noise * s->size + operand_noise(w, s, y);
     b->var[i] = sum_var(s, y);
 }
 
@@ -67,6 +67,7 @@ static void bound_sum(row_bound *b, const walk *w, size_t i, const sum *s, size_
 static void bound_linear(row_bound *b, walk *w, const float *y, const float *x, const double *x_var,
                          q3_tensor weight, q3_tensor bias, size_t N, size_t K)
 {
+    double noise = sum_noise(K);
     for (size_t o = 0; o < N; o++) {
         sum s = {0, 0, 0, 0, 0};
         float add = 0.0f;
@@ -74,7 +75,7 @@ static void bound_linear(row_bound *b, walk *w, const float *y, const float *x, 
         for (size_t k = 0; k < K; k++) add_product(&s, (double)w->weight_row[k], (double)x[k], x_var[k]);
         if (bias.data != NULL) q3_widen(&add, bias, o, 1, w->dtype);
         s.size += size_of((double)add);
-        bound_sum(b, w, o, &s, K, (double)y[o]);
+        bound_sum(b, w, o, &s, noise, (double)y[o]);
     }
 }
 
@@ -92,12 +93,12 @@ static void bound_norm(row_bound *b, walk *w, const float *y, const float *x, co
         spread += v * v * x_var[i];
     }
     double mean = square / (double)n + eps, r = mean > 0 ? 1 / q3_sqrt(mean) : 0;
-    double common = mean > 0 ? spread / ((double)n * mean) / ((double)n * mean) : 0;
+    double noise = sum_noise(n), common = mean > 0 ? spread / ((double)n * mean) / ((double)n * mean) : 0;
     q3_widen(w->weight_row, weight, 0, n, w->dtype);
     for (size_t i = 0; i < n; i++) {
         double own = (double)w->weight_row[i] * r;
         b->slack[i] = 3 * ulp_of((double)y[i], w->dtype);
-        b->noise[i] = size_of((double)y[i]) * sum_noise(n);
+        b->noise[i] = size_of((double)y[i]) * noise;
         b->var[i] = own * own * x_var[i] + (double)y[i] * (double)y[i] * common;
     }
     b->roundings = 2;
@@ -145,7 +146,7 @@ static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
     size_t H = c->num_attention_heads, K = c->num_key_value_heads, hd = c->head_dim, T = w->T;
     const float *q = w->tap[Q3_TAP_Q_ROPE] + t * H * hd, *k = w->tap[Q3_TAP_K_ROPE];
     const double *q_var = w->var[Q3_TAP_Q_ROPE] + t * H * hd, *k_var = w->var[Q3_TAP_K_ROPE];
-    double scale = 1 / q3_sqrt((double)hd);
+    double scale = 1 / q3_sqrt((double)hd), noise = sum_noise(hd);
     for (size_t h = 0; h < H; h++)
         for (size_t s = q3_first_key(t, c->sliding_window); s <= t; s++) {
             size_t i = h * T + s, key = (s * K + h / (H / K)) * hd;
@@ -156,7 +157,7 @@ static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
             }
             double product = (double)y[i] / scale;
             b->slack[i] = 3 * ulp_of((double)y[i], w->dtype);
-            b->noise[i] = scale * (sum_noise(hd) * a.size + operand_noise(w, &a, product));
+            b->noise[i] = scale * (noise * a.size + operand_noise(w, &a, product));
             b->var[i] = scale * scale * (sum_var(&a, product) + sum_var(&other, product));
         }
     b->roundings = 2;
@@ -211,6 +212,7 @@ void bound_values(walk *w, size_t t)
     size_t low = q3_first_key(t, c->sliding_window), n = t + 1 - low;
     const float *v = w->tap[Q3_TAP_V_PROJ];
     const double *v_var = w->var[Q3_TAP_V_PROJ];
+    double noise = sum_noise(n), partial = (2 + 4 * q3_sqrt((double)n)) * w->operand;
     for (size_t h = 0; h < H; h++)
         for (size_t d = 0; d < hd; d++) {
             sum a = {0, 0, 0, 0, 0};
@@ -229,8 +231,7 @@ void bound_values(walk *w, size_t t)
                 var += pull * pull;
             }
             size_t i = (t * H + h) * hd + d;
-            w->values_noise[i] = sum_noise(n) * a.size + operand_noise(w, &a, y) +
-                                 (2 + 4 * q3_sqrt((double)n)) * w->operand * a.size;
+            w->values_noise[i] = (noise + partial) * a.size + operand_noise(w, &a, y);
             w->values_var[i] = a.var + var;
         }
 }
