@@ -1,5 +1,5 @@
-/* html.c - a report as one HTML page: no network, no other file. The top, the map and the table are plain HTML; the
- * figures of one tensor are drawn by a small script from the JSON lines, which stand at the end of the page. */
+/* html.c - a report as one HTML page: no network, no other file. The top, the map and the table are plain HTML; a
+ * small script draws the figures of one tensor from the JSON lines, which stand at the end of the page. */
 #include "report.h"
 
 #include <stdio.h>
@@ -8,147 +8,165 @@
 
 /* ==== Style and script ========================================================================= */
 
-/* Good is pale and blue, bad is dark (light scheme) or bright (dark scheme) and red: told apart without red and green,
- * by lightness alone, and by the glyph. */
+/* Good is pale and blue, bad is red and strong: dark on light, bright on dark. Lightness alone tells them apart,
+ * and so does the glyph. --wN: within its bound, in three shades. */
 static const char style[] =
-    ":root{color-scheme:light dark;--page:#fff;--text:#16202b;--soft:#52606d;--line:#c6cfd8;--box:#f4f6f8;--bar:#2f6fab;"
-    "--peak:#c8320c;--exact:#dfecf8;--w0:#c3dcf2;--w1:#93bde3;--w2:#64a0d4;--cold:#0c1c2c;--rounding:#f2d955;"
-    "--near-tie:#cdb7ec;--differs:#c8320c;--differs-text:#fff;--non-finite:#111;--non-finite-text:#fff;--shape:#f09a2b;"
-    "--unjudged:#d5d9dd}\n"
-    "@media(prefers-color-scheme:dark){:root{--page:#10161d;--text:#e4e9ee;--soft:#9fadba;--line:#3a4652;--box:#19222c;"
-    "--bar:#6aaae6;--peak:#ff7a4d;--exact:#1b3047;--w0:#24476b;--w1:#2f6296;--w2:#3d7fc1;--cold:#f2f7fc;"
-    "--differs:#ff7a4d;--differs-text:#000;--non-finite:#fff;--non-finite-text:#000;--unjudged:#8b949e}}\n"
-    "*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--text);"
-    "font:16px/1.45 system-ui,sans-serif}main{max-width:100rem;margin:auto;padding:1rem}\n"
-    "h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0 .5rem;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:1.4rem 0 .5rem}\n"
-    ".differs h1,.unjudged h1{border-left:.4rem solid var(--peak);padding-left:.6rem}"
-    ".agrees h1{border-left:.4rem solid var(--bar);padding-left:.6rem}\n"
+    ":root{color-scheme:light dark;--page:#fff;--text:#16202b;--soft:#52606d;--line:#c6cfd8;--box:#f4f6f8;"
+    "--bar:#2f6fab;--peak:#c8320c;--exact:#dfecf8;--w0:#c3dcf2;--w1:#93bde3;--w2:#64a0d4;--good:#0c1c2c;"
+    "--bad:#fff;--non-finite:#111;--unjudged:#d5d9dd}\n"
+    "@media(prefers-color-scheme:dark){:root{--page:#10161d;--text:#e4e9ee;--soft:#9fadba;--line:#4a5866;"
+    "--box:#19222c;--bar:#6aaae6;--peak:#ff7a4d;--exact:#1b3047;--w0:#24476b;--w1:#2f6296;--w2:#3a78b8;"
+    "--good:#f2f7fc;--bad:#000;--non-finite:#fff;--unjudged:#8b949e}}\n"
+    "*{box-sizing:border-box}\n"
+    "body{margin:0;background:var(--page);color:var(--text);font:16px/1.45 system-ui,sans-serif}\n"
+    "main{max-width:100rem;margin:auto;padding:1rem}\n"
+    "h1{font-size:1.5rem;line-height:1.25;margin:.2rem 0 .5rem;padding-left:.6rem;overflow-wrap:anywhere;"
+    "border-left:.4rem solid var(--peak)}\n"
+    ".agrees h1{border-color:var(--bar)}\n"
+    "h2{font-size:1.1rem;margin:1.4rem 0 .5rem}\n"
     ".sentence{font-size:1.1rem;margin:.4rem 0 1rem;overflow-wrap:anywhere}\n"
-    "dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.15rem .9rem;margin:0}"
-    "dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}\n"
-    ".parts{display:grid;gap:0 1.5rem}.parts>*{min-width:0}"
-    "@media(min-width:70rem){.parts{grid-template-columns:minmax(0,max-content) minmax(20rem,1fr)}}\n"
-    ".scroll{overflow-x:auto;max-width:100%}.map{border-collapse:separate;border-spacing:2px}.map td{padding:0}\n"
-    ".map thead th{vertical-align:bottom;padding:0}"
-    ".map thead span{writing-mode:vertical-rl;transform:rotate(180deg);font:.8rem/1.5rem system-ui,sans-serif;"
-    "white-space:nowrap}\n"
-    ".map tbody th{position:sticky;left:0;background:var(--page);padding:0 .5rem 0 0;text-align:right;font-weight:400;"
-    "font-variant-numeric:tabular-nums}\n"
-    ".c{display:inline-block;width:1.5rem;height:1.5rem;padding:0;border:1px solid transparent;border-radius:3px;"
-    "font:600 .9rem/1 ui-monospace,monospace;text-align:center;vertical-align:middle;color:#0c1c2c;flex:none}\n"
-    "button.c{cursor:pointer}span.c{line-height:1.4rem}\n"
-    ".c:focus-visible,.name:focus-visible,.close:focus-visible{outline:3px solid var(--text);outline-offset:1px}"
-    ".c[aria-pressed=true]{border-color:var(--page);box-shadow:0 0 0 2px var(--text)}\n"
-    ".c.exact{background:var(--exact);color:var(--cold)}.c.w0{background:var(--w0);color:var(--cold)}"
-    ".c.w1{background:var(--w1);color:var(--cold)}.c.w2{background:var(--w2);color:var(--cold)}"
-    ".c.rounding{background:#f2d955}.c.near-tie{background:#cdb7ec}"
-    ".c.differs{background:var(--differs);color:var(--differs-text)}"
-    ".c.non-finite{background:var(--non-finite);color:var(--non-finite-text)}"
-    ".c.shape{background:#f09a2b}.c.unjudged{background:var(--unjudged)}"
-    ".c.missing{background:none;border:1px dashed var(--line);color:var(--soft)}\n"
-    ".ends,.legend{display:flex;flex-wrap:wrap;gap:.3rem 1rem;margin:.5rem 0;padding:0;list-style:none}"
-    ".legend{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));font-size:.9rem}"
-    ".ends>*,.legend>*{display:flex;gap:.4rem;align-items:center}.many{gap:2px}\n";
+    ".hint{color:var(--soft);margin:0}\n"
+    "dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.15rem .9rem;margin:0}\n"
+    "dt{color:var(--soft)}\n"
+    "dd{margin:0;overflow-wrap:anywhere}\n"
+    ".parts{display:grid;grid-template-columns:minmax(0,1fr);gap:0 1.5rem}\n"
+    ".parts>*{min-width:0}\n"
+    ".scroll{overflow-x:auto;max-width:100%}\n"
+    ".map{border-collapse:separate;border-spacing:2px}\n"
+    ".map td,.map thead th{padding:0;vertical-align:bottom}\n"
+    ".map thead span{writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;"
+    "font:.8rem/1.5rem system-ui,sans-serif}\n"
+    ".map tbody th{position:sticky;left:0;background:var(--page);padding:0 .5rem 0 0;text-align:right;"
+    "font-weight:400;font-variant-numeric:tabular-nums}\n";
 
-static const char style_more[] =
-    ".table{border-collapse:collapse;font-size:.9rem}.table th,.table td{text-align:left;vertical-align:top;"
-    "padding:.3rem .9rem .3rem 0;border-top:1px solid var(--line);overflow-wrap:anywhere}"
-    ".table thead th{border:0;color:var(--soft);font-weight:400}.table td{min-width:6rem}"
-    ".table td:nth-child(1){white-space:nowrap}.table td:nth-child(2),.table td:nth-child(3){min-width:13rem}\n"
-    ".name,.close{font:inherit;color:inherit;background:none;border:0;padding:0;text-align:left;cursor:pointer;"
+static const char style_cells[] =
+    ".c{display:inline-block;width:1.5rem;height:1.5rem;padding:0;border:1px solid transparent;border-radius:3px;"
+    "font:600 .9rem/1.4rem ui-monospace,monospace;text-align:center;vertical-align:middle;color:#0c1c2c;"
+    "flex:none}\n"
+    "button{cursor:pointer}\n"
+    "button:focus-visible{outline:3px solid var(--text);outline-offset:1px}\n"
+    ".c[aria-pressed=true]{border-color:var(--page);box-shadow:0 0 0 2px var(--text)}\n"
+    ".exact,.w0,.w1,.w2{background:var(--exact);color:var(--good)}\n"
+    ".w0{background:var(--w0)}.w1{background:var(--w1)}.w2{background:var(--w2)}\n"
+    ".rounding{background:#f2d955}.near-tie{background:#cdb7ec}.shape{background:#f09a2b}\n"
+    ".c.differs{background:var(--peak);color:var(--bad)}\n"
+    ".non-finite{background:var(--non-finite);color:var(--bad)}\n"
+    ".c.unjudged{background:var(--unjudged)}\n"
+    ".missing{background:none;border:1px dashed var(--soft);color:var(--soft)}\n"
+    ".ends,.legend{display:flex;flex-wrap:wrap;gap:.3rem 1rem;margin:.5rem 0;padding:0;list-style:none}\n"
+    ".legend{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));font-size:.9rem}\n"
+    ".ends>*,.legend>*{display:flex;gap:.4rem;align-items:center}\n"
+    ".many{gap:2px}\n"
+    ".table{border-collapse:collapse;font-size:.9rem}\n"
+    ".table th,.table td{text-align:left;vertical-align:top;padding:.3rem .9rem .3rem 0;overflow-wrap:anywhere}\n"
+    ".table td{border-top:1px solid var(--line);min-width:9rem}\n"
+    ".table th{color:var(--soft);font-weight:400}\n"
+    ".table td:nth-child(2),.table td:nth-child(3){min-width:13rem}\n"
+    ".name,.close{font:inherit;color:inherit;background:none;border:0;padding:0;text-align:left;"
     "text-decoration:underline}\n"
-    "#detail{background:var(--box);border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;font-size:.95rem;"
-    "align-self:start;margin-top:1.4rem}#detail[hidden]{display:none}"
-    "#detail h2{margin:0 2rem .5rem 0;overflow-wrap:anywhere}.close{float:right}\n"
-    "@media(max-width:69.99rem){#detail{position:sticky;bottom:0;max-height:60vh;overflow-y:auto;margin:.5rem 0 0;"
-    "box-shadow:0 -4px 16px #0005}}@media(min-width:70rem){#detail{position:sticky;top:1rem}}\n"
-    "figure{margin:.8rem 0 0}figcaption{color:var(--soft)}figure svg{display:block;width:100%;height:4.5rem;"
-    "background:var(--page);border-bottom:1px solid var(--soft)}"
-    "rect{fill:var(--bar)}rect.peak{fill:var(--peak)}.range{display:flex;justify-content:space-between;color:var(--soft);"
-    "font-size:.85rem}\n";
+    ".close{float:right;margin-left:1rem}\n"
+    "#detail{background:var(--box);border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;"
+    "font-size:.95rem;align-self:start;position:sticky;bottom:0;max-height:60vh;overflow-y:auto;"
+    "box-shadow:0 -4px 16px #0004}\n"
+    "#detail[hidden]{display:none}\n"
+    "#detail h2{margin:0 0 .5rem;overflow-wrap:anywhere}\n"
+    "@media(min-width:70rem){.parts{grid-template-columns:minmax(0,max-content) minmax(20rem,1fr)}"
+    "#detail{top:1rem;max-height:calc(100vh - 2rem);box-shadow:none;margin-top:1.4rem}}\n"
+    "figure{margin:.8rem 0 0}\n"
+    "figcaption,.range{color:var(--soft)}\n"
+    "svg{display:block;width:100%;height:4.5rem;background:var(--page);border-bottom:1px solid var(--soft)}\n"
+    "rect{fill:var(--bar)}\n"
+    "rect.peak{fill:var(--peak)}\n"
+    ".range{display:flex;justify-content:space-between;font-size:.85rem}\n";
 
 /* Text from files is set as text, never as HTML; what becomes HTML are numbers. */
 static const char script[] =
     "'use strict';(() => {\n"
     "const data = JSON.parse(document.getElementById('data').textContent);\n"
     "const panel = document.getElementById('detail'), map = document.querySelector('.map');\n"
-    "const cells = document.querySelectorAll('button[data-i]');\n"
+    "const cells = document.querySelectorAll('.c[data-i]');\n"
     "const make = (tag, text) => Object.assign(document.createElement(tag), {textContent: text});\n"
-    "const show = v => typeof v !== 'number' ? v : v >= 2 ** 100 ? 'inf' : String(+v.toPrecision(4));\n"
+    "const short = (v, digits) =>\n"
+    "  typeof v !== 'number' ? v : v >= 2 ** 100 ? 'inf' : String(+v.toPrecision(digits));\n"
+    "const show = v => short(v, 4);\n"
     "const share = (part, all) => all > 0 ? show(100 * part / all) + ' %' : '0 %';\n"
     "function axes(f) {\n"
-    "  const slot = /\\.(topk_|experts\\.)/.test(f.tap), key = /self_attn\\.(scores|probs)\\./.test(f.tap);\n"
-    "  const last = key ? 'key' : 'channel';\n"
+    "  const slot = /\\.(topk_|experts\\.)/.test(f.tap);\n"
+    "  const last = /self_attn\\.(scores|probs)\\./.test(f.tap) ? 'key' : 'channel';\n"
     "  return f.shape.length < 3 ? ['token', slot ? 'slot' : last] : ['token', slot ? 'slot' : 'head', last];\n"
     "}\n"
     "const place = (f, at) => at.map((n, i) => axes(f)[i] + ' ' + n).join(', ');\n"
+    "const both = (ours, theirs) => ': ours ' + show(ours) + ', theirs ' + show(theirs);\n"
+    "function differences(f, add) {\n"
+    "  const expected = f.judged ? ', at most ' + share(f.expected, f.judged) + ' expected' : '';\n"
+    "  add('differ', f.differ + ' of ' + f.elements + ' (' + share(f.differ, f.elements) + ')' + expected);\n"
+    "  if (!f.differ) return;\n"
+    "  add('above 1 ulp', String(f.over_1_ulp));\n"
+    "  add('outside', String(f.outside));\n"
+    "  add('largest', show(f.max_ulp) + ' ulp at ' + place(f, f.max_at) + both(f.max_ours, f.max_theirs));\n"
+    "  add('of its bound', show(f.max_bound_ratio) + ' times, at most');\n"
+    "  add('relative L2', show(f.relative_l2));\n"
+    "  add('gain, offset', short(f.gain, 6) + ', ' + show(f.offset));\n"
+    "  add('worst', 'token ' + f.worst_token + ', channel ' + f.worst_channel);\n"
+    "}\n"
     "function figures(f) {\n"
-    "  const rows = [['verdict', f.verdict]], add = (label, value) => value && rows.push([label, value]);\n"
+    "  const rows = [], add = (label, value) => value && rows.push([label, value]);\n"
     "  const ids = /\\.topk_indices\\./.test(f.tap), bad = f.bad;\n"
+    "  add('verdict', f.verdict);\n"
     "  add('why', f.reason);\n"
     "  add('looks like', f.looks_like);\n"
     "  add('given as', f.given_as);\n"
     "  add('read as', f.note);\n"
     "  add('shape', f.shape.length ? '[' + f.shape.join(', ') + ']' : '');\n"
-    "  if (bad) add('first outside', place(f, bad.at) + ': ours ' + show(bad.ours) + ', theirs ' + show(bad.theirs) +\n"
-    "    (ids ? '' : ', ' + show(bad.ulp) + ' ulp; bound ' + show(bad.bound_ulp) + ' ulp'));\n"
-    "  if (ids && f.elements) add('tokens', f.near_ties + ' near-ties, ' + f.wrong_sets + ' wrong sets, ' +\n"
+    "  const finite = bad && !ids && Number.isFinite(bad.ours) && Number.isFinite(bad.theirs);\n"
+    "  if (bad) add('first outside', place(f, bad.at) + both(bad.ours, bad.theirs) +\n"
+    "    (finite ? '; ' + show(bad.ulp) + ' ulp, bound ' + show(bad.bound_ulp) : ''));\n"
+    "  if (f.elements && ids) add('tokens', f.near_ties + ' near-ties, ' + f.wrong_sets + ' wrong sets, ' +\n"
     "    f.other_order + ' in another order');\n"
-    "  if (f.elements && !ids) add('differ', f.differ + ' of ' + f.elements + ' (' + share(f.differ, f.elements) + ')' +\n"
-    "    (f.judged ? ', at most ' + share(f.expected, f.judged) + ' expected' : ''));\n"
-    "  if (f.differ && !ids) {\n"
-    "    add('above 1 ulp', f.over_1_ulp + ' elements, outside the bound ' + f.outside);\n"
-    "    add('largest', show(f.max_ulp) + ' ulp at ' + place(f, f.max_at) + ': ours ' + show(f.max_ours) + ', theirs ' +\n"
-    "      show(f.max_theirs));\n"
-    "    add('bound', 'the largest difference is ' + show(f.max_bound_ratio) + ' of its bound');\n"
-    "    add('relative L2', show(f.relative_l2));\n"
-    "    add('gain, offset', (typeof f.gain === 'number' ? String(+f.gain.toPrecision(6)) : f.gain) + ', ' +\n"
-    "      show(f.offset));\n"
-    "    add('worst', 'token ' + f.worst_token + ', channel ' + f.worst_channel);\n"
-    "  }\n"
+    "  if (f.elements && !ids) differences(f, add);\n"
     "  add(f.verdict === 'unjudged' ? 'record too' : 'judged with', f.operators.join(', '));\n"
     "  return rows;\n"
     "}\n";
 
-/* A bar for each bin; bin i of n holds the places ceil(i * count / n) to ceil((i + 1) * count / n) - 1. Heights are
- * logarithms, so that one ulp is seen beside a thousand. */
+/* A bar for each bin; bin i of n holds the places ceil(i * count / n) to ceil((i + 1) * count / n) - 1. Heights
+ * are logarithms, so that one ulp is seen beside a thousand. */
 static const char script_bars[] =
     "function bars(title, axis, values, count, height) {\n"
-    "  const figure = make('figure'), n = values.length, heights = values.map(height), top = Math.max(...heights, 1e-9);\n"
-    "  const from = i => Math.ceil(i * count / n), peak = heights.indexOf(Math.max(...heights));\n"
-    "  const name = i => from(i) + 1 < from(i + 1) ? axis + 's ' + from(i) + ' to ' + (from(i + 1) - 1) : axis + ' ' + from(i);\n"
-    "  figure.append(make('figcaption', title + ', most at ' + name(peak) + ': ' + show(values[peak])));\n"
-    "  figure.insertAdjacentHTML('beforeend', '<svg role=img preserveAspectRatio=none viewBox=\"0 0 ' + 10 * n + ' 100\">' +\n"
-    "    heights.map((h, i) => '<rect x=' + (10 * i + 1) + ' width=8 y=' + (100 - 96 * h / top) + ' height=' + 96 * h / top +\n"
-    "      (i === peak ? ' class=peak' : '') + '><title>' + name(i) + '</title></rect>').join('') + '</svg>');\n"
-    "  figure.querySelectorAll('title').forEach((t, i) => t.append(': ' + show(values[i])));\n"
-    "  figure.querySelector('svg').setAttribute('aria-label', figure.textContent.split(', most')[0]);\n"
-    "  const range = make('div');\n"
+    "  const figure = make('figure'), range = make('div'), n = values.length, heights = values.map(height);\n"
+    "  const most = Math.max(...heights), peak = heights.indexOf(most), from = i => Math.ceil(i * count / n);\n"
+    "  const name = i => from(i) + 1 < from(i + 1) ? axis + 's ' + from(i) + ' to ' + (from(i + 1) - 1)\n"
+    "    : axis + ' ' + from(i);\n"
+    "  const bar = (h, i) => '<rect x=' + (10 * i + 1) + ' width=8 y=' + (100 - h) + ' height=' + h +\n"
+    "    (i === peak ? ' class=peak' : '') + '><title></title></rect>';\n"
+    "  figure.append(make('figcaption', title + '; ' + name(peak) + ': ' + show(values[peak])));\n"
+    "  figure.insertAdjacentHTML('beforeend', '<svg role=img preserveAspectRatio=none viewBox=\"0 0 ' + 10 * n +\n"
+    "    ' 100\">' + heights.map(h => most > 0 ? 96 * h / most : 0).map(bar).join('') + '</svg>');\n"
+    "  figure.querySelectorAll('title').forEach((t, i) => t.append(name(i) + ': ' + show(values[i])));\n"
+    "  figure.querySelector('svg').setAttribute('aria-label', figure.firstChild.textContent);\n"
     "  range.className = 'range';\n"
     "  range.append(make('span', axis + ' 0'), make('span', axis + ' ' + (count - 1)));\n"
     "  figure.append(range);\n"
-    "  return figure;\n"
+    "  panel.append(figure);\n"
     "}\n"
     "const real = v => typeof v === 'number' ? Math.min(v, 2 ** 100) : 2 ** 100;\n"
     "const steps = v => Math.log2(1 + real(v));\n"
     "const closeness = v => Math.min(Math.max(-Math.log2(Math.max(real(v), 0)), 0), 40);\n"
     "function open(i) {\n"
-    "  const f = data[i], list = make('dl'), close = make('button', 'close');\n"
+    "  const f = data[i], last = axes(f).at(-1), list = make('dl'), close = make('button', 'close');\n"
     "  close.className = 'close';\n"
     "  close.onclick = () => { panel.hidden = true; };\n"
     "  for (const [label, value] of figures(f)) list.append(make('dt', label), make('dd', value));\n"
     "  panel.replaceChildren(close, make('h2', f.tap), list);\n"
     "  if (f.differ && f.token_profile.length)\n"
-    "    panel.append(bars('largest difference by token, ulp (log scale)', 'token', f.token_profile, f.shape[0], steps));\n"
-    "  if (f.differ && f.channel_profile.length && f.channel_profile.some(v => v !== 0))\n"
-    "    panel.append(bars('largest difference by ' + axes(f).at(-1) + ', ulp (log scale)', axes(f).at(-1),\n"
-    "      f.channel_profile, f.shape.at(-1), steps));\n"
+    "    bars('Largest difference by token, in ulp (log scale)', 'token', f.token_profile, f.shape[0], steps);\n"
+    "  if (f.differ && f.channel_profile.some(v => v !== 0))\n"
+    "    bars('The same by ' + last, last, f.channel_profile, f.shape.at(-1), steps);\n"
     "  if (f.margins.length)\n"
-    "    panel.append(bars('smallest margin of the router, p_k - p_(k+1): taller is closer to a tie (log scale)', 'token',\n"
-    "      f.margins, f.shape[0], closeness));\n"
+    "    bars('Margin of the router, p_k - p_(k+1); tall: close to a tie (log scale)', 'token', f.margins,\n"
+    "      f.shape[0], closeness);\n"
     "  panel.hidden = false;\n"
     "  panel.scrollTop = 0;\n"
-    "  for (const c of cells) if (c.classList.contains('c')) c.setAttribute('aria-pressed', c.dataset.i === String(i));\n"
+    "  for (const c of cells) c.setAttribute('aria-pressed', c.dataset.i === String(i));\n"
     "}\n";
 
 /* In the map one cell at a time is a tab stop; arrows go on from there. */
@@ -172,7 +190,7 @@ static const char script_keys[] =
     "    row += step[0];\n"
     "    column += step[1];\n"
     "    next = map.rows[row]?.cells[column];\n"
-    "  } while (next && next.matches('td') && !next.firstChild);\n"
+    "  } while (next && next.matches('td') && !next.querySelector('button'));\n"
     "  const button = next?.querySelector('button');\n"
     "  if (!button) return;\n"
     "  e.preventDefault();\n"
@@ -180,7 +198,7 @@ static const char script_keys[] =
     "  button.focus();\n"
     "});\n"
     "if (map) stop(map.querySelector('button'));\n"
-    "for (const c of cells) c.title = c.getAttribute('aria-label') ?? '';\n"
+    "for (const c of cells) c.title = c.getAttribute('aria-label');\n"
     "const first = document.querySelector('[data-first]');\n"
     "if (first && matchMedia('(min-width: 70rem)').matches) open(+first.dataset.i);\n"
     "})();\n";
@@ -231,10 +249,12 @@ static void short_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id)
     static const char *const fronts[] = {"model.layers.0.", "model.", "self_attn.", "mlp."};
     char full[Q3_TAP_NAME_SIZE];
     q3_tap_name(full, id, 0);
-    char *start = full, *end = strstr(full, ".output");
-    if (end != NULL) *end = 0;
+    char *start = full;
     for (size_t i = 0; i < sizeof fronts / sizeof fronts[0]; i++)
-        if (strncmp(start, fronts[i], strlen(fronts[i])) == 0) start += strlen(fronts[i]);
+        if (strncmp(start, fronts[i], strlen(fronts[i])) == 0 && strchr(start, '.') != NULL)
+            start += strlen(fronts[i]);
+    char *end = strstr(start, ".output");
+    if (end != NULL) *end = 0;
     snprintf(name, Q3_TAP_NAME_SIZE, "%s", start);
 }
 
@@ -260,24 +280,25 @@ static void add_cell(q3_text *out, const report *r, const report_entry *e)
 
 /* ==== The top ================================================================================== */
 
-static void add_term(q3_text *out, const char *term, const char *text)
+static void add_term(q3_text *out, const char *term)
 {
-    q3_text_add(out, "<dt>");
+    q3_text_add(out, "\n<dt>");
     q3_text_add(out, term);
     q3_text_add(out, "<dd>");
-    add_escaped(out, text);
-    q3_text_add(out, "\n");
 }
 
 static void add_run(q3_text *out, const report *r)
 {
     const judged_run *run = &r->run;
     bool all = true;
-    q3_text_add(out, "<dl>\n");
-    add_term(out, run->layers > 0 ? "model" : "ours", run->model);
-    add_term(out, run->layers > 0 ? "file" : "theirs", run->file);
+    q3_text_add(out, "<dl>");
+    add_term(out, run->layers > 0 ? "model" : "ours");
+    add_escaped(out, run->model);
+    add_term(out, run->layers > 0 ? "file" : "theirs");
+    add_escaped(out, run->file);
     if (run->layers > 0) {
-        add_term(out, "run", dtype_name(run->dtype));
+        add_term(out, "run");
+        q3_text_add(out, dtype_name(run->dtype));
         add_count(out, ", ", run->T, " tokens");
         add_count(out, " from position ", run->start, run->free_running ? ", free-running" : ", teacher-forced");
         q3_text_add(out, run->strict ? ", strict" : "");
@@ -286,11 +307,13 @@ static void add_run(q3_text *out, const report *r)
     }
     for (size_t i = 0; i < run->layers; i++) {
         if (r->covered[i]) continue;
-        add_count(out, all ? "\n<dt>not judged<dd>layers " : " ", i, "");
+        if (all) add_term(out, "not judged");
+        add_count(out, all ? "layers " : " ", i, "");
         all = false;
     }
     if (run->unknown > 0) {
-        add_count(out, "\n<dt>ignored<dd>", run->unknown,
+        add_term(out, "ignored");
+        add_count(out, "", run->unknown,
                   run->unknown == 1 ? " tensor that is no tap: " : " tensors that are no taps, the first: ");
         add_escaped(out, run->unknown_name != NULL ? run->unknown_name : "");
     }
@@ -299,8 +322,11 @@ static void add_run(q3_text *out, const report *r)
 
 static void add_verdict(q3_text *out, const report *r)
 {
+    static const char *const texts[] = {
+        [OUTCOME_AGREES] = "agrees", [OUTCOME_DIFFERS] = "differs: ", [OUTCOME_UNJUDGED] = "could not judge",
+    };
     outcome result = report_outcome(r);
-    q3_text_add(out, result == OUTCOME_DIFFERS ? "differs: " : result == OUTCOME_AGREES ? "agrees" : "could not judge");
+    q3_text_add(out, texts[result]);
     if (result == OUTCOME_DIFFERS) add_escaped(out, report_first_bad(r)->f.name);
 }
 
@@ -312,12 +338,12 @@ static void add_top(q3_text *out, const report *r)
     q3_text sentence = {0};
     q3_text_add(out, "<!doctype html>\n<html lang=en><head><meta charset=utf-8>\n"
                      "<meta name=viewport content=\"width=device-width,initial-scale=1\">\n"
-                     "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';style-src 'unsafe-inline';"
-                     "script-src 'unsafe-inline'\">\n<title>qwen3moe: ");
+                     "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';"
+                     "style-src 'unsafe-inline';script-src 'unsafe-inline'\">\n<title>qwen3moe: ");
     add_verdict(out, r);
     q3_text_add(out, "</title>\n<style>\n");
     q3_text_add(out, style);
-    q3_text_add(out, style_more);
+    q3_text_add(out, style_cells);
     q3_text_add(out, "</style></head>\n<body><main class=");
     q3_text_add(out, classes[report_outcome(r)]);
     q3_text_add(out, ">\n<h1>");
@@ -392,7 +418,8 @@ static void add_ends(q3_text *out, const report *r, size_t rank)
     for (size_t i = 0; i < r->count; i++) {
         const report_entry *e = &r->entries[i];
         if (e->rank != rank) continue;
-        if (!any) q3_text_add(out, e->known ? "<div class=ends>" : "<h2>Other tensors</h2>\n<div class=\"ends many\">");
+        if (!any)
+            q3_text_add(out, e->known ? "<div class=ends>" : "<h2>Other tensors</h2>\n<div class=\"ends many\">");
         any = true;
         q3_text_add(out, "<span>");
         add_cell(out, r, e);
@@ -409,7 +436,7 @@ static void add_ends(q3_text *out, const report *r, size_t rank)
 static void add_legend(q3_text *out, const report *r)
 {
     static const char *const meaning[VERDICT_COUNT] = {
-        [VERDICT_EXACT] = "the same bits", [VERDICT_WITHIN] = "inside its bound; darker: nearer to it",
+        [VERDICT_EXACT] = "the same bits", [VERDICT_WITHIN] = "inside its bound; strong colour: near it",
         [VERDICT_ROUNDING] = "rounded at another place, inside the bound",
         [VERDICT_NEAR_TIE] = "other experts, as good as equal", [VERDICT_DIFFERS] = "outside its bound",
         [VERDICT_NON_FINITE] = "not finite where ours is", [VERDICT_MISSING] = "not in the file",
@@ -477,7 +504,7 @@ static void add_table(q3_text *out, const report *r)
 
 /* ==== The page ================================================================================= */
 
-/* The lines in the order of computation. A '<' can only stand in a string, where it may be escaped: no "</script>". */
+/* The lines in the order of computation. A '<' stands in a string, where it may be escaped: no "</script>". */
 static void add_data(q3_text *out, const report *r)
 {
     q3_text_add(out, "<script type=application/json id=data>[");
@@ -500,7 +527,9 @@ q3_status report_html(q3_text *html, const char *name, const char *lines, size_t
     q3_status status = report_read(&r, name, lines, length, error);
     if (status != Q3_OK) return status;
     add_top(html, &r);
-    q3_text_add(html, "<div class=parts>\n<div>\n<h2>Layers and operators</h2>\n");
+    q3_text_add(html, "<div class=parts>\n<div>\n<h2>Layers and operators</h2>\n"
+                      "<p class=hint>Choose a cell to see its figures"
+                      "<noscript> (needs JavaScript)</noscript>.</p>\n");
     add_ends(html, &r, 0);
     add_layers(html, &r);
     add_ends(html, &r, SIZE_MAX - 1);

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The HTML page of `qwen3moe check`, in a browser: scripts/check_html.sh COMMAND [FOLDER]
 #
-# Makes pages of golden/tiny against Hugging Face's tensors (agrees), against a copy with planted faults and hostile
-# names (differs), and of two layer ranges merged; opens them in headless Chromium and says what is wrong: errors of
-# the script, anything loaded, a click or a key that shows nothing, a page wider than a phone, one look for light and
-# dark. FOLDER keeps the pages and pictures of them. Needs chromium, python3.
+# Makes pages of golden/tiny against Hugging Face's tensors (agrees), against a copy with planted faults and a
+# hostile name (differs), of two layer ranges merged, and of lines with hostile texts; opens them in headless
+# Chromium and says what is wrong: errors of the script, anything loaded, a click or a key that shows nothing, a
+# page wider than a phone, the same look in light and dark. FOLDER keeps the pages, with pictures of them.
+# Needs chromium, python3.
 # Exit status: 0 all is well, 1 something is not, 2 it could not be seen.
 set -euo pipefail
 
@@ -16,7 +17,8 @@ stop() {
 [ $# -ge 1 ] || stop "found no argument, expected COMMAND [FOLDER]"
 command=$(command -v "$1") || stop "$1: found no such command"
 command=$(realpath "$command")
-browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome) || stop "found no chromium"
+browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome) ||
+    stop "found no chromium, expected it installed"
 golden=$(realpath "$(dirname "$0")/../golden")
 if [ $# -ge 2 ]; then
     mkdir -p "$2" && work=$(realpath "$2")
@@ -65,8 +67,9 @@ check high 1 faults.safetensors --layers 3:5
 # Names that a report may hold, which no tap has: of a diff, say.
 python3 - differs.jsonl hostile.jsonl <<'END'
 import sys
-lines = open(sys.argv[1]).read().replace("\"tap\":\"lm_head.output\"",
-    "\"tap\":\"</script><img src=x onerror=document.title='hostile'>\\\"><b>&lt;\"").replace("\"looks_like\":\"", "\"looks_like\":\"<i>")
+lines = open(sys.argv[1]).read()
+name = "</script><img src=x onerror=document.title='hostile'>\\\"><b>&lt;"
+lines = lines.replace('"tap":"lm_head.output"', '"tap":"%s"' % name).replace('"looks_like":"', '"looks_like":"<i>')
 open(sys.argv[2], "w").write(lines)
 END
 "$command" report hostile.jsonl --html hostile.html >hostile.txt || true
@@ -82,7 +85,8 @@ addEventListener('load', () => {
     const cell = first ?? cells[30];
     cell.click();
     seen.title = document.title;
-    seen.shown = !panel.hidden && panel.querySelector('h2').textContent === cell.getAttribute('aria-label').split(': ')[0];
+    const name = panel.querySelector('h2')?.textContent;
+    seen.shown = !panel.hidden && cell.getAttribute('aria-label').startsWith(name + ': ');
     seen.pressed = document.querySelectorAll('[aria-pressed=true]').length;
     seen.bars = panel.querySelectorAll('rect').length;
     seen.figures = panel.textContent;
@@ -94,8 +98,7 @@ addEventListener('load', () => {
     seen.empty = empty;
     const choice = cells.find(c => c.getAttribute('aria-label').includes('layers.0.mlp.topk_indices'));
     choice.click();
-    seen.margins = panel.textContent.includes('margin') && panel.querySelectorAll('rect').length > 0;
-    const at = document.activeElement;
+    seen.margins = panel.textContent.includes('Margin') && panel.querySelectorAll('rect').length > 0;
     cells[1].focus();
     cells[1].dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
     seen.arrow = document.activeElement === cells[2] && cells[2].tabIndex === 0 && cells[1].tabIndex === -1;
@@ -107,7 +110,7 @@ addEventListener('load', () => {
     seen.cell = getComputedStyle(cells[0]).backgroundColor;
     const out = document.createElement('pre');
     out.id = 'seen';
-    out.textContent = Object.entries(seen).map(([k, v]) => '\n' + k + '=' + String(v).replace(/\s+/g, ' ')).join('') + '\n';
+    for (const key in seen) out.textContent += '\n' + key + '=' + String(seen[key]).replace(/\s+/g, ' ') + '\n';
     document.body.append(out);
 });
 END
@@ -118,20 +121,23 @@ frame.onload = () => {
     const page = frame.contentDocument, out = document.createElement('pre');
     const wide = () => page.documentElement.scrollWidth;
     const closed = wide();
-    page.querySelector('[data-first], .map button').click();
-    out.textContent = '\ninner=' + frame.contentWindow.innerWidth + '\nclosed=' + (closed <= 320) + '\nopen=' + (wide() <= 320) +
-        '\nmap=' + (page.querySelector('.scroll').scrollWidth > page.querySelector('.scroll').clientWidth) + '\n';
+    const map = page.querySelector('.scroll');
+    (page.querySelector('[data-first]') ?? map.querySelector('button')).click();
+    out.textContent = '\ninner=' + frame.contentWindow.innerWidth + '\nclosed=' + (closed <= 320) +
+        '\nopen=' + (wide() <= 320) + '\nmap=' + (map.scrollWidth > map.clientWidth) + '\n';
     document.body.append(out);
 };
 frame.src = location.hash.slice(1);
 </script>
 END
 
+open=("$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars "--user-data-dir=$work/profile"
+    --allow-file-access-from-files --virtual-time-budget=4000)
+dark=--blink-settings=preferredColorScheme=0
 run() { # out, option..., page: its document after the scripts ran
     local out=$1
     shift
-    timeout 60 "$browser" --headless --no-sandbox --disable-gpu --enable-logging=stderr --user-data-dir="$work/profile" \
-        --allow-file-access-from-files --virtual-time-budget=4000 --dump-dom "$@" >"$out" 2>"$out.log" || true
+    timeout 60 "${open[@]}" --enable-logging=stderr --dump-dom "$@" >"$out" 2>"$out.log" || true
     [ -s "$out" ] || stop "$out: found no document, expected one of chromium: $(tail -n 1 "$out.log")"
 }
 value() { sed -n "s/^$2=//p" "$1"; }
@@ -140,13 +146,12 @@ says() { # file, key, pattern
 }
 
 for page in agrees differs hostile; do
-    sed -e '/^<\/script><\/body>/{' -e 's///' -e 'h' -e 's/.*/<\/script><script>/' -e 'r reader.js' -e 'a </script></body></html>' -e '}' \
-        "$page.html" >"$page.driven.html"
+    { sed '$d' "$page.html"; echo '</script><script>'; cat reader.js; tail -n 1 "$page.html"; } >"$page.driven.html"
     run "$page.light" --window-size=1200,900 "file://$work/$page.driven.html"
-    run "$page.dark" --window-size=1200,900 --blink-settings=preferredColorScheme=0 "file://$work/$page.driven.html"
+    run "$page.dark" --window-size=1200,900 $dark "file://$work/$page.driven.html"
     run "$page.phone" "file://$work/frame.html#$page.html"
     expect "$page: no address in the page" not grep -q 'https\?://' "$page.html"
-    expect "$page: no error, nothing refused" not grep -q -E 'Uncaught|Refused|CONSOLE.*rror' "$page.light.log" "$page.dark.log" "$page.phone.log"
+    expect "$page: no error, nothing refused" not grep -q -E 'Uncaught|Refused|CONSOLE.*rror' "$page".*.log
     expect "$page: nothing is loaded" says "$page.light" loaded '^0$'
     expect "$page: names are text" says "$page.light" injected '^0$'
     expect "$page: title" says "$page.light" title '^qwen3moe: (agrees|differs: model)'
@@ -164,7 +169,8 @@ for page in agrees differs hostile; do
     expect "$page: dark cells" [ "$(value "$page.light" cell)" != "$(value "$page.dark" cell)" ]
 done
 expect "differs: the profile is drawn" says differs.light bars '^[1-9]'
-expect "differs: token, head and channel of the first fault" says differs.light figures 'first outside.*token 1, head 1, channel 5.*theirs 64'
+expect "differs: token, head and channel of the first fault" \
+    says differs.light figures 'first outside.*token 1, head 1, channel 5.*theirs 64'
 expect "differs: the hostile name is shown" grep -q 'ignored.*&lt;/script&gt;&lt;img' differs.light
 expect "agrees: says so" grep -q '<h1>agrees</h1>' agrees.light
 expect "the verdict is that of the text" grep -q "<h1>$(tail -n 1 differs.txt)</h1>" differs.html
@@ -172,14 +178,12 @@ expect "the verdict is that of the text" grep -q "<h1>$(tail -n 1 differs.txt)</
 if [ $# -ge 2 ]; then
     sed -i 's/width=320 height=700/width=390 height=844/' frame.html
     picture() { # page, name, size, option...
-        "$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir="$work/profile" --window-size="$3" \
-            --screenshot="$2.png" "${@:4}" "file://$work/$1" 2>/dev/null
+        "${open[@]}" --window-size="$3" --screenshot="$2.png" "${@:4}" "file://$work/$1" 2>/dev/null
     }
     for page in agrees differs; do
         picture "$page.html" "$page-light" 1200,900
-        picture "$page.html" "$page-dark" 1200,900 --blink-settings=preferredColorScheme=0
-        picture "frame.html#$page.html" "$page-phone" 500,860 --blink-settings=preferredColorScheme=0 \
-            --allow-file-access-from-files --virtual-time-budget=4000
+        picture "$page.html" "$page-dark" 1200,900 $dark
+        picture "frame.html#$page.html" "$page-phone" 500,860 $dark
     done
 fi
 exit $failed
