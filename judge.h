@@ -231,8 +231,8 @@ typedef enum outcome { OUTCOME_AGREES, OUTCOME_DIFFERS, OUTCOME_UNJUDGED } outco
 
 /* The text report of JSON lines (of one run, or of several one after another, in any order): merged, sorted in the
  * order of computation, equal lines once. all: a row for every tensor. colour: for a terminal. The outcome is also the exit
- * status. Errors: a line that is no finding (its number), lines of different runs, two findings for one
- * tensor that are not equal, layers that no run judged. text grows; nothing is printed. */
+ * status. Layers that no run judged are said. Errors: a line that is no finding (its number), lines of different
+ * runs, two findings for one tensor that are not equal. text grows; nothing is printed. */
 q3_status report_text(q3_text *text, outcome *result, const char *name, const char *lines, size_t length,
                       bool all, bool colour, q3_error *error);
 /* check.c, for check, diff and report: text to standard output, --json and --html to their files; what the verb
