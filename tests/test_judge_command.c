@@ -1,0 +1,266 @@
+/* `qwen3moe check` and `report`: options, messages, exit status. What is judged: test_check.
+ *
+ *   test_judge_command COMMAND GOLDEN
+ *
+ * Here w/N are files with the name N that Hugging Face's tensors were copied to, faults included. */
+#define FOLDER "judge.tmp/"
+#ifdef __GNUC__
+#pragma GCC diagnostic ignored "-Wunused-function" /* of command.h */
+#endif
+#include "command.h"
+
+#define F32 "$G/hf/tiny/taps-float32.safetensors"
+#define BF16 "$G/hf/tiny/taps-bfloat16.safetensors"
+#define NORM "model.layers.2.input_layernorm.output"
+#define QUERIES "model.layers.0.self_attn.q_proj.output"
+#define VALUES "model.layers.1.self_attn.v_proj.output"
+
+/* Copies Hugging Face's tensors: those whose names hold `only` (NULL: all), `target`, and the ids unless without_ids.
+ * In `target` each `every`-th element (0: the first alone) is multiplied by `factor`. */
+typedef struct copy {
+    const char *from, *to, *only, *target;
+    double factor;
+    size_t every;
+    bool without_ids;
+} copy;
+
+static void copy_elements(q3_writer *writer, size_t index, const q3_entry *e, const copy *c)
+{
+    q3_error error;
+    size_t count = 1;
+    bool changed = c->target != NULL && strcmp(e->name, c->target) == 0, good = true;
+    for (size_t i = 0; i < e->rank; i++) count *= (size_t)e->shape[i];
+    for (size_t i = 0; i < count && good; i++) {
+        if (e->dtype == Q3_I32 || e->dtype == Q3_I64) {
+            int64_t id;
+            q3_entry_integers(&id, e, i, 1);
+            good = q3_writer_integers(writer, index, i, &id, 1, &error) == Q3_OK;
+            continue;
+        }
+        float value;
+        q3_entry_floats(&value, e, i, 1);
+        if (changed && (c->every == 0 ? i == 0 : i % c->every == 0)) value = q3_round((double)value * c->factor, e->dtype);
+        good = q3_writer_floats(writer, index, i, &value, 1, &error) == Q3_OK;
+    }
+    CHECK(good);
+}
+
+static void make(const copy *c)
+{
+    static q3_entry entries[512];
+    static size_t from[512];
+    char path[256];
+    size_t count = 0;
+    q3_writer *writer;
+    q3_error error;
+    q3_tensors *golden = open_golden(c->from);
+    const char *metadata[] = {"dtype", q3_tensors_metadata(golden, "dtype"), NULL};
+    for (size_t i = 0; i < q3_tensors_count(golden); i++) {
+        const q3_entry *e = q3_tensors_at(golden, i);
+        bool ids = e->dtype == Q3_I64;
+        bool wanted = c->only == NULL || strstr(e->name, c->only) != NULL ||
+                      (c->target != NULL && strcmp(e->name, c->target) == 0);
+        if (ids ? c->without_ids : !wanted) continue;
+        from[count] = i;
+        entries[count++] = *e;
+    }
+    snprintf(path, sizeof path, FOLDER "w/%s", c->to);
+    CHECK(q3_writer_open(&writer, path, entries, count, metadata, &error) == Q3_OK);
+    for (size_t i = 0; i < count; i++) copy_elements(writer, i, q3_tensors_at(golden, from[i]), c);
+    CHECK(q3_writer_commit(writer, &error) == Q3_OK);
+    q3_tensors_close(golden);
+}
+
+/* ==== Verdict and exit status ================================================================ */
+
+/* The last run's status, nothing on standard error, and its last line. */
+static void ends(int status, const char *line)
+{
+    size_t n = strlen(line), size = last.size;
+    CHECKF(last.status == status && last.err_size == 0, "%s: status %d, standard error \"%s\"", last.line, last.status,
+           last.err);
+    CHECKF(size > n + 1 && last.out[size - 1] == '\n' && last.out[size - n - 2] == '\n' &&
+               memcmp(last.out + size - n - 1, line, n) == 0,
+           "%s: expected \"%s\" at the end of \"%s\"", last.line, line, last.out);
+}
+
+static void prints(const char *part)
+{
+    CHECKF(strstr(last.out, part) != NULL, "%s: \"%s\" is not in \"%s\"", last.line, part, last.out);
+}
+
+static void prints_not(const char *part)
+{
+    CHECKF(strstr(last.out, part) == NULL, "%s: \"%s\" is in \"%s\"", last.line, part, last.out);
+}
+
+static void test_verdicts(void)
+{
+    /* A sixth of layer 1's values doubled. */
+    make(&(copy){"taps-bfloat16", "fault", NULL, VALUES, 2, 6, false});
+    /* A third of the norm an ulp (2^-8 to 2^-7 of it) off: more than accumulation explains, none beyond 3 ulp. */
+    make(&(copy){"taps-bfloat16", "rounded", "layers.1.output", NORM, 1 + 0x1p-8, 3, false});
+    run("check tiny " F32);
+    ends(0, "agrees");
+    prints("run      float32, 24 tokens from position 0, teacher-forced\n");
+    run("check tiny " BF16 " --strict");
+    ends(0, "agrees");
+    prints("run      bfloat16, 24 tokens from position 0, teacher-forced, strict\n");
+    run("check tiny w/fault --layers 0:1");
+    ends(0, "agrees");
+    /* What attention makes of the doubled values is not what the file holds: that is computed from the old ones. */
+    run("check tiny w/fault");
+    ends(1, "differs: " VALUES);
+    prints("\n" VALUES " is wrong: ");
+    prints(" 2 differs\n");
+    /* Our own values go on, and those are the old ones. */
+    run("check tiny w/fault --free");
+    ends(1, "differs: " VALUES);
+    prints("free-running\n");
+    prints(" 1 differs");
+    run("check tiny w/rounded --layers 2:3");
+    ends(0, "agrees");
+    prints("1 rounding");
+    run("check tiny w/rounded --layers 2:3 --strict");
+    ends(1, "differs: " NORM);
+    prints("\n" NORM " is rounded elsewhere: ");
+}
+
+/* Declared: --kv rounds what attention reads, so that the scores of a run in float32 that rounds nothing differ by
+ * 2^-9 of their terms, many thousand times their bound; bfloat16 numbers of this size are float16 numbers. */
+static void test_declared(void)
+{
+    run("check tiny " F32 " --kv bfloat16");
+    ends(1, "differs: model.layers.0.self_attn.scores.output");
+    prints(", --kv bfloat16\n");
+    run("check tiny " BF16 " --kv float16");
+    ends(0, "agrees");
+    /* One query by a thousandth: far above float32's bound, below that of bfloat16 operands, 3 * 2^-9 of it at
+     * least. All by a half: 170 times above the part of that bound which the value itself gives. */
+    make(&(copy){"taps-float32", "coarse", "layers.0.input_layernorm", QUERIES, 1.001, 0, false});
+    run("check tiny w/coarse --layers 0:1");
+    ends(1, "differs: " QUERIES);
+    run("check tiny w/coarse --layers 0:1 --accumulate bf16");
+    ends(0, "agrees");
+    prints(", --accumulate bf16\n");
+    make(&(copy){"taps-float32", "coarse", "layers.0.input_layernorm", QUERIES, 1.5, 1, false});
+    run("check tiny w/coarse --layers 0:1 --accumulate bf16");
+    ends(1, "differs: " QUERIES);
+    /* The run's dtype is the file's unless it is said. */
+    run("check tiny " BF16 " --dtype float32 --layers 0:1");
+    ends(1, "differs: model.rotary_emb.cos");
+}
+
+/* ==== Where a run starts ===================================================================== */
+
+static void test_layers(void)
+{
+    run("check tiny " BF16 " --layers 2:4");
+    ends(0, "agrees");
+    prints("layers   not judged: 0 1 4\n");
+    prints("\n    2  ");
+    prints("\n    3  ");
+    prints_not("\n    1  ");
+    prints_not("\n    4  ");
+    prints_not("lm_head");
+    /* No ids: the rows of what the layers start from say how many tokens there are. */
+    make(&(copy){"taps-bfloat16", "no_ids", "layers.", NULL, 1, 0, true});
+    run("check tiny w/no_ids --layers 2:4");
+    ends(0, "agrees");
+    prints("bfloat16, 24 tokens from position 0");
+    make(&(copy){"taps-bfloat16", "no_start", "layers.2.", NULL, 1, 0, false});
+    run("check tiny w/no_start --layers 2:3");
+    fails("w/no_start: model.layers.1.output: found none, expected it for --layers 2:3");
+}
+
+/* One file in two halves, merged in any order, is one report. */
+static void test_report(void)
+{
+    run("check tiny " BF16 " --all");
+    ends(0, "agrees");
+    write_file(FOLDER "whole", last.out, last.size);
+    run("check tiny " BF16 " --json w/a --html w/page --layers 0:2");
+    ends(0, "agrees");
+    prints("layers   not judged: 2 3 4\n");
+    shell("head -c 15 w/page && tail -c 8 w/page");
+    CHECK(last.status == 0 && strncmp(last.out, "<!doctype html>", 15) == 0);
+    run("check tiny " BF16 " --json w/b --layers 2:5");
+    ends(0, "agrees");
+    run("report w/b w/a --all");
+    ends(0, "agrees");
+    shell("\"$Q\" report w/a w/b w/a --all >merged && cmp merged whole && \"$Q\" report w/b w/a --all | cmp - whole");
+    CHECKF(last.status == 0, "the merged report is another: %s", last.out);
+    run("check tiny w/fault --json w/c");
+    ends(1, "differs: " VALUES);
+    write_file(FOLDER "whole", last.out, last.size);
+    shell("\"$Q\" report w/c >merged; echo $?; cmp merged whole");
+    CHECKF(last.status == 0 && strcmp(last.out, "1\n") == 0, "check said otherwise than report: %s", last.out);
+    /* of a: its run, 3 tensors before the layers, 25 of a sparse layer, 20 of a dense one */
+    run("report w/a w/c");
+    fails("reports: line 50: found another run (model, file, dtype or options), expected parts of one");
+    shell("head -n 4 w/a >w/cut; printf '{\"tap\":5}\\n' >>w/cut");
+    run("report w/cut");
+    fails("w/cut: line 5: found no tap of the right type, expected a line of a report");
+    /* A line with another verdict for the same tensor. */
+    shell("grep -v '\"run\"' w/a | head -n 1 | sed 's/exact/within/' >w/other");
+    run("report w/a w/other");
+    fails_with(": found two findings that differ, expected one");
+    shell("grep '\"run\"' w/a >w/none");
+    run("report w/none");
+    CHECK(last.status == 2 && strstr(last.err, "w/none: no tensor could be judged") != NULL);
+}
+
+/* ==== Errors ================================================================================= */
+
+static const failure bad_checks[] = {
+    {"check tiny w/fault --kv bf16", "--kv: found bf16, expected float16 or bfloat16"},
+    {"check tiny w/fault --kv float32", "--kv: found float32, expected float16 or bfloat16"},
+    {"check tiny w/fault --accumulate bfloat16", "--accumulate: found bfloat16, expected bf16, f16 or tf32"},
+    {"check tiny w/fault --layers 2:6", "--layers: found 2:6, expected A:B with 0 <= A < B <= 5"},
+    {"check tiny w/fault --tokens 1,2", "w/fault: found 24 tokens, expected 2 as given"},
+    {"check tiny w/no_ids", "w/no_ids: input_ids: found none, expected them, or --tokens or --prompt"},
+    {"check tiny w/fault --json nowhere/x --layers 0:1", NULL},
+};
+
+static void test_bad(void)
+{
+    char line[256], ids[200] = "";
+    all_fail(bad_checks, COUNT(bad_checks) - 1);
+    run("%s", bad_checks[COUNT(bad_checks) - 1].arguments);
+    fails_with("nowhere/x: ");
+    CHECK(last.size == 0);
+    size_t count;
+    q3_tensors *golden = open_golden("taps-bfloat16");
+    int32_t *given = ids_of(golden, "input_ids", &count);
+    snprintf(ids, sizeof ids, "%s", spell(given, count, ","));
+    run("check tiny " BF16 " --layers 0:1 --tokens %s", ids);
+    ends(0, "agrees");
+    run("check tiny w/no_ids --layers 0:1 --tokens %s", ids);
+    ends(0, "agrees");
+    int32_t found = given[3];
+    given[3] = found == 7 ? 8 : 7;
+    snprintf(ids, sizeof ids, "%s", spell(given, count, ","));
+    run("check tiny w/fault --tokens %s", ids);
+    snprintf(line, sizeof line, "w/fault: input_ids: found %ld for token 3, expected %ld as given", (long)found,
+             (long)given[3]);
+    fails(line);
+    free(given);
+    q3_tensors_close(golden);
+    run("check tiny w/nowhere");
+    fails_with("w/nowhere: ");
+    run("report w/nowhere");
+    fails_with("w/nowhere: ");
+}
+
+int main(int argc, char **argv)
+{
+    set_up(argc, argv);
+    test_verdicts();
+    test_declared();
+    test_layers();
+    test_report();
+    test_bad();
+    free(last.out);
+    free(last.err);
+    return t_done("test_judge_command");
+}
