@@ -61,7 +61,7 @@ static const char style_cells[] =
     ".table th,.table td{text-align:left;vertical-align:top;padding:.3rem .9rem .3rem 0;overflow-wrap:anywhere}\n"
     ".table td{border-top:1px solid var(--line);min-width:9rem}\n"
     ".table th{color:var(--soft);font-weight:400}\n"
-    ".table td:nth-child(2),.table td:nth-child(3){min-width:13rem}\n"
+    ".table td:nth-child(2),.table td:nth-child(3){min-width:min(21rem,60vw)}\n"
     ".name,.close{font:inherit;color:inherit;background:none;border:0;padding:0;text-align:left;"
     "text-decoration:underline}\n"
     ".close{float:right;margin-left:1rem}\n"
@@ -69,7 +69,7 @@ static const char style_cells[] =
     "font-size:.95rem;align-self:start;position:sticky;bottom:0;max-height:60vh;overflow-y:auto;"
     "box-shadow:0 -4px 16px #0004}\n"
     "#detail[hidden]{display:none}\n"
-    "#detail h2{margin:0 0 .5rem;overflow-wrap:anywhere}\n"
+    "#detail h2{font-size:1rem;margin:0 0 .5rem;overflow-wrap:anywhere}\n"
     "@media(min-width:70rem){.parts{grid-template-columns:minmax(0,max-content) minmax(20rem,1fr)}"
     "#detail{top:1rem;max-height:calc(100vh - 2rem);box-shadow:none;margin-top:1.4rem}}\n"
     "figure{margin:.8rem 0 0}\n"
@@ -102,9 +102,9 @@ static const char script[] =
     "  add('differ', f.differ + ' of ' + f.elements + ' (' + share(f.differ, f.elements) + ')' + expected);\n"
     "  if (!f.differ) return;\n"
     "  add('above 1 ulp', String(f.over_1_ulp));\n"
-    "  add('outside', String(f.outside));\n"
+    "  if (f.judged) add('outside', String(f.outside));\n"
     "  add('largest', show(f.max_ulp) + ' ulp at ' + place(f, f.max_at) + both(f.max_ours, f.max_theirs));\n"
-    "  add('of its bound', show(f.max_bound_ratio) + ' times, at most');\n"
+    "  if (f.judged) add('bound', 'up to ' + show(f.max_bound_ratio) + ' times as much');\n"
     "  add('relative L2', show(f.relative_l2));\n"
     "  add('gain, offset', short(f.gain, 6) + ', ' + show(f.offset));\n"
     "  add('worst', 'token ' + f.worst_token + ', channel ' + f.worst_channel);\n"
@@ -115,12 +115,12 @@ static const char script[] =
     "  add('verdict', f.verdict);\n"
     "  add('why', f.reason);\n"
     "  add('looks like', f.looks_like);\n"
-    "  add('given as', f.given_as);\n"
+    "  add('given as', f.given_as !== f.tap && f.given_as);\n"
     "  add('read as', f.note);\n"
     "  add('shape', f.shape.length ? '[' + f.shape.join(', ') + ']' : '');\n"
     "  const finite = bad && !ids && Number.isFinite(bad.ours) && Number.isFinite(bad.theirs);\n"
-    "  if (bad) add('first outside', place(f, bad.at) + both(bad.ours, bad.theirs) +\n"
-    "    (finite ? '; ' + show(bad.ulp) + ' ulp, bound ' + show(bad.bound_ulp) : ''));\n"
+    "  if (bad) add(f.judged || ids ? 'first outside' : 'first', place(f, bad.at) + both(bad.ours, bad.theirs) +\n"
+    "    (finite ? '; ' + show(bad.ulp) + ' ulp' + (f.judged ? ', bound ' + show(bad.bound_ulp) : '') : ''));\n"
     "  if (f.elements && ids) add('tokens', f.near_ties + ' near-ties, ' + f.wrong_sets + ' wrong sets, ' +\n"
     "    f.other_order + ' in another order');\n"
     "  if (f.elements && !ids) differences(f, add);\n"
@@ -179,6 +179,7 @@ static const char script_keys[] =
     "  if (!cell) return;\n"
     "  open(+cell.dataset.i);\n"
     "  if (map && map.contains(cell)) stop(cell);\n"
+    "  if (cell.className === 'name') panel.scrollIntoView({block: 'nearest'});\n"
     "});\n"
     "document.addEventListener('keydown', e => {\n"
     "  if (e.key === 'Escape') panel.hidden = true;\n"
@@ -243,18 +244,18 @@ static void add_count(q3_text *out, const char *before, uint64_t value, const ch
     q3_text_add(out, after);
 }
 
-/* A tap's name without its layer, "self_attn.", "mlp." and ".output". */
+/* A tap's name without its layer, ".output", "self_attn." and "mlp.". */
 static void short_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id)
 {
     static const char *const fronts[] = {"model.layers.0.", "model.", "self_attn.", "mlp."};
     char full[Q3_TAP_NAME_SIZE];
     q3_tap_name(full, id, 0);
     char *start = full;
-    for (size_t i = 0; i < sizeof fronts / sizeof fronts[0]; i++)
-        if (strncmp(start, fronts[i], strlen(fronts[i])) == 0 && strchr(start, '.') != NULL)
-            start += strlen(fronts[i]);
-    char *end = strstr(start, ".output");
-    if (end != NULL) *end = 0;
+    for (size_t i = 0; i < sizeof fronts / sizeof fronts[0]; i++) {
+        if (strncmp(start, fronts[i], strlen(fronts[i])) == 0) start += strlen(fronts[i]);
+        char *end = strstr(start, ".output");
+        if (end != NULL) *end = 0;
+    }
     snprintf(name, Q3_TAP_NAME_SIZE, "%s", start);
 }
 
@@ -438,7 +439,7 @@ static void add_legend(q3_text *out, const report *r)
     static const char *const meaning[VERDICT_COUNT] = {
         [VERDICT_EXACT] = "the same bits", [VERDICT_WITHIN] = "inside its bound; strong colour: near it",
         [VERDICT_ROUNDING] = "rounded at another place, inside the bound",
-        [VERDICT_NEAR_TIE] = "other experts, as good as equal", [VERDICT_DIFFERS] = "outside its bound",
+        [VERDICT_NEAR_TIE] = "other experts, as good as equal", [VERDICT_DIFFERS] = "outside what is allowed",
         [VERDICT_NON_FINITE] = "not finite where ours is", [VERDICT_MISSING] = "not in the file",
         [VERDICT_SHAPE] = "another shape", [VERDICT_UNJUDGED] = "bounds too wide to say",
     };

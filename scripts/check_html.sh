@@ -104,6 +104,12 @@ addEventListener('load', () => {
     seen.arrow = document.activeElement === cells[2] && cells[2].tabIndex === 0 && cells[1].tabIndex === -1;
     cells[2].dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape', bubbles: true}));
     seen.closed = panel.hidden;
+    const row = [...document.querySelectorAll('.table button')].at(-1);
+    row?.scrollIntoView();
+    row?.click();
+    seen.row = !row || panel.querySelector('h2').textContent === row.textContent;
+    const box = panel.getBoundingClientRect();
+    seen.inside = !row || (box.top > -1 && box.top < innerHeight - 100);
     seen.loaded = performance.getEntriesByType('resource').length;
     seen.injected = document.images.length;
     seen.ground = getComputedStyle(document.body).backgroundColor;
@@ -146,7 +152,8 @@ says() { # file, key, pattern
 }
 
 for page in agrees differs hostile; do
-    { sed '$d' "$page.html"; echo '</script><script>'; cat reader.js; tail -n 1 "$page.html"; } >"$page.driven.html"
+    { sed '$d' "$page.html"; echo '</script><script>'; cat reader.js; tail -n 1 "$page.html"; } \
+        >"$page.driven.html"
     run "$page.light" --window-size=1200,900 "file://$work/$page.driven.html"
     run "$page.dark" --window-size=1200,900 $dark "file://$work/$page.driven.html"
     run "$page.phone" "file://$work/frame.html#$page.html"
@@ -161,6 +168,8 @@ for page in agrees differs hostile; do
     expect "$page: margins of the router" says "$page.light" margins '^true$'
     expect "$page: arrows go through the map" says "$page.light" arrow '^true$'
     expect "$page: Escape closes" says "$page.light" closed '^true$'
+    expect "$page: a row of the table shows its tensor" says "$page.light" row '^true$'
+    expect "$page: where it can be seen" says "$page.light" inside '^true$'
     expect "$page: 320 px wide" says "$page.phone" inner '^320$'
     expect "$page: no wider than a phone" says "$page.phone" closed '^true$'
     expect "$page: nor with figures shown" says "$page.phone" open '^true$'
@@ -171,6 +180,7 @@ done
 expect "differs: the profile is drawn" says differs.light bars '^[1-9]'
 expect "differs: token, head and channel of the first fault" \
     says differs.light figures 'first outside.*token 1, head 1, channel 5.*theirs 64'
+expect "hostile: texts stay text" grep -q '<br>looks like &lt;i&gt;' hostile.light
 expect "differs: the hostile name is shown" grep -q 'ignored.*&lt;/script&gt;&lt;img' differs.light
 expect "agrees: says so" grep -q '<h1>agrees</h1>' agrees.light
 expect "the verdict is that of the text" grep -q "<h1>$(tail -n 1 differs.txt)</h1>" differs.html
@@ -181,8 +191,8 @@ if [ $# -ge 2 ]; then
         "${open[@]}" --window-size="$3" --screenshot="$2.png" "${@:4}" "file://$work/$1" 2>/dev/null
     }
     for page in agrees differs; do
-        picture "$page.html" "$page-light" 1200,900
-        picture "$page.html" "$page-dark" 1200,900 $dark
+        picture "$page.html" "$page-light" 1200,1500
+        picture "$page.html" "$page-dark" 1200,1500 $dark
         picture "frame.html#$page.html" "$page-phone" 500,860 $dark
     done
 fi
