@@ -14,7 +14,7 @@ typedef struct shape {
     size_t experts;      /* 0: the tensor has none */
     size_t *tokens, *channels, *parts, *by_expert; /* elements that are wrong */
     size_t first_token, last_token, token_count, first_channel, last_channel, channel_count;
-    size_t first_part, part_count, first_expert, expert_count;
+    size_t first_part, part_count, first_expert, expert_count, judged_tokens;
     float *y;            /* [T,row] */
 } shape;
 
@@ -47,9 +47,11 @@ static void look(shape *s, bool rounding)
 {
     const evidence *e = s->e;
     size_t last;
-    for (size_t t = e->first; t < e->T; t++)
+    for (size_t t = e->first; t < e->T; t++) {
+        size_t judged = 0;
         for (size_t i = 0; i < e->row; i++) {
             size_t at = t * e->row + i;
+            judged += e->bound[at] >= 0;
             bool wrong = rounding ? e->bound[at] >= 0 && e->ours[at] != e->theirs[at] : !agrees(e, at, e->ours[at]);
             if (!wrong) continue;
             s->tokens[t]++;
@@ -57,6 +59,8 @@ static void look(shape *s, bool rounding)
             s->parts[i / s->N]++;
             if (s->experts > 0) s->by_expert[expert_of(s, t, i)]++;
         }
+        s->judged_tokens += judged > 0;
+    }
     if (rounding) most_only(s->channels, s->N);
     range(s->tokens, e->T, &s->first_token, &s->last_token, &s->token_count);
     range(s->channels, s->N, &s->first_channel, &s->last_channel, &s->channel_count);
@@ -101,6 +105,7 @@ static void try_factor(diagnosis *d, shape *s)
     bool one_expert = s->experts > 0 && s->expert_count == 1;
     double xy = 0, xx = 0;
     char where[96], text[160];
+    if (d->rounding && s->channels[s->first_channel] < 5) return; /* chance explains them as well */
     memcpy(s->y, e->ours, e->T * e->row * sizeof *s->y);
     for (size_t t = e->first; t < e->T; t++)
         for (size_t i = 0; i < e->row; i++) {
@@ -277,7 +282,7 @@ static void try_dropout(diagnosis *d, shape *s)
 static void say_place(diagnosis *d, const shape *s)
 {
     const evidence *e = s->e;
-    size_t tokens = e->T - e->first;
+    size_t tokens = s->judged_tokens, width = s->last_channel - s->first_channel + 1;
     char what[120] = "";
     bool square = e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS, slots = s->experts > 0;
     bool one_expert = slots && s->experts > 1 && s->expert_count == 1;
@@ -288,9 +293,9 @@ static void say_place(diagnosis *d, const shape *s)
     else if (s->token_count == 1 && tokens > 1)
         snprintf(what, sizeof what, "%s%s%zu", s->last_token + 1 == e->T ? "the last token, " : "",
                  s->last_token + 1 == e->T ? "" : "token ", s->first_token);
-    else if (s->first_token > e->first && s->last_token + 1 == e->T && s->token_count == e->T - s->first_token)
+    else if (s->first_token > e->first + 1 && s->last_token + 1 == e->T && s->token_count == e->T - s->first_token)
         snprintf(what, sizeof what, "tokens from %zu on", s->first_token);
-    else if ((s->first_channel > 0 || s->last_channel + 1 < s->N) && !square && s->channel_count > 1)
+    else if (s->channel_count == width && 2 * width <= s->N && !square)
         snprintf(what, sizeof what, "channels %zu to %zu", s->first_channel, s->last_channel);
     if (what[0] == 0) return;
     d->strength = PLACE;
@@ -325,10 +330,10 @@ void find_patterns(diagnosis *d)
     s.base = map ? exact.made[d->e->id] : d->e->ours;
     if (good) look(&s, d->rounding);
     if (good && s.token_count > 0) {
+        try_values(d, &s);
         try_factor(d, &s);
         try_channel(d, &s);
         try_tokens(d, &s);
-        try_values(d, &s);
         try_shift(d, &s);
         if (d->e->id == Q3_TAP_PROBS) try_dropout(d, &s);
         if (d->strength == NOTHING) try_token_factors(d, &s);

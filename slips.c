@@ -215,7 +215,7 @@ bool slip_map(pass *p, q3_tap_id id, mistake_kind kind, float *y)
     if (kind == MAP_STREAM) m.x = pass_get(p, Q3_TAP_POST_ATTENTION_INPUT);
     if (kind == MAP_OTHER_WEIGHT && id == Q3_TAP_K_PROJ) m.bias = p->e->weights->layers[p->e->layer].v_proj_bias;
     if (kind == MAP_OTHER_WEIGHT && id == Q3_TAP_V_PROJ) m.bias = p->e->weights->layers[p->e->layer].k_proj_bias;
-    if (m.x == NULL) return false;
+    if (m.x == NULL || (kind == MAP_TAIL && p->m->value >= (double)m.K)) return false;
     bool plain = kind == NO_MISTAKE || kind == MAP_STREAM || kind == MAP_SOFTMAX;
     if (plain) q3_linear(y, m.x, m.weight, m.bias, m.T, m.N, m.K, p->e->dtype);
     else if (!run_map(y, &m, p, kind)) return false;
@@ -270,6 +270,7 @@ bool slip_experts(pass *p, q3_tap_id id, mistake_kind kind, float *y)
     size_t A = v->config->num_experts_per_tok, M = v->config->hidden_size, F = v->config->moe_intermediate_size;
     size_t rows = v->T * A, wide = M > F ? M : F;
     bool down = id == Q3_TAP_EXPERTS_DOWN_PROJ, good;
+    if (kind == MAP_TAIL && p->m->value >= (double)(down ? F : M)) return false;
     if (down && (kind == MAP_OTHER_WEIGHT || kind == MAP_INTERLEAVED || kind == MAP_WEIGHTED)) return false;
     if (kind == MAP_NO_BIAS || kind == MAP_BIAS_TWICE || kind == MAP_BIAS_AFTER) return false;
     float *in = calloc(rows, wide * sizeof *in), *out = calloc(rows, wide * sizeof *out);
