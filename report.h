@@ -1,4 +1,4 @@
-/* report.h - a report that was read: what report.c and html.c share. */
+/* report.h - a report that was read: what report.c, text.c and html.c share. */
 #ifndef Q3_REPORT_H
 #define Q3_REPORT_H
 
@@ -36,8 +36,13 @@ outcome report_outcome(const report *r);
 void report_sentence(q3_text *out, const report *r);
 /* "token 3, head 2, channel 5", for a place of this tensor. */
 void report_place(q3_text *out, const report_entry *e, const size_t place[3]);
-/* A number in three digits. */
+/* A number, rounded to so many digits (of its shortest decimal, halves away from 0); and to three. No printf: its
+ * exponents and points are not the same everywhere. */
+void report_digits(q3_text *out, double value, int count);
 void report_short(q3_text *out, double value);
+/* "self_attn.q_proj", "lm_head"; and those that were judged together with a tensor, with commas. */
+void report_operator(char name[Q3_TAP_NAME_SIZE], q3_tap_id id);
+void report_operators(q3_text *out, const finding *f);
 /* A letter for each verdict. */
 extern const char report_glyphs[VERDICT_COUNT];
 /* A string of JSON. */
