@@ -63,16 +63,21 @@ check agrees 0 "$golden/hf/tiny/taps-bfloat16.safetensors"
 check differs 1 faults.safetensors
 check low 1 faults.safetensors --layers 0:3
 check high 1 faults.safetensors --layers 3:5
-"$command" report high.jsonl low.jsonl --html merged.html >merged.txt || true
-# Names that a report may hold, which no tap has: of a diff, say.
+"$command" report high.jsonl low.jsonl --html merged.html >merged.txt 2>&1 || true
+# Texts that no program of ours writes, in lines that a report may hold: of a diff, say.
 python3 - differs.jsonl hostile.jsonl <<'END'
 import sys
-lines = open(sys.argv[1]).read()
+lines = open(sys.argv[1]).read().replace('"looks_like":"', '"looks_like":"<i>')
+for key in "num_hidden_layers", "end_layer":
+    lines = lines.replace('"%s":5' % key, '"%s":0' % key)
 name = "</script><img src=x onerror=document.title='hostile'>\\\"><b>&lt;"
-lines = lines.replace('"tap":"lm_head.output"', '"tap":"%s"' % name).replace('"looks_like":"', '"looks_like":"<i>')
+lines += lines.splitlines()[-1].replace('"tap":"lm_head.output"', '"tap":"%s"' % name) + "\n"
 open(sys.argv[2], "w").write(lines)
 END
-"$command" report hostile.jsonl --html hostile.html >hostile.txt || true
+"$command" report hostile.jsonl --html hostile.html >hostile.txt 2>&1 || true
+for page in merged hostile; do
+    [ -s $page.html ] || stop "$page: found no page: $(tail -n 1 $page.txt)"
+done
 expect "merged parts are the page of one run" cmp -s merged.html differs.html
 
 # ---- In the browser ----
