@@ -22,6 +22,7 @@ typedef struct forgery {
     double factor, add;  /* theirs = value * factor + add, rounded to the file's dtype */
     size_t every;        /* 0: one element; n: each n-th from `at` on */
     size_t skip_rows;    /* of lm_head: tokens that are left out */
+    size_t end;          /* elements from here on stay; 0: none */
 } forgery;
 
 static bool kept(const forgery *forged, const char *name)
@@ -37,7 +38,8 @@ static void copy_tensor(q3_writer *writer, size_t index, const q3_entry *e, cons
     for (size_t i = 0; i < e->rank; i++) count *= (size_t)e->shape[i];
     size_t skip = strcmp(e->name, "lm_head.output") == 0 ? forged->skip_rows * (size_t)e->shape[1] : 0;
     for (size_t i = skip; i < count; i++) {
-        bool here = changed && (forged->every == 0 ? i == forged->at : i % forged->every == forged->at);
+        bool here = changed && (forged->every == 0 ? i == forged->at : i % forged->every == forged->at) &&
+                    (forged->end == 0 || i < forged->end);
         if (e->dtype == Q3_I32 || e->dtype == Q3_I64) {
             int64_t id;
             q3_entry_integers(&id, e, i, 1);
@@ -145,11 +147,17 @@ static void judge_file(const fixture *f, const char *path, q3_dtype dtype)
     judge_layers(f, path, dtype, f->config->num_hidden_layers, &usual);
 }
 
-static void judge_forged(const fixture *f, const q3_tensors *golden, q3_dtype dtype, const forgery *forged)
+static void judge_layers_forged(const fixture *f, const q3_tensors *golden, q3_dtype dtype, size_t end,
+                                const forgery *forged)
 {
     forge(golden, forged);
-    judge_file(f, file_name, dtype);
+    judge_layers(f, file_name, dtype, end, &usual);
     remove(file_name);
+}
+
+static void judge_forged(const fixture *f, const q3_tensors *golden, q3_dtype dtype, const forgery *forged)
+{
+    judge_layers_forged(f, golden, dtype, f->config->num_hidden_layers, forged);
 }
 
 /* ==== 1. Hugging Face ======================================================================== */
@@ -196,27 +204,120 @@ static void test_each_tensor(const fixture *f, const q3_tensors *golden, q3_dtyp
         if (end == 0) continue;
         if (e->dtype == Q3_I64) continue; /* input_ids, position_ids */
         /* a twentieth is many times the bound of the largest element; another expert than the first */
-        forgery forged = {NULL, e->name, ids ? 0 : largest_element(e), 1.05, ids ? 100 : 0, 0, 0};
-        forge(golden, &forged);
-        judge_layers(f, file_name, dtype, end, &usual);
-        remove(file_name);
+        forgery forged = {NULL, e->name, ids ? 0 : largest_element(e), 1.05, ids ? 100 : 0, 0, 0, 0};
+        judge_layers_forged(f, golden, dtype, end, &forged);
         CHECKF(strcmp(first_bad, e->name) == 0, "%s changed: first is \"%s\"", e->name, first_bad);
     }
+}
+
+/* How far the largest element may be off. In bfloat16 a factor 1 + 2^-k is 2^(7-k) to 2^(8-k) ulp of it; a sum may
+ * be off by one (it is stored once), a sum of two tensors by one and a half (but one value alone is right, so that
+ * another was rounded elsewhere), a norm by three, a product by two; the router's probabilities are float32, of 2^14
+ * ulp. In float32 a sum's bound is (2 + 4 sqrt n) 2^-24 sum |w||x|, n <= 200, and the sum is largest where it is a
+ * tenth of sum |w||x| or more: 4e-5 of it at most. */
+static void test_tightness(const fixture *f, q3_tensors *const golden[2])
+{
+    static const struct { const char *name; size_t dtype; double factor; verdict expected; } cases[] = {
+        {"model.layers.0.self_attn.q_proj.output", 1, 1 + 0x1p-8, VERDICT_WITHIN},
+        {"model.layers.0.self_attn.q_proj.output", 1, 1 + 0x1p-6, VERDICT_DIFFERS},
+        {"model.layers.0.input_layernorm.output", 1, 1 + 0x1p-7, VERDICT_WITHIN},
+        {"model.layers.0.input_layernorm.output", 1, 1 + 0x1p-5, VERDICT_DIFFERS},
+        {"model.layers.0.post_attention_layernorm.input", 1, 1 + 0x1p-6, VERDICT_DIFFERS},
+        {"model.layers.0.output", 1, 1 + 0x1p-8, VERDICT_ROUNDING},
+        {"model.layers.0.output", 1, 1 + 0x1p-6, VERDICT_DIFFERS},
+        {"model.layers.0.mlp.experts.down_proj.input", 1, 1 + 0x1p-5, VERDICT_DIFFERS},
+        {"model.layers.0.mlp.router_probs.output", 1, 1 + 0x1p-10, VERDICT_DIFFERS},
+        {"model.layers.0.self_attn.q_proj.output", 0, 1.0001, VERDICT_DIFFERS},
+        {"model.layers.0.self_attn.o_proj.output", 0, 1.0001, VERDICT_DIFFERS},
+        {"model.layers.0.mlp.gate.output", 0, 1.0001, VERDICT_DIFFERS},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const q3_tensors *from = golden[cases[i].dtype];
+        size_t at = largest_element(q3_tensors_find(from, cases[i].name));
+        forgery forged = {NULL, cases[i].name, at, cases[i].factor, 0, 0, 0, 0};
+        judge_layers_forged(f, from, cases[i].dtype == 0 ? Q3_F32 : Q3_BF16, 1, &forged);
+        CHECKF(said_of(cases[i].name) == cases[i].expected, "%s by %g: verdict %d",
+               cases[i].name, cases[i].factor, (int)said_of(cases[i].name));
+    }
+}
+
+/* A token's expert is another one: in the place of its first (the likeliest) the least likely one, the second, or
+ * none at all; in the place of the last the best of those left. That is a near tie if their logits, which
+ * are bfloat16, lie an ulp apart at most, for each of them may be rounded otherwise. */
+static void test_experts(const fixture *f, const q3_tensors *golden)
+{
+    const char name[] = "model.layers.2.mlp.topk_indices.output";
+    const q3_entry *ids = q3_tensors_find(golden, name), *gate = q3_tensors_find(golden, "model.layers.2.mlp.gate.output");
+    size_t ties = 0;
+    for (size_t t = 0; t < 24; t++) {
+        int64_t id[4];
+        float logits[14];
+        size_t worst = 0, best = 14;
+        int exponent;
+        q3_entry_integers(id, ids, t * 4, 4);
+        q3_entry_floats(logits, gate, t * 14, 14);
+        for (size_t e = 0; e < 14; e++) {
+            bool in = id[0] == (int64_t)e || id[1] == (int64_t)e || id[2] == (int64_t)e || id[3] == (int64_t)e;
+            if (logits[e] < logits[worst]) worst = e;
+            if (!in && (best == 14 || logits[e] > logits[best])) best = e;
+        }
+        float last = logits[id[3]], gap = last - logits[best];
+        frexpf(last, &exponent);
+        if (t == 0) {
+            forgery wrong = {NULL, name, 0, 1, (double)((int64_t)worst - id[0]), 0, 0, 0};
+            judge_layers_forged(f, golden, Q3_BF16, 3, &wrong);
+            CHECK(said_of(name) == VERDICT_DIFFERS);
+            forgery twice = {NULL, name, 0, 1, (double)(id[1] - id[0]), 0, 0, 0};
+            judge_layers_forged(f, golden, Q3_BF16, 3, &twice);
+            CHECK(said_of(name) == VERDICT_DIFFERS && strstr(lines.data, "or stands twice") != NULL);
+            forgery beyond = {NULL, name, 0, 1, (double)(14 - id[0]), 0, 0, 0};
+            judge_layers_forged(f, golden, Q3_BF16, 3, &beyond);
+            CHECK(said_of(name) == VERDICT_DIFFERS && strstr(lines.data, "or stands twice") != NULL);
+        }
+        if (gap > ldexpf(1, exponent - 8) || ties++ > 0) continue;
+        forgery near = {NULL, name, t * 4 + 3, 1, (double)((int64_t)best - id[3]), 0, 0, 0};
+        judge_layers_forged(f, golden, Q3_BF16, 3, &near);
+        CHECKF(said_of(name) == VERDICT_NEAR_TIE, "token %lu: verdict %d", (unsigned long)t, (int)said_of(name));
+    }
+    CHECK(ties > 0);
+}
+
+/* Two tokens of two channels, 1 -2 / 3 4 against 2 -2 / 3 6: ulp of the larger value, first of equals. */
+static void test_figures(void)
+{
+    const float ours[4] = {1, -2, 3, 4}, theirs[4] = {2, -2, 3, 6};
+    finding found_here = {.rank = 2};
+    figures g;
+    CHECK(figures_begin(&g, &found_here, Q3_F32, 2, 2));
+    for (size_t t = 0; t < 2; t++) figures_row(&g, t, ours + 2 * t, theirs + 2 * t, 2);
+    figures_end(&g);
+    const finding *r = &found_here;
+    CHECK(r->elements == 4 && r->differ == 2 && r->over_1_ulp == 2);
+    CHECK(r->max_ulp == 0x1p22 && r->max_at[0] == 0 && r->max_at[1] == 0); /* 1 of 2^-22, 2 of 2^-21 */
+    CHECK(fabs(r->gain - 39.0 / 30) < 1e-12 && r->offset == 0.75);
+    CHECK(fabs(r->relative_l2 - sqrt(5.0 / 30)) < 1e-12);
+    CHECK(r->worst_token == 1 && r->worst_channel == 1);
+    CHECK(ulp_of(1, Q3_BF16) == 0x1p-7 && ulp_of(-1.99, Q3_F16) == 0x1p-10 && ulp_of(0, Q3_F16) == 0x1p-24);
 }
 
 /* ==== 3. Roundings =========================================================================== */
 
 static void test_rounding(const fixture *f, const q3_tensors *golden)
 {
-    const char norm[] = "model.layers.2.input_layernorm.output", values[] = "model.layers.1.self_attn.v_proj.output";
-    forgery ulp = {NULL, norm, 0, 1 + 0x1p-8, 0, 3, 0};
+    const char norm[] = "model.layers.2.input_layernorm.output", queries[] = "model.layers.0.self_attn.q_norm.output";
+    forgery ulp = {NULL, norm, 0, 1 + 0x1p-8, 0, 3, 0, 0};
     judge_forged(f, golden, Q3_BF16, &ulp);
     CHECK(said_of(norm) == VERDICT_ROUNDING);
-    forgery scaled = {NULL, values, 5, 1 + 0x1p-8, 0, 48, 0}; /* channel 5 of 48, by one or two ulp at most */
-    judge_forged(f, golden, Q3_BF16, &scaled);
-    CHECK(said_of(values) == VERDICT_ROUNDING || said_of(values) == VERDICT_DIFFERS);
+    CHECK(strstr(lines.data, "\"reason\":\"channel") == NULL); /* of the tensor as a whole */
+    /* One channel of 120, in 24 tokens; half of one head in one token. Of the whole tensor that is little;
+     * of the channel, of the head it is more than honest sums make (some 4 in 1000 elements). */
+    forgery channel = {NULL, norm, 5, 1 + 0x1p-8, 0, 120, 0, 0}, head = {NULL, queries, 0, 1 + 0x1p-8, 0, 1, 0, 12};
+    judge_layers_forged(f, golden, Q3_BF16, 3, &channel);
+    CHECK(said_of(norm) == VERDICT_ROUNDING && strstr(lines.data, "\"reason\":\"channel 5: ") != NULL);
+    judge_layers_forged(f, golden, Q3_BF16, 1, &head);
+    CHECK(said_of(queries) == VERDICT_ROUNDING && strstr(lines.data, "\"reason\":\"head 0: ") != NULL);
     const q3_entry *e = q3_tensors_find(golden, norm);
-    forgery one = {NULL, norm, largest_element(e), 1 + 0x1p-8, 0, 0, 0};
+    forgery one = {NULL, norm, largest_element(e), 1 + 0x1p-8, 0, 0, 0, 0};
     judge_forged(f, golden, Q3_BF16, &one);
     CHECK(said_of(norm) == VERDICT_WITHIN);
 }
@@ -226,13 +327,14 @@ static void test_rounding(const fixture *f, const q3_tensors *golden)
 static void test_special(const fixture *f, const q3_tensors *golden)
 {
     const char mlp[] = "model.layers.2.mlp.output";
-    forgery nan = {NULL, mlp, 7, 1, (double)NAN, 0, 0}, infinite = {NULL, mlp, 7, 1, (double)INFINITY, 0, 0};
+    forgery nan = {NULL, mlp, 7, 1, (double)NAN, 0, 0, 0},
+            infinite = {NULL, mlp, 7, 1, (double)INFINITY, 0, 0, 0};
     judge_forged(f, golden, Q3_F32, &nan);
     CHECKF(strcmp(first_bad, mlp) == 0 && count_of[VERDICT_NON_FINITE] == 1, "NaN: %s, %lu", first_bad,
            (unsigned long)count_of[VERDICT_NON_FINITE]);
     judge_forged(f, golden, Q3_F32, &infinite);
     CHECKF(strcmp(first_bad, mlp) == 0 && count_of[VERDICT_NON_FINITE] == 1, "infinity: %s", first_bad);
-    forgery some = {"layernorm", NULL, 0, 1, 0, 0, 0}, logits = {NULL, NULL, 0, 1, 0, 0, 20};
+    forgery some = {"layernorm", NULL, 0, 1, 0, 0, 0, 0}, logits = {NULL, NULL, 0, 1, 0, 0, 20, 0};
     judge_forged(f, golden, Q3_F32, &some);
     CHECKF(first_bad[0] == 0 && count_of[VERDICT_WITHIN] + count_of[VERDICT_EXACT] == 15, "norms alone: %s, %lu within",
            first_bad, (unsigned long)count_of[VERDICT_WITHIN]);
@@ -247,7 +349,7 @@ static void test_layers(const fixture *f, const q3_tensors *golden)
     char name[64];
     for (int i = 0; i < 5; i++) {
         snprintf(name, sizeof name, "model.layers.%d.output", i);
-        forgery forged = {".output", name, largest_element(q3_tensors_find(golden, name)), 1.05, 0, 0, 0};
+        forgery forged = {".output", name, largest_element(q3_tensors_find(golden, name)), 1.05, 0, 0, 0, 0};
         judge_forged(f, golden, Q3_F32, &forged);
         CHECKF(strcmp(first_bad, name) == 0, "%s changed: first is \"%s\"", name, first_bad);
     }
@@ -279,6 +381,9 @@ int main(int argc, char **argv)
     }
     test_each_tensor(&f, golden[Q3_BF16], Q3_BF16);
     test_rounding(&f, golden[Q3_BF16]);
+    test_tightness(&f, golden);
+    test_experts(&f, golden[Q3_BF16]);
+    test_figures();
     test_special(&f, golden[Q3_F32]);
     test_layers(&f, golden[Q3_F32]);
     q3_tensors_close(golden[0]);
