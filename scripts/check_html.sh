@@ -82,7 +82,7 @@ expect "merged parts are the page of one run" cmp -s merged.html differs.html
 
 # ---- In the browser ----
 # The page with a script behind it that does what a reader does and writes what came of it; and a frame of 320 px
-# around the page, since a window is never that narrow.
+# around the page, since a window is never that narrow; and one in which scripts are off.
 cat >reader.js <<'END'
 addEventListener('load', () => {
     const seen = {}, panel = document.getElementById('detail'), first = document.querySelector('[data-first]');
@@ -126,19 +126,26 @@ addEventListener('load', () => {
 });
 END
 cat >frame.html <<'END'
-<!doctype html><iframe width=320 height=700 style="border:0"></iframe><script>
-const frame = document.querySelector('iframe');
+<!doctype html><iframe width=320 height=700 style="border:0"></iframe>
+<iframe sandbox="allow-same-origin" width=800 height=700></iframe><script>
+const [frame, still] = document.querySelectorAll('iframe'), out = document.createElement('pre');
+document.body.append(out);
 frame.onload = () => {
-    const page = frame.contentDocument, out = document.createElement('pre');
+    const page = frame.contentDocument;
     const wide = () => page.documentElement.scrollWidth;
     const closed = wide();
     const map = page.querySelector('.scroll');
     (page.querySelector('[data-first]') ?? map.querySelector('button')).click();
-    out.textContent = '\ninner=' + frame.contentWindow.innerWidth + '\nclosed=' + (closed <= 320) +
+    out.textContent += '\ninner=' + frame.contentWindow.innerWidth + '\nclosed=' + (closed <= 320) +
         '\nopen=' + (wide() <= 320) + '\nmap=' + (map.scrollWidth > map.clientWidth) + '\n';
-    document.body.append(out);
 };
-frame.src = location.hash.slice(1);
+still.onload = () => {
+    const page = still.contentDocument, seen = [...page.querySelectorAll('h1, .sentence, .map, .legend, .table')];
+    out.textContent += '\nstill=' + page.querySelector('noscript').innerText +
+        '\ncells=' + page.querySelectorAll('.c[data-i]').length +
+        '\nhidden=' + seen.filter(e => e.offsetHeight === 0).length + '\n';
+};
+frame.src = still.src = location.hash.slice(1);
 </script>
 END
 
@@ -163,7 +170,8 @@ for page in agrees differs hostile; do
     run "$page.dark" --window-size=1200,900 $dark "file://$work/$page.driven.html"
     run "$page.phone" "file://$work/frame.html#$page.html"
     expect "$page: no address in the page" not grep -q 'https\?://' "$page.html"
-    expect "$page: no error, nothing refused" not grep -q -E 'Uncaught|Refused|CONSOLE.*rror' "$page".*.log
+    expect "$page: no error, nothing refused" \
+        not grep -q -E 'Uncaught|Refused|CONSOLE.*rror' "$page".*.log
     expect "$page: nothing is loaded" says "$page.light" loaded '^0$'
     expect "$page: names are text" says "$page.light" injected '^0$'
     expect "$page: title" says "$page.light" title '^qwen3moe: (agrees|differs: model)'
@@ -179,6 +187,10 @@ for page in agrees differs hostile; do
     expect "$page: no wider than a phone" says "$page.phone" closed '^true$'
     expect "$page: nor with figures shown" says "$page.phone" open '^true$'
     expect "$page: the map scrolls by itself" says "$page.phone" map '^true$'
+    expect "$page: without scripts it says so" says "$page.phone" still 'needs JavaScript'
+    expect "$page: without scripts a cell a line" \
+        says "$page.phone" cells "^$(($(wc -l <"$page.jsonl") - 1))$"
+    expect "$page: without scripts all but figures is seen" says "$page.phone" hidden '^0$'
     expect "$page: a dark ground" [ "$(value "$page.light" ground)" != "$(value "$page.dark" ground)" ]
     expect "$page: dark cells" [ "$(value "$page.light" cell)" != "$(value "$page.dark" cell)" ]
 done
@@ -191,7 +203,7 @@ expect "agrees: says so" grep -q '<h1>agrees</h1>' agrees.light
 expect "the verdict is that of the text" grep -q "<h1>$(tail -n 1 differs.txt)</h1>" differs.html
 
 if [ $# -ge 2 ]; then
-    sed -i 's/width=320 height=700/width=390 height=844/' frame.html
+    sed -i 's/width=320 height=700/width=390 height=844/; s/width=800/hidden &/' frame.html
     picture() { # page, name, size, option...
         "${open[@]}" --window-size="$3" --screenshot="$2.png" "${@:4}" "file://$work/$1" 2>/dev/null
     }
