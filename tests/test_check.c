@@ -20,7 +20,7 @@ typedef struct forgery {
     const char *target;  /* the tensor that is changed, NULL: none */
     size_t at;           /* element */
     double factor, add;  /* theirs = value * factor + add, rounded to the file's dtype */
-    size_t every;        /* 0: one element; n: each n-th from `at` on */
+    size_t every;        /* 0: one element; n: each n-th from `at` on, up and down in turn */
     size_t skip_rows;    /* of lm_head: tokens that are left out */
     size_t end;          /* elements from here on stay; 0: none */
 } forgery;
@@ -48,7 +48,9 @@ static void copy_tensor(q3_writer *writer, size_t index, const q3_entry *e, cons
         } else {
             float value;
             q3_entry_floats(&value, e, i, 1);
-            if (here) value = q3_round((double)value * forged->factor + forged->add, e->dtype);
+            bool down = forged->every > 0 && i / forged->every % 2 == 1;
+            double factor = down ? 2 - forged->factor : forged->factor;
+            if (here) value = q3_round((double)value * factor + forged->add, e->dtype);
             if (q3_writer_floats(writer, index, i - skip, &value, 1, &error) != Q3_OK) exit(1);
         }
     }

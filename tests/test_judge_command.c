@@ -16,7 +16,7 @@
 #define VALUES "model.layers.1.self_attn.v_proj.output"
 
 /* Copies Hugging Face's tensors: those whose names hold `only` (NULL: all), `target`, and the ids unless without_ids.
- * In `target` each `every`-th element (0: the first alone) is multiplied by `factor`. */
+ * In `target` each `every`-th element (0: the first alone) is multiplied by `factor`, or 2 - factor: up and down in turn. */
 typedef struct copy {
     const char *from, *to, *only, *target;
     double factor;
@@ -39,7 +39,8 @@ static void copy_elements(q3_writer *writer, size_t index, const q3_entry *e, co
         }
         float value;
         q3_entry_floats(&value, e, i, 1);
-        if (changed && (c->every == 0 ? i == 0 : i % c->every == 0)) value = q3_round((double)value * c->factor, e->dtype);
+        double factor = c->every > 0 && i / c->every % 2 == 1 ? 2 - c->factor : c->factor;
+        if (changed && (c->every == 0 ? i == 0 : i % c->every == 0)) value = q3_round((double)value * factor, e->dtype);
         good = q3_writer_floats(writer, index, i, &value, 1, &error) == Q3_OK;
     }
     CHECK(good);
@@ -96,7 +97,7 @@ static void prints_not(const char *part)
 
 static void test_verdicts(void)
 {
-    /* A sixth of layer 1's values doubled. */
+    /* A sixth of layer 1's values doubled, or made 0. */
     make(&(copy){"taps-bfloat16", "fault", NULL, VALUES, 2, 6, false});
     /* A third of the norm an ulp (2^-8 to 2^-7 of it) off: more than accumulation explains, none beyond 3 ulp. */
     make(&(copy){"taps-bfloat16", "rounded", "layers.1.output", NORM, 1 + 0x1p-8, 3, false});
@@ -108,7 +109,7 @@ static void test_verdicts(void)
     prints("run      bfloat16, 24 tokens from position 0, teacher-forced, strict\n");
     run("check tiny w/fault --layers 0:1");
     ends(0, "agrees");
-    /* What attention makes of the doubled values is not what the file holds: that is computed from the old ones. */
+    /* What attention makes of these values is not what the file holds: that is computed from the old ones. */
     run("check tiny w/fault");
     ends(1, "differs: " VALUES);
     prints("\n" VALUES " is wrong: ");
@@ -137,7 +138,7 @@ static void test_declared(void)
     run("check tiny " BF16 " --kv float16");
     ends(0, "agrees");
     /* One query by a thousandth: far above float32's bound, below that of bfloat16 operands, 3 * 2^-9 of it at
-     * least. All by a half: 170 times above the part of that bound which the value itself gives. */
+     * least. All by a half of them: 170 times above the part of that bound which the value itself gives. */
     make(&(copy){"taps-float32", "coarse", "layers.0.input_layernorm", QUERIES, 1.001, 0, false});
     run("check tiny w/coarse --layers 0:1");
     ends(1, "differs: " QUERIES);
