@@ -45,6 +45,7 @@ typedef struct trial {
     double *bound;                /* [T,n] */
     double *channel_differ, *channel_expected, *head_differ, *head_expected;
     bool propagated;              /* some variance came in */
+    double along, along_var, along_noise; /* sum ours (theirs - ours), its variance by roundings, its noise at most */
 } trial;
 
 typedef struct judging {
@@ -195,6 +196,11 @@ static void judge_element(judging *j, trial *r, q3_tap_id id, size_t t, size_t i
     if (b->var[i] > 0 && !(bound < rms)) return;
     if (!is_finite(ours) != !is_finite(theirs) && beyond_agreement(j, id, t, i, r->n)) return;
     r->f.judged++;
+    if (is_finite(ours) && is_finite(theirs)) {
+        r->along += ours * (theirs - ours);
+        r->along_var += ours * ours * b->slack[i] * ulp / 6;
+        r->along_noise += large * b->noise[i];
+    }
     if (!(flips < 1)) flips = 1;
     r->f.expected += flips;
     r->channel_expected[i % r->channels] += flips;
@@ -278,6 +284,17 @@ static void find_rounding(trial *r)
         }
 }
 
+/* Roundings have no direction, so that over a whole tensor they hardly add up along it: a gain that they and the
+ * sums' noise, were it all of one sign, do not explain is a factor. Eight standard deviations. */
+static void find_gain(trial *r)
+{
+    finding *f = &r->f;
+    double along = r->along < 0 ? -r->along : r->along;
+    if (r->propagated || !(along > 8 * q3_sqrt(r->along_var) + r->along_noise)) return;
+    f->verdict = VERDICT_DIFFERS;
+    snprintf(f->reason, sizeof f->reason, "gain %.6g over the whole tensor, which no rounding makes", f->gain);
+}
+
 static void fill_evidence(evidence *e, const judging *j, const trial *r, q3_tap_id id)
 {
     const walk *w = &j->w;
@@ -331,6 +348,7 @@ static void decide(judging *j, trial *r, q3_tap_id id)
         } else {
             f->verdict = VERDICT_WITHIN;
             if (!sparse) find_rounding(r);
+            find_gain(r);
         }
     } else {
         snprintf(f->reason, sizeof f->reason, "%llu of %llu elements outside the bound", (unsigned long long)f->outside,
