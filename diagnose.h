@@ -18,7 +18,7 @@ typedef enum format { FORMAT_BF16, FORMAT_F16, FORMAT_TF32, FORMAT_TF32_AWAY, FO
 typedef enum mistake_kind {
     NO_MISTAKE,
     /* embedding */
-    EMBED_SCALED, EMBED_ROW /* (rows further) */,
+    EMBED_SCALED /* (1: by a factor rounded to D) */, EMBED_ROW /* (rows further) */,
     /* table: cos and sin */
     TABLE_THETA /* (theta) */, TABLE_OFFSET /* (positions) */, TABLE_FROM_ZERO, TABLE_CONSTANT /* (position) */,
     TABLE_POSITION_FORMAT /* (format) */, TABLE_UNSCALED, TABLE_NO_FACTOR, TABLE_FACTOR /* (factor) */,
@@ -32,7 +32,7 @@ typedef enum mistake_kind {
     NORM_ALL_HEADS, NORM_AFTER_ROPE,
     /* linear maps */
     MAP_TRANSPOSED, MAP_OTHER_WEIGHT, MAP_FP8, MAP_INT8, MAP_OPERANDS /* (format) */, MAP_CAST /* (format) */,
-    MAP_LOW_SUM /* (format) */, MAP_PARTS /* (count) */, MAP_TAIL /* (terms) */, MAP_NO_BIAS, MAP_BIAS_TWICE,
+    MAP_LOW_SUM /* (format) */, MAP_PARTS /* (count) */, MAP_TAIL /* (terms) */, MAP_TAIL_BLOCK /* (terms) */, MAP_NO_BIAS, MAP_BIAS_TWICE,
     MAP_BIAS_AFTER, MAP_NOT_ROUNDED, MAP_INTERLEAVED, MAP_STREAM, MAP_WEIGHTED, MAP_EXPERTS /* (see map) */,
     MAP_SOFTMAX, MAP_CAPPED /* (cap) */,
     /* attention; KEY_ and HEAD_ at the scores, at o_proj's input, or both */

@@ -173,7 +173,8 @@ static bool run_embedding(pass *p, mistake_kind kind, float *y)
 {
     const evidence *e = p->e;
     size_t V = e->config->vocab_size, M = e->config->hidden_size;
-    double factor = (double)q3_round(q3_sqrt((double)M), e->dtype);
+    double factor = q3_sqrt((double)M);
+    if (p->m->value > 0) factor = (double)q3_round(factor, e->dtype);
     if (e->ids == NULL || e->weights->embed_tokens.data == NULL) return false;
     for (size_t t = 0; t < e->T; t++) {
         int64_t id = e->ids[t] + (kind == EMBED_ROW ? (int64_t)p->m->value : 0);

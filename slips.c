@@ -128,7 +128,8 @@ static float one_sum(const float *w, const float *x, size_t K, float bias, const
     format f = format_in(m);
     bool low = kind == MAP_LOW_SUM, both = kind == MAP_OPERANDS || kind == MAP_CAST;
     size_t parts = kind == MAP_PARTS ? (size_t)m->value : 1, end = K;
-    if (kind == MAP_TAIL) end = K > (size_t)m->value ? K - (size_t)m->value : 0;
+    if (kind == MAP_TAIL) end = K - (size_t)m->value;
+    if (kind == MAP_TAIL_BLOCK) end = K - K % (size_t)m->value;
     double total = 0;
     for (size_t p = 0; p < parts; p++) {
         double sum = 0;
@@ -198,6 +199,13 @@ static bool map_of(map *m, pass *p, q3_tap_id id)
     return m->x != NULL && m->weight.data != NULL;
 }
 
+/* Whether a sum of K terms can lose this tail, and keep something. */
+static bool has_tail(const mistake *m, mistake_kind kind, size_t K)
+{
+    size_t block = kind == MAP_TAIL || kind == MAP_TAIL_BLOCK ? (size_t)m->value : 0;
+    return block == 0 || (K > block && (kind == MAP_TAIL || K % block != 0));
+}
+
 /* What a router or head does behind its map. */
 static void softmax_rows(float *y, size_t T, size_t n)
 {
@@ -215,7 +223,7 @@ bool slip_map(pass *p, q3_tap_id id, mistake_kind kind, float *y)
     if (kind == MAP_STREAM) m.x = pass_get(p, Q3_TAP_POST_ATTENTION_INPUT);
     if (kind == MAP_OTHER_WEIGHT && id == Q3_TAP_K_PROJ) m.bias = p->e->weights->layers[p->e->layer].v_proj_bias;
     if (kind == MAP_OTHER_WEIGHT && id == Q3_TAP_V_PROJ) m.bias = p->e->weights->layers[p->e->layer].k_proj_bias;
-    if (m.x == NULL || (kind == MAP_TAIL && p->m->value >= (double)m.K)) return false;
+    if (m.x == NULL || !has_tail(p->m, kind, m.K)) return false;
     bool plain = kind == NO_MISTAKE || kind == MAP_STREAM || kind == MAP_SOFTMAX;
     if (plain) q3_linear(y, m.x, m.weight, m.bias, m.T, m.N, m.K, p->e->dtype);
     else if (!run_map(y, &m, p, kind)) return false;
@@ -270,7 +278,7 @@ bool slip_experts(pass *p, q3_tap_id id, mistake_kind kind, float *y)
     size_t A = v->config->num_experts_per_tok, M = v->config->hidden_size, F = v->config->moe_intermediate_size;
     size_t rows = v->T * A, wide = M > F ? M : F;
     bool down = id == Q3_TAP_EXPERTS_DOWN_PROJ, good;
-    if (kind == MAP_TAIL && p->m->value >= (double)(down ? F : M)) return false;
+    if (!has_tail(p->m, kind, down ? F : M)) return false;
     if (down && (kind == MAP_OTHER_WEIGHT || kind == MAP_INTERLEAVED || kind == MAP_WEIGHTED)) return false;
     if (kind == MAP_NO_BIAS || kind == MAP_BIAS_TWICE || kind == MAP_BIAS_AFTER) return false;
     float *in = calloc(rows, wide * sizeof *in), *out = calloc(rows, wide * sizeof *out);

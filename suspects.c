@@ -41,6 +41,7 @@ static const struct { format f; const char *name; } halves[2] = {{FORMAT_BF16, "
 static void try_embedding(diagnosis *d)
 {
     uint64_t at = TAP_BIT(Q3_TAP_EMBED_TOKENS);
+    attempt(d, at, EMBED_SCALED, 1, "embedding scaled by sqrt(hidden_size) in the run's dtype");
     attempt(d, at, EMBED_SCALED, 0, "embedding scaled by sqrt(hidden_size)");
     attempt(d, at, EMBED_ROW, 1, "embedding row of id + 1");
     attempt(d, at, EMBED_ROW, -1, "embedding row of id - 1");
@@ -150,6 +151,9 @@ static void try_map(diagnosis *d, uint64_t at, const char *where)
     attempt(d, at, MAP_BIAS_AFTER, 0, "%sbias added after the rounding", where);
     for (size_t i = 0; i < 4; i++)
         attempt(d, at, MAP_TAIL, (double)tails[i], "%stail of the sum missing, its last %zu terms", where, tails[i]);
+    for (size_t i = 1; i < 4; i++)
+        attempt(d, at, MAP_TAIL_BLOCK, (double)tails[i], "%stail of the sum missing, what is left of blocks of %zu terms",
+                where, tails[i]);
     for (size_t i = 0; i < FORMATS; i++) {
         const char *name = formats[i].name;
         if (formats[i].f == FORMAT_FP8) attempt(d, at, MAP_OPERANDS, FORMAT_FP8, "%soperands rounded to fp8", where);

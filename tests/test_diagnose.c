@@ -696,7 +696,7 @@ static void make_shape(const world *w, float *y, int variant)
 #define INNER HIDE(Q3_TAP_INPUT_LAYERNORM, Q3_TAP_MLP)
 
 static const trouble troubles[] = {
-    {"embedding scaled", "base", Q3_BF16, Q3_TAP_EMBED_TOKENS, 0, make_embedding, 0},
+    {"embedding scaled by sqrt(hidden_size) in", "base", Q3_BF16, Q3_TAP_EMBED_TOKENS, 0, make_embedding, 0},
     {"embedding row of id + 1", "base", Q3_BF16, Q3_TAP_EMBED_TOKENS, 0, make_embedding, 1},
     {"position off by one (the first is 10)", "base", Q3_F32, Q3_TAP_COS, 0, make_table, 0},
     {"positions from 0 though", "base", Q3_BF16, Q3_TAP_COS, 0, make_table, 1},
