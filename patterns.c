@@ -86,7 +86,7 @@ static bool inside(const shape *s, size_t t, size_t i, bool one_expert)
 static void name_region(char *text, size_t room, const shape *s, bool one_expert)
 {
     const evidence *e = s->e;
-    char of[48] = "", tokens[64] = "";
+    char of[32] = "", tokens[32] = "";
     const char *row = e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS ? "key" : "channel";
     if (one_expert) snprintf(of, sizeof of, " of expert %zu", s->first_expert);
     if (s->token_count == 1) snprintf(tokens, sizeof tokens, " of token %zu", s->first_token);
@@ -302,6 +302,43 @@ static void say_place(diagnosis *d, const shape *s)
     snprintf(d->text, sizeof d->text, "a mistake in one place: only %s wrong", what);
 }
 
+/* Wrong where an expert is used, and right elsewhere. */
+static void say_expert(diagnosis *d, const shape *s)
+{
+    const evidence *e = d->e;
+    const float *ids = e->tap[Q3_TAP_TOPK_INDICES];
+    size_t A = e->config->num_experts_per_tok;
+    if ((e->id != Q3_TAP_MLP && e->id != Q3_TAP_LAYER) || tap_is_dense(e) || ids == NULL || s->token_count < 2) return;
+    for (size_t expert = 0; expert < e->config->num_experts; expert++) {
+        size_t with = 0, right_without = 0, other = 0;
+        for (size_t t = e->first; t < e->T; t++) {
+            bool uses = false;
+            for (size_t a = 0; a < A; a++) uses = uses || ids[t * A + a] == (float)expert;
+            with += uses && s->tokens[t] > 0;
+            right_without += !uses && s->tokens[t] == 0;
+            other += uses != (s->tokens[t] > 0);
+        }
+        if (other > 0 || with < 2 || right_without < 2) continue;
+        d->strength = PLACE;
+        snprintf(d->text, sizeof d->text, "a mistake in one place: all tokens with expert %zu wrong, no other", expert);
+    }
+}
+
+/* Ids that stand twice in a token's choice. */
+static void say_choice(diagnosis *d)
+{
+    const evidence *e = d->e; /* sorted */
+    size_t tokens = 0;
+    for (size_t t = e->first; t < e->T; t++) {
+        bool twice = false;
+        for (size_t i = t * e->row + 1; i < (t + 1) * e->row; i++) twice = twice || e->theirs[i] == e->theirs[i - 1];
+        tokens += twice;
+    }
+    if (tokens == 0 || d->strength != NOTHING) return;
+    d->strength = PLACE;
+    snprintf(d->text, sizeof d->text, "the same expert chosen twice in %zu of %zu tokens", tokens, e->T - e->first);
+}
+
 static void prepare(shape *s)
 {
     const evidence *e = s->e;
@@ -323,7 +360,10 @@ void find_patterns(diagnosis *d)
     shape s = {.e = d->e};
     pass exact;
     mistake m = {TAP_BIT(d->e->id), MAP_NOT_ROUNDED, 0, NULL};
-    if (d->e->id == Q3_TAP_TOPK_INDICES) return;
+    if (d->e->id == Q3_TAP_TOPK_INDICES) {
+        say_choice(d);
+        return;
+    }
     prepare(&s);
     bool good = s.tokens != NULL && s.channels != NULL && s.parts != NULL && s.by_expert != NULL && s.y != NULL;
     bool map = pass_run(&exact, d->e, &m) != NULL;
@@ -337,6 +377,7 @@ void find_patterns(diagnosis *d)
         try_shift(d, &s);
         if (d->e->id == Q3_TAP_PROBS) try_dropout(d, &s);
         if (d->strength == NOTHING) try_token_factors(d, &s);
+        if (d->strength == NOTHING && !d->rounding) say_expert(d, &s);
         if (d->strength == NOTHING && !d->rounding) say_place(d, &s);
     }
     d->no_memory = d->no_memory || !good || exact.no_memory;
