@@ -74,14 +74,18 @@ static void put_place(q3_text *out, const char *key, const size_t *place, size_t
 }
 
 /* Three digits are enough for a bar. */
+/* Three digits are enough for bars. */
 static void put_profile(q3_text *out, const char *key, const float *values, size_t count)
 {
-    char digits[32];
     put_key(out, key);
     q3_text_add(out, "[");
     for (size_t i = 0; i < count; i++) {
-        snprintf(digits, sizeof digits, "%s%.3g", i > 0 ? "," : "", (double)values[i]);
-        q3_text_add(out, digits);
+        double value = (double)values[i];
+        bool written = value < 0x1p100; /* what is above is infinite for report_short */
+        q3_text_add(out, i > 0 ? "," : "");
+        q3_text_add(out, written ? "" : "\"");
+        report_short(out, value);
+        q3_text_add(out, written ? "" : "\"");
     }
     q3_text_add(out, "]");
 }
@@ -549,7 +553,7 @@ q3_status report_read(report *r, const char *name, const char *lines, size_t len
         at += n + 1;
     }
     if (status == Q3_OK && !r->has_run)
-        status = fail(error, Q3_ERROR_INPUT, "%s: found no line of a run, expected a report that check or diff wrote", name);
+        status = fail(error, Q3_ERROR_INPUT, "%s: found no line of a run, expected reports that check or diff wrote", name);
     if (status == Q3_OK) status = merge(r, error);
     if (status == Q3_OK && r->run.layers > 0) status = check_layers(r, error);
     if (status != Q3_OK) report_close(r);
@@ -614,7 +618,7 @@ void report_digits(q3_text *out, double value, int count)
         q3_text_add(out, value != value ? "nan" : value > 0 ? "inf" : "-inf");
         return;
     }
-    q3_json_repr(value < 0 ? -value : value, repr);
+    q3_json_repr(value > 0 ? value : 0 - value, repr); /* -0 is 0 */
     const char *e = strchr(repr, 'e');
     for (const char *p = repr; *p != 0 && p != e; p++) { /* digits without leading zeros */
         if (*p == '.') {

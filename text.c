@@ -329,10 +329,11 @@ static void add_bad(q3_text *out, const report_entry *e, bool ids)
     report_place(&line, e, f->bad_at);
     q3_text_add(&line, ": ours "), report_short(&line, f->bad_ours);
     q3_text_add(&line, ", theirs "), report_short(&line, f->bad_theirs);
-    if (!ids) {
-        q3_text_add(&line, ", "), report_short(&line, f->bad_ulp);
-        q3_text_add(&line, " ulp apart");
-        if (f->judged > 0) q3_text_add(&line, ", bound "), report_short(&line, f->bad_bound_ulp), q3_text_add(&line, " ulp");
+    bool finite = f->bad_ours - f->bad_ours == 0 && f->bad_theirs - f->bad_theirs == 0;
+    if (finite && !ids) q3_text_add(&line, ", "), report_short(&line, f->bad_ulp), q3_text_add(&line, " ulp apart");
+    if (finite && !ids && f->judged > 0) {
+        q3_text_add(&line, ", bound "), report_short(&line, f->bad_bound_ulp);
+        q3_text_add(&line, " ulp");
     }
     add_indented(out, &line);
 }
@@ -347,27 +348,33 @@ static void add_router(q3_text *out, const finding *f)
     add_number(&line, " with wrong experts, ", f->near_ties);
     add_number(&line, " near-ties, ", f->other_order);
     q3_text_add(&line, " in another order");
-    if (f->margin_bins > 0) q3_text_add(&line, "; smallest margin p_k - p_(k+1): "), report_short(&line, least);
+    if (f->margin_bins > 0) q3_text_add(&line, "; smallest margin "), report_short(&line, least);
     add_indented(out, &line);
 }
 
 static void add_figures(q3_text *out, const report_entry *e)
 {
     const finding *f = &e->f;
-    q3_text most = {0}, share = {0};
+    q3_text most = {0}, whole = {0}, share = {0};
     q3_text_add(&most, "most: "), report_short(&most, f->max_ulp);
     q3_text_add(&most, " ulp at "), report_place(&most, e, f->max_at);
-    if (f->judged > 0) q3_text_add(&most, " ("), report_short(&most, f->max_bound_ratio), q3_text_add(&most, " of its bound)");
-    q3_text_add(&most, "; relative L2 "), report_short(&most, f->relative_l2);
-    q3_text_add(&most, ", gain "), report_digits(&most, f->gain, 6);
-    q3_text_add(&most, ", offset "), report_short(&most, f->offset);
+    if (f->judged > 0) {
+        q3_text_add(&most, "; up to "), report_short(&most, f->max_bound_ratio);
+        q3_text_add(&most, " times the bound");
+    }
     add_indented(out, &most);
+    q3_text_add(&whole, "relative L2 "), report_short(&whole, f->relative_l2);
+    q3_text_add(&whole, ", gain "), report_digits(&whole, f->gain, 6);
+    q3_text_add(&whole, ", offset "), report_short(&whole, f->offset);
+    add_number(&whole, "; worst token ", f->worst_token);
+    add_number(&whole, ", worst channel ", f->worst_channel);
+    add_indented(out, &whole);
     q3_text_add(&share, "differ: "), add_share(&share, (double)f->differ, (double)f->elements);
-    if (f->judged > 0)
-        q3_text_add(&share, ", at most "), add_share(&share, f->expected, (double)f->judged), q3_text_add(&share, " expected");
-    q3_text_add(&share, ", above 1 ulp "), add_share(&share, (double)f->over_1_ulp, (double)f->elements);
-    add_number(&share, "; worst token ", f->worst_token);
-    add_number(&share, ", worst channel ", f->worst_channel);
+    if (f->judged > 0) {
+        q3_text_add(&share, ", at most "), add_share(&share, f->expected, (double)f->judged);
+        q3_text_add(&share, " expected");
+    }
+    q3_text_add(&share, "; by more than 1 ulp: "), add_share(&share, (double)f->over_1_ulp, (double)f->elements);
     add_indented(out, &share);
 }
 
@@ -402,8 +409,8 @@ static void add_entry(q3_text *out, const report_entry *e, bool colour)
         add_router(out, f);
     else if (f->differ > 0)
         add_figures(out, e);
-    if (f->between_count > 0) {
-        q3_text_add(&between, f->verdict == VERDICT_UNJUDGED ? "record too: " : "judged together with: ");
+    if (f->between_count > 0 && f->verdict != VERDICT_UNJUDGED) {
+        q3_text_add(&between, "judged together with: ");
         report_operators(&between, f);
         add_indented(out, &between);
     }
@@ -466,8 +473,9 @@ static void add_missing_taps(q3_text *out, const report *r)
     for (int id = 0; id < Q3_TAP_COUNT; id++)
         if (wanted[id]) all.between[all.between_count++] = (q3_tap_id)id;
     if (all.between_count == 0) return;
-    add_number(&line, "to judge ", unjudged);
-    q3_text_add(&line, unjudged == 1 ? " more tensor, record too: " : " more tensors, record some of: ");
+    q3_text_add(out, "unjudged    ");
+    q3_text_uint(&line, unjudged);
+    q3_text_add(&line, unjudged == 1 ? " tensor; to judge it, record some of: " : " tensors; to judge them, record some of: ");
     report_operators(&line, &all);
     add_words(out, &line);
 }
