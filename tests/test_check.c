@@ -99,13 +99,13 @@ static void read_lines(void)
         if (tap == NULL || word == NULL || word > end) continue;
         sscanf(tap + 7, "%79[^\"]", name);
         sscanf(word + 11, "%15[^\"]", said);
-        for (int v = 0; v < VERDICT_COUNT; v++) {
+        for (unsigned v = 0; v < VERDICT_COUNT; v++) {
             if (strcmp(said, verdict_names[v]) != 0) continue;
             count_of[v]++;
             bool bad = v == VERDICT_DIFFERS || v == VERDICT_NON_FINITE || v == VERDICT_SHAPE;
             if (bad && first_bad[0] == 0) memcpy(first_bad, name, sizeof name);
             memcpy(found[found_count].name, name, sizeof name);
-            found[found_count++].verdict = v;
+            found[found_count++].verdict = (verdict)v;
         }
     }
 }
