@@ -525,7 +525,10 @@ static void make_router(const world *w, float *y, int variant)
 static void make_choice(const world *w, float *y, int variant)
 {
     const float *p = w->tap[Q3_TAP_ROUTER_PROBS];
-    (void)variant;
+    if (variant == 1) {
+        y[2 * w->A] = y[2 * w->A + 1];
+        return;
+    }
     for (size_t t = 0; t < T; t++)
         for (size_t e = 0; e < w->E; e++) {
             size_t below = 0;
@@ -561,6 +564,7 @@ static void weights_of(const world *w, float *y, int variant)
             if (variant == 8 && a + 1 == w->A) x = 0;
             if (variant == 9 && ids[t * w->A + a] == 2.0f) x = 0;
             if (variant == 10 && ids[t * w->A + a] == 2.0f && t > 4) x = 0;
+            if (variant == 11 && ids[t * w->A + a] == 4.0f) x *= 1 + 0.3 * (double)(t + 1);
             y[t * w->A + a] = D(w, x);
         }
     }
@@ -775,6 +779,7 @@ static const trouble troubles[] = {
     {"sigmoid instead of softmax", "base", Q3_BF16, Q3_TAP_ROUTER_PROBS, 0, make_router, 3},
     {"router probabilities rounded to bfloat16", "base", Q3_BF16, Q3_TAP_ROUTER_PROBS, 0, make_router, 4},
     {"the smallest chosen", "base", Q3_BF16, Q3_TAP_TOPK_INDICES, 0, make_choice, 0},
+    {"the same expert chosen twice in 1 of 12", "base", Q3_BF16, Q3_TAP_TOPK_INDICES, 0, make_choice, 1},
     {"top-k weights not renormalised", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 0},
     {"weights paired in the order of the ids", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 1},
     {"weights paired in reverse", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 2},
@@ -806,6 +811,7 @@ static const trouble troubles[] = {
      make_mlp, 0},
     {"top-k weights not renormalised", "base", Q3_F32, Q3_TAP_LAYER, INNER, make_layer, 0},
     {"weights paired in reverse", "base", Q3_F32, Q3_TAP_LAYER, INNER, make_layer, 2},
+    {"a mistake in one place: all tokens with expert 4 wrong", "base", Q3_F32, Q3_TAP_LAYER, INNER, make_layer, 11},
     {"norm missing", "base", Q3_BF16, Q3_TAP_NORM, 0, make_head, 3},
     {"lm_head tied", "base", Q3_BF16, Q3_TAP_LM_HEAD, 0, make_head, 0},
     {"logits softcapped, 30", "base", Q3_F32, Q3_TAP_LM_HEAD, 0, make_head, 1},
