@@ -39,7 +39,8 @@ static double distance(const evidence *e, const float *y)
 {
     double sum = 0;
     for (size_t i = e->first * e->row; i < e->T * e->row; i++) {
-        double a = (double)y[i], b = (double)e->theirs[i], size = absolute(a) > absolute(b) ? absolute(a) : absolute(b);
+        double a = (double)y[i], b = (double)e->theirs[i];
+        double size = absolute(a) > absolute(b) ? absolute(a) : absolute(b);
         if (e->bound[i] < 0 || a == b || (a != a && b != b)) continue;
         double d = (a - b) / ulp_of(size, stored_in(e));
         sum += absolute(d) < 1e4 ? d * d : 1e8;
@@ -60,7 +61,8 @@ static bool nearly_agrees(const evidence *e, const float *y)
 {
     size_t outside = 0;
     for (size_t i = e->first * e->row; i < e->T * e->row; i++) {
-        double a = (double)y[i], b = (double)e->theirs[i], size = absolute(a) > absolute(b) ? absolute(a) : absolute(b);
+        double a = (double)y[i], b = (double)e->theirs[i];
+        double size = absolute(a) > absolute(b) ? absolute(a) : absolute(b);
         if (agrees(e, i, y[i])) continue;
         if (!(absolute(a - b) <= e->bound[i] + 2 * ulp_of(size, stored_in(e)))) return false;
         outside++;
@@ -100,7 +102,8 @@ static size_t unit_of(const evidence *e, unit_kind kind, size_t t, size_t i)
     return (size_t)e->tap[Q3_TAP_TOPK_INDICES][t * A + i / (e->row / A)];
 }
 
-static void name_units(char *text, size_t room, unit_kind kind, size_t first, size_t last, size_t wrong, size_t all)
+static void name_units(char *text, size_t room, unit_kind kind, size_t first, size_t last, size_t wrong,
+                       size_t all)
 {
     static const char *const names[UNIT_KINDS] = {"token", "key", "head", "expert"};
     const char *name = names[kind];
@@ -253,8 +256,8 @@ static bool copy_judged(judged_copy *c, const evidence *e)
 #define WORK 5e10 /* multiplications: about a minute */
 
 /* A rounding shows in some elements only, and so needs all of them. Else the tokens up to the first wrong one are
- * enough to choose by, where whole prompts of a large model would take long: what a token has depends on those before
- * it alone. (Scores and probs lie in rows of T.) */
+ * enough to choose by, where whole prompts of a large model would take long: what a token has depends on those
+ * before it alone. (Scores and probs lie in rows of T.) */
 static size_t tokens_to_choose_by(const diagnosis *d)
 {
     const evidence *e = d->e;
@@ -262,8 +265,9 @@ static size_t tokens_to_choose_by(const diagnosis *d)
     size_t wide = c->num_experts_per_tok * c->moe_intermediate_size, t = e->first;
     if (c->intermediate_size > wide) wide = c->intermediate_size;
     double token = (double)c->hidden_size * (double)(3 * wide + 4 * c->num_attention_heads * c->head_dim);
-    bool square = e->given[Q3_TAP_SCORES] || e->given[Q3_TAP_PROBS] || e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS;
-    if (d->rounding || square || e->config->rope.type == Q3_ROPE_DYNAMIC || (double)e->T * token < 1e8) return e->T;
+    bool square = e->given[Q3_TAP_SCORES] || e->given[Q3_TAP_PROBS] || e->id == Q3_TAP_SCORES ||
+                  e->id == Q3_TAP_PROBS, all = d->rounding || c->rope.type == Q3_ROPE_DYNAMIC;
+    if (all || square || (double)e->T * token < 1e8) return e->T;
     for (bool right = true; right && t < e->T; t++)
         for (size_t i = t * e->row; i < (t + 1) * e->row && right; i++) right = agrees(e, i, e->ours[i]);
     t += 2;

@@ -32,14 +32,15 @@ typedef enum mistake_kind {
     NORM_ALL_HEADS, NORM_AFTER_ROPE,
     /* linear maps */
     MAP_TRANSPOSED, MAP_OTHER_WEIGHT, MAP_FP8, MAP_INT8, MAP_OPERANDS /* (format) */, MAP_CAST /* (format) */,
-    MAP_LOW_SUM /* (format) */, MAP_PARTS /* (count) */, MAP_TAIL /* (terms) */, MAP_TAIL_BLOCK /* (terms) */, MAP_NO_BIAS, MAP_BIAS_TWICE,
-    MAP_BIAS_AFTER, MAP_NOT_ROUNDED, MAP_INTERLEAVED, MAP_STREAM, MAP_WEIGHTED, MAP_EXPERTS /* (see map) */,
+    MAP_LOW_SUM /* (format) */, MAP_PARTS /* (count) */, MAP_TAIL /* (terms) */, MAP_TAIL_BLOCK /* (terms) */,
+    MAP_NO_BIAS, MAP_BIAS_TWICE, MAP_BIAS_AFTER, MAP_NOT_ROUNDED, MAP_INTERLEAVED, MAP_STREAM,
+    MAP_WEIGHTED, MAP_EXPERTS /* (see map) */,
     MAP_SOFTMAX, MAP_CAPPED /* (cap) */,
     /* attention; KEY_ and HEAD_ at the scores, at o_proj's input, or both */
     SCORE_SCALE /* (factor) */, SCORE_ONCE, SCORE_QUERY_FIRST, SCORE_CAPPED /* (cap) */, HEAD_TILED, HEAD_DIVISOR,
     CACHE_STALE, CACHE_SHIFTED, CACHE_FORMAT /* (format) */, CACHE_UNROTATED, PROB_FUTURE, PROB_STRICT,
-    PROB_UNMASKED, PROB_WINDOW /* (keys) */, PROB_FORMAT /* (format) */, PROB_NO_MAXIMUM /* (format) */, PROB_SINK, PROB_BASE_2, VALUE_FROM_KEYS,
-    VALUE_JOINED,
+    PROB_UNMASKED, PROB_WINDOW /* (keys) */, PROB_FORMAT /* (format) */, PROB_NO_MAXIMUM /* (format) */, PROB_SINK,
+    PROB_BASE_2, VALUE_FROM_KEYS, VALUE_JOINED,
     /* residual sums */
     SUM_NO_RESIDUAL, SUM_NO_BRANCH, SUM_NORMED, SUM_DOUBLED, SUM_NOT_ROUNDED, SUM_WITHOUT_ATTENTION,
     /* router */
@@ -50,8 +51,7 @@ typedef enum mistake_kind {
     WEIGHT_TWICE,
     /* MLP */
     ACT_GELU, ACT_GELU_TANH, ACT_RELU, ACT_HARD, ACT_ALPHA, ACT_CLAMPED, ACT_SIGMOID_ROUNDED, UP_PLUS_ONE,
-    UP_CLAMPED /* (limit) */, UP_ONCE, COMBINE_EXPERT /* (id that is missing) */, COMBINE_SLOT /* (slot missing) */,
-    COMBINE_WEIGHTED
+    UP_CLAMPED /* (limit) */, UP_ONCE, COMBINE_EXPERT /* (id that is missing) */, COMBINE_SLOT /* (slot missing) */
 } mistake_kind;
 
 #define TAP_BIT(id) ((uint64_t)1 << (id))

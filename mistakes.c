@@ -490,7 +490,8 @@ static double work_of(const evidence *e, q3_tap_id id, size_t row)
     double size = (double)e->T * (double)row;
     switch ((int)id) {
     case Q3_TAP_Q_PROJ: case Q3_TAP_K_PROJ: case Q3_TAP_V_PROJ: case Q3_TAP_GATE: case Q3_TAP_LM_HEAD:
-    case Q3_TAP_EXPERTS_GATE_PROJ: case Q3_TAP_EXPERTS_UP_PROJ: case Q3_TAP_DENSE_GATE_PROJ: case Q3_TAP_DENSE_UP_PROJ:
+    case Q3_TAP_EXPERTS_GATE_PROJ: case Q3_TAP_EXPERTS_UP_PROJ: case Q3_TAP_DENSE_GATE_PROJ:
+    case Q3_TAP_DENSE_UP_PROJ:
         return size * (double)c->hidden_size;
     case Q3_TAP_O_PROJ: return size * (double)(c->num_attention_heads * c->head_dim);
     case Q3_TAP_EXPERTS_DOWN_PROJ: return size * (double)c->moe_intermediate_size;

@@ -1,5 +1,5 @@
-/* patterns.c - what can be said of a difference without knowing the operator: a factor, channels that have another's
- * values, tokens in another order; else at least where it is. */
+/* patterns.c - what can be said of a difference without knowing the operator: a factor, channels that have
+ * another's values, tokens in another order; else at least where it is. */
 #include "diagnose.h"
 
 #include <stdio.h>
@@ -52,7 +52,8 @@ static void look(shape *s, bool rounding)
         for (size_t i = 0; i < e->row; i++) {
             size_t at = t * e->row + i;
             judged += e->bound[at] >= 0;
-            bool wrong = rounding ? e->bound[at] >= 0 && e->ours[at] != e->theirs[at] : !agrees(e, at, e->ours[at]);
+            bool differs = e->bound[at] >= 0 && e->ours[at] != e->theirs[at];
+            bool wrong = rounding ? differs : !agrees(e, at, e->ours[at]);
             if (!wrong) continue;
             s->tokens[t]++;
             s->channels[i % s->N]++;
@@ -223,7 +224,7 @@ static void try_tokens(diagnosis *d, shape *s)
         snprintf(text, sizeof text, "token %zu has the values of token %zu", s->first_token, other);
         if (other != s->first_token) weigh(d, s->y, text);
     }
-    for (size_t by = 1; by <= 1 && e->T > e->first + 1; by++) {
+    if (e->T > e->first + 1) {
         memcpy(s->y + (e->first + 1) * n, e->ours + e->first * n, (e->T - e->first - 1) * n * sizeof *s->y);
         memcpy(s->y + e->first * n, e->ours + e->first * n, n * sizeof *s->y);
         weigh(d, s->y, "values of the token before, shifted by one");
@@ -231,7 +232,8 @@ static void try_tokens(diagnosis *d, shape *s)
         memcpy(s->y + (e->T - 1) * n, e->ours + (e->T - 1) * n, n * sizeof *s->y);
         weigh(d, s->y, "values of the next token, shifted by one");
     }
-    for (size_t i = e->first * n; i < e->T * n; i++) s->y[i] = e->ours[i - i % s->N + (i % s->N + s->N / 2) % s->N];
+    for (size_t i = e->first * n; i < e->T * n; i++)
+        s->y[i] = e->ours[i - i % s->N + (i % s->N + s->N / 2) % s->N];
     if (s->N % 2 == 0) weigh(d, s->y, "halves of the channels swapped");
 }
 
@@ -273,7 +275,8 @@ static void try_dropout(diagnosis *d, shape *s)
     for (size_t i = e->first * e->row; i < e->T * e->row; i++)
         s->y[i] = e->theirs[i] == 0.0f ? 0.0f : q3_round(factor * (double)s->base[i], rounded_to(e));
     char text[160];
-    snprintf(text, sizeof text, "dropout left on, %zu of %zu elements are 0 and the others times %.4g", zeros, all, factor);
+    snprintf(text, sizeof text, "dropout left on, %zu of %zu elements are 0 and the others times %.4g", zeros, all,
+             factor);
     if (zeros > 0 && zeros * 2 < all && factor > 1.005) weigh(d, s->y, text);
 }
 
@@ -308,7 +311,8 @@ static void say_expert(diagnosis *d, const shape *s)
     const evidence *e = d->e;
     const float *ids = e->tap[Q3_TAP_TOPK_INDICES];
     size_t A = e->config->num_experts_per_tok;
-    if ((e->id != Q3_TAP_MLP && e->id != Q3_TAP_LAYER) || tap_is_dense(e) || ids == NULL || s->token_count < 2) return;
+    if ((e->id != Q3_TAP_MLP && e->id != Q3_TAP_LAYER) || tap_is_dense(e)) return;
+    if (ids == NULL || s->token_count < 2) return;
     for (size_t expert = 0; expert < e->config->num_experts; expert++) {
         size_t with = 0, right_without = 0, other = 0;
         for (size_t t = e->first; t < e->T; t++) {
@@ -320,7 +324,8 @@ static void say_expert(diagnosis *d, const shape *s)
         }
         if (other > 0 || with < 2 || right_without < 2) continue;
         d->strength = PLACE;
-        snprintf(d->text, sizeof d->text, "a mistake in one place: all tokens with expert %zu wrong, no other", expert);
+        snprintf(d->text, sizeof d->text, "a mistake in one place: all tokens with expert %zu wrong, no other",
+                 expert);
     }
 }
 
@@ -331,12 +336,14 @@ static void say_choice(diagnosis *d)
     size_t tokens = 0;
     for (size_t t = e->first; t < e->T; t++) {
         bool twice = false;
-        for (size_t i = t * e->row + 1; i < (t + 1) * e->row; i++) twice = twice || e->theirs[i] == e->theirs[i - 1];
+        for (size_t i = t * e->row + 1; i < (t + 1) * e->row; i++)
+            twice = twice || e->theirs[i] == e->theirs[i - 1];
         tokens += twice;
     }
     if (tokens == 0 || d->strength != NOTHING) return;
     d->strength = PLACE;
-    snprintf(d->text, sizeof d->text, "the same expert chosen twice in %zu of %zu tokens", tokens, e->T - e->first);
+    snprintf(d->text, sizeof d->text, "the same expert chosen twice in %zu of %zu tokens", tokens,
+             e->T - e->first);
 }
 
 static void prepare(shape *s)
@@ -346,7 +353,8 @@ static void prepare(shape *s)
     bool square = e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS;
     s->N = square ? e->T : rank == 3 ? dims[2] : e->row;
     s->heads = e->row / s->N;
-    if (e->id >= Q3_TAP_EXPERTS_GATE_PROJ && e->id <= Q3_TAP_EXPERTS_DOWN_PROJ && e->tap[Q3_TAP_TOPK_INDICES] != NULL)
+    bool slots = e->id >= Q3_TAP_EXPERTS_GATE_PROJ && e->id <= Q3_TAP_EXPERTS_DOWN_PROJ;
+    if (slots && e->tap[Q3_TAP_TOPK_INDICES] != NULL)
         s->experts = e->config->num_experts;
     s->tokens = calloc(e->T + 1, sizeof *s->tokens);
     s->channels = calloc(s->N + 1, sizeof *s->channels);

@@ -35,8 +35,8 @@ static void say_positions(char *text, size_t room, const evidence *e, const doub
     size_t t = e->first, begin = t;
     while (t + 1 < e->T && position[t + 1] == position[t] + 1) t++;
     if (t + 1 < e->T)
-        snprintf(text, room, "positions that do not go on: token %zu has position %.9g, token %zu has %.9g", t, position[t],
-                 t + 1, position[t + 1]);
+        snprintf(text, room, "positions that do not go on: token %zu has position %.9g, token %zu has %.9g", t,
+                 position[t], t + 1, position[t + 1]);
     else
         snprintf(text, room, "positions from %.9g instead of %zu", position[begin], e->start + begin);
 }
@@ -45,7 +45,8 @@ static void say_positions(char *text, size_t room, const evidence *e, const doub
 void search_positions(diagnosis *d)
 {
     const evidence *e = d->e;
-    bool table = e->id == Q3_TAP_COS || e->id == Q3_TAP_SIN, rope = e->id == Q3_TAP_Q_ROPE || e->id == Q3_TAP_K_ROPE;
+    bool table = e->id == Q3_TAP_COS || e->id == Q3_TAP_SIN;
+    bool rope = e->id == Q3_TAP_Q_ROPE || e->id == Q3_TAP_K_ROPE;
     size_t count = e->T * e->row, found = 0, candidates = e->start < e->T ? e->start + e->T : 2 * e->T;
     if ((!table && !rope) || d->rounding || d->strength == FULL || e->T > 1024) return;
     float *y = calloc(count, sizeof *y);
@@ -97,17 +98,18 @@ static double power_of(double base, double y)
     return q3_exp(y * q3_log(base));
 }
 
-/* From the slowest angle of the last row to the fastest, each time the turn that is nearest to what the slower ones
- * say: the error of theta shrinks as the angles grow. */
-static double theta_of(const evidence *e, double scaling)
+/* From the slowest angle of the last row to the fastest, each time the turn that is nearest to what the slower
+ * ones say: the error of theta shrinks as the angles grow. */
+static double theta_of(const evidence *e)
 {
     size_t hd = e->config->head_dim, half = hd / 2, t = e->T - 1;
     double p = (double)(e->start + t), theta = 0, turn = 0x1.921fb54442d18p+2;
     const float *row = e->theirs + t * hd;
     for (size_t j = half - 1; j > 0; j--) {
-        double c = (double)row[j] / scaling, exponent = 2 * (double)j / (double)hd;
+        double c = (double)row[j], exponent = 2 * (double)j / (double)hd;
         if (!(absolute(c) < 1)) continue;
         double a = arc_cosine(c), near = theta > 0 ? p * power_of(theta, -exponent) : a, best = a;
+        if (!(near < 1e7)) break;
         double whole = (double)(int64_t)(near / turn);
         for (double k = whole > 1 ? whole - 1 : 0; k <= whole + 1; k++) {
             if (absolute(k * turn + a - near) < absolute(best - near)) best = k * turn + a;
@@ -123,13 +125,12 @@ void search_theta(diagnosis *d)
 {
     const evidence *e = d->e;
     uint64_t at = TAP_BIT(Q3_TAP_COS) | TAP_BIT(Q3_TAP_SIN);
-    if (e->id != Q3_TAP_COS || d->rounding || d->strength == FULL || e->start + e->T < 3 || e->config->head_dim < 4 ||
-        e->config->rope.type != Q3_ROPE_DEFAULT)
-        return;
-    double theta = theta_of(e, 1);
+    bool plain = e->config->rope.type == Q3_ROPE_DEFAULT && e->config->head_dim >= 4;
+    if (e->id != Q3_TAP_COS || d->rounding || d->strength == FULL || e->start + e->T < 3 || !plain) return;
+    double theta = theta_of(e);
     for (int digits = 1; digits <= 5 && theta > 1 && theta < 1e12 && d->strength != FULL; digits++)
-        attempt(d, at, TABLE_THETA, shortened(theta, digits), "rope_theta %.9g instead of %.9g", shortened(theta, digits),
-                e->config->rope.rope_theta);
+        attempt(d, at, TABLE_THETA, shortened(theta, digits), "rope_theta %.9g instead of %.9g",
+                shortened(theta, digits), e->config->rope.rope_theta);
 }
 
 /* ==== Eps ====================================================================================== */
@@ -181,7 +182,8 @@ void search_limit(diagnosis *d)
     bool sparse = e->id == Q3_TAP_EXPERTS_DOWN_PROJ_INPUT;
     const float *act = e->tap[sparse ? Q3_TAP_EXPERTS_ACT_FN : Q3_TAP_DENSE_ACT_FN];
     double sum = 0, count = 0;
-    if ((!sparse && e->id != Q3_TAP_DENSE_DOWN_PROJ_INPUT) || act == NULL || d->rounding || d->strength == FULL) return;
+    if (!sparse && e->id != Q3_TAP_DENSE_DOWN_PROJ_INPUT) return;
+    if (act == NULL || d->rounding || d->strength == FULL) return;
     for (size_t i = e->first * e->row; i < e->T * e->row; i++) {
         if (act[i] == 0.0f || agrees(e, i, e->ours[i])) continue;
         sum += absolute((double)e->theirs[i] / (double)act[i]);
@@ -200,7 +202,8 @@ static void say_experts(char *text, size_t room, const size_t *map, size_t E)
     size_t wrong = 0, used = (size_t)snprintf(text, room, "experts permuted: ");
     for (size_t e = 0; e < E; e++) {
         if (map[e] == e || wrong++ >= 3 || used >= room) continue;
-        used += (size_t)snprintf(text + used, room - used, "%s%zu has the weights of %zu", wrong > 1 ? ", " : "", e, map[e]);
+        used += (size_t)snprintf(text + used, room - used, "%s%zu has the weights of %zu", wrong > 1 ? ", " : "",
+                                 e, map[e]);
     }
     if (wrong > 3 && used < room) snprintf(text + used, room - used, " and so on, %zu in all", wrong);
 }
@@ -318,8 +321,9 @@ void search_missing(diagnosis *d)
     }
     if (y != NULL && tokens > 0) {
         char text[160];
-        snprintf(text, sizeof text, "experts missing from the sum in %zu of %zu tokens (first: token %zu, expert %zu)",
-                 tokens, e->T - e->first, first, (size_t)e->tap[Q3_TAP_TOPK_INDICES][first * A + slot]);
+        snprintf(text, sizeof text,
+                 "experts missing from the sum in %zu of %zu tokens (first: token %zu, expert %zu)", tokens,
+                 e->T - e->first, first, (size_t)e->tap[Q3_TAP_TOPK_INDICES][first * A + slot]);
         weigh(d, y, text);
     }
     free(y);

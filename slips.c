@@ -255,7 +255,8 @@ static bool run_expert(float *y, float *in, float *out, pass *p, q3_tap_id id, m
         if (ids[slot] != (float)e) continue;
         const float *from = x + (down ? slot : slot / A) * K;
         for (size_t k = 0; k < K; k++)
-            in[n * K + k] = weights == NULL ? from[k] : q3_round((double)from[k] * (double)weights[slot], v->dtype);
+            in[n * K + k] = weights == NULL ? from[k]
+                                            : q3_round((double)from[k] * (double)weights[slot], v->dtype);
         n++;
     }
     size_t source = kind == MAP_EXPERTS ? p->m->map[e] : e;

@@ -36,7 +36,9 @@ static const struct { format f; const char *name; } formats[] = {
     {FORMAT_F16, "f16"}, {FORMAT_FP8, "fp8"},
 };
 #define FORMATS (sizeof formats / sizeof formats[0])
-static const struct { format f; const char *name; } halves[2] = {{FORMAT_BF16, "bfloat16"}, {FORMAT_F16, "float16"}};
+static const struct { format f; const char *name; } halves[2] = {
+    {FORMAT_BF16, "bfloat16"}, {FORMAT_F16, "float16"},
+};
 
 static void try_embedding(diagnosis *d)
 {
@@ -67,8 +69,8 @@ static void try_table(diagnosis *d)
     if (rope->type == Q3_ROPE_YARN) attempt(d, at, TABLE_NO_FACTOR, 0, "YaRN's attention factor missing");
     if (rope->original_max_position_embeddings > 0) derived /= rope->original_max_position_embeddings;
     if (rope->type != Q3_ROPE_DEFAULT && derived >= 1 && derived < 1e4)
-        attempt(d, at, TABLE_FACTOR, derived, "RoPE scaling factor %.9g instead of %.9g (of max_position_embeddings)",
-                derived, rope->factor);
+        attempt(d, at, TABLE_FACTOR, derived,
+                "RoPE scaling factor %.9g instead of %.9g (of max_position_embeddings)", derived, rope->factor);
     for (size_t i = 0; i < sizeof thetas / sizeof thetas[0]; i++)
         if (thetas[i] != rope->rope_theta)
             attempt(d, at, TABLE_THETA, thetas[i], "rope_theta %.9g instead of %.9g", thetas[i], rope->rope_theta);
@@ -118,7 +120,8 @@ static const char *other_weight(q3_tap_id id)
 
 static void try_norms(diagnosis *d)
 {
-    static const q3_tap_id ids[] = {Q3_TAP_INPUT_LAYERNORM, Q3_TAP_Q_NORM, Q3_TAP_POST_ATTENTION_LAYERNORM, Q3_TAP_NORM};
+    static const q3_tap_id ids[] = {Q3_TAP_INPUT_LAYERNORM, Q3_TAP_Q_NORM, Q3_TAP_POST_ATTENTION_LAYERNORM,
+                                    Q3_TAP_NORM};
     static const double eps[] = {0, 1e-5, 1e-6, 1e-8, 1e-12, 1e-4, 1e-3, 1e-7, 1e-10};
     for (size_t n = 0; n < sizeof ids / sizeof ids[0]; n++) {
         char name[Q3_TAP_NAME_SIZE + 4], text[160];
@@ -150,21 +153,26 @@ static void try_map(diagnosis *d, uint64_t at, const char *where)
     attempt(d, at, MAP_BIAS_TWICE, 0, "%sbias added twice", where);
     attempt(d, at, MAP_BIAS_AFTER, 0, "%sbias added after the rounding", where);
     for (size_t i = 0; i < 4; i++)
-        attempt(d, at, MAP_TAIL, (double)tails[i], "%stail of the sum missing, its last %zu terms", where, tails[i]);
+        attempt(d, at, MAP_TAIL, (double)tails[i], "%stail of the sum missing, its last %zu terms", where,
+                tails[i]);
     for (size_t i = 1; i < 4; i++)
-        attempt(d, at, MAP_TAIL_BLOCK, (double)tails[i], "%stail of the sum missing, what is left of blocks of %zu terms",
-                where, tails[i]);
+        attempt(d, at, MAP_TAIL_BLOCK, (double)tails[i],
+                "%stail of the sum missing, what is left of blocks of %zu terms", where, tails[i]);
     for (size_t i = 0; i < FORMATS; i++) {
         const char *name = formats[i].name;
-        if (formats[i].f == FORMAT_FP8) attempt(d, at, MAP_OPERANDS, FORMAT_FP8, "%soperands rounded to fp8", where);
-        else attempt(d, at, MAP_OPERANDS, formats[i].f, "%soperands rounded to %s, declare --accumulate %s", where, name, name);
+        if (formats[i].f == FORMAT_FP8)
+            attempt(d, at, MAP_OPERANDS, FORMAT_FP8, "%soperands rounded to fp8", where);
+        else
+            attempt(d, at, MAP_OPERANDS, formats[i].f, "%soperands rounded to %s, declare --accumulate %s", where,
+                    name, name);
     }
     for (size_t i = 0; i < 2; i++) {
         attempt(d, at, MAP_CAST, halves[i].f, "%soperands and result rounded to %s", where, halves[i].name);
         attempt(d, at, MAP_LOW_SUM, halves[i].f, "%ssums accumulated in %s", where, halves[i].name);
     }
     for (size_t parts = 2; parts <= 8; parts *= 2)
-        attempt(d, at, MAP_PARTS, (double)parts, "%ssum in %zu parts, each rounded (split accumulation)", where, parts);
+        attempt(d, at, MAP_PARTS, (double)parts, "%ssum in %zu parts, each rounded (split accumulation)", where,
+                parts);
     attempt(d, at, MAP_FP8, 0, "%sweights quantised to fp8", where);
     attempt(d, at, MAP_INT8, 0, "%sweights quantised to int8", where);
     attempt(d, at, MAP_NOT_ROUNDED, 0, "%sresult not rounded", where);
@@ -181,8 +189,10 @@ static void try_maps(diagnosis *d)
     uint64_t all = experts | TAP_BIT(Q3_TAP_EXPERTS_DOWN_PROJ);
     size_t I = d->e->config->intermediate_size, F = d->e->config->moe_intermediate_size;
     if (F < I && tap_is_dense(d->e))
-        attempt(d, TAP_BIT(Q3_TAP_MLP), MAP_TAIL, (double)(I - F), "dense MLP as wide as an expert, %zu instead of %zu", F, I);
-    attempt(d, TAP_BIT(Q3_TAP_K_PROJ) | TAP_BIT(Q3_TAP_V_PROJ), MAP_OTHER_WEIGHT, 0, "weights of k_proj and v_proj swapped");
+        attempt(d, TAP_BIT(Q3_TAP_MLP), MAP_TAIL, (double)(I - F),
+                "dense MLP as wide as an expert, %zu instead of %zu", F, I);
+    attempt(d, TAP_BIT(Q3_TAP_K_PROJ) | TAP_BIT(Q3_TAP_V_PROJ), MAP_OTHER_WEIGHT, 0,
+            "weights of k_proj and v_proj swapped");
     attempt(d, experts | dense, MAP_OTHER_WEIGHT, 0, "gate and up swapped");
     attempt(d, experts | dense, MAP_INTERLEAVED, 0, "gate and up interleaved row by row");
     attempt(d, experts, MAP_WEIGHTED, 0, "routing weight applied before the expert");
@@ -246,7 +256,8 @@ static void try_attention(diagnosis *d)
     attempt(d, probs, PROB_BASE_2, 0, "softmax in base 2");
     for (size_t i = 0; i < 2; i++) {
         attempt(d, probs, PROB_FORMAT, halves[i].f, "softmax in %s throughout", halves[i].name);
-        attempt(d, probs, PROB_NO_MAXIMUM, halves[i].f, "softmax in %s without its maximum subtracted", halves[i].name);
+        attempt(d, probs, PROB_NO_MAXIMUM, halves[i].f, "softmax in %s without its maximum subtracted",
+                halves[i].name);
     }
 }
 
@@ -282,7 +293,8 @@ static void try_sums(diagnosis *d)
     static const struct { mistake_kind kind; const char *text; } list[] = {
         {SUM_NO_RESIDUAL, "residual missing"}, {SUM_NO_BRANCH, "branch missing, the residual alone"},
         {SUM_NORMED, "residual taken from the normed input"}, {SUM_DOUBLED, "residual doubled"},
-        {SUM_WITHOUT_ATTENTION, "residual taken from before attention"}, {SUM_NOT_ROUNDED, "residual sum not rounded"},
+        {SUM_WITHOUT_ATTENTION, "residual taken from before attention"},
+        {SUM_NOT_ROUNDED, "residual sum not rounded"},
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
         attempt(d, TAP_BIT(Q3_TAP_POST_ATTENTION_INPUT), list[i].kind, 0, "%s%s", list[i].text,

@@ -231,7 +231,8 @@ static void attention(const world *w, float *scores, float *probs, float *values
                 double y = 0;
                 for (size_t i = low; i < end; i++) {
                     size_t from = o.shifted_values && i > 0 ? i - 1 : i;
-                    y += (double)probs[row + i] * (double)v[(from * w->K + key_head(w, h, o.tiled_values, o.divisor)) * w->hd + d];
+                    size_t head = key_head(w, h, o.tiled_values, o.divisor);
+                    y += (double)probs[row + i] * (double)v[(from * w->K + head) * w->hd + d];
                 }
                 values[(t * w->H + h) * w->hd + d] = D(w, y);
             }
@@ -252,7 +253,8 @@ static void attention_tap(const world *w, float *y, q3_tap_id id, attention_opti
 
 static attention_options right_attention(const world *w)
 {
-    attention_options o = {.scale = (double)(float)(1 / sqrt((double)w->hd)), .base = exp(1), .window = w->c->sliding_window};
+    attention_options o = {.scale = (double)(float)(1 / sqrt((double)w->hd)), .base = exp(1)};
+    o.window = w->c->sliding_window;
     return o;
 }
 
@@ -854,7 +856,8 @@ static void ask(char text[200], const world *w, q3_tap_id id, uint64_t hidden, c
         }
     }
     for (size_t i = 0; i < id; i++) {
-        bool square = i == Q3_TAP_SCORES || i == Q3_TAP_PROBS, dense = i >= Q3_TAP_DENSE_GATE_PROJ && i <= Q3_TAP_DENSE_DOWN_PROJ_INPUT;
+        bool square = i == Q3_TAP_SCORES || i == Q3_TAP_PROBS;
+        bool dense = i >= Q3_TAP_DENSE_GATE_PROJ && i <= Q3_TAP_DENSE_DOWN_PROJ_INPUT;
         e.given[i] = !(hidden >> i & 1) && !dense;
         if (!dense && (e.given[i] || !square)) e.tap[i] = w->tap[i];
     }
@@ -930,7 +933,10 @@ static void test_bare(const char *golden)
         bool dense = i >= Q3_TAP_DENSE_GATE_PROJ && i <= Q3_TAP_DENSE_DOWN_PROJ_INPUT;
         double *bound = memory(T * w.row[i], sizeof *bound);
         float *y = memory(T * w.row[i], sizeof *y);
-        for (size_t n = 0; n < T * w.row[i]; n++) bound[n] = 1e-3, y[n] = w.tap[i][n] + (i == Q3_TAP_TOPK_INDICES ? 0.0f : 1.0f);
+        for (size_t n = 0; n < T * w.row[i]; n++) {
+            bound[n] = 1e-3;
+            y[n] = w.tap[i][n] + (i == Q3_TAP_TOPK_INDICES ? 0.0f : 1.0f);
+        }
         for (size_t tokens = 1; tokens <= 2; tokens++) {
             char text[200];
             q3_error error;
