@@ -1,4 +1,4 @@
-/* report.c - findings as lines of JSON; such lines, of one run or of several, read and merged; and what they say. */
+/* report.c - findings as lines of JSON; such lines, of one run or of several, read and merged; what they say. */
 #include "json.h"
 #include "report.h"
 
@@ -112,8 +112,8 @@ void report_run(q3_text *out, const judged_run *run)
 
 /* The numbers of a finding, for writing and reading. */
 #define COUNTS(X) \
-    X(layer) X(elements) X(judged) X(differ) X(over_1_ulp) X(outside) X(worst_token) X(worst_channel) X(near_ties) \
-    X(wrong_sets) X(other_order)
+    X(layer) X(elements) X(judged) X(differ) X(over_1_ulp) X(outside) X(worst_token) X(worst_channel) \
+    X(near_ties) X(wrong_sets) X(other_order)
 #define REALS(X) \
     X(expected) X(max_ulp) X(max_ours) X(max_theirs) X(max_bound_ratio) X(relative_l2) X(gain) X(offset)
 
@@ -243,11 +243,12 @@ static void get_fixed(reader *in, uint32_t object, const char *key, bool or_null
     free(text);
 }
 
-/* Element i of a list is the node after i steps of json.nodes[].next from here; *count elements, at most `most`. */
+/* The first of a list's *count elements, at most `most`; json.nodes[].next leads to the others. */
 static uint32_t get_list(reader *in, uint32_t object, const char *key, size_t most, size_t *count)
 {
     uint32_t node = q3_json_find(&in->json, object, key);
-    bool list = node != 0 && q3_json_type_of(&in->json, node) == Q3_JSON_ARRAY && in->json.nodes[node].count <= most;
+    bool list = node != 0 && q3_json_type_of(&in->json, node) == Q3_JSON_ARRAY;
+    list = list && in->json.nodes[node].count <= most;
     if (!list) refuse(in, key);
     *count = list ? in->json.nodes[node].count : 0;
     return node + 1;
@@ -424,8 +425,8 @@ static void take_run(report *r, reader *in, uint32_t node)
         r->covered = calloc(run.layers + 1, sizeof *r->covered);
         if (r->covered == NULL) in->status = fail(in->error, Q3_ERROR_MEMORY, "%s: no memory", in->json.name);
     } else if (good(in) && !same_run(&r->run, &run)) {
-        in->status = fail(in->error, Q3_ERROR_INPUT, "%s: found another run (model, file, dtype or options), expected parts "
-                          "of one", in->json.name);
+        in->status = fail(in->error, Q3_ERROR_INPUT, "%s: found another run (model, file, dtype or options), "
+                          "expected parts of one", in->json.name);
     }
     for (size_t i = run.first_layer; good(in) && i < run.end_layer; i++) r->covered[i] = true;
     if (good(in) && !r->has_run) {
@@ -476,8 +477,8 @@ static q3_status take_line(report *r, const char *text, size_t length, size_t li
     else
         take_finding(r, &in, text, length);
     if (in.status == Q3_OK && in.bad_key != NULL)
-        in.status = fail(error, Q3_ERROR_INPUT, "%s: found no %s of the right type, expected a line of a report", place,
-                         in.bad_key);
+        in.status = fail(error, Q3_ERROR_INPUT, "%s: found no %s of the right type, expected a line of a report",
+                         place, in.bad_key);
     q3_json_free(&in.json);
     return in.status;
 }
@@ -518,8 +519,8 @@ static q3_status merge(report *r, q3_error *error)
     return Q3_OK;
 }
 
-/* A run writes a line for every tap of its layers: no others, and the last one of each layer is there, else part of
- * a report is lost. */
+/* A run writes a line for every tap of its layers: no others, and the last one of each layer is there, else part
+ * of a report is lost. */
 static q3_status check_layers(const report *r, q3_error *error)
 {
     char name[Q3_TAP_NAME_SIZE];
@@ -529,8 +530,8 @@ static q3_status check_layers(const report *r, q3_error *error)
         const report_entry *e = &r->entries[i];
         bool layered = e->known && e->rank != 0 && e->rank != SIZE_MAX - 1;
         if (layered && (e->f.layer >= r->run.layers || !r->covered[e->f.layer]))
-            return fail(error, Q3_ERROR_INPUT, "%s: %s: found a line, expected none: no run judged this layer", r->name,
-                        e->f.name);
+            return fail(error, Q3_ERROR_INPUT, "%s: %s: found a line, expected none: no run judged this layer",
+                        r->name, e->f.name);
         while (next < r->run.layers && !r->covered[next]) next++;
         if (layered && e->id == Q3_TAP_LAYER && e->f.layer == next) next++;
         head = head || (e->known && e->id == Q3_TAP_LM_HEAD);
@@ -538,7 +539,8 @@ static q3_status check_layers(const report *r, q3_error *error)
     while (next < r->run.layers && !r->covered[next]) next++;
     if (r->count == 0 || (next == r->run.layers && (head || !r->covered[next - 1]))) return Q3_OK;
     q3_tap_name(name, next < r->run.layers ? Q3_TAP_LAYER : Q3_TAP_LM_HEAD, next);
-    return fail(error, Q3_ERROR_INPUT, "%s: %s: found no line, expected one: part of a report is lost", r->name, name);
+    return fail(error, Q3_ERROR_INPUT, "%s: %s: found no line, expected one: part of a report is lost", r->name,
+                name);
 }
 
 q3_status report_read(report *r, const char *name, const char *lines, size_t length, q3_error *error)
@@ -553,7 +555,8 @@ q3_status report_read(report *r, const char *name, const char *lines, size_t len
         at += n + 1;
     }
     if (status == Q3_OK && !r->has_run)
-        status = fail(error, Q3_ERROR_INPUT, "%s: found no line of a run, expected reports that check or diff wrote", name);
+        status = fail(error, Q3_ERROR_INPUT, "%s: found no line of a run, expected reports that check or diff "
+                      "wrote", name);
     if (status == Q3_OK) status = merge(r, error);
     if (status == Q3_OK && r->run.layers > 0) status = check_layers(r, error);
     if (status != Q3_OK) report_close(r);
@@ -598,8 +601,8 @@ static void put_decimal(q3_text *out, const char *digits, int power)
     char text[64];
     int count = (int)strlen(digits);
     if (power < -3 || power > 6)
-        snprintf(text, sizeof text, "%.1s%s%se%c%02d", digits, count > 1 ? "." : "", digits + 1, power < 1 ? '-' : '+',
-                 power < 1 ? 1 - power : power - 1);
+        snprintf(text, sizeof text, "%.1s%s%se%c%02d", digits, count > 1 ? "." : "", digits + 1,
+                 power < 1 ? '-' : '+', power < 1 ? 1 - power : power - 1);
     else if (power <= 0)
         snprintf(text, sizeof text, "0.%.*s%s", -power, "000", digits);
     else if (count > power)
@@ -618,7 +621,11 @@ void report_digits(q3_text *out, double value, int count)
         q3_text_add(out, value != value ? "nan" : value > 0 ? "inf" : "-inf");
         return;
     }
-    q3_json_repr(value > 0 ? value : 0 - value, repr); /* -0 is 0 */
+    if (value >= 0 && value < 100 && value == (double)(unsigned)value && count > 1) { /* most are, and soon done */
+        q3_text_uint(out, (unsigned)value);
+        return;
+    }
+    q3_json_repr(value > 0 ? value : 0 - value, repr);
     const char *e = strchr(repr, 'e');
     for (const char *p = repr; *p != 0 && p != e; p++) { /* digits without leading zeros */
         if (*p == '.') {
@@ -733,8 +740,9 @@ void report_sentence(q3_text *out, const report *r)
         q3_text_add(out, " another rounding point, inside the bound (--strict counts that); the first: ");
         q3_text_add(out, rounded->f.name);
     } else {
+        bool agrees = report_outcome(r) == OUTCOME_AGREES;
         q3_text_add(out, r->run.layers == 0 ? "both files hold the same tensors with equal values"
-                         : report_outcome(r) == OUTCOME_AGREES ? "every tensor that could be judged is within its bound"
-                                                               : "no tensor could be judged");
+                         : agrees ? "every tensor that could be judged is within its bound"
+                                  : "no tensor could be judged");
     }
 }

@@ -137,7 +137,8 @@ static void add_header(q3_text *out, const report *r)
     add_not_judged(out, r);
     if (run->unknown > 0) {
         add_number(out, "ignored  ", run->unknown);
-        q3_text_add(out, run->unknown == 1 ? " tensor that is no tap: " : " tensors that are no taps, the first: ");
+        q3_text_add(out, run->unknown == 1 ? " tensor that is no tap: "
+                                           : " tensors that are no taps, the first: ");
         add_clean(out, run->unknown_name != NULL ? run->unknown_name : "");
         q3_text_add(out, "\n");
     }
@@ -309,8 +310,9 @@ static void add_map(q3_text *out, const report *r, bool colour)
     }
     q3_text_add(out, "\n");
     if (layers)
-        q3_text_add(out, "qn kn: q_norm, k_norm  qr kr: q_rope, k_rope  qk: scores  p: probs  pv: o_proj.input  res: residual sum\n"
-                         "rout: gate  rp: router_probs  ids w: topk_indices, topk_weights  mul: down_proj.input\n");
+        q3_text_add(out, "qn kn: q_norm, k_norm  qr kr: q_rope, k_rope  qk: scores  p: probs  pv: o_proj.input  "
+                         "res: residual sum\nrout: gate  rp: router_probs  ids w: topk_indices, topk_weights  "
+                         "mul: down_proj.input\n");
 }
 
 /* ==== Table ==================================================================================== */
@@ -330,7 +332,10 @@ static void add_bad(q3_text *out, const report_entry *e, bool ids)
     q3_text_add(&line, ": ours "), report_short(&line, f->bad_ours);
     q3_text_add(&line, ", theirs "), report_short(&line, f->bad_theirs);
     bool finite = f->bad_ours - f->bad_ours == 0 && f->bad_theirs - f->bad_theirs == 0;
-    if (finite && !ids) q3_text_add(&line, ", "), report_short(&line, f->bad_ulp), q3_text_add(&line, " ulp apart");
+    if (finite && !ids) {
+        q3_text_add(&line, ", "), report_short(&line, f->bad_ulp);
+        q3_text_add(&line, " ulp apart");
+    }
     if (finite && !ids && f->judged > 0) {
         q3_text_add(&line, ", bound "), report_short(&line, f->bad_bound_ulp);
         q3_text_add(&line, " ulp");
@@ -435,7 +440,9 @@ static void add_table(q3_text *out, const report *r, bool all, bool colour)
         any = true;
         add_entry(out, &r->entries[i], colour);
     }
-    if (left > 0) add_number(out, "and ", left), q3_text_add(out, " more of the same taps in later layers (--all shows them)\n");
+    if (left == 0) return;
+    add_number(out, "and ", left);
+    q3_text_add(out, " more of the same taps in later layers (--all shows them)\n");
 }
 
 /* ==== Totals =================================================================================== */
@@ -475,7 +482,8 @@ static void add_missing_taps(q3_text *out, const report *r)
     if (all.between_count == 0) return;
     q3_text_add(out, "unjudged    ");
     q3_text_uint(&line, unjudged);
-    q3_text_add(&line, unjudged == 1 ? " tensor; to judge it, record some of: " : " tensors; to judge them, record some of: ");
+    q3_text_add(&line, unjudged == 1 ? " tensor; to judge it, record some of: "
+                                     : " tensors; to judge them, record some of: ");
     report_operators(&line, &all);
     add_words(out, &line);
 }
@@ -497,9 +505,10 @@ q3_status report_text(q3_text *text, outcome *result, const char *name, const ch
     text->failed = text->failed || sentence.failed;
     free(sentence.data);
     *result = report_outcome(&r);
-    q3_text_add(text, *result == OUTCOME_DIFFERS ? "\ndiffers: " : *result == OUTCOME_AGREES ? "\nagrees\n"
-                                                                                           : "\ncould not judge\n");
-    if (*result == OUTCOME_DIFFERS) add_clean(text, report_first_bad(&r)->f.name), q3_text_add(text, "\n");
+    bool differs = *result == OUTCOME_DIFFERS;
+    q3_text_add(text, differs ? "\ndiffers: " : *result == OUTCOME_AGREES ? "\nagrees" : "\ncould not judge");
+    if (differs) add_clean(text, report_first_bad(&r)->f.name);
+    q3_text_add(text, "\n");
     report_close(&r);
     return Q3_OK;
 }
