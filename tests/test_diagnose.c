@@ -708,7 +708,7 @@ static const trouble troubles[] = {
     {"positions from 0 though", "base", Q3_BF16, Q3_TAP_COS, 0, make_table, 1},
     {"positions that do not go on: token 4 has position 13, token 5 has 9", "base", Q3_F32, Q3_TAP_COS, 0, make_table, 2},
     {"rope_theta 10000 instead of 1000000", "base", Q3_F32, Q3_TAP_COS, 0, make_table, 3},
-    {"rope_theta 42000 instead of 1000000", "base", Q3_F32, Q3_TAP_COS, 0, make_table, 4},
+    {"rope_theta 42000 instead of 1000000", "base", Q3_BF16, Q3_TAP_COS, 0, make_table, 4},
     {"cos and sin swapped", "base", Q3_BF16, Q3_TAP_COS, 0, make_table, 5},
     {"inverse frequencies rounded to bfloat16", "base", Q3_F32, Q3_TAP_COS, 0, make_table, 7},
     {"RoPE scaling (yarn) ignored", "rope-yarn", Q3_F32, Q3_TAP_COS, 0, make_table, 6},
