@@ -625,7 +625,7 @@ void report_digits(q3_text *out, double value, int count)
         q3_text_uint(out, (unsigned)value);
         return;
     }
-    q3_json_repr(value > 0 ? value : 0 - value, repr);
+    q3_json_repr(value < 0 ? -value : value, repr);
     const char *e = strchr(repr, 'e');
     for (const char *p = repr; *p != 0 && p != e; p++) { /* digits without leading zeros */
         if (*p == '.') {

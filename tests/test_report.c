@@ -257,6 +257,7 @@ static void test_numbers(void)
         {0.000099996, 3, "0.0001"}, {0.00001234, 3, "1.23e-05"}, {999499, 3, "999000"}, {999500, 3, "1e+06"},
         {1234567, 3, "1.23e+06"}, {1234567, 6, "1.23457e+06"}, {1e22, 3, "1e+22"}, {5e-324, 3, "5e-324"},
         {1.005e-300, 3, "1.01e-300"}, {0.99999949, 6, "0.999999"}, {123456.5, 6, "123457"},
+        {1000000, 3, "1e+06"}, {2.5004, 3, "2.5"}, {42, 1, "40"},
         {0x1p99, 3, "6.34e+29"}, {0x1p100, 3, "inf"}, {-0x1p100, 3, "-inf"}, {(double)INFINITY, 3, "inf"},
         {-(double)INFINITY, 3, "-inf"}, {(double)NAN, 3, "nan"},
     };
@@ -319,7 +320,7 @@ static void test_hostile(void)
     for (size_t i = 0; i < 2; i++) report_finding(&lines, &f[i]);
     size_t newlines = 0;
     for (size_t i = 0; i < lines.size; i++) newlines += lines.data[i] == '\n';
-    CHECK(newlines == 3);
+    CHECK(newlines == 3 && strchr(lines.data, '<') == NULL && strchr(lines.data, '\t') == NULL);
     good_text(&text, lines.data, true, false);
     for (size_t i = 0; i < text.size; i++) {
         unsigned char c = (unsigned char)text.data[i];
@@ -361,6 +362,8 @@ static void test_diff(void)
                              "            only in the first file\n\n2 exact, 1 missing\n");
     CHECKF(tap != NULL, "%s", text.data);
     ends(&text, "ape is missing: only in the first file", "differs: ape");
+    good_text(&text, lines.data, false, false);
+    CHECK(strstr(text.data, "\n\nmissing     ape\n            only in the first file\n\n2 exact") != NULL);
     CHECK(strstr(text.data, "\n    7  ") != NULL);
     release(&lines);
     release(&text);
@@ -568,8 +571,45 @@ static void test_many_layers(void)
     }
     ends(&few, "model.layers.62.self_attn.q_rope.output is wrong: ",
          "differs: model.layers.62.self_attn.q_rope.output");
+    CHECK(strstr(few.data, "more of the same") == NULL);
+    release(&lines);
+    write_many(&lines, 94, 40, 45); /* layers that look the same, and a gap */
+    write_many(&lines, 94, 30, 35);
+    good_text(&few, lines.data, false, false);
+    CHECK(strstr(few.data, "\n30-34  ") != NULL && strstr(few.data, "\n40-44  ") != NULL);
     release(&lines);
     release(&few);
+}
+
+/* Long texts are broken between words; of one tap and verdict three are shown. */
+static void test_long(void)
+{
+    q3_text lines = {0}, text = {0};
+    judged_run run = {"m", "f", Q3_F32, 1, 0, 5, 0, 5, false, false, "", "", 0, NULL};
+    char name[Q3_TAP_NAME_SIZE];
+    report_run(&lines, &run);
+    for (size_t layer = 0; layer < 5; layer++) {
+        q3_tap_name(name, Q3_TAP_LAYER, layer);
+        finding f = {.name = name, .layer = layer, .verdict = VERDICT_SHAPE};
+        memset(f.reason, 'a', 120); /* 98 columns fit behind the first 12 */
+        memcpy(f.reason, "b c", 3);
+        f.reason[98 + (layer == 1)] = f.reason[101] = ' '; /* layer 1: a column too many */
+        report_finding(&lines, &f);
+    }
+    report_finding(&lines, &(finding){.name = "lm_head.output", .verdict = VERDICT_SHAPE});
+    good_text(&text, lines.data, false, false);
+    const char *line = strstr(text.data, "            b c");
+    CHECK(line != NULL && strcspn(line, "\n") == 110);
+    CHECK(line != NULL && strncmp(line + 110, "\n            aa aaaaaaaaaaaaaaaaaa\n", 35) == 0);
+    CHECK(strstr(text.data, "model.layers.1.output\n            b\n            caaa") != NULL);
+    CHECK(strstr(text.data, "shape       model.layers.2.output\n") != NULL);
+    CHECK(strstr(text.data, "shape       model.layers.3.output\n") == NULL);
+    CHECK(strstr(text.data, "shape       lm_head.output\nand 2 more of the same taps in later layers "
+                            "(--all shows them)\n\n6 shape\n") != NULL);
+    good_text(&text, lines.data, true, false);
+    CHECK(strstr(text.data, "shape       model.layers.4.output\n") != NULL && strstr(text.data, "more") == NULL);
+    release(&lines);
+    release(&text);
 }
 
 /* The lines of a run over 9 layers, but for those that hold `without`; then `with`. */
@@ -610,8 +650,17 @@ static void test_parts(void)
     release(&more);
     random_finding(&more, Q3_TAP_Q_PROJ, 3, VERDICT_SHAPE, &(uint64_t){1});
     refused_parts(4, 7, NULL, more.data, "lines: model.layers.3" NO_RUN);
-    refused_parts(3, 7, NULL, more.data,
-                  "lines: model.layers.3.self_attn.q_proj.output: found two findings that differ, expected one");
+#define TWO ".output: found two findings that differ, expected one"
+    refused_parts(3, 7, NULL, more.data, "lines: model.layers.3.self_attn.q_proj" TWO);
+    release(&more);
+    random_finding(&more, Q3_TAP_LAYER, 40, VERDICT_EXACT, &(uint64_t){1});
+    char *digit = strstr(more.data, "\"elements\":491520");
+    CHECK(digit != NULL);
+    if (digit != NULL) digit[16] = '9'; /* a line of the same length */
+    write_many(&lines, 94, 40, 41);
+    q3_text_add(&more, lines.data);
+    refused(more.data, "lines: model.layers.40" TWO);
+    release(&lines);
     release(&more);
     judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_F16, 240, 0, 9, 0, 1,
                       false, false, "", "", 0, NULL};
@@ -643,6 +692,7 @@ int main(int argc, char **argv)
     test_malformed();
     test_merge();
     test_many_layers();
+    test_long();
     test_parts();
     return t_done("test_report");
 }
