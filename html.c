@@ -31,9 +31,11 @@ static const char style[] =
     "dd{margin:0;overflow-wrap:anywhere}\n"
     ".parts{display:grid;grid-template-columns:minmax(0,1fr);gap:0 1.5rem}\n"
     ".parts>*{min-width:0}\n"
-    ".scroll{overflow-x:auto;max-width:100%}\n"
+    ".scroll{overflow-x:auto;max-width:100%}.tall{overflow:auto;max-height:85vh}\n"
     ".map{border-collapse:separate;border-spacing:2px}\n"
-    ".map td,.map thead th{padding:0;vertical-align:bottom}\n"
+    ".map td,.map thead th{padding:0;vertical-align:bottom}.map .c{scroll-margin:14rem 0 0 3rem}\n"
+    ".map thead th{position:sticky;top:0;z-index:1;background:var(--page);box-shadow:0 0 0 2px var(--page)}"
+    ".map thead th:first-child{left:0;z-index:2}\n"
     ".map thead span{writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;"
     "font:.8rem/1.5rem system-ui,sans-serif}\n"
     ".map tbody th{position:sticky;left:0;background:var(--page);padding:0 .5rem 0 0;text-align:right;"
@@ -201,6 +203,8 @@ static const char script_keys[] =
     "if (map) stop(map.querySelector('button'));\n"
     "for (const c of cells) c.title = c.getAttribute('aria-label');\n"
     "const first = document.querySelector('[data-first]');\n"
+    "const box = first?.closest('.tall'), at = first?.getBoundingClientRect(), from = box?.getBoundingClientRect();\n"
+    "box?.scrollBy(at.left - from.left - box.clientWidth / 2, at.top - from.top - box.clientHeight / 2);\n"
     "if (first && matchMedia('(min-width: 70rem)').matches) open(+first.dataset.i);\n"
     "})();\n";
 
@@ -390,7 +394,7 @@ static void add_layers(q3_text *out, const report *r)
     for (size_t i = 0; i < r->count; i++)
         if (in_layer(&r->entries[i])) any = used[column_of(r->entries[i].id)] = true;
     if (!any) return;
-    q3_text_add(out, "<div class=scroll><table class=map>");
+    q3_text_add(out, "<div class=\"scroll tall\"><table class=map>");
     add_columns(out, used);
     for (size_t i = 0; i < r->count;) {
         const report_entry *cells[Q3_TAP_COUNT] = {NULL}, *first = &r->entries[i];
