@@ -203,7 +203,7 @@ static const char script_keys[] =
     "if (map) stop(map.querySelector('button'));\n"
     "for (const c of cells) c.title = c.getAttribute('aria-label');\n"
     "const first = document.querySelector('[data-first]');\n"
-    "const box = first?.closest('.tall'), at = first?.getBoundingClientRect(), from = box?.getBoundingClientRect();\n"
+    "const box = first?.closest('.tall'), [at, from] = [first, box].map(e => e?.getBoundingClientRect());\n"
     "box?.scrollBy(at.left - from.left - box.clientWidth / 2, at.top - from.top - box.clientHeight / 2);\n"
     "if (first && matchMedia('(min-width: 70rem)').matches) open(+first.dataset.i);\n"
     "})();\n";
