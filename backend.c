@@ -160,7 +160,7 @@ static uint64_t entry_bytes(const q3_entry *e)
 /* The same values twice, as a module and as what it is made of, say. */
 static bool same_values(const q3_entry *a, const q3_entry *b)
 {
-    return a->dtype == b->dtype && entry_bytes(a) == entry_bytes(b) &&
+    return a->dtype == b->dtype && a->dtype != Q3_AUTO && entry_bytes(a) == entry_bytes(b) &&
            memcmp(a->data, b->data, (size_t)entry_bytes(a)) == 0;
 }
 
@@ -209,7 +209,7 @@ q3_status backend_open(backend *b, const char *path, const q3_model *model, q3_e
     memset(b, 0, sizeof *b);
     b->path = path;
     b->config = q3_model_config(model);
-    q3_status status = q3_tensors_open(&b->file, path, error);
+    q3_status status = q3_tensors_open_any(&b->file, path, error);
     if (status != Q3_OK) b->file = NULL;
     if (status == Q3_OK) status = check_config(b, model, error);
     if (status == Q3_OK) status = read_dtype(b, error);
@@ -420,6 +420,11 @@ static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t
     q3_alias alias;
     tensor->layouts = tensor->first = 0;
     tensor->note[0] = 0;
+    if (e->dtype == Q3_AUTO) {
+        add_note(tensor, "found another dtype, expected %s",
+                 id == Q3_TAP_TOPK_INDICES ? "I32 or I64" : "F64, F32, BF16 or F16");
+        return;
+    }
     if (integers != (id == Q3_TAP_TOPK_INDICES)) {
         add_note(tensor, integers ? "found integers, expected floats" : "found floats, expected integers");
         return;

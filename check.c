@@ -36,14 +36,16 @@ static q3_status read_ids(token_list *tokens, const command_line *command, const
     if (given) status = read_tokens(command, command->value[OPTION_PROMPT], tokens, error);
     if (status != Q3_OK) return status;
     if (given && b->T != 0 && tokens->count != b->T)
-        return fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens, expected %zu as given", b->path, b->T, tokens->count);
+        return fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens, expected %zu as given", b->path, b->T,
+                    tokens->count);
     for (size_t t = 0; given && b->ids != NULL && t < b->T; t++)
         if (b->ids[t] != tokens->ids[t])
             return fail(error, Q3_ERROR_INPUT, "%s: input_ids: found %ld for token %zu, expected %ld as given", b->path,
                         (long)b->ids[t], t, (long)tokens->ids[t]);
     if (given) return Q3_OK;
     if (b->ids == NULL && session->run.first_layer == 0)
-        return fail(error, Q3_ERROR_INPUT, "%s: input_ids: found none, expected them, or --tokens or --prompt", b->path);
+        return fail(error, Q3_ERROR_INPUT, "%s: input_ids: found none, expected them, or --tokens or --prompt",
+                    b->path);
     if (b->ids == NULL) return Q3_OK;
     tokens->ids = malloc(b->T * sizeof *tokens->ids);
     if (tokens->ids == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", b->T);
@@ -95,8 +97,8 @@ static q3_status judge(q3_text *lines, const command_line *command, q3_session *
     session->run.start = b->start;
     if (status == Q3_OK && tokens->count != 0) status = session_check_tokens(session, tokens, 0, error);
     if (status == Q3_OK && (T == 0 || T > Q3_MAX_POSITIONS - b->start))
-        status = fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens from %zu on, expected 1 or more, all below %zu", b->path,
-                      T, b->start, Q3_MAX_POSITIONS);
+        status = fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens from %zu on, expected 1 or more, all below %zu",
+                      b->path, T, b->start, Q3_MAX_POSITIONS);
     if (status == Q3_OK) status = backend_bind(b, T, error);
     if (status == Q3_OK) status = read_hidden(hidden, session, b, T, error);
     if (status != Q3_OK) return status;
@@ -127,15 +129,29 @@ static q3_status write_file(const char *path, const q3_text *text, q3_error *err
     return status;
 }
 
-q3_status write_reports(const command_line *command, const char *name, const q3_text *lines, q3_error *error)
+q3_status check_outputs(const command_line *command, q3_error *error)
+{
+    const char *json = command->value[OPTION_JSON_FILE], *page = command->value[OPTION_HTML];
+    const struct { const char *option, *path; } outputs[] = {{"--json", json}, {"--html", page}};
+    for (size_t o = 0; o < 2; o++)
+        for (size_t i = 0; outputs[o].path != NULL && i < command->operand_count; i++)
+            if (q3_same_file(outputs[o].path, command->operands[i]))
+                return fail(error, Q3_ERROR_INPUT, "%s: found %.300s, expected a file that is not read",
+                            outputs[o].option, outputs[o].path);
+    if (json == NULL || page == NULL || !q3_same_file(json, page)) return Q3_OK;
+    return fail(error, Q3_ERROR_INPUT, "--html: found %.300s, expected another file than --json's", page);
+}
+
+q3_status write_reports(const command_line *command, const char *name, const q3_text *lines, bool whole,
+                        q3_error *error)
 {
     q3_text text = {0}, html = {0};
     outcome result = OUTCOME_UNJUDGED;
     const char *json = command->value[OPTION_JSON_FILE], *page = command->value[OPTION_HTML];
     q3_status status = Q3_OK;
     if (lines->failed) return fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", name);
-    status = report_text(&text, &result, name, lines->data, lines->size, command->value[OPTION_ALL] != NULL,
-                         is_terminal(stdout), error);
+    bool all = command->value[OPTION_ALL] != NULL;
+    status = report_text(&text, &result, name, lines->data, lines->size, whole, all, is_terminal(stdout), error);
     if (status == Q3_OK && page != NULL) status = report_html(&html, name, lines->data, lines->size, error);
     if (status == Q3_OK && text.failed) status = fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", name);
     if (status == Q3_OK && json != NULL) status = write_file(json, lines, error);
@@ -159,13 +175,15 @@ q3_status verb_check(const command_line *command, q3_error *error)
     float *hidden = NULL;
     q3_text lines = {0};
     if (command->operand == NULL)
-        return fail(error, Q3_ERROR_INPUT, "check: found no file behind MODEL, expected the other implementation's tensors");
-    q3_status status = read_options(&options, command, error);
+        return fail(error, Q3_ERROR_INPUT,
+                    "check: found no file behind MODEL, expected the other implementation's tensors");
+    q3_status status = check_outputs(command, error);
+    if (status == Q3_OK) status = read_options(&options, command, error);
     if (status == Q3_OK) status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
     status = backend_open(&b, command->operand, session.model, error);
     if (status == Q3_OK) status = judge(&lines, command, &session, &b, &options, &tokens, &hidden, error);
-    if (status == Q3_OK) status = write_reports(command, command->operand, &lines, error);
+    if (status == Q3_OK) status = write_reports(command, command->operand, &lines, false, error);
     free(lines.data);
     free(hidden);
     free(tokens.ids);
@@ -178,7 +196,7 @@ q3_status verb_check(const command_line *command, q3_error *error)
 q3_status verb_report(const command_line *command, q3_error *error)
 {
     q3_text lines = {0};
-    q3_status status = Q3_OK;
+    q3_status status = check_outputs(command, error);
     for (size_t i = 0; i < command->operand_count && status == Q3_OK; i++) {
         uint8_t *bytes;
         size_t length;
@@ -191,7 +209,7 @@ q3_status verb_report(const command_line *command, q3_error *error)
         free(bytes);
     }
     const char *name = command->operand_count == 1 ? command->operands[0] : "reports";
-    if (status == Q3_OK) status = write_reports(command, name, &lines, error);
+    if (status == Q3_OK) status = write_reports(command, name, &lines, true, error);
     free(lines.data);
     return status;
 }

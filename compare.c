@@ -31,9 +31,12 @@ static const struct { q3_tap_id id; q3_tap_id from[4]; size_t count; bool input;
     {Q3_TAP_DENSE_UP_PROJ, {Q3_TAP_POST_ATTENTION_LAYERNORM}, 1, false},
     {Q3_TAP_DENSE_ACT_FN, {Q3_TAP_DENSE_GATE_PROJ}, 1, false},
     {Q3_TAP_DENSE_DOWN_PROJ_INPUT, {Q3_TAP_DENSE_ACT_FN, Q3_TAP_DENSE_UP_PROJ}, 2, false},
+    {Q3_TAP_MLP, {Q3_TAP_EXPERTS_DOWN_PROJ, Q3_TAP_TOPK_WEIGHTS, Q3_TAP_DENSE_DOWN_PROJ_INPUT}, 3, false},
     {Q3_TAP_LAYER, {Q3_TAP_POST_ATTENTION_INPUT, Q3_TAP_MLP}, 2, false}, {Q3_TAP_NORM, {0}, 0, true},
     {Q3_TAP_LM_HEAD, {Q3_TAP_NORM}, 1, false},
 };
+
+#define BEHIND_INPUT ((uint64_t)1 << 63) /* beside the taps' bits: what is behind the layer's input is not given */
 
 /* One tensor under judgement. */
 typedef struct trial {
@@ -57,9 +60,10 @@ typedef struct judging {
     size_t end_layer;
     trial scores, probs;          /* of the layer, token by token */
     double *row[3];               /* a row's bounds */
-    float *wide;                  /* a row of scores or probs */
     bool seen[Q3_TAP_COUNT];      /* in this layer */
-    uint64_t between[Q3_TAP_COUNT], input_between; /* taps not given, behind each tap: bit id */
+    uint64_t between[Q3_TAP_COUNT]; /* of this layer, behind each tap, itself too: bit id of what is not given */
+    layer_tap *earlier, *list;    /* not given, behind what this layer starts from; room for a finding's */
+    size_t earlier_count;
     bool diagnosed[Q3_TAP_COUNT][2];
     bool later_keys_broken;       /* a key or value of the layer is not finite */
     q3_status status;
@@ -75,7 +79,8 @@ static size_t row_size(const judging *j, q3_tap_id id)
 
 static void out_of_memory(judging *j)
 {
-    if (j->status == Q3_OK) j->status = fail(j->error, Q3_ERROR_MEMORY, "no memory for the tensors of %zu tokens", j->w.T);
+    if (j->status == Q3_OK)
+        j->status = fail(j->error, Q3_ERROR_MEMORY, "no memory for the tensors of %zu tokens", j->w.T);
 }
 
 static bool is_finite(double x)
@@ -127,9 +132,9 @@ static void trial_begin(judging *j, trial *r, q3_tap_id id, size_t layer)
     r->bound = calloc(T, r->n * sizeof *r->bound);
     r->channel_differ = calloc(2 * r->channels, sizeof(double));
     r->head_differ = calloc(2 * r->heads, sizeof(double));
+    q3_dtype dtype = id == Q3_TAP_ROUTER_PROBS ? Q3_F32 : j->w.dtype;
     bool memory = r->ours != NULL && r->theirs != NULL && r->bound != NULL && r->channel_differ != NULL &&
-                  r->head_differ != NULL && figures_begin(&r->g, &r->f, q3_tap_dtype(id, j->w.dtype) == Q3_F32 ? Q3_F32
-                                                          : j->w.dtype, T, r->channels);
+                  r->head_differ != NULL && figures_begin(&r->g, &r->f, dtype, T, r->channels);
     if (!memory) {
         out_of_memory(j);
         r->tensor = NULL;
@@ -149,7 +154,8 @@ static bool beyond_agreement(const judging *j, q3_tap_id id, size_t t, size_t i,
     case Q3_TAP_EXPERTS_ACT_FN: return !is_finite((double)w->tap[Q3_TAP_EXPERTS_GATE_PROJ][t * n + i]);
     case Q3_TAP_DENSE_ACT_FN: return !is_finite((double)w->tap[Q3_TAP_DENSE_GATE_PROJ][t * n + i]);
     case Q3_TAP_INPUT_LAYERNORM: case Q3_TAP_NORM: case Q3_TAP_POST_ATTENTION_LAYERNORM: {
-        const float *x = (id == Q3_TAP_POST_ATTENTION_LAYERNORM ? w->tap[Q3_TAP_POST_ATTENTION_INPUT] : w->input) + t * n;
+        bool after = id == Q3_TAP_POST_ATTENTION_LAYERNORM;
+        const float *x = (after ? w->tap[Q3_TAP_POST_ATTENTION_INPUT] : w->input) + t * n;
         double square = 0;
         for (size_t k = 0; k < n; k++) square += (double)x[k] * (double)x[k];
         return square > 0x1p127;
@@ -190,7 +196,8 @@ static void judge_element(judging *j, trial *r, q3_tap_id id, size_t t, size_t i
     double large = ours < 0 ? -ours : ours, other = theirs < 0 ? -theirs : theirs;
     double ulp = ulp_of(other > large ? other : large, r->g.dtype);
     double loose = b->noise[i] + (b->var[i] > 0 ? Q3_SIGMAS * q3_sqrt(b->var[i]) : 0);
-    double bound = r->bound[t * r->n + i] = b->slack[i] + loose, flips = 2 * b->roundings * loose / ulp;
+    double slack = b->slack[i] * (ulp / ulp_of(ours, r->g.dtype)); /* which was that of ours */
+    double bound = r->bound[t * r->n + i] = slack + loose, flips = 2 * b->roundings * loose / ulp;
     bool same = ours == theirs || (ours != ours && theirs != theirs);
     r->propagated = r->propagated || b->var[i] > 0;
     if (b->var[i] > 0 && !(bound < rms)) return;
@@ -198,7 +205,7 @@ static void judge_element(judging *j, trial *r, q3_tap_id id, size_t t, size_t i
     r->f.judged++;
     if (is_finite(ours) && is_finite(theirs)) {
         r->along += ours * (theirs - ours);
-        r->along_var += ours * ours * b->slack[i] * ulp / 6;
+        r->along_var += ours * ours * slack * ulp / 6;
         r->along_noise += large * b->noise[i];
     }
     if (!(flips < 1)) flips = 1;
@@ -231,9 +238,9 @@ static void trial_row(judging *j, trial *r, q3_tap_id id, size_t t, float *ours,
         float *mine = r->ours + t * n, *theirs = r->theirs + t * n;
         memcpy(mine, ours, n * sizeof *mine);
         backend_row(theirs, j->b, r->tensor, id, r->layout, t);
-        if (id == Q3_TAP_SCORES) /* masked: theirs may hold anything */
-            for (size_t i = 0; i < n; i++)
-                if (i % r->channels > t || i % r->channels < q3_first_key(t, w->config->sliding_window)) theirs[i] = 0.0f;
+        size_t low = q3_first_key(t, w->config->sliding_window);
+        for (size_t i = 0; i < n && id == Q3_TAP_SCORES; i++) /* masked: theirs may hold anything */
+            if (i % r->channels > t || i % r->channels < low) theirs[i] = 0.0f;
         figures_row(&r->g, t, mine, theirs, n);
         double rms = root_mean_square(mine, n);
         for (size_t i = 0; i < n; i++) judge_element(j, r, id, t, i, &b, rms);
@@ -332,55 +339,76 @@ static void explain(judging *j, trial *r, q3_tap_id id)
     if (j->status == Q3_OK) j->status = status;
 }
 
-/* The verdict of a tensor all of whose rows were judged. */
-static void decide(judging *j, trial *r, q3_tap_id id)
+static void decide_choice(finding *f)
+{
+    f->verdict = f->wrong_sets > 0 ? VERDICT_DIFFERS : f->near_ties > 0 ? VERDICT_NEAR_TIE : VERDICT_EXACT;
+}
+
+static void decide_values(judging *j, trial *r, q3_tap_id id)
 {
     finding *f = &r->f;
     bool sparse = id == Q3_TAP_MLP && q3_layer_is_sparse(j->w.config, f->layer);
-    figures_end(&r->g);
-    if (f->verdict == VERDICT_MISSING) {
-        if (f->judged * 2 < f->elements) {
-            f->verdict = VERDICT_UNJUDGED;
-            snprintf(f->reason, sizeof f->reason, "the bound says something of %llu of %llu elements only",
-                     (unsigned long long)f->judged, (unsigned long long)f->elements);
-        } else if (f->differ == 0) {
-            f->verdict = VERDICT_EXACT;
-        } else {
-            f->verdict = VERDICT_WITHIN;
-            if (!sparse) find_rounding(r);
-            find_gain(r);
-        }
+    if (f->verdict != VERDICT_MISSING) {
+        snprintf(f->reason, sizeof f->reason, "%llu of %llu elements outside the bound",
+                 (unsigned long long)f->outside, (unsigned long long)f->elements);
+    } else if (f->judged * 2 < f->elements) {
+        f->verdict = VERDICT_UNJUDGED;
+        snprintf(f->reason, sizeof f->reason, "the bound says something of %llu of %llu elements only",
+                 (unsigned long long)f->judged, (unsigned long long)f->elements);
+    } else if (f->differ == 0) {
+        f->verdict = VERDICT_EXACT;
     } else {
-        snprintf(f->reason, sizeof f->reason, "%llu of %llu elements outside the bound", (unsigned long long)f->outside,
-                 (unsigned long long)f->elements);
+        f->verdict = VERDICT_WITHIN;
+        if (!sparse) find_rounding(r);
+        find_gain(r);
     }
-    explain(j, r, id);
 }
 
-/* Writes the finding, remembers what lies behind later taps, and frees the trial. */
+/* What is not given behind a tap, from what it is computed from. */
+static uint64_t behind(const judging *j, q3_tap_id id)
+{
+    uint64_t taps = 0;
+    for (size_t i = 0; i < sizeof sources / sizeof sources[0]; i++) {
+        if (sources[i].id != id) continue;
+        if (sources[i].input && j->earlier_count > 0) taps |= BEHIND_INPUT;
+        for (size_t k = 0; k < sources[i].count; k++) taps |= j->between[sources[i].from[k]];
+    }
+    return taps;
+}
+
+/* Those taps, with their layers, into list; returns how many. */
+static size_t list_taps(const judging *j, layer_tap *list, uint64_t taps, size_t layer)
+{
+    size_t count = (taps & BEHIND_INPUT) != 0 ? j->earlier_count : 0;
+    memcpy(list, j->earlier, count * sizeof *list);
+    for (size_t i = 0; i < Q3_TAP_COUNT; i++)
+        if (taps >> i & 1) list[count++] = (layer_tap){(q3_tap_id)i, i <= Q3_TAP_SIN ? 0 : layer};
+    return count;
+}
+
+/* The verdict of a tensor all of whose rows were judged; writes the finding, and frees the trial. */
 static void trial_end(judging *j, trial *r, q3_tap_id id)
 {
     char name[Q3_TAP_NAME_SIZE];
+    finding *f = &r->f;
     bool given = r->tensor != NULL;
-    uint64_t behind = 0;
-    for (size_t i = 0; i < sizeof sources / sizeof sources[0]; i++) {
-        if (sources[i].id != id) continue;
-        if (sources[i].input) behind |= j->input_between;
-        for (size_t k = 0; k < sources[i].count; k++) behind |= j->between[sources[i].from[k]];
-    }
-    if (id == Q3_TAP_MLP && q3_layer_is_sparse(j->w.config, r->f.layer))
-        behind |= j->between[Q3_TAP_EXPERTS_DOWN_PROJ] | j->between[Q3_TAP_TOPK_WEIGHTS];
-    else if (id == Q3_TAP_MLP)
-        behind |= j->between[Q3_TAP_DENSE_DOWN_PROJ_INPUT];
-    j->between[id] = given && !j->options->free_running ? 0 : behind | (uint64_t)1 << id;
+    uint64_t taps = behind(j, id);
+    j->between[id] = given && !j->options->free_running ? 0 : taps | (uint64_t)1 << id;
     j->w.given[id] = given;
     j->seen[id] = true;
-    if (given && j->status == Q3_OK) decide(j, r, id);
-    for (size_t i = 0; given && i < Q3_TAP_COUNT; i++)
-        if (behind >> i & 1) r->f.between[r->f.between_count++] = (q3_tap_id)i;
-    q3_tap_name(name, id, r->f.layer);
-    r->f.name = name;
-    if (j->status == Q3_OK) report_finding(j->lines, &r->f);
+    if (given && j->status == Q3_OK) {
+        figures_end(&r->g);
+        if (id == Q3_TAP_TOPK_INDICES)
+            decide_choice(f);
+        else
+            decide_values(j, r, id);
+        explain(j, r, id);
+        f->between = j->list;
+        f->between_count = list_taps(j, j->list, taps, f->layer);
+    }
+    q3_tap_name(name, id, f->layer);
+    f->name = name;
+    if (j->status == Q3_OK) report_finding(j->lines, f);
     trial_free(r);
 }
 
@@ -464,11 +492,12 @@ static bool judge_choice(judging *j, trial *r, size_t t, const float *ours, cons
         f->bad_ours = (double)ours[a];
         f->bad_theirs = (double)theirs[a];
         if (valid)
-            snprintf(f->reason, sizeof f->reason, "token %zu: a chosen expert's probability is %.3g below a left one's", t,
-                     -distance);
+            snprintf(f->reason, sizeof f->reason,
+                     "token %zu: a chosen expert's probability is %.3g below a left one's", t, -distance);
         else
-            snprintf(f->reason, sizeof f->reason, "token %zu, slot %zu: expert id %g is outside 0 to %zu or stands twice",
-                     t, a, (double)theirs[a], E - 1);
+            snprintf(f->reason, sizeof f->reason,
+                     "token %zu, slot %zu: expert id %g is outside 0 to %zu or stands twice", t, a, (double)theirs[a],
+                     E - 1);
     }
     return valid;
 }
@@ -501,18 +530,7 @@ static void judge_topk(judging *j, const q3_tap *tap)
             ids[t * A + a] = (int32_t)theirs[a];
         }
     }
-    if (r.tensor != NULL) { /* decide() has no share and no bound to look at */
-        free(r.g.token_square);
-        free(r.g.channel_square);
-        f->verdict = f->wrong_sets > 0 ? VERDICT_DIFFERS : f->near_ties > 0 ? VERDICT_NEAR_TIE : VERDICT_EXACT;
-        f->gain = 1;
-        explain(j, &r, tap->id);
-    }
-    const backend_tensor *tensor = r.tensor;
-    r.tensor = NULL;
     trial_end(j, &r, tap->id);
-    j->w.given[tap->id] = tensor != NULL;
-    if (tensor != NULL && !j->options->free_running) j->between[tap->id] = 0;
 }
 
 /* ==== The walk ================================================================================= */
@@ -590,8 +608,9 @@ static void end_layer(judging *j)
     size_t count = w->T * w->config->hidden_size;
     memcpy(w->input, w->tap[Q3_TAP_LAYER], count * sizeof *w->input);
     memcpy(w->input_var, w->var[Q3_TAP_LAYER], count * sizeof *w->input_var);
-    j->input_between = j->between[Q3_TAP_LAYER];
-    for (size_t i = Q3_TAP_INPUT_LAYERNORM; i <= Q3_TAP_LAYER; i++) j->seen[i] = false;
+    j->earlier_count = list_taps(j, j->list, j->between[Q3_TAP_LAYER], w->layer);
+    memcpy(j->earlier, j->list, j->earlier_count * sizeof *j->list);
+    for (size_t i = Q3_TAP_INPUT_LAYERNORM; i <= Q3_TAP_LAYER; i++) j->seen[i] = false, j->between[i] = 0;
     j->later_keys_broken = false;
 }
 
@@ -612,7 +631,7 @@ static void see_tap(void *user, const q3_tap *tap)
         size_t count = w->T * w->config->hidden_size;
         memcpy(w->input, w->tap[tap->id], count * sizeof *w->input);
         memcpy(w->input_var, w->var[tap->id], count * sizeof *w->input_var);
-        j->input_between = j->between[tap->id];
+        j->earlier_count = list_taps(j, j->earlier, j->between[tap->id], 0);
     }
     if (tap->id == Q3_TAP_LAYER) {
         end_layer(j);
@@ -649,6 +668,9 @@ static bool judging_init(judging *j)
         good = good && w->tap[i] != NULL && (square || w->var[i] != NULL);
     }
     for (size_t i = 0; i < 3; i++) good = (j->row[i] = calloc(widest, sizeof(double))) != NULL && good;
+    j->earlier = calloc((c->num_hidden_layers + 1) * Q3_TAP_COUNT, sizeof *j->earlier);
+    j->list = calloc((c->num_hidden_layers + 2) * Q3_TAP_COUNT, sizeof *j->list);
+    good = good && j->earlier != NULL && j->list != NULL;
     w->inv_freq = calloc(c->head_dim, sizeof(float));
     w->input = calloc(T, M * sizeof(float));
     w->input_var = calloc(T, M * sizeof(double));
@@ -672,6 +694,8 @@ static void judging_free(judging *j)
         free(w->var[i]);
     }
     for (size_t i = 0; i < 3; i++) free(j->row[i]);
+    free(j->earlier);
+    free(j->list);
     trial_free(&j->scores);
     trial_free(&j->probs);
     free(w->inv_freq);

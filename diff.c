@@ -295,14 +295,15 @@ q3_status verb_diff(const command_line *command, q3_error *error)
     q3_text lines = {0};
     if (command->operand == NULL)
         return fail(error, Q3_ERROR_INPUT, "diff: found one file, expected two");
-    q3_status status = side_open(&a, command->model, error);
+    q3_status status = check_outputs(command, error);
+    if (status == Q3_OK) status = side_open(&a, command->model, error);
     if (status == Q3_OK) status = side_open(&b, command->operand, error);
     if (status == Q3_OK) {
         judged_run run = {.model = a.path, .file = b.path, .dtype = Q3_F32, .accumulate = "", .kv = ""};
         report_run(&lines, &run);
         status = compare_files(&lines, &a, &b, error);
     }
-    if (status == Q3_OK) status = write_reports(command, command->operand, &lines, error);
+    if (status == Q3_OK) status = write_reports(command, command->operand, &lines, false, error);
     free(lines.data);
     side_close(&a);
     side_close(&b);

@@ -170,6 +170,13 @@ bool q3_is_folder(const char *path)
     return attributes != INVALID_FILE_ATTRIBUTES && (attributes & FILE_ATTRIBUTE_DIRECTORY) != 0;
 }
 
+bool q3_same_file(const char *a, const char *b)
+{
+    char full[2][MAX_PATH];
+    bool both = GetFullPathNameA(a, MAX_PATH, full[0], NULL) != 0 && GetFullPathNameA(b, MAX_PATH, full[1], NULL) != 0;
+    return strcmp(a, b) == 0 || (both && lstrcmpiA(full[0], full[1]) == 0);
+}
+
 #elif defined(Q3_HAS_MMAP)
 
 /* True if the file was mapped, or must be given up with *status; false: read it instead. */
@@ -181,7 +188,12 @@ static bool map_file(q3_mapping *mapping, const char *path, q3_status *status, q
     *status = Q3_OK;
     if (file < 0)
         return false; /* reading it will fail for the same reason, and say so */
-    bool regular = fstat(file, &about) == 0 && S_ISREG(about.st_mode) && about.st_size > 0;
+    bool known = fstat(file, &about) == 0, regular = known && S_ISREG(about.st_mode) && about.st_size > 0;
+    if (known && S_ISCHR(about.st_mode)) { /* which may have no end */
+        close(file);
+        *status = q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found a device, expected a file", path);
+        return true;
+    }
     if (regular && (uint64_t)about.st_size <= SIZE_MAX)
         base = mmap(NULL, (size_t)about.st_size, PROT_READ, MAP_PRIVATE, file, 0);
     close(file); /* the mapping stays */
@@ -201,6 +213,13 @@ bool q3_is_folder(const char *path)
 {
     struct stat about;
     return stat(path, &about) == 0 && S_ISDIR(about.st_mode);
+}
+
+bool q3_same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    bool both = stat(a, &x) == 0 && stat(b, &y) == 0;
+    return strcmp(a, b) == 0 || (both && x.st_dev == y.st_dev && x.st_ino == y.st_ino);
 }
 
 #else
@@ -224,6 +243,11 @@ bool q3_is_folder(const char *path)
     bool is = self != NULL && q3_exists(self);
     free(self);
     return is;
+}
+
+bool q3_same_file(const char *a, const char *b)
+{
+    return strcmp(a, b) == 0;
 }
 
 #endif

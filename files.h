@@ -57,6 +57,8 @@ void q3_unmap(q3_mapping *mapping);
 /* Whether something stands at path, readable or not. */
 bool q3_exists(const char *path);
 bool q3_is_folder(const char *path);
+/* Whether both paths are one existing file; where the system does not tell, whether they are spelled alike. */
+bool q3_same_file(const char *a, const char *b);
 
 /* ---- files out ------------------------------------------------------------------------------- */
 
@@ -73,6 +75,11 @@ q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes
 q3_status q3_output_commit(q3_output *output, q3_error *error);
 /* Removes the file. NULL is allowed. */
 void q3_output_abandon(q3_output *output);
+
+/* ---- safetensors ------------------------------------------------------------------------------ */
+
+/* As q3_tensors_open, but a tensor of another dtype is no error: its entry has dtype Q3_AUTO and no values. */
+q3_status q3_tensors_open_any(q3_tensors **tensors, const char *path, q3_error *error);
 
 /* ---- config.json ----------------------------------------------------------------------------- */
 

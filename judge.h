@@ -1,11 +1,12 @@
 /* judge.h - what the files share that judge another implementation; not part of the library.
  *
+ * aliases.c   what other systems call the taps
  * backend.c   the other implementation's file: whose names, which layout, which run
  * bounds.c    what honest arithmetic may make of each element (MODEL.md section 12 derives it)
  * figures.c   how two tensors differ: figures that need no model
  * compare.c   the walk over the taps: verdicts, and the other's values in place of ours
  * diagnose.c  which known mistake explains a difference
- * report.c    findings as JSON lines; JSON lines as text and HTML
+ * report.c    findings as JSON lines; such lines read and merged (text.c, html.c: as text, as a page)
  * check.c     the verbs check, diff and report
  *
  * All tensors here are float and lie token by token: [T, row], where a row is what one token has, its
@@ -15,6 +16,20 @@
 
 #include "command.h"
 #include "files.h"
+
+/* ==== Names (aliases.c) ====================================================================== */
+
+/* A name of another system (aliases.c lists them), or ours. */
+typedef struct q3_alias {
+    q3_tap_id id;
+    size_t count; /* taps id, id + 1, ... lie one behind the other along the last axis; 1 but for fused tensors */
+    size_t layer;
+    bool weak;    /* the tap's own name, if it is there too, is to be preferred */
+} q3_alias;
+
+/* Which tap a name means. False if none is known, or if it depends on the model and config is NULL. The tap
+ * need not exist in the model. */
+bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name);
 
 /* ==== The other implementation's file (backend.c) ============================================ */
 
@@ -116,6 +131,11 @@ extern const char *const verdict_names[VERDICT_COUNT];
 
 #define PROFILE_BINS 64
 
+typedef struct layer_tap {
+    q3_tap_id id;
+    size_t layer;
+} layer_tap;
+
 /* What is known of one tensor. Places are [token, head or expert or slot, channel] with as many entries as the
  * tap has axes; scores and probs: [query token, head, key]. Numbers that do not exist are 0. */
 typedef struct finding {
@@ -141,8 +161,8 @@ typedef struct finding {
     size_t bad_at[3];
     double bad_ours, bad_theirs, bad_ulp, bad_bound_ulp;
     uint64_t near_ties, wrong_sets, other_order; /* tokens, of topk_indices */
-    size_t between_count;     /* taps that were not given since the last given one: judged together */
-    q3_tap_id between[Q3_TAP_COUNT];
+    size_t between_count;     /* taps that were not given since the last given ones: judged together */
+    const layer_tap *between; /* in the order of computation; the owner's, not the finding's */
     char looks_like[200];     /* of diagnose; "" */
     size_t token_bins, channel_bins; /* profiles: largest difference in ulp of D, bin by bin */
     float token_profile[PROFILE_BINS], channel_profile[PROFILE_BINS];
@@ -230,16 +250,22 @@ void report_finding(q3_text *lines, const finding *f);
 typedef enum outcome { OUTCOME_AGREES, OUTCOME_DIFFERS, OUTCOME_UNJUDGED } outcome;
 
 /* The text report of JSON lines (of one run, or of several one after another, in any order): merged, sorted in the
- * order of computation, equal lines once. all: a row for every tensor. colour: for a terminal. The outcome is also the exit
- * status. Layers that no run judged are said. Errors: a line that is no finding (its number), lines of different
- * runs, two findings for one tensor that are not equal. text grows; nothing is printed. */
-q3_status report_text(q3_text *text, outcome *result, const char *name, const char *lines, size_t length,
+ * order of computation, equal lines once. all: a row for every tensor. colour: for a terminal. The outcome is also
+ * the exit status. Layers that no run judged are said; whole: they are an error. Errors: a line that is no finding
+ * (its number), lines of different runs, two findings for one tensor that are not equal, a part of a run that is
+ * lost. text grows; nothing is printed. */
+q3_status report_text(q3_text *text, outcome *result, const char *name, const char *lines, size_t length, bool whole,
                       bool all, bool colour, q3_error *error);
-/* check.c, for check, diff and report: text to standard output, --json and --html to their files; what the verb
- * returns. name: what messages call the lines. */
-q3_status write_reports(const command_line *command, const char *name, const q3_text *lines, q3_error *error);
-
 /* The same as one self-contained HTML page. */
 q3_status report_html(q3_text *html, const char *name, const char *lines, size_t length, q3_error *error);
+
+/* ==== The verbs (check.c) ==================================================================== */
+
+/* No output of --json and --html is an input, or the other output. */
+q3_status check_outputs(const command_line *command, q3_error *error);
+/* For check, diff and report: text to standard output, --json and --html to their files; what the verb returns.
+ * name: what messages call the lines. */
+q3_status write_reports(const command_line *command, const char *name, const q3_text *lines, bool whole,
+                        q3_error *error);
 
 #endif

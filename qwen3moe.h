@@ -364,17 +364,6 @@ size_t q3_cached(const q3_state *state);
 void q3_tap_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id, size_t layer);
 /* The reverse. False if no tap is called that. */
 bool q3_tap_find(const char *name, q3_tap_id *id, size_t *layer);
-/* A name of another system (names.c lists them), or ours. */
-typedef struct q3_alias {
-    q3_tap_id id;
-    size_t count; /* taps id, id + 1, ... lie one behind the other along the last axis; 1 but for fused tensors */
-    size_t layer;
-    bool weak;    /* the tap's own name, if it is there too, is to be preferred */
-} q3_alias;
-
-/* Which tap a name means. False if none is known, or if it depends on the model and config is NULL. The tap
- * need not exist in the model. */
-bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name);
 /* Whether a run of this model over layers [first_layer, end_layer) has the tap. */
 bool q3_tap_exists(const q3_config *config, size_t first_layer, size_t end_layer, q3_tap_id id,
                    size_t layer);

@@ -73,7 +73,6 @@ static void put_place(q3_text *out, const char *key, const size_t *place, size_t
     q3_text_add(out, rank == 0 ? "[]" : "]");
 }
 
-/* Three digits are enough for a bar. */
 /* Three digits are enough for bars. */
 static void put_profile(q3_text *out, const char *key, const float *values, size_t count)
 {
@@ -150,7 +149,7 @@ void report_finding(q3_text *out, const finding *f)
     put_key(out, "operators");
     q3_text_add(out, "[");
     for (size_t i = 0; i < f->between_count; i++) {
-        q3_tap_name(name, f->between[i], f->layer);
+        q3_tap_name(name, f->between[i].id, f->between[i].layer);
         if (i > 0) q3_text_add(out, ",");
         report_string(out, name);
     }
@@ -162,6 +161,8 @@ void report_finding(q3_text *out, const finding *f)
 }
 
 /* ==== JSON in ================================================================================== */
+
+#define MOST_LAYERS 65535 /* as in config.json */
 
 /* One line that is read. The first key that is missing, or not what it should be, is remembered. */
 typedef struct reader {
@@ -282,15 +283,19 @@ static size_t get_profile(reader *in, const char *key, float values[PROFILE_BINS
 
 static void read_operators(reader *in, finding *f)
 {
-    uint32_t node = get_list(in, 0, "operators", Q3_TAP_COUNT, &f->between_count);
+    uint32_t node = get_list(in, 0, "operators", (MOST_LAYERS + 1) * Q3_TAP_COUNT, &f->between_count);
+    layer_tap *list = f->between_count > 0 ? calloc(f->between_count, sizeof *list) : NULL;
+    f->between = list;
+    if (f->between_count > 0 && list == NULL) {
+        f->between_count = 0;
+        if (in->status == Q3_OK) in->status = fail(in->error, Q3_ERROR_MEMORY, "%s: no memory", in->json.name);
+    }
     for (size_t i = 0; i < f->between_count; i++, node = in->json.nodes[node].next) {
         uint8_t name[512] = {0};
-        size_t layer;
         bool text = q3_json_type_of(&in->json, node) == Q3_JSON_STRING &&
                     q3_json_string(&in->json, node, NULL) < sizeof name;
         if (text) q3_json_string(&in->json, node, name);
-        if (!q3_tap_find((const char *)name, &f->between[i], &layer))
-            refuse(in, "operators");
+        if (!q3_tap_find((const char *)name, &list[i].id, &list[i].layer)) refuse(in, "operators");
     }
 }
 
@@ -343,8 +348,6 @@ static void read_finding(reader *in, finding *f)
     f->margin_bins = get_profile(in, "margins", f->margins);
 }
 
-#define MOST_LAYERS 65535 /* as in config.json */
-
 static void read_run(reader *in, uint32_t run, judged_run *out)
 {
     uint32_t dtype = q3_json_find(&in->json, run, "dtype");
@@ -383,6 +386,7 @@ static void finding_free(finding *f)
 {
     free_text(f->name);
     free_text(f->given_as);
+    free((void *)(uintptr_t)f->between);
 }
 
 static void run_free(judged_run *run)
@@ -691,11 +695,18 @@ void report_operator(char name[Q3_TAP_NAME_SIZE], q3_tap_id id)
 void report_operators(q3_text *out, const finding *f)
 {
     char name[Q3_TAP_NAME_SIZE];
-    for (size_t i = 0; i < f->between_count; i++) {
-        report_operator(name, f->between[i]);
+    for (size_t i = 0; i < f->between_count && i < Q3_TAP_COUNT; i++) {
+        const layer_tap *tap = &f->between[i];
         q3_text_add(out, i == 0 ? "" : ", ");
+        if (tap->id > Q3_TAP_SIN && tap->layer != f->layer) {
+            q3_text_add(out, "layers.");
+            q3_text_uint(out, tap->layer);
+            q3_text_add(out, ".");
+        }
+        report_operator(name, tap->id);
         q3_text_add(out, name);
     }
+    if (f->between_count > Q3_TAP_COUNT) add_number(out, " and more, ", f->between_count), q3_text_add(out, " in all");
 }
 
 static void add_blame(q3_text *out, const report *r, const report_entry *e)

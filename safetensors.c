@@ -48,6 +48,7 @@ struct q3_tensors {
     size_t metadata_count;
     char *texts; /* names and metadata, each ended by 0 */
     size_t used;
+    bool any_dtype; /* tensors of other dtypes are no error */
 };
 
 void q3_tensors_close(q3_tensors *tensors)
@@ -122,6 +123,9 @@ static q3_status read_offsets(const q3_tensors *t, uint32_t array, q3_entry *ent
         return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found data up to byte %" PRIu64
                        ", expected at most %" PRIu64 ", where the file ends", j->name, entry->name,
                        begin_end[1], t->size);
+    entry->data = t->data + begin_end[0];
+    if (entry->dtype == Q3_AUTO)
+        return Q3_OK; /* of another dtype, whose size is not known here */
     if (!count_elements(entry, &elements) || elements > UINT64_MAX / dtypes[entry->dtype].size)
         return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found a shape of 2^64 bytes or "
                        "more, expected one that fits", j->name, entry->name);
@@ -129,7 +133,6 @@ static q3_status read_offsets(const q3_tensors *t, uint32_t array, q3_entry *ent
         return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found %" PRIu64
                        " bytes of data, expected %" PRIu64 " for its shape", j->name, entry->name,
                        begin_end[1] - begin_end[0], elements * dtypes[entry->dtype].size);
-    entry->data = t->data + begin_end[0];
     return Q3_OK;
 }
 
@@ -147,9 +150,10 @@ static q3_status read_entry(q3_tensors *t, uint32_t key, q3_entry *entry, uint64
     size_t i = 0;
     while (i < DTYPES && !(dtype != 0 && q3_json_equal(j, dtype, dtypes[i].name)))
         i++;
-    if (i == DTYPES)
+    bool other = t->any_dtype && dtype != 0 && q3_json_type_of(j, dtype) == Q3_JSON_STRING;
+    if (i == DTYPES && !other)
         return q3_json_fail(j, dtype, entry->name, DTYPES_TEXT, error);
-    entry->dtype = (q3_dtype)i;
+    entry->dtype = i < DTYPES ? (q3_dtype)i : Q3_AUTO;
     q3_status status = read_shape(j, q3_json_find(j, object, "shape"), entry, error);
     if (status != Q3_OK)
         return status;
@@ -275,12 +279,13 @@ static q3_status open_mapped(q3_tensors *t, q3_error *error)
     return read_header(t, error);
 }
 
-q3_status q3_tensors_open(q3_tensors **tensors, const char *path, q3_error *error)
+static q3_status open_file(q3_tensors **tensors, const char *path, bool any_dtype, q3_error *error)
 {
     q3_tensors *t = calloc(1, sizeof *t);
     if (t == NULL)
         return no_memory(path, error);
     t->path = path;
+    t->any_dtype = any_dtype;
     q3_status status = q3_map(&t->mapping, path, error);
     if (status == Q3_OK)
         status = open_mapped(t, error);
@@ -291,6 +296,16 @@ q3_status q3_tensors_open(q3_tensors **tensors, const char *path, q3_error *erro
     else
         q3_tensors_close(t);
     return status;
+}
+
+q3_status q3_tensors_open(q3_tensors **tensors, const char *path, q3_error *error)
+{
+    return open_file(tensors, path, false, error);
+}
+
+q3_status q3_tensors_open_any(q3_tensors **tensors, const char *path, q3_error *error)
+{
+    return open_file(tensors, path, true, error);
 }
 
 size_t q3_tensors_count(const q3_tensors *tensors)
@@ -340,6 +355,7 @@ static uint64_t load_bits(const void *data, uint64_t index, size_t size)
 static void check_piece(const q3_entry *entry, uint64_t first, size_t count)
 {
     uint64_t elements = 0;
+    Q3_CHECK(entry->dtype < Q3_AUTO);
     Q3_CHECK(count_elements(entry, &elements) && first <= elements && count <= elements - first);
 }
 

@@ -467,7 +467,8 @@ static void add_totals(q3_text *out, const report *r)
 /* The taps between the last given tensor and the unjudged ones. */
 static void add_missing_taps(q3_text *out, const report *r)
 {
-    finding all = {.between_count = 0};
+    layer_tap taps[Q3_TAP_COUNT];
+    finding all = {.between = taps};
     bool wanted[Q3_TAP_COUNT] = {false};
     size_t unjudged = 0;
     q3_text line = {0};
@@ -475,10 +476,10 @@ static void add_missing_taps(q3_text *out, const report *r)
         const finding *f = &r->entries[i].f;
         if (f->verdict != VERDICT_UNJUDGED) continue;
         unjudged++;
-        for (size_t k = 0; k < f->between_count; k++) wanted[f->between[k]] = true;
+        for (size_t k = 0; k < f->between_count; k++) wanted[f->between[k].id] = true;
     }
     for (int id = 0; id < Q3_TAP_COUNT; id++)
-        if (wanted[id]) all.between[all.between_count++] = (q3_tap_id)id;
+        if (wanted[id]) taps[all.between_count++] = (layer_tap){(q3_tap_id)id, 0};
     if (all.between_count == 0) return;
     q3_text_add(out, "unjudged    ");
     q3_text_uint(&line, unjudged);
@@ -488,13 +489,19 @@ static void add_missing_taps(q3_text *out, const report *r)
     add_words(out, &line);
 }
 
-q3_status report_text(q3_text *text, outcome *result, const char *name, const char *lines, size_t length, bool all,
-                      bool colour, q3_error *error)
+q3_status report_text(q3_text *text, outcome *result, const char *name, const char *lines, size_t length, bool whole,
+                      bool all, bool colour, q3_error *error)
 {
     report r;
     q3_text sentence = {0};
     q3_status status = report_read(&r, name, lines, length, error);
     if (status != Q3_OK) return status;
+    for (size_t i = 0; whole && status == Q3_OK && i < r.run.layers; i++)
+        if (!r.covered[i]) status = fail(error, Q3_ERROR_INPUT, "%s: layer %zu: found no report of it, expected one", name, i);
+    if (status != Q3_OK) {
+        report_close(&r);
+        return status;
+    }
     add_header(text, &r);
     add_map(text, &r, colour);
     add_table(text, &r, all, colour);

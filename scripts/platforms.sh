@@ -83,7 +83,7 @@ zig="$venv/bin/python -m ziglang cc"
 # What CMakeLists.txt builds, so that the list stands there alone.
 cmake_list() { tr '\n' ' ' <"$root/CMakeLists.txt" | sed -n "s/.*$1 \([^)]*\)).*/\1/p"; }
 sources="$(cmake_list 'set(Q3_SOURCES')"
-command_sources="$(cmake_list 'add_executable(q3_command')"
+command_sources="$(cmake_list 'set(Q3_JUDGE') $(cmake_list 'add_executable(q3_command')"
 
 hash_of() { cat "$@" | sha256sum | cut -c1-64; }
 bits=$root/golden/bits

@@ -525,6 +525,25 @@ static void check_one_expert(void)
     }
 }
 
+/* Tensors of dtypes that no tap has: ignored, or said where the name is a tap's. */
+static void check_other_dtypes(void)
+{
+    backend b;
+    q3_error error = {""};
+    file_begin("");
+    tensor_begin("attention_mask", "BOOL", "1,9", 9);
+    for (size_t e = 0; e < 9; e++) put_bits(1, 1);
+    tensor_begin("model.norm.output", "F8_E4M3", "9,11", T * M);
+    for (size_t e = 0; e < T * M; e++) put_bits(0, 1);
+    file_end(PATH, 0);
+    CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, T, &error) == Q3_OK, "%s", error.text);
+    CHECK(b.unknown == 1 && strcmp(b.unknown_name, "attention_mask") == 0);
+    const backend_tensor *norm = backend_find(&b, Q3_TAP_NORM, 0);
+    CHECK(norm != NULL && norm->layouts == 0);
+    if (norm != NULL) CHECK_TEXT(norm->note, "found another dtype, expected F64, F32, BF16 or F16");
+    backend_close(&b);
+}
+
 static void check_no_file(void)
 {
     backend b;
@@ -559,6 +578,7 @@ int main(void)
     check_runs();
     check_several();
     check_one_expert();
+    check_other_dtypes();
     check_no_file();
     q3_model_close(opened);
     return t_done("backend");

@@ -23,6 +23,7 @@ typedef struct forgery {
     size_t every;        /* 0: one element; n: each n-th from `at` on, up and down in turn */
     size_t skip_rows;    /* of lm_head: tokens that are left out */
     size_t end;          /* elements from here on stay; 0: none */
+    bool upward;         /* of every: up alone */
 } forgery;
 
 static bool kept(const forgery *forged, const char *name)
@@ -48,7 +49,7 @@ static void copy_tensor(q3_writer *writer, size_t index, const q3_entry *e, cons
         } else {
             float value;
             q3_entry_floats(&value, e, i, 1);
-            bool down = forged->every > 0 && i / forged->every % 2 == 1;
+            bool down = forged->every > 0 && !forged->upward && i / forged->every % 2 == 1;
             double factor = down ? 2 - forged->factor : forged->factor;
             if (here) value = q3_round((double)value * factor + forged->add, e->dtype);
             if (q3_writer_floats(writer, index, i - skip, &value, 1, &error) != Q3_OK) exit(1);
@@ -206,7 +207,7 @@ static void test_each_tensor(const fixture *f, const q3_tensors *golden, q3_dtyp
         if (end == 0) continue;
         if (e->dtype == Q3_I64) continue; /* input_ids, position_ids */
         /* a twentieth is many times the bound of the largest element; another expert than the first */
-        forgery forged = {NULL, e->name, ids ? 0 : largest_element(e), 1.05, ids ? 100 : 0, 0, 0, 0};
+        forgery forged = {NULL, e->name, ids ? 0 : largest_element(e), 1.05, ids ? 100 : 0, 0, 0, 0, false};
         judge_layers_forged(f, golden, dtype, end, &forged);
         CHECKF(strcmp(first_bad, e->name) == 0, "%s changed: first is \"%s\"", e->name, first_bad);
     }
@@ -236,7 +237,7 @@ static void test_tightness(const fixture *f, q3_tensors *const golden[2])
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const q3_tensors *from = golden[cases[i].dtype];
         size_t at = largest_element(q3_tensors_find(from, cases[i].name));
-        forgery forged = {NULL, cases[i].name, at, cases[i].factor, 0, 0, 0, 0};
+        forgery forged = {NULL, cases[i].name, at, cases[i].factor, 0, 0, 0, 0, false};
         judge_layers_forged(f, from, cases[i].dtype == 0 ? Q3_F32 : Q3_BF16, 1, &forged);
         CHECKF(said_of(cases[i].name) == cases[i].expected, "%s by %g: verdict %d",
                cases[i].name, cases[i].factor, (int)said_of(cases[i].name));
@@ -246,7 +247,7 @@ static void test_tightness(const fixture *f, q3_tensors *const golden[2])
         CHECKF(cases[i].expected != VERDICT_DIFFERS || strstr(lines.data, why) != NULL, "%s: not outside", cases[i].name);
     }
     /* The cosine of 23 is -0.533. An angle may err by 4 u of itself, 92 u, of which cos takes 0.85 at most. */
-    forgery angle = {NULL, "model.rotary_emb.cos", 23 * 24, 1, 40 * 0x1p-24, 0, 0, 0};
+    forgery angle = {NULL, "model.rotary_emb.cos", 23 * 24, 1, 40 * 0x1p-24, 0, 0, 0, false};
     judge_layers_forged(f, golden[0], Q3_F32, 1, &angle);
     CHECK(said_of("model.rotary_emb.cos") == VERDICT_WITHIN);
     angle.add = 400 * 0x1p-24;
@@ -277,18 +278,18 @@ static void test_experts(const fixture *f, const q3_tensors *golden)
         float last = logits[id[3]], gap = last - logits[best];
         frexpf(last, &exponent);
         if (t == 0) {
-            forgery wrong = {NULL, name, 0, 1, (double)((int64_t)worst - id[0]), 0, 0, 0};
+            forgery wrong = {NULL, name, 0, 1, (double)((int64_t)worst - id[0]), 0, 0, 0, false};
             judge_layers_forged(f, golden, Q3_BF16, 3, &wrong);
             CHECK(said_of(name) == VERDICT_DIFFERS);
-            forgery twice = {NULL, name, 0, 1, (double)(id[1] - id[0]), 0, 0, 0};
+            forgery twice = {NULL, name, 0, 1, (double)(id[1] - id[0]), 0, 0, 0, false};
             judge_layers_forged(f, golden, Q3_BF16, 3, &twice);
             CHECK(said_of(name) == VERDICT_DIFFERS && strstr(lines.data, "or stands twice") != NULL);
-            forgery beyond = {NULL, name, 0, 1, (double)(14 - id[0]), 0, 0, 0};
+            forgery beyond = {NULL, name, 0, 1, (double)(14 - id[0]), 0, 0, 0, false};
             judge_layers_forged(f, golden, Q3_BF16, 3, &beyond);
             CHECK(said_of(name) == VERDICT_DIFFERS && strstr(lines.data, "or stands twice") != NULL);
         }
         if (gap > ldexpf(1, exponent - 8) || ties++ > 0) continue;
-        forgery near = {NULL, name, t * 4 + 3, 1, (double)((int64_t)best - id[3]), 0, 0, 0};
+        forgery near = {NULL, name, t * 4 + 3, 1, (double)((int64_t)best - id[3]), 0, 0, 0, false};
         judge_layers_forged(f, golden, Q3_BF16, 3, &near);
         CHECKF(said_of(name) == VERDICT_NEAR_TIE, "token %lu: verdict %d", (unsigned long)t, (int)said_of(name));
         /* theirs is followed: what the file holds of that slot was computed by the old one */
@@ -321,19 +322,19 @@ static void test_figures(void)
 static void test_rounding(const fixture *f, const q3_tensors *golden)
 {
     const char norm[] = "model.layers.2.input_layernorm.output", queries[] = "model.layers.0.self_attn.q_norm.output";
-    forgery ulp = {NULL, norm, 0, 1 + 0x1p-8, 0, 3, 0, 0};
+    forgery ulp = {NULL, norm, 0, 1 + 0x1p-8, 0, 3, 0, 0, false};
     judge_forged(f, golden, Q3_BF16, &ulp);
     CHECK(said_of(norm) == VERDICT_ROUNDING);
     CHECK(strstr(lines.data, "\"reason\":\"channel") == NULL); /* of the tensor as a whole */
     /* One channel of 120, in 24 tokens; half of one head in one token. Of the whole tensor that is little;
      * of the channel, of the head it is more than honest sums make (some 4 in 1000 elements). */
-    forgery channel = {NULL, norm, 5, 1 + 0x1p-8, 0, 120, 0, 0}, head = {NULL, queries, 0, 1 + 0x1p-8, 0, 1, 0, 12};
+    forgery channel = {NULL, norm, 5, 1 + 0x1p-8, 0, 120, 0, 0, false}, head = {NULL, queries, 0, 1 + 0x1p-8, 0, 1, 0, 12, false};
     judge_layers_forged(f, golden, Q3_BF16, 3, &channel);
     CHECK(said_of(norm) == VERDICT_ROUNDING && strstr(lines.data, "\"reason\":\"channel 5: ") != NULL);
     judge_layers_forged(f, golden, Q3_BF16, 1, &head);
     CHECK(said_of(queries) == VERDICT_ROUNDING && strstr(lines.data, "\"reason\":\"head 0: ") != NULL);
     const q3_entry *e = q3_tensors_find(golden, norm);
-    forgery one = {NULL, norm, largest_element(e), 1 + 0x1p-8, 0, 0, 0, 0};
+    forgery one = {NULL, norm, largest_element(e), 1 + 0x1p-8, 0, 0, 0, 0, false};
     judge_forged(f, golden, Q3_BF16, &one);
     CHECK(said_of(norm) == VERDICT_WITHIN);
 }
@@ -343,14 +344,14 @@ static void test_rounding(const fixture *f, const q3_tensors *golden)
 static void test_special(const fixture *f, const q3_tensors *golden)
 {
     const char mlp[] = "model.layers.2.mlp.output";
-    forgery nan = {NULL, mlp, 7, 1, (double)NAN, 0, 0, 0},
-            infinite = {NULL, mlp, 7, 1, (double)INFINITY, 0, 0, 0};
+    forgery nan = {NULL, mlp, 7, 1, (double)NAN, 0, 0, 0, false},
+            infinite = {NULL, mlp, 7, 1, (double)INFINITY, 0, 0, 0, false};
     judge_forged(f, golden, Q3_F32, &nan);
     CHECKF(strcmp(first_bad, mlp) == 0 && count_of[VERDICT_NON_FINITE] == 1, "NaN: %s, %lu", first_bad,
            (unsigned long)count_of[VERDICT_NON_FINITE]);
     judge_forged(f, golden, Q3_F32, &infinite);
     CHECKF(strcmp(first_bad, mlp) == 0 && count_of[VERDICT_NON_FINITE] == 1, "infinity: %s", first_bad);
-    forgery some = {"layernorm", NULL, 0, 1, 0, 0, 0, 0}, logits = {NULL, NULL, 0, 1, 0, 0, 20, 0};
+    forgery some = {"layernorm", NULL, 0, 1, 0, 0, 0, 0, false}, logits = {NULL, NULL, 0, 1, 0, 0, 20, 0, false};
     judge_forged(f, golden, Q3_F32, &some);
     CHECKF(first_bad[0] == 0 && count_of[VERDICT_WITHIN] + count_of[VERDICT_EXACT] == 15, "norms alone: %s, %lu within",
            first_bad, (unsigned long)count_of[VERDICT_WITHIN]);
@@ -365,9 +366,64 @@ static void test_layers(const fixture *f, const q3_tensors *golden)
     char name[64];
     for (int i = 0; i < 5; i++) {
         snprintf(name, sizeof name, "model.layers.%d.output", i);
-        forgery forged = {".output", name, largest_element(q3_tensors_find(golden, name)), 1.05, 0, 0, 0, 0};
+        forgery forged = {".output", name, largest_element(q3_tensors_find(golden, name)), 1.05, 0, 0, 0, 0, false};
         judge_forged(f, golden, Q3_F32, &forged);
         CHECKF(strcmp(first_bad, name) == 0, "%s changed: first is \"%s\"", name, first_bad);
+    }
+}
+
+/* A hundredth more over a whole tensor, no element of which need leave its bound: mlp.output, of which experts'
+ * sums may be rounded in many ways. */
+static void test_gain(const fixture *f, const q3_tensors *golden)
+{
+    const char mlp[] = "model.layers.2.mlp.output";
+    forgery more = {NULL, mlp, 0, 1.01, 0, 1, 0, 0, true};
+    judge_layers_forged(f, golden, Q3_BF16, 3, &more);
+    CHECK(said_of(mlp) == VERDICT_DIFFERS);
+    CHECK(strstr(lines.data, "over the whole tensor, which no rounding makes") != NULL);
+}
+
+/* The logits and one layer alone: the operators of the layers between are named with their layers. */
+static void test_gap(const fixture *f, const q3_tensors *golden)
+{
+    forgery few = {"layers.1.output", NULL, 0, 1, 0, 0, 0, 0, false};
+    judge_forged(f, golden, Q3_F32, &few);
+    const char *line = strstr(lines.data, "{\"tap\":\"model.layers.1.output\"");
+    const char *list = line != NULL ? strstr(line, "\"operators\":[") : NULL, *end = list != NULL ? strchr(list, ']') : NULL;
+    static const char *const wanted[] = {"\"model.embed_tokens.output\"", "\"model.layers.0.self_attn.q_proj.output\"",
+                                         "\"model.layers.0.output\"", "\"model.layers.1.mlp.gate_proj.output\""};
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+        const char *at = list != NULL ? strstr(list, wanted[i]) : NULL;
+        CHECKF(at != NULL && at < end, "%s is not named", wanted[i]);
+    }
+    CHECK(end != NULL && (strstr(list, "layers.1.mlp.gate.") == NULL || strstr(list, "layers.1.mlp.gate.") > end));
+}
+
+/* As many tokens as heads, so that [H,T,hd] and [T,H,hd] both fit: the closer reading is taken. */
+static void test_axes(const fixture *f, const q3_tensors *golden)
+{
+    enum { N = 6, HD = 24 };
+    const char norm[] = "model.layers.0.self_attn.q_norm.output";
+    q3_entry entries[] = {{"input_ids", Q3_I64, 1, {N}, NULL}, {norm, Q3_F32, 3, {N, N, HD}, NULL}};
+    const q3_entry *ids = q3_tensors_find(golden, "input_ids"), *heads = q3_tensors_find(golden, norm);
+    for (int turned = 0; turned < 2; turned++) {
+        q3_writer *writer;
+        q3_error error;
+        int64_t id[N];
+        float head[HD];
+        if (q3_writer_open(&writer, file_name, entries, 2, NULL, &error) != Q3_OK) exit(1);
+        q3_entry_integers(id, ids, 0, N);
+        if (q3_writer_integers(writer, 0, 0, id, N, &error) != Q3_OK) exit(1);
+        for (size_t t = 0; t < N; t++)
+            for (size_t h = 0; h < N; h++) {
+                q3_entry_floats(head, heads, (t * N + h) * HD, HD);
+                uint64_t at = (turned ? h * N + t : t * N + h) * HD;
+                if (q3_writer_floats(writer, 1, at, head, HD, &error) != Q3_OK) exit(1);
+            }
+        if (q3_writer_commit(writer, &error) != Q3_OK) exit(1);
+        judge_layers(f, file_name, Q3_F32, 1, &usual);
+        remove(file_name);
+        CHECKF(count_of[VERDICT_WITHIN] == 1 && first_bad[0] == 0, "turned %d: %s", turned, first_bad);
     }
 }
 
@@ -402,6 +458,9 @@ int main(int argc, char **argv)
     test_figures();
     test_special(&f, golden[Q3_F32]);
     test_layers(&f, golden[Q3_F32]);
+    test_gain(&f, golden[Q3_BF16]);
+    test_gap(&f, golden[Q3_F32]);
+    test_axes(&f, golden[Q3_F32]);
     q3_tensors_close(golden[0]);
     q3_tensors_close(golden[1]);
     free(lines.data);

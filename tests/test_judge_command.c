@@ -210,6 +210,8 @@ static void test_report(void)
     /* of a: its run, 3 tensors before the layers, 25 of a sparse layer, 20 of a dense one */
     run("report w/a w/c");
     fails("reports: line 50: found another run (model, file, dtype or options), expected parts of one");
+    run("report w/a");
+    fails("w/a: layer 2: found no report of it, expected one");
     shell("head -n 4 w/a >w/cut; printf '{\"tap\":5}\\n' >>w/cut");
     run("report w/cut");
     fails("w/cut: line 5: found no tap of the right type, expected a line of a report");
@@ -217,7 +219,7 @@ static void test_report(void)
     shell("grep -v '\"run\"' w/a | head -n 1 | sed 's/exact/within/' >w/other");
     run("report w/a w/other");
     fails_with(": found two findings that differ, expected one");
-    shell("sed 's/\"verdict\":\"[a-z-]*\"/\"verdict\":\"unjudged\"/' w/a >w/none");
+    shell("sed 's/\"verdict\":\"[a-z-]*\"/\"verdict\":\"unjudged\"/' w/a w/b >w/none");
     run("report w/none");
     CHECK(last.status == 2 && strstr(last.err, "w/none: no tensor could be judged\n") != NULL);
     CHECK(strstr(last.out, "\ncould not judge\n") != NULL);
@@ -232,6 +234,12 @@ static const failure bad_checks[] = {
     {"check tiny w/fault --layers 2:6", "--layers: found 2:6, expected A:B with 0 <= A < B <= 5"},
     {"check tiny w/fault --tokens 1,2", "w/fault: found 24 tokens, expected 2 as given"},
     {"check tiny w/no_ids", "w/no_ids: input_ids: found none, expected them, or --tokens or --prompt"},
+    {"check tiny w/fault --json w/../w/fault", "--json: found w/../w/fault, expected a file that is not read"},
+    {"check tiny w/fault --html w/fault", "--html: found w/fault, expected a file that is not read"},
+    {"diff w/fault w/late --json w/late", "--json: found w/late, expected a file that is not read"},
+    {"report w/a --html w/a", "--html: found w/a, expected a file that is not read"},
+    {"check tiny w/fault --json w/x --html w/x", "--html: found w/x, expected another file than --json's"},
+    {"check tiny /dev/zero", "/dev/zero: file: found a device, expected a file"},
     {"check tiny w/fault --json nowhere/x --layers 0:1", NULL},
 };
 

@@ -23,7 +23,7 @@ static q3_status read_text(q3_text *text, outcome *result, const char *lines, bo
                            q3_error *error)
 {
     release(text);
-    return report_text(text, result, "lines", lines, strlen(lines), all, colour, error);
+    return report_text(text, result, "lines", lines, strlen(lines), false, all, colour, error);
 }
 
 /* The text of lines that are a report. */
@@ -87,7 +87,7 @@ static const finding three_layers[] = {
      .outside = 2016, .expected = 115.2, .max_ulp = 1234567, .max_at = {23, 5, 15}, .max_bound_ratio = 4096,
      .relative_l2 = 1.25, .gain = -0.123456789, .offset = 0.5, .worst_token = 23, .worst_channel = 15,
      .has_bad = true, .bad_at = {1, 0, 2}, .bad_ours = 0.75, .bad_theirs = -1.5, .bad_ulp = 288,
-     .bad_bound_ulp = 1.5, .between_count = 1, .between = {Q3_TAP_Q_NORM},
+     .bad_bound_ulp = 1.5, .between_count = 1, .between = &(const layer_tap){Q3_TAP_Q_NORM, 1},
      .looks_like = "RoPE interleaved, pairs (2i, 2i+1), explains 100 % of elements", .token_bins = 2,
      .token_profile = {0, 1234567}, .channel_bins = 1, .channel_profile = {1234567}},
     {.name = TAP(1, "output"), .layer = 1, .verdict = VERDICT_NON_FINITE, .given_as = TAP(1, "output"),
@@ -104,7 +104,7 @@ static const finding three_layers[] = {
      .reason = "the bound says something of 7 of 2880 elements only", .rank = 2, .shape = {24, 120},
      .elements = 2880, .judged = 7, .differ = 1440, .over_1_ulp = 288, .expected = 7, .max_ulp = 12,
      .max_at = {1, 2}, .max_bound_ratio = 0.5, .relative_l2 = 0.01, .gain = 1, .between_count = 2,
-     .between = {Q3_TAP_EXPERTS_DOWN_PROJ, Q3_TAP_MLP}},
+     .between = (const layer_tap[]){{Q3_TAP_EXPERTS_DOWN_PROJ, 2}, {Q3_TAP_MLP, 2}}},
     {.name = "lm_head.output", .verdict = VERDICT_MISSING, .rank = 2, .shape = {24, 2048}},
 };
 

@@ -1,13 +1,13 @@
-/* names.c: what other systems call the taps.
+/* aliases.c: what other systems call the taps.
  *
- *   test_names
+ *   test_aliases
  *
  * The names were taken from the systems' sources: transformers' modeling_qwen3_moe.py (4.57, 5.17) and
  * model_debugging_utils.py, vLLM's models/qwen3_moe.py, llama.cpp's llama-graph.cpp and models/qwen3moe.cpp,
  * TransformerLens' components. */
 #include "t.h"
 
-#include "qwen3moe.h"
+#include "judge.h"
 
 #define P "model.layers.2."
 
