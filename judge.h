@@ -221,6 +221,7 @@ typedef struct evidence {
     size_t row;                         /* elements of its row */
     const float *ours, *theirs;         /* [T, row] */
     const double *bound;                /* [T, row]: |theirs - right| of an honest implementation */
+    double carry;                       /* ulp that the further roundings of a mistake may add (diagnose's own) */
 } evidence;
 
 /* Tries every known mistake that could have happened between the last given tensors and this one: computes the
