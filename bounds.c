@@ -389,7 +389,8 @@ static void bound_norms(row_bound *b, walk *w, q3_tap_id id, size_t t, const flo
 {
     const q3_layer *l = &w->weights->layers[w->layer];
     bool heads = id == Q3_TAP_Q_NORM || id == Q3_TAP_K_NORM;
-    q3_tap_id from = id == Q3_TAP_Q_NORM ? Q3_TAP_Q_PROJ : id == Q3_TAP_K_NORM ? Q3_TAP_K_PROJ : Q3_TAP_POST_ATTENTION_INPUT;
+    q3_tap_id from = id == Q3_TAP_Q_NORM ? Q3_TAP_Q_PROJ : id == Q3_TAP_K_NORM ? Q3_TAP_K_PROJ
+                     : Q3_TAP_POST_ATTENTION_INPUT;
     q3_tensor weight = id == Q3_TAP_Q_NORM ? l->q_norm : id == Q3_TAP_K_NORM ? l->k_norm
                        : id == Q3_TAP_POST_ATTENTION_LAYERNORM ? l->post_attention_layernorm
                        : id == Q3_TAP_NORM ? w->weights->norm : l->input_layernorm;

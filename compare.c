@@ -248,7 +248,7 @@ static void trial_row(judging *j, trial *r, q3_tap_id id, size_t t, float *ours,
     }
     bool known = given && !j->options->free_running;
     for (size_t i = 0; i < n && var_out != NULL; i++) {
-        double noise = b.noise[i] / 4, ulp = ulp_of((double)ours[i], w->dtype);
+        double noise = b.noise[i] / 4, ulp = ulp_of((double)ours[i], id == Q3_TAP_ROUTER_PROBS ? Q3_F32 : w->dtype);
         double before = id == Q3_TAP_PROBS ? 0 : b.var[i]; /* bound_values takes it from the scores */
         var_out[i] = known ? 0 : before + noise * noise + b.slack[i] * ulp / 6;
         if (!(var_out[i] <= SAYS_NOTHING)) var_out[i] = SAYS_NOTHING;
@@ -661,7 +661,8 @@ static bool judging_init(judging *j)
         bool square = id == Q3_TAP_SCORES || id == Q3_TAP_PROBS, wanted = id != Q3_TAP_LM_HEAD && !square;
         size_t n = row_size(j, id);
         if (n > widest) widest = n;
-        for (size_t l = 0; square && l < c->num_hidden_layers; l++) wanted = wanted || backend_find(j->b, id, l) != NULL;
+        for (size_t l = 0; square && l < c->num_hidden_layers; l++)
+            wanted = wanted || backend_find(j->b, id, l) != NULL;
         if (!wanted || n == 0) continue;
         w->tap[i] = calloc(T, n * sizeof *w->tap[i]);
         if (!square) w->var[i] = calloc(T, n * sizeof *w->var[i]);

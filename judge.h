@@ -6,8 +6,8 @@
  * figures.c   how two tensors differ: figures that need no model
  * compare.c   the walk over the taps: verdicts, and the other's values in place of ours
  * diagnose.c  which known mistake explains a difference
- * report.c    findings as JSON lines; such lines read and merged (wording.c, text.c, html.c: what they say, as text,
- *             as a page)
+ * report.c    findings as JSON lines; such lines read and merged
+ * wording.c   what text.c (the text) and html.c (the page) say alike
  * check.c     the verbs check, diff and report
  *
  * All tensors here are float and lie token by token: [T, row], where a row is what one token has, its
