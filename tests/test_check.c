@@ -255,6 +255,24 @@ static void test_tightness(const fixture *f, q3_tensors *const golden[2])
     CHECK(said_of("model.rotary_emb.cos") == VERDICT_DIFFERS);
 }
 
+/* The first token stands at 7000, whose sine is 0.507. An angle may err by 4 u of itself, which moves the cosine by
+ * 14000 u at most: 10000 is honest, 100000 is not. */
+static void test_start(const fixture *f, const char *folder)
+{
+    char path[512];
+    q3_tensors *golden;
+    q3_error error;
+    snprintf(path, sizeof path, "%s/taps-float32.safetensors", folder);
+    if (q3_tensors_open(&golden, path, &error) != Q3_OK) exit(1);
+    forgery angle = {NULL, "model.rotary_emb.cos", 0, 1, 10000 * 0x1p-24, 0, 0, 0, false};
+    judge_forged(f, golden, Q3_F32, &angle);
+    CHECK(said_of("model.rotary_emb.cos") == VERDICT_WITHIN);
+    angle.add = 100000 * 0x1p-24;
+    judge_forged(f, golden, Q3_F32, &angle);
+    CHECK(said_of("model.rotary_emb.cos") == VERDICT_DIFFERS);
+    q3_tensors_close(golden);
+}
+
 /* A token's expert is another one: in the place of its first (the likeliest) the least likely one, the second, or
  * none at all; in the place of the last the best of those left. That is a near tie if their logits, which
  * are bfloat16, lie an ulp apart at most, for each of them may be rounded otherwise. */
@@ -433,11 +451,14 @@ int main(int argc, char **argv)
     char path[512];
     CHECKF(argc >= 18, "%d cases, expected at least 16", argc - 2);
     if (argc < 2) return t_done("test_check");
+    bool started = false;
     for (int i = 2; i < argc; i++) {
         fixture_by_rule(&f, argv[i]);
         test_honest(&f, argv[i]);
+        if (strstr(argv[i], "positions") != NULL) test_start(&f, argv[i]), started = true;
         fixture_close(&f);
     }
+    CHECK(started);
     snprintf(path, sizeof path, "%s/tiny", argv[1]);
     fixture_from_folder(&f, path);
     snprintf(path, sizeof path, "%s/hf/tiny", argv[1]);
