@@ -117,6 +117,15 @@ static q3_status judge(q3_text *lines, const command_line *command, q3_session *
 
 /* ==== Reports out ============================================================================== */
 
+/* Each part ends with a newline. */
+static void join(q3_text *out, const report_part *parts, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        q3_text_add(out, parts[i].lines);
+        if (parts[i].length > 0 && parts[i].lines[parts[i].length - 1] != '\n') q3_text_add(out, "\n");
+    }
+}
+
 static q3_status write_file(const char *path, const q3_text *text, q3_error *error)
 {
     q3_output *output;
@@ -142,26 +151,34 @@ q3_status check_outputs(const command_line *command, q3_error *error)
     return fail(error, Q3_ERROR_INPUT, "--html: found %.300s, expected another file than --json's", page);
 }
 
-q3_status write_reports(const command_line *command, const char *name, const q3_text *lines, bool whole,
-                        q3_error *error)
+static q3_status write_reports(const command_line *command, const report_part *parts, size_t count, bool whole,
+                               q3_error *error)
 {
-    q3_text text = {0}, html = {0};
+    q3_text text = {0}, html = {0}, lines = {0};
+    const char *name = parts[0].name;
     outcome result = OUTCOME_UNJUDGED;
     const char *json = command->value[OPTION_JSON_FILE], *page = command->value[OPTION_HTML];
-    q3_status status = Q3_OK;
-    if (lines->failed) return fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", name);
     bool all = command->value[OPTION_ALL] != NULL;
-    status = report_text(&text, &result, name, lines->data, lines->size, whole, all, is_terminal(stdout), error);
-    if (status == Q3_OK && page != NULL) status = report_html(&html, name, lines->data, lines->size, error);
+    q3_status status = report_text(&text, &result, parts, count, whole, all, is_terminal(stdout), error);
+    if (status == Q3_OK && page != NULL) status = report_html(&html, parts, count, error);
     if (status == Q3_OK && text.failed) status = fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", name);
-    if (status == Q3_OK && json != NULL) status = write_file(json, lines, error);
+    if (json != NULL) join(&lines, parts, count);
+    if (status == Q3_OK && json != NULL) status = write_file(json, &lines, error);
     if (status == Q3_OK && page != NULL) status = write_file(page, &html, error);
     if (status == Q3_OK) fwrite(text.data, 1, text.size, stdout);
     free(text.data);
     free(html.data);
+    free(lines.data);
     if (status != Q3_OK) return status;
     if (result == OUTCOME_DIFFERS) return VERB_DIFFERS;
     return result == OUTCOME_AGREES ? Q3_OK : fail(error, Q3_ERROR_INPUT, "%s: no tensor could be judged", name);
+}
+
+q3_status write_report(const command_line *command, const q3_text *lines, q3_error *error)
+{
+    report_part part = {command->operand, lines->data, lines->size};
+    if (lines->failed) return fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", part.name);
+    return write_reports(command, &part, 1, false, error);
 }
 
 /* ==== The verbs ================================================================================ */
@@ -183,7 +200,7 @@ q3_status verb_check(const command_line *command, q3_error *error)
     if (status != Q3_OK) return status;
     status = backend_open(&b, command->operand, session.model, error);
     if (status == Q3_OK) status = judge(&lines, command, &session, &b, &options, &tokens, &hidden, error);
-    if (status == Q3_OK) status = write_reports(command, command->operand, &lines, false, error);
+    if (status == Q3_OK) status = write_report(command, &lines, error);
     free(lines.data);
     free(hidden);
     free(tokens.ids);
@@ -192,24 +209,22 @@ q3_status verb_check(const command_line *command, q3_error *error)
     return status;
 }
 
-/* All files one after another, each ended by a newline. */
 q3_status verb_report(const command_line *command, q3_error *error)
 {
-    q3_text lines = {0};
+    size_t count = command->operand_count, read = 0;
+    report_part *parts = calloc(count, sizeof *parts);
     q3_status status = check_outputs(command, error);
-    for (size_t i = 0; i < command->operand_count && status == Q3_OK; i++) {
-        uint8_t *bytes;
-        size_t length;
-        status = read_whole(command->operands[i], &bytes, &length, error);
-        if (status != Q3_OK) break;
-        if (memchr(bytes, 0, length) != NULL)
-            status = fail(error, Q3_ERROR_INPUT, "%s: found a zero byte, expected lines of JSON", command->operands[i]);
-        q3_text_add(&lines, (const char *)bytes);
-        if (length > 0 && bytes[length - 1] != '\n') q3_text_add(&lines, "\n");
-        free(bytes);
+    if (parts == NULL) return fail(error, Q3_ERROR_MEMORY, "no memory for %zu files", count);
+    for (; read < count && status == Q3_OK; read++) {
+        uint8_t *bytes = NULL;
+        size_t length = 0;
+        status = read_whole(command->operands[read], &bytes, &length, error);
+        if (status == Q3_OK && memchr(bytes, 0, length) != NULL)
+            status = fail(error, Q3_ERROR_INPUT, "%s: found a zero byte, expected lines of JSON", command->operands[read]);
+        parts[read] = (report_part){command->operands[read], (const char *)bytes, length};
     }
-    const char *name = command->operand_count == 1 ? command->operands[0] : "reports";
-    if (status == Q3_OK) status = write_reports(command, name, &lines, true, error);
-    free(lines.data);
+    if (status == Q3_OK) status = write_reports(command, parts, count, true, error);
+    for (size_t i = 0; i < read; i++) free((void *)(uintptr_t)parts[i].lines);
+    free(parts);
     return status;
 }

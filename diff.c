@@ -303,7 +303,7 @@ q3_status verb_diff(const command_line *command, q3_error *error)
         report_run(&lines, &run);
         status = compare_files(&lines, &a, &b, error);
     }
-    if (status == Q3_OK) status = write_reports(command, command->operand, &lines, false, error);
+    if (status == Q3_OK) status = write_report(command, &lines, error);
     free(lines.data);
     side_close(&a);
     side_close(&b);

@@ -509,27 +509,21 @@ static void add_table(q3_text *out, const report *r)
 
 /* ==== The page ================================================================================= */
 
-/* The lines in the order of computation. A '<' stands in a string, where it may be escaped: no "</script>". */
+/* The lines in the order of computation. No "</script>" in them: report_string escapes '<'. */
 static void add_data(q3_text *out, const report *r)
 {
-    q3_text_add(out, "<script type=application/json id=data>[");
+    q3_text_add(out, "<script type=application/json id=data>[\n");
     for (size_t i = 0; i < r->count; i++) {
-        q3_text_add(out, i == 0 ? "\n" : ",\n");
-        for (size_t k = 0; k < r->entries[i].length; k++) {
-            char c = r->entries[i].line[k];
-            if (c == '<')
-                q3_text_add(out, "\\u003c");
-            else
-                add_char(out, c);
-        }
+        if (i > 0) q3_text_add(out, ",");
+        report_finding(out, &r->entries[i].f);
     }
-    q3_text_add(out, "\n]</script>\n");
+    q3_text_add(out, "]</script>\n");
 }
 
-q3_status report_html(q3_text *html, const char *name, const char *lines, size_t length, q3_error *error)
+q3_status report_html(q3_text *html, const report_part *parts, size_t count, q3_error *error)
 {
     report r;
-    q3_status status = report_read(&r, name, lines, length, error);
+    q3_status status = report_read(&r, parts, count, error);
     if (status != Q3_OK) return status;
     add_top(html, &r);
     q3_text_add(html, "<div class=parts>\n<div>\n<h2>Layers and operators</h2>\n"
@@ -550,5 +544,5 @@ q3_status report_html(q3_text *html, const char *name, const char *lines, size_t
     q3_text_add(html, script_keys);
     q3_text_add(html, "</script></body></html>\n");
     report_close(&r);
-    return html->failed ? fail(error, Q3_ERROR_MEMORY, "%s: no memory for the page", name) : Q3_OK;
+    return html->failed ? fail(error, Q3_ERROR_MEMORY, "%s: no memory for the page", parts[0].name) : Q3_OK;
 }

@@ -251,23 +251,27 @@ void report_finding(q3_text *lines, const finding *f);
 
 typedef enum outcome { OUTCOME_AGREES, OUTCOME_DIFFERS, OUTCOME_UNJUDGED } outcome;
 
-/* The text report of JSON lines (of one run, or of several one after another, in any order): merged, sorted in the
- * order of computation, equal lines once. all: a row for every tensor. colour: for a terminal. The outcome is also
- * the exit status. Layers that no run judged are said; whole: they are an error. Errors: a line that is no finding
- * (its number), lines of different runs, two findings for one tensor that are not equal, a part of a run that is
- * lost. text grows; nothing is printed. */
-q3_status report_text(q3_text *text, outcome *result, const char *name, const char *lines, size_t length, bool whole,
-                      bool all, bool colour, q3_error *error);
+/* JSON lines of one run, or of several one after another, in any order; name is what messages call them. */
+typedef struct report_part {
+    const char *name, *lines;
+    size_t length;
+} report_part;
+
+/* The text report of such lines: merged, sorted in the order of computation, equal lines once, what a tensor looks
+ * like told where `check` of the whole would tell it. all: a row for every tensor. colour: for a terminal. The
+ * outcome is also the exit status. Layers that no run judged are said; whole: they are an error. Errors: a line that
+ * is no finding (its number), lines of different runs, two findings for one tensor that are not equal, a part of a
+ * run that is lost. text grows; nothing is printed. */
+q3_status report_text(q3_text *text, outcome *result, const report_part *parts, size_t count, bool whole, bool all,
+                      bool colour, q3_error *error);
 /* The same as one self-contained HTML page. */
-q3_status report_html(q3_text *html, const char *name, const char *lines, size_t length, q3_error *error);
+q3_status report_html(q3_text *html, const report_part *parts, size_t count, q3_error *error);
 
 /* ==== The verbs (check.c) ==================================================================== */
 
 /* No output of --json and --html is an input, or the other output. */
 q3_status check_outputs(const command_line *command, q3_error *error);
-/* For check, diff and report: text to standard output, --json and --html to their files; what the verb returns.
- * name: what messages call the lines. */
-q3_status write_reports(const command_line *command, const char *name, const q3_text *lines, bool whole,
-                        q3_error *error);
+/* The report of check or diff: text to standard output, --json and --html to their files; what the verb returns. */
+q3_status write_report(const command_line *command, const q3_text *lines, q3_error *error);
 
 #endif

@@ -6,8 +6,6 @@
 
 typedef struct report_entry {
     finding f;         /* its texts are owned */
-    const char *line;  /* the JSON it came from, in the caller's text */
-    size_t length;
     size_t order;      /* of the lines */
     size_t rank;       /* 0 front, layer + 1, SIZE_MAX - 1 head, SIZE_MAX no tap */
     bool known;        /* the name is a tap's */
@@ -23,8 +21,8 @@ typedef struct report {
     size_t count, room;
 } report;
 
-/* Reads and merges the lines; lines must live as long as the report. */
-q3_status report_read(report *r, const char *name, const char *lines, size_t length, q3_error *error);
+/* Reads and merges the lines. The names of the parts must live as long as the report. */
+q3_status report_read(report *r, const report_part *parts, size_t count, q3_error *error);
 void report_close(report *r);
 
 /* Whether the verdict makes exit status 1. */

@@ -489,15 +489,16 @@ static void add_missing_taps(q3_text *out, const report *r)
     add_words(out, &line);
 }
 
-q3_status report_text(q3_text *text, outcome *result, const char *name, const char *lines, size_t length, bool whole,
-                      bool all, bool colour, q3_error *error)
+q3_status report_text(q3_text *text, outcome *result, const report_part *parts, size_t count, bool whole, bool all,
+                      bool colour, q3_error *error)
 {
     report r;
     q3_text sentence = {0};
-    q3_status status = report_read(&r, name, lines, length, error);
+    q3_status status = report_read(&r, parts, count, error);
     if (status != Q3_OK) return status;
     for (size_t i = 0; whole && status == Q3_OK && i < r.run.layers; i++)
-        if (!r.covered[i]) status = fail(error, Q3_ERROR_INPUT, "%s: layer %zu: found no report of it, expected one", name, i);
+        if (!r.covered[i])
+            status = fail(error, Q3_ERROR_INPUT, "%s: layer %zu: found no report of it, expected one", r.name, i);
     if (status != Q3_OK) {
         report_close(&r);
         return status;

@@ -102,17 +102,18 @@ same() {
     done
 }
 
-# A copy of a file of taps, in which one element of TAP is another number.
-plant() { # FROM TO TAP
+# A copy of a file of taps, in which one element of each TAP is another number.
+plant() { # FROM TO TAP...
     python3 - "$@" <<'END'
 import json, struct, sys
-source, target, tap = sys.argv[1:]
+source, target, *taps = sys.argv[1:]
 data = bytearray(open(source, "rb").read())
 length = struct.unpack("<Q", data[:8])[0]
-entry = json.loads(data[8:8 + length])[tap]
-assert entry["dtype"] == "F32"
-at = 8 + length + entry["data_offsets"][0] + 4 * 77
-data[at:at + 4] = struct.pack("<f", struct.unpack("<f", data[at:at + 4])[0] + 0.5)
+entries = json.loads(data[8:8 + length])
+for tap in taps:
+    assert entries[tap]["dtype"] == "F32"
+    at = 8 + length + entries[tap]["data_offsets"][0] + 4 * 77
+    data[at:at + 4] = struct.pack("<f", struct.unpack("<f", data[at:at + 4])[0] + 0.5)
 open(target, "wb").write(data)
 END
 }
@@ -148,6 +149,8 @@ for dtype in float32 bfloat16 float16; do
 done
 plant "$taps-float32.safetensors" "$work/fault.safetensors" model.layers.3.post_attention_layernorm.output
 same 'a fault in layer 3' 1 "$work/fault.safetensors"
+plant "$taps-float32.safetensors" "$work/all.safetensors" model.layers.{0,1,2,3,4}.self_attn.q_proj.output
+same 'a fault in every layer' 1 "$work/all.safetensors"
 
 # A command that dies in layer 2, without a word, as one that is killed does.
 cat >"$work/dies" <<END

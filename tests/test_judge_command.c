@@ -207,9 +207,8 @@ static void test_report(void)
     write_file(FOLDER "whole", last.out, last.size);
     shell("\"$Q\" report w/c >merged; echo $?; cmp merged whole");
     CHECKF(last.status == 0 && strcmp(last.out, "1\n") == 0, "check said otherwise than report: %s", last.out);
-    /* of a: its run, 3 tensors before the layers, 25 of a sparse layer, 20 of a dense one */
     run("report w/a w/c");
-    fails("reports: line 50: found another run (model, file, dtype or options), expected parts of one");
+    fails("w/c: line 1: found another run (model, file, dtype or options), expected parts of one");
     run("report w/a");
     fails("w/a: layer 2: found no report of it, expected one");
     shell("head -n 4 w/a >w/cut; printf '{\"tap\":5}\\n' >>w/cut");

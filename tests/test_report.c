@@ -22,8 +22,15 @@ static void release(q3_text *text)
 static q3_status read_text(q3_text *text, outcome *result, const char *lines, bool all, bool colour,
                            q3_error *error)
 {
+    report_part part = {"lines", lines, strlen(lines)};
     release(text);
-    return report_text(text, result, "lines", lines, strlen(lines), false, all, colour, error);
+    return report_text(text, result, &part, 1, false, all, colour, error);
+}
+
+static q3_status read_html(q3_text *html, const char *lines, q3_error *error)
+{
+    report_part part = {"lines", lines, strlen(lines)};
+    return report_html(html, &part, 1, error);
 }
 
 /* The text of lines that are a report. */
@@ -287,7 +294,8 @@ static void test_round_trip(void)
     f.relative_l2 = values[4], f.gain = values[5], f.offset = values[6], f.max_bound_ratio = (double)NAN;
     f.elements = SIZE_MAX;
     report_finding(&lines, &f);
-    q3_status status = report_read(&r, "lines", lines.data, lines.size, &error);
+    report_part part = {"lines", lines.data, lines.size};
+    q3_status status = report_read(&r, &part, 1, &error);
     CHECKF(status == Q3_OK, "%s", error.text);
     if (status == Q3_OK) {
         const finding *g = &r.entries[0].f;
@@ -330,7 +338,7 @@ static void test_hostile(void)
                                 "file     a\"b\\</script><img src=x>&?[31m?????z\n";
     CHECK(strncmp(text.data, start, strlen(start)) == 0);
     CHECK(strstr(text.data, "???z\ndiffers: model.layers.0.output\n") != NULL);
-    CHECK(report_html(&html, "lines", lines.data, lines.size, &error) == Q3_OK);
+    CHECK(read_html(&html, lines.data, &error) == Q3_OK);
     size_t scripts = 0;
     for (const char *p = html.data; (p = strstr(p, "</script")) != NULL; p++) scripts++;
     CHECK(scripts == 2 && strstr(html.data, "<img") == NULL);
@@ -519,7 +527,7 @@ static void check_same(const char *lines, const q3_text *text, const q3_text *ht
     q3_text other = {0}, page = {0};
     q3_error error = {""};
     CHECK(good_text(&other, lines, true, false) == OUTCOME_DIFFERS);
-    CHECK(report_html(&page, "lines", lines, strlen(lines), &error) == Q3_OK);
+    CHECK(read_html(&page, lines, &error) == Q3_OK);
     CHECK(other.size == text->size && memcmp(other.data, text->data, text->size) == 0);
     CHECK(page.size == html->size && memcmp(page.data, html->data, html->size) == 0);
     release(&other);
@@ -534,7 +542,7 @@ static void test_merge(void)
     uint64_t state = 1;
     write_many(&whole, layers, 0, layers);
     CHECK(good_text(&text, whole.data, true, false) == OUTCOME_DIFFERS);
-    CHECK(report_html(&html, "lines", whole.data, whole.size, &error) == Q3_OK);
+    CHECK(read_html(&html, whole.data, &error) == Q3_OK);
     for (int round = 0; round < 12; round++) {
         q3_text merged = {0}, parts[8] = {{0}};
         size_t cuts[9] = {0}, count = 1 + next(&state) % 6;
@@ -555,6 +563,47 @@ static void test_merge(void)
     }
     release(&whole);
     release(&text);
+    release(&html);
+}
+
+/* A run of layers [first, end) of 3, with the same trouble in each: the first `told` say what it looks like. */
+static void write_trouble(q3_text *lines, size_t first, size_t end, size_t told)
+{
+    judged_run run = {"m", "f", Q3_F32, 1, 0, 3, first, end, false, false, "", "", 0, NULL};
+    char name[Q3_TAP_NAME_SIZE];
+    report_run(lines, &run);
+    for (size_t layer = first; layer < end; layer++) {
+        finding f = {.name = name, .layer = layer, .verdict = VERDICT_DIFFERS};
+        q3_tap_name(name, Q3_TAP_LAYER, layer);
+        if (layer < first + told) snprintf(f.looks_like, sizeof f.looks_like, "a mistake");
+        report_finding(lines, &f);
+    }
+    if (end == 3) report_finding(lines, &(finding){.name = "lm_head.output"});
+}
+
+/* One run tells a mistake that stands in every layer once; so do its parts, also where they overlap. */
+static void test_told_once(void)
+{
+    q3_text whole = {0}, text = {0}, html = {0};
+    q3_error error = {""};
+    write_trouble(&whole, 0, 3, 1);
+    CHECK(good_text(&text, whole.data, true, false) == OUTCOME_DIFFERS);
+    CHECK(read_html(&html, whole.data, &error) == Q3_OK);
+    for (int overlap = 0; overlap < 2; overlap++) {
+        q3_text merged = {0};
+        write_trouble(&merged, 1, 3, 1);
+        write_trouble(&merged, 2, 3, 1);
+        write_trouble(&merged, 0, overlap ? 2 : 1, 1);
+        check_same(merged.data, &text, &html);
+        release(&merged);
+    }
+    release(&whole);
+    release(&text);
+    write_trouble(&whole, 0, 3, 3);
+    for (char *p = strstr(whole.data, "layers.1"); p != NULL; p = NULL) memcpy(strstr(p, "a mis"), "other", 5);
+    write_trouble(&whole, 1, 2, 1);
+    refused(whole.data, "lines: model.layers.1.output: found two findings that differ, expected one");
+    release(&whole);
     release(&html);
 }
 
@@ -677,7 +726,7 @@ int main(int argc, char **argv)
         q3_text lines = {0}, html = {0};
         q3_error error;
         write_many(&lines, 94, 0, 94);
-        if (report_html(&html, "lines", lines.data, lines.size, &error) != Q3_OK) return 1;
+        if (read_html(&html, lines.data, &error) != Q3_OK) return 1;
         fwrite(html.data, 1, html.size, stdout);
         release(&lines);
         release(&html);
@@ -691,6 +740,7 @@ int main(int argc, char **argv)
     test_diff();
     test_malformed();
     test_merge();
+    test_told_once();
     test_many_layers();
     test_long();
     test_parts();
