@@ -53,43 +53,52 @@ bool q3_decimal_too_large(const uint8_t *p, const uint8_t *end)
     return true;
 }
 
-/* A large integer, least significant word first. 2048 bits: 10^64 * 10^400 and 2^1129 fit well. */
+/* A large integer: its n words, least significant first, the last of them not 0. 2048 bits: 10^64 * 10^400 and
+ * 2^1129 fit well. */
 typedef struct big {
     uint32_t w[64];
+    size_t n;
 } big;
 
 static void multiply_add(big *b, uint32_t factor, uint32_t carry)
 {
     uint64_t sum = carry;
-    for (size_t i = 0; i < 64; i++, sum >>= 32) {
+    for (size_t i = 0; i < b->n; i++, sum >>= 32) {
         sum += (uint64_t)b->w[i] * factor;
         b->w[i] = (uint32_t)sum;
     }
+    if (sum != 0)
+        b->w[b->n++] = (uint32_t)sum;
 }
 
 static int compare_big(const big *a, const big *b)
 {
-    for (size_t i = 64; i-- > 0;)
+    if (a->n != b->n)
+        return a->n < b->n ? -1 : 1;
+    for (size_t i = a->n; i-- > 0;)
         if (a->w[i] != b->w[i])
             return a->w[i] < b->w[i] ? -1 : 1;
     return 0;
 }
 
+/* a is not less than b. */
 static void subtract(big *a, const big *b)
 {
     uint64_t borrow = 0;
-    for (size_t i = 0; i < 64; i++) {
-        uint64_t difference = (uint64_t)a->w[i] - b->w[i] - borrow;
+    for (size_t i = 0; i < a->n; i++) {
+        uint64_t difference = (uint64_t)a->w[i] - (i < b->n ? b->w[i] : 0) - borrow;
         a->w[i] = (uint32_t)difference;
         borrow = difference >> 63;
     }
+    while (a->n > 0 && a->w[a->n - 1] == 0)
+        a->n--;
 }
 
 /* The nearest float64 of a decimal below that limit, as its bits: the quotient of two integers, scaled
  * by a power of two into [1, 2), gives one bit at a time; what is left decides the rounding. */
 static uint64_t nearest(const decimal *d)
 {
-    big num = {{0}}, den = {{1}};
+    big num = {{0}, 0}, den = {{1}, 1};
     uint64_t q = 0;
     int exponent = 0;
     for (size_t i = 0; i < d->count; i++)
@@ -140,11 +149,12 @@ static decimal shortest(uint64_t bits)
 {
     int e = (int)(bits >> 52);
     uint64_t m = bits & ((UINT64_C(1) << 52) - 1);
-    big num = {{0}}, den = {{1}};
+    big num = {{0}, 0}, den = {{1}, 1};
     decimal d = {.exponent = 1};
     m += e > 0 ? UINT64_C(1) << 52 : 0;
     num.w[0] = (uint32_t)m;
     num.w[1] = (uint32_t)(m >> 32);
+    num.n = num.w[1] != 0 ? 2 : 1;
     for (e = (e > 0 ? e : 1) - 1075; e != 0; e += e < 0 ? 1 : -1)
         multiply_add(e < 0 ? &den : &num, 2, 0);
     for (; compare_big(&num, &den) >= 0; d.exponent++)
