@@ -164,6 +164,7 @@ static q3_status write_reports(const command_line *command, const report_part *p
     if (status == Q3_OK && text.failed) status = fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", name);
     if (json != NULL) join(&lines, parts, count);
     if (status == Q3_OK && json != NULL) status = write_file(json, &lines, error);
+    if (status == Q3_OK) status = check_outputs(command, error); /* other spellings of a file that is there now */
     if (status == Q3_OK && page != NULL) status = write_file(page, &html, error);
     if (status == Q3_OK) fwrite(text.data, 1, text.size, stdout);
     free(text.data);

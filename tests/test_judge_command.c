@@ -238,6 +238,8 @@ static const failure bad_checks[] = {
     {"diff w/fault w/late --json w/late", "--json: found w/late, expected a file that is not read"},
     {"report w/a --html w/a", "--html: found w/a, expected a file that is not read"},
     {"check tiny w/fault --json w/x --html w/x", "--html: found w/x, expected another file than --json's"},
+    {"check tiny w/fault --json w/y --html w/../w/y --layers 0:1",
+     "--html: found w/../w/y, expected another file than --json's"},
     {"check tiny /dev/zero", "/dev/zero: file: found a device, expected a file"},
     {"check tiny w/fault --json nowhere/x --layers 0:1", NULL},
 };
