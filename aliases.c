@@ -6,7 +6,8 @@
 /* # is the layer's number. Hugging Face's and vLLM's names stand here as `canonical` writes them. How to read:
  *   's' strong: this is the tap; 'w' weak: so it is, but where the tap's own name is in the file too, that one
  *   counts; and, all weak: 'p' what layer # starts from; 'h' the same, but number L is behind the final norm;
- *   'n' what the final norm starts from; 'd' in dense layers; 'u' where the weights are not renormalised. */
+ *   'n' what the final norm starts from; 'd' in dense layers; 'r' # counts the sparse layers alone; 'u' where the
+ *   weights are not renormalised. */
 typedef struct alias_row {
     const char *name;
     char reading;
@@ -32,18 +33,27 @@ static const alias_row aliases[] = {
     {"model.layers.#.mlp.down_proj.output", 'd', 1, Q3_TAP_MLP},
     {"inputs_embeds", 'w', 1, Q3_TAP_EMBED_TOKENS},
     {"hidden_states.#", 'h', 1, Q3_TAP_LAYER},
+    {"hidden_states_#", 'h', 1, Q3_TAP_LAYER},
+    {"hidden_states[#]", 'h', 1, Q3_TAP_LAYER},
     {"attentions.#", 'w', 1, Q3_TAP_PROBS},
+    {"attentions_#", 'w', 1, Q3_TAP_PROBS},
+    {"attentions[#]", 'w', 1, Q3_TAP_PROBS},
+    {"router_logits.#", 'r', 1, Q3_TAP_GATE},
+    {"router_logits_#", 'r', 1, Q3_TAP_GATE},
+    {"router_logits[#]", 'r', 1, Q3_TAP_GATE},
     {"last_hidden_state", 'w', 1, Q3_TAP_NORM},
     {"logits", 'w', 1, Q3_TAP_LM_HEAD},
     /* vLLM and SGLang (models/qwen3_moe.py): fused projections, norms that return (output, residual). Their
-     * layer's own output is not the residual stream: whoever records it must add. */
+     * layer's own output is not the residual stream: whoever records it must add. One rotary_emb serves all layers,
+     * so that a hook on it, called by the name of the first one, ends with the last one's: left out. */
     {"model.layers.#.input_layernorm.output.1", 'p', 1, Q3_TAP_LAYER},
     {"model.norm.output.1", 'n', 1, Q3_TAP_LAYER},
     {"model.layers.#.self_attn.qkv_proj.output", 's', 3, Q3_TAP_Q_PROJ},
-    {"model.layers.#.self_attn.rotary_emb.output", 's', 1, Q3_TAP_Q_ROPE},
-    {"model.layers.#.self_attn.rotary_emb.output.1", 's', 1, Q3_TAP_K_ROPE},
     {"model.layers.#.self_attn.attn.output", 'w', 1, Q3_TAP_O_PROJ_INPUT},
     {"model.layers.#.post_attention_layernorm.output.1", 'w', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"model.layers.#.mlp.topk.output", 'w', 1, Q3_TAP_TOPK_WEIGHTS},
+    {"model.layers.#.mlp.topk.output.1", 'w', 1, Q3_TAP_TOPK_INDICES},
+    {"model.layers.#.mlp.topk.output.2", 'w', 1, Q3_TAP_GATE},
     {"model.layers.#.mlp.gate_up_proj.output", 's', 2, Q3_TAP_DENSE_GATE_PROJ},
     {"logits_processor.output", 'w', 1, Q3_TAP_LM_HEAD},
     /* llama.cpp (src/llama-graph.cpp, src/models/qwen3moe.cpp, qwen3.cpp): the evaluation callback's. The last
@@ -79,9 +89,10 @@ static const alias_row aliases[] = {
     {"l_out-#", 's', 1, Q3_TAP_LAYER},
     {"result_norm", 's', 1, Q3_TAP_NORM},
     {"result_output", 's', 1, Q3_TAP_LM_HEAD},
-    /* TransformerLens (components/abstract_attention.py, transformer_block.py, mlps/gated_mlp.py).
-     * hook_normalized lies before or behind the weight and hook_expert_weights before or behind top-k, each by
-     * version: both are left out. Queries and keys are normalised behind hook_q and hook_k. */
+    /* TransformerLens: the names of 2.x (components/abstract_attention.py, transformer_block.py, mlps/gated_mlp.py),
+     * which 3.x and 4.x have too; then those that only these have. hook_normalized lies before the weight, and
+     * hook_expert_weights before or behind top-k by version: both are left out. Queries and keys are normalised
+     * behind hook_q and hook_k. */
     {"hook_embed", 's', 1, Q3_TAP_EMBED_TOKENS},
     {"blocks.#.hook_resid_pre", 'p', 1, Q3_TAP_LAYER},
     {"blocks.#.attn.hook_q", 's', 1, Q3_TAP_Q_PROJ},
@@ -100,6 +111,39 @@ static const alias_row aliases[] = {
     {"blocks.#.mlp.hook_post", 's', 1, Q3_TAP_DENSE_DOWN_PROJ_INPUT},
     {"blocks.#.hook_mlp_out", 's', 1, Q3_TAP_MLP},
     {"blocks.#.hook_resid_post", 's', 1, Q3_TAP_LAYER},
+    {"embed.hook_out", 'w', 1, Q3_TAP_EMBED_TOKENS},
+    {"rotary_emb.hook_cos", 'w', 1, Q3_TAP_COS},
+    {"rotary_emb.hook_sin", 'w', 1, Q3_TAP_SIN},
+    {"blocks.#.hook_in", 'p', 1, Q3_TAP_LAYER},
+    {"blocks.#.ln1.hook_in", 'p', 1, Q3_TAP_LAYER},
+    {"blocks.#.ln1.hook_out", 'w', 1, Q3_TAP_INPUT_LAYERNORM},
+    {"blocks.#.attn.hook_in", 'w', 1, Q3_TAP_INPUT_LAYERNORM},
+    {"blocks.#.attn.q.hook_out", 'w', 1, Q3_TAP_Q_PROJ},
+    {"blocks.#.attn.k.hook_out", 'w', 1, Q3_TAP_K_PROJ},
+    {"blocks.#.attn.v.hook_out", 'w', 1, Q3_TAP_V_PROJ},
+    {"blocks.#.attn.q_norm.hook_out", 'w', 1, Q3_TAP_Q_NORM},
+    {"blocks.#.attn.k_norm.hook_out", 'w', 1, Q3_TAP_K_NORM},
+    {"blocks.#.attn.hook_q_normed", 'w', 1, Q3_TAP_Q_NORM},
+    {"blocks.#.attn.hook_k_normed", 'w', 1, Q3_TAP_K_NORM},
+    {"blocks.#.attn.o.hook_in", 'w', 1, Q3_TAP_O_PROJ_INPUT},
+    {"blocks.#.attn.o.hook_out", 'w', 1, Q3_TAP_O_PROJ},
+    {"blocks.#.attn.hook_out", 'w', 1, Q3_TAP_O_PROJ},
+    {"blocks.#.ln2.hook_in", 'w', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"blocks.#.ln2.hook_out", 'w', 1, Q3_TAP_POST_ATTENTION_LAYERNORM},
+    {"blocks.#.mlp.hook_in", 'w', 1, Q3_TAP_POST_ATTENTION_LAYERNORM},
+    {"blocks.#.mlp.gate.hook_out", 'w', 1, Q3_TAP_GATE},
+    {"blocks.#.mlp.gate.hook_expert_indices", 'w', 1, Q3_TAP_TOPK_INDICES},
+    {"blocks.#.mlp.dense_gate.hook_out", 'w', 1, Q3_TAP_DENSE_GATE_PROJ},
+    {"blocks.#.mlp.dense_in.hook_out", 'w', 1, Q3_TAP_DENSE_UP_PROJ},
+    {"blocks.#.mlp.dense_out.hook_in", 'w', 1, Q3_TAP_DENSE_DOWN_PROJ_INPUT},
+    {"blocks.#.mlp.dense_out.hook_out", 'd', 1, Q3_TAP_MLP},
+    {"blocks.#.mlp.hook_out", 'w', 1, Q3_TAP_MLP},
+    {"blocks.#.hook_out", 'w', 1, Q3_TAP_LAYER},
+    {"ln_final.hook_in", 'n', 1, Q3_TAP_LAYER},
+    {"ln_final.hook_out", 'w', 1, Q3_TAP_NORM},
+    {"unembed.hook_in", 'w', 1, Q3_TAP_NORM},
+    {"unembed.hook_out", 'w', 1, Q3_TAP_LM_HEAD},
+    {"hook_unembed", 'w', 1, Q3_TAP_LM_HEAD},
 };
 
 static bool starts(const char *text, const char *with)
@@ -166,18 +210,27 @@ static bool canonical(char out[NAME_ROOM], const char *name)
     return true;
 }
 
+/* The layer that is the number-th sparse one, from 0; num_hidden_layers if there are not so many. */
+static size_t sparse_layer(const q3_config *config, size_t number)
+{
+    size_t layer = 0;
+    for (; layer < config->num_hidden_layers; layer++)
+        if (q3_layer_is_sparse(config, layer) && number-- == 0) break;
+    return layer;
+}
+
 /* The row's reading of layer `number`. */
 static bool read_row(q3_alias *alias, const alias_row *row, const q3_config *config, size_t number)
 {
     char reading = row->reading;
     size_t L = config != NULL ? config->num_hidden_layers : 0;
-    if (config == NULL && strchr("hndu", reading) != NULL) return false;
+    if (config == NULL && strchr("hndru", reading) != NULL) return false;
     if (reading == 'd' && (number >= L || q3_layer_is_sparse(config, number))) return false;
     if (reading == 'u' && config->norm_topk_prob) return false;
     alias->count = row->ids;
     alias->weak = reading != 's';
     alias->id = row->first;
-    alias->layer = reading == 'n' ? L - 1 : number;
+    alias->layer = reading == 'n' ? L - 1 : reading == 'r' ? sparse_layer(config, number) : number;
     if (reading == 'p' || reading == 'h') {
         if (number == 0) alias->id = Q3_TAP_EMBED_TOKENS;
         if (number > 0) alias->layer--;

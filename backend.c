@@ -182,6 +182,17 @@ static q3_status place(backend *b, const q3_entry *entry, const q3_alias *alias,
                 tensor->entry->name, entry->name, tap);
 }
 
+/* vLLM's and SGLang's act_fn, behind a fused gate_up_proj, multiplies too: its output is what down_proj reads. */
+static bool act_fn_multiplies(const backend *b, size_t layer)
+{
+    q3_alias alias;
+    for (size_t i = 0; i < q3_tensors_count(b->file); i++)
+        if (q3_tap_alias(&alias, b->config, q3_tensors_at(b->file, i)->name) && alias.count == 2 &&
+            alias.id == Q3_TAP_DENSE_GATE_PROJ && alias.layer == layer)
+            return true;
+    return false;
+}
+
 static q3_status find_taps(backend *b, q3_error *error)
 {
     size_t L = b->config->num_hidden_layers;
@@ -196,6 +207,8 @@ static q3_status find_taps(backend *b, q3_error *error)
             if (b->unknown++ == 0) b->unknown_name = entry->name;
             continue;
         }
+        if (alias.id == Q3_TAP_DENSE_ACT_FN && act_fn_multiplies(b, alias.layer))
+            alias.id = Q3_TAP_DENSE_DOWN_PROJ_INPUT;
         for (size_t part = 0; part < alias.count; part++) {
             q3_status status = place(b, entry, &alias, (q3_tap_id)((size_t)alias.id + part), error);
             if (status != Q3_OK) return status;
@@ -419,6 +432,7 @@ static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t
     tap_lines row;
     q3_alias alias;
     tensor->layouts = tensor->first = 0;
+    tensor->merged = false;
     tensor->note[0] = 0;
     if (e->dtype == Q3_AUTO) {
         add_note(tensor, "found another dtype, expected %s",
@@ -430,12 +444,14 @@ static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t
         return;
     }
     q3_tap_alias(&alias, b->config, e->name);
+    if (alias.count == 1) alias.id = id; /* act_fn may be another one's */
     file_axes(&row, &alias, b, e, id, T);
     if (of_one_expert(e, &row, id, T)) {
         if (b->unknown++ == 0) b->unknown_name = e->name;
         tensor->entry = NULL;
         return;
     }
+    tensor->merged = rank == 3 && !row.heads && !row.square && e->rank == 2;
     for (size_t i = 0; i < e->rank; i++)
         if (e->shape[i] != 1) axes[squeezed++] = e->shape[i];
     size_t count = list_readings(list, &row, rank);

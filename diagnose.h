@@ -29,7 +29,7 @@ typedef enum mistake_kind {
     /* norms */
     NORM_EPS /* (eps) */, NORM_EPS_OUTSIDE, NORM_PLUS_ONE, NORM_NO_WEIGHT, NORM_OTHER_WEIGHT, NORM_BEFORE_CAST,
     NORM_CENTRED, NORM_SUM, NORM_MISSING, NORM_TWICE, NORM_VARIANCE_FORMAT /* (format) */, NORM_UNROUNDED_SUM,
-    NORM_ALL_HEADS, NORM_AFTER_ROPE,
+    NORM_ALL_HEADS, NORM_AFTER_ROPE, NORM_ROTATED,
     /* linear maps */
     MAP_TRANSPOSED, MAP_OTHER_WEIGHT, MAP_FP8, MAP_INT8, MAP_OPERANDS /* (format) */, MAP_CAST /* (format) */,
     MAP_LOW_SUM /* (format) */, MAP_PARTS /* (count) */, MAP_TAIL /* (terms) */, MAP_TAIL_BLOCK /* (terms) */,

@@ -47,6 +47,7 @@ typedef struct backend_tensor {
     size_t layouts;          /* 0: the shape is wrong, note says "found [5,7], expected [6,7]"; 2: two
                                 readings fit (T = H, say), and the closer one is to be taken */
     backend_layout layout[2];
+    bool merged;             /* experts' rows [T*A,n]: token by token, or expert by expert */
     char note[128];          /* "" or what was recognised: "axes [H,T,hd]", "rows 0:144 of 240" */
 } backend_tensor;
 

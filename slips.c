@@ -388,7 +388,7 @@ bool slip_norm(pass *p, q3_tap_id id, mistake_kind kind, float *y)
     bool heads = id == Q3_TAP_Q_NORM || id == Q3_TAP_K_NORM, good = true;
     if (!norm_of(&m, p, id)) return false;
     if (kind == NORM_OTHER_WEIGHT && m.other.data == NULL) return false;
-    if ((kind == NORM_ALL_HEADS || kind == NORM_AFTER_ROPE) && !heads) return false;
+    if ((kind == NORM_ALL_HEADS || kind == NORM_AFTER_ROPE || kind == NORM_ROTATED) && !heads) return false;
     if (kind == NORM_ALL_HEADS) m.together = m.rows / (p->e->T > 0 ? p->e->T : 1);
     if (kind == NORM_UNROUNDED_SUM) {
         m.x = p->e->input;
@@ -407,6 +407,11 @@ bool slip_norm(pass *p, q3_tap_id id, mistake_kind kind, float *y)
     }
     good = good && norm_rows(y, &m, p, kind);
     free(own);
+    if (good && kind == NORM_ROTATED) {
+        const float *cos = pass_get(p, Q3_TAP_COS), *sin = pass_get(p, Q3_TAP_SIN);
+        if (cos == NULL || sin == NULL || id != p->e->id) return false;
+        q3_rope_apply(y, y, cos, sin, p->e->T, m.rows / (p->e->T > 0 ? p->e->T : 1), m.n, p->e->dtype);
+    }
     return good;
 }
 

@@ -106,6 +106,7 @@ static const struct { mistake_kind kind; double value; const char *text; } norm_
     {NORM_AFTER_ROPE, 0, "QK-norm after RoPE"}, {NORM_BEFORE_CAST, 0, "norm weight multiplied before the cast"},
     {NORM_VARIANCE_FORMAT, FORMAT_BF16, "variance rounded to bfloat16"},
     {NORM_UNROUNDED_SUM, 0, "norm of the unrounded residual sum"},
+    {NORM_ROTATED, 0, "RoPE applied to it already (a hook must copy what is overwritten in place)"},
 };
 
 static const char *other_weight(q3_tap_id id)
@@ -296,10 +297,13 @@ static void try_sums(diagnosis *d)
         {SUM_WITHOUT_ATTENTION, "residual taken from before attention"},
         {SUM_NOT_ROUNDED, "residual sum not rounded"},
     };
+    bool first = d->e->id == Q3_TAP_POST_ATTENTION_INPUT;
+    const char *apart = first || d->e->id == Q3_TAP_LAYER ? " (vLLM keeps it apart: record the sum)" : "";
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
+        const char *more = list[i].kind == SUM_NO_RESIDUAL ? apart : "";
         attempt(d, TAP_BIT(Q3_TAP_POST_ATTENTION_INPUT), list[i].kind, 0, "%s%s", list[i].text,
-                d->e->id == Q3_TAP_POST_ATTENTION_INPUT ? "" : ", after attention");
-        attempt(d, TAP_BIT(Q3_TAP_LAYER), list[i].kind, 0, "%s", list[i].text);
+                first ? more : ", after attention");
+        attempt(d, TAP_BIT(Q3_TAP_LAYER), list[i].kind, 0, "%s%s", list[i].text, more);
     }
 }
 

@@ -3,8 +3,8 @@
  *   test_aliases
  *
  * The names were taken from the systems' sources: transformers' modeling_qwen3_moe.py (4.57, 5.17) and
- * model_debugging_utils.py, vLLM's models/qwen3_moe.py, llama.cpp's llama-graph.cpp and models/qwen3moe.cpp,
- * TransformerLens' components. */
+ * model_debugging_utils.py, vLLM's and SGLang's models/qwen3_moe.py, llama.cpp's llama-graph.cpp and
+ * models/qwen3moe.cpp, TransformerLens' components; TransformerLens' also from its own dumps (4.3, 3.9, 3.4, 2.18). */
 #include "t.h"
 
 #include "judge.h"
@@ -77,7 +77,14 @@ static const name_case cases[] = {
     {"hidden_states.0", "model.embed_tokens.output"},
     {"hidden_states.2", "model.layers.1.output"},
     {"hidden_states.3", "model.norm.output"},
+    {"hidden_states_2", "model.layers.1.output"},
+    {"hidden_states[3]", "model.norm.output"},
     {"attentions.0", "model.layers.0.self_attn.probs.output"},
+    {"attentions_2", P "self_attn.probs.output"},
+    {"attentions[2]", P "self_attn.probs.output"},
+    {"router_logits.0", "model.layers.0.mlp.gate.output"}, /* of the sparse layers, which are 0 and 2 */
+    {"router_logits_1", P "mlp.gate.output"},
+    {"router_logits[1]", P "mlp.gate.output"},
     {"last_hidden_state", "model.norm.output"},
     {"logits", "lm_head.output"},
     /* vLLM */
@@ -85,8 +92,11 @@ static const name_case cases[] = {
      P "self_attn.q_proj.output " P "self_attn.k_proj.output " P "self_attn.v_proj.output"},
     {"model.layers.2.self_attn.qkv_proj.output.0",
      P "self_attn.q_proj.output " P "self_attn.k_proj.output " P "self_attn.v_proj.output"},
-    {"model.layers.2.self_attn.rotary_emb.output.0", P "self_attn.q_rope.output"},
-    {"model.layers.2.self_attn.rotary_emb.output.1", P "self_attn.k_rope.output"},
+    {"model.layers.2.self_attn.rotary_emb.output.0", ""}, /* the last layer's, whatever the name */
+    {"model.layers.2.self_attn.rotary_emb.output.1", ""},
+    {"model.layers.2.mlp.topk.output.0", P "mlp.topk_weights.output"},
+    {"model.layers.2.mlp.topk.output.1", P "mlp.topk_indices.output"},
+    {"model.layers.2.mlp.topk.output.2", P "mlp.gate.output"},
     {"model.layers.2.self_attn.attn", P "self_attn.o_proj.input"},
     {"model.layers.2.self_attn.o_proj.output.0", P "self_attn.o_proj.output"},
     {"model.layers.2.post_attention_layernorm.output.0", P "post_attention_layernorm.output"},
@@ -147,6 +157,40 @@ static const name_case cases[] = {
     {"blocks.1.mlp.hook_post", "model.layers.1.mlp.down_proj.input"},
     {"blocks.2.hook_mlp_out", P "mlp.output"},
     {"blocks.2.hook_resid_post", P "output"},
+    {"embed.hook_out", "model.embed_tokens.output"},
+    {"rotary_emb.hook_cos", "model.rotary_emb.cos"},
+    {"rotary_emb.hook_sin", "model.rotary_emb.sin"},
+    {"blocks.2.hook_in", "model.layers.1.output"},
+    {"blocks.0.ln1.hook_in", "model.embed_tokens.output"},
+    {"blocks.2.ln1.hook_out", P "input_layernorm.output"},
+    {"blocks.2.attn.hook_in", P "input_layernorm.output"},
+    {"blocks.2.attn.q.hook_out", P "self_attn.q_proj.output"},
+    {"blocks.2.attn.k.hook_out", P "self_attn.k_proj.output"},
+    {"blocks.2.attn.v.hook_out", P "self_attn.v_proj.output"},
+    {"blocks.2.attn.q_norm.hook_out", P "self_attn.q_norm.output"},
+    {"blocks.2.attn.k_norm.hook_out", P "self_attn.k_norm.output"},
+    {"blocks.2.attn.hook_q_normed", P "self_attn.q_norm.output"},
+    {"blocks.2.attn.hook_k_normed", P "self_attn.k_norm.output"},
+    {"blocks.2.attn.o.hook_in", P "self_attn.o_proj.input"},
+    {"blocks.2.attn.o.hook_out", P "self_attn.o_proj.output"},
+    {"blocks.2.attn.hook_out", P "self_attn.o_proj.output"},
+    {"blocks.2.ln2.hook_in", P "post_attention_layernorm.input"},
+    {"blocks.2.ln2.hook_out", P "post_attention_layernorm.output"},
+    {"blocks.2.mlp.hook_in", P "post_attention_layernorm.output"},
+    {"blocks.2.mlp.gate.hook_out", P "mlp.gate.output"},
+    {"blocks.2.mlp.gate.hook_expert_indices", P "mlp.topk_indices.output"},
+    {"blocks.1.mlp.dense_gate.hook_out", "model.layers.1.mlp.gate_proj.output"},
+    {"blocks.1.mlp.dense_in.hook_out", "model.layers.1.mlp.up_proj.output"},
+    {"blocks.1.mlp.dense_out.hook_in", "model.layers.1.mlp.down_proj.input"},
+    {"blocks.1.mlp.dense_out.hook_out", "model.layers.1.mlp.output"},
+    {"blocks.2.mlp.dense_out.hook_out", ""},
+    {"blocks.2.mlp.hook_out", P "mlp.output"},
+    {"blocks.2.hook_out", P "output"},
+    {"ln_final.hook_in", "model.layers.2.output"},
+    {"ln_final.hook_out", "model.norm.output"},
+    {"unembed.hook_in", "model.norm.output"},
+    {"unembed.hook_out", "lm_head.output"},
+    {"hook_unembed", "lm_head.output"},
     /* meanings that are others, or not certain */
     {"kq-2", ""}, {"ffn_moe_weighted-2", ""}, {"norm-2", ""}, {"norm", ""}, {"Qcur-2 (reshaped)", ""},
     {"Qcur-02", ""}, {"Qcur-", ""}, {"Qcur", ""}, {"Qcur--1", ""}, {"Qcur-99999999999999999999999999", ""},
@@ -161,7 +205,7 @@ static const name_case cases[] = {
 /* Without a model: what depends on one is unknown, the rest is as before. */
 static const name_case without_model[] = {
     {"hidden_states.2", ""}, {"hidden_states.0", ""}, {"model.norm.input", ""}, {"ffn_moe_weights-2", ""},
-    {"model.layers.1.mlp.down_proj", ""}, {"ffn_moe_weights_norm-2", P "mlp.topk_weights.output"},
+    {"router_logits.0", ""}, {"model.layers.1.mlp.down_proj", ""}, {"ffn_moe_weights_norm-2", P "mlp.topk_weights.output"},
     {"blocks.2.hook_resid_pre", "model.layers.1.output"}, {"l_out-2", P "output"},
 };
 

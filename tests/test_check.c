@@ -445,6 +445,44 @@ static void test_axes(const fixture *f, const q3_tensors *golden)
     }
 }
 
+/* Experts' rows in one axis: token by token, or expert by expert with those of one in any order (here backwards). One
+ * element that is off is seen all the same. */
+static void test_by_expert(const fixture *f, const q3_tensors *golden)
+{
+    enum { T = 24, A = 4, F = 56, E = 14 };
+    const char act[] = "model.layers.0.mlp.experts.act_fn.output", topk[] = "model.layers.0.mlp.topk_indices.output";
+    q3_entry entries[] = {{"input_ids", Q3_I64, 1, {T}, NULL}, {topk, Q3_I64, 2, {T, A}, NULL},
+                          {act, Q3_F32, 2, {T * A, F}, NULL}};
+    int64_t id[T], chosen[T * A];
+    float row[F];
+    q3_entry_integers(id, q3_tensors_find(golden, "input_ids"), 0, T);
+    q3_entry_integers(chosen, q3_tensors_find(golden, topk), 0, T * A);
+    for (int way = 0; way < 3; way++) {
+        q3_writer *writer;
+        q3_error error;
+        size_t order[T * A], count = 0;
+        for (int64_t e = 0; e < E; e++)
+            for (size_t i = T * A; i-- > 0;)
+                if (chosen[i] == e) order[count++] = i;
+        CHECK(count == T * A);
+        if (q3_writer_open(&writer, file_name, entries, 3, NULL, &error) != Q3_OK) exit(1);
+        if (q3_writer_integers(writer, 0, 0, id, T, &error) != Q3_OK) exit(1);
+        if (q3_writer_integers(writer, 1, 0, chosen, T * A, &error) != Q3_OK) exit(1);
+        for (size_t i = 0; i < T * A; i++) {
+            q3_entry_floats(row, q3_tensors_find(golden, act), (way == 0 ? i : order[i]) * F, F);
+            if (way == 2 && i == 50) row[3] += 0.01f;
+            if (q3_writer_floats(writer, 2, i * F, row, F, &error) != Q3_OK) exit(1);
+        }
+        if (q3_writer_commit(writer, &error) != Q3_OK) exit(1);
+        judge_layers(f, file_name, Q3_F32, 1, &usual);
+        remove(file_name);
+        CHECKF(strcmp(first_bad, way == 2 ? act : "") == 0, "way %d: %s", way, first_bad);
+        CHECK(count_of[VERDICT_EXACT] + count_of[VERDICT_WITHIN] == (way == 2 ? 1 : 2)); /* of those given */
+        CHECK((strstr(lines.data, "[T*A,n], expert by expert") != NULL) == (way > 0));
+        CHECK(way < 2 || strstr(lines.data, "1 of 5376 elements outside the bound") != NULL);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static fixture f;
@@ -482,6 +520,7 @@ int main(int argc, char **argv)
     test_gain(&f, golden[Q3_BF16]);
     test_gap(&f, golden[Q3_F32]);
     test_axes(&f, golden[Q3_F32]);
+    test_by_expert(&f, golden[Q3_F32]);
     q3_tensors_close(golden[0]);
     q3_tensors_close(golden[1]);
     free(lines.data);

@@ -372,6 +372,10 @@ static void make_head_norm(const world *w, float *y, int variant)
         norm(w, y, own, g, T * w->H, w->hd, (norm_options){.eps = plain_eps(w)});
     }
     if (variant == 3) memcpy(y + 7 * n, x + 7 * n, (T - 7) * n * sizeof *y);
+    if (variant == 4) {
+        memcpy(own, y, T * n * sizeof *own);
+        rope(w, y, own, w->tap[Q3_TAP_COS], w->tap[Q3_TAP_SIN], w->H, false, 1);
+    }
     free(g), free(k), free(own);
 }
 
@@ -737,6 +741,7 @@ static const trouble troubles[] = {
     {"QK-norm over all heads", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_head_norm, 1},
     {"QK-norm after RoPE", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_head_norm, 2},
     {"norm missing (tokens from 7 on)", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_head_norm, 3},
+    {"RoPE applied to it already", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_head_norm, 4},
     {"weight transposed", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 0},
     {"weights quantised to fp8", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 1},
     {"weights quantised to int8", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 2},
@@ -769,7 +774,7 @@ static const trouble troubles[] = {
     {"KV head mapping tiled (h mod K), explains", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT,
      HIDE(Q3_TAP_SCORES, Q3_TAP_PROBS), make_attention, 17},
     {"heads joined as [hd,H]", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT, 0, make_joined, 0},
-    {"residual missing", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 0},
+    {"residual missing (vLLM keeps it apart: record the sum), explains 100 %", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 0},
     {"residual taken from the normed input", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 1},
     {"residual doubled", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 2},
     {"branch missing", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 3},
