@@ -222,6 +222,8 @@ q3_status backend_open(backend *b, const char *path, const q3_model *model, q3_e
     memset(b, 0, sizeof *b);
     b->path = path;
     b->config = q3_model_config(model);
+    if (b->config->num_hidden_layers == 0)
+        return fail(error, Q3_ERROR_INPUT, "config.json: num_hidden_layers: found 0, expected layers to check");
     q3_status status = q3_tensors_open_any(&b->file, path, error);
     if (status != Q3_OK) b->file = NULL;
     if (status == Q3_OK) status = check_config(b, model, error);

@@ -166,7 +166,8 @@ static q3_status write_reports(const command_line *command, const report_part *p
     if (status == Q3_OK && json != NULL) status = write_file(json, &lines, error);
     if (status == Q3_OK) status = check_outputs(command, error); /* other spellings of a file that is there now */
     if (status == Q3_OK && page != NULL) status = write_file(page, &html, error);
-    if (status == Q3_OK) fwrite(text.data, 1, text.size, stdout);
+    bool taken = (json != NULL && strcmp(json, "-") == 0) || (page != NULL && strcmp(page, "-") == 0);
+    if (status == Q3_OK && !taken) fwrite(text.data, 1, text.size, stdout);
     free(text.data);
     free(html.data);
     free(lines.data);

@@ -198,7 +198,7 @@ static void judge_element(judging *j, trial *r, q3_tap_id id, size_t t, size_t i
     double large = ours < 0 ? -ours : ours, other = theirs < 0 ? -theirs : theirs;
     double ulp = ulp_of(other > large ? other : large, r->g.dtype);
     double loose = b->noise[i] + (b->var[i] > 0 ? Q3_SIGMAS * q3_sqrt(b->var[i]) : 0);
-    double slack = b->slack[i] * (ulp / ulp_of(ours, r->g.dtype)); /* which was that of ours */
+    double slack = b->slack[i] + (b->slack[i] > 0 ? b->own * (ulp - ulp_of(ours, r->g.dtype)) : 0); /* of the larger */
     double bound = r->bound[t * r->n + i] = slack + loose, flips = 2 * b->roundings * loose / ulp;
     bool same = ours == theirs || (ours != ours && theirs != theirs);
     r->propagated = r->propagated || b->var[i] > 0;
@@ -231,7 +231,7 @@ static void trial_row(judging *j, trial *r, q3_tap_id id, size_t t, float *ours,
 {
     walk *w = &j->w;
     size_t n = r->n;
-    row_bound b = {j->row[0], j->row[1], j->row[2], 1};
+    row_bound b = {j->row[0], j->row[1], j->row[2], 1, 1};
     bool given = r->tensor != NULL && t >= r->tensor->first;
     bool routed = id >= Q3_TAP_TOPK_WEIGHTS && id <= Q3_TAP_EXPERTS_DOWN_PROJ;
     bound_row(&b, w, id, t, ours, n);
@@ -423,7 +423,7 @@ static double choice_bound(judging *j, size_t t, size_t e, double *var)
 {
     walk *w = &j->w;
     size_t E = w->config->num_experts;
-    row_bound b = {j->row[0], j->row[1], j->row[2], 1};
+    row_bound b = {j->row[0], j->row[1], j->row[2], 1, 1};
     double p = (double)w->tap[Q3_TAP_ROUTER_PROBS][t * E + e];
     bound_row(&b, w, Q3_TAP_ROUTER_PROBS, t, w->tap[Q3_TAP_ROUTER_PROBS] + t * E, E);
     *var += w->var[Q3_TAP_ROUTER_PROBS][t * E + e];
@@ -497,10 +497,12 @@ static bool judge_choice(judging *j, trial *r, size_t t, const float *ours, cons
         if (valid)
             snprintf(f->reason, sizeof f->reason,
                      "token %zu: a chosen expert's probability is %.3g below a left one's", t, -distance);
+        else if (among(theirs, a, theirs[a]))
+            snprintf(f->reason, sizeof f->reason, "token %zu, slot %zu: expert id %g stands twice", t, a,
+                     (double)theirs[a]);
         else
-            snprintf(f->reason, sizeof f->reason,
-                     "token %zu, slot %zu: expert id %g is outside 0 to %zu or stands twice", t, a, (double)theirs[a],
-                     E - 1);
+            snprintf(f->reason, sizeof f->reason, "token %zu, slot %zu: expert id %g is outside 0 to %zu", t, a,
+                     (double)theirs[a], E - 1);
     }
     return valid;
 }
@@ -788,7 +790,8 @@ q3_status compare_run(q3_text *lines, const q3_session *session, const q3_weight
     if (!judging_init(j)) out_of_memory(j);
     if (j->status == Q3_OK) {
         q3_input input = {.count = T, .length = session->run.start + T, .logit_rows = T};
-        q3_rope_frequencies(j->w.inv_freq, &c->rope, c->head_dim, c->max_position_embeddings, input.length);
+        j->w.scaling = q3_rope_frequencies(j->w.inv_freq, &c->rope, c->head_dim, c->max_position_embeddings,
+                                           input.length);
         if (session->run.first_layer > 0) {
             input.hidden = hidden;
             memcpy(j->w.input, hidden, T * c->hidden_size * sizeof *hidden);

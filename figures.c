@@ -72,6 +72,7 @@ static void one_difference(figures *g, size_t t, size_t i, double ours, double t
     g->token_square[t] += square;
     g->channel_square[i % g->channels] += square;
     if (finite) g->ee += square;
+    else g->broken = true;
 }
 
 void figures_row(figures *g, size_t t, const float *ours, const float *theirs, size_t n)
@@ -82,6 +83,7 @@ void figures_row(figures *g, size_t t, const float *ours, const float *theirs, s
         g->f->elements++;
         if (!same) one_difference(g, t, i, x, y);
         if (x - x != 0 || y - y != 0) continue;
+        g->finite++;
         g->xx += x * x;
         g->xy += x * y;
         g->yy += y * y;
@@ -102,8 +104,8 @@ void figures_end(figures *g)
 {
     finding *f = g->f;
     f->gain = g->xx > 0 ? g->xy / g->xx : 1.0;
-    f->offset = f->elements > 0 ? (g->y - g->x) / (double)f->elements : 0.0;
-    f->relative_l2 = g->xx > 0 ? q3_sqrt(g->ee) / q3_sqrt(g->xx) : g->ee > 0 ? 0x1p100 : 0.0;
+    f->offset = g->finite > 0 ? (g->y - g->x) / g->finite : 0.0;
+    f->relative_l2 = g->broken ? 0x1p100 : g->xx > 0 ? q3_sqrt(g->ee) / q3_sqrt(g->xx) : g->ee > 0 ? 0x1p100 : 0.0;
     f->worst_token = largest(g->token_square, g->T);
     f->worst_channel = largest(g->channel_square, g->channels);
     free(g->token_square);

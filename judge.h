@@ -93,6 +93,7 @@ typedef struct walk {
     double operand;           /* --accumulate: unit of what enters and leaves the sums; 0: float32 */
     size_t layer;
     float *inv_freq;          /* [hd/2] */
+    float scaling;            /* attention_scaling: of cos and sin */
     float *input;             /* [T,M] what the layer starts from */
     double *input_var;
     float *tap[Q3_TAP_COUNT]; /* [T,row], NULL until the walk comes there; scores and probs: if given */
@@ -111,6 +112,7 @@ typedef struct row_bound {
     double *slack; /* roundings to D, which may stand elsewhere or be left out */
     double *noise; /* sums and functions in float32, four standard deviations */
     double *var;   /* what came in from tensors that were not given: a variance */
+    double own;    /* how many ulp of the element itself are in its slack, where that is not 0 */
     double roundings; /* to D, on the way from the noise to the stored value */
 } row_bound;
 
@@ -179,7 +181,8 @@ typedef struct figures {
     finding *f;
     q3_dtype dtype;       /* whose ulp */
     size_t T, channels;   /* a row has any number of elements; channel = index mod channels */
-    double xx, xy, yy, ee, x, y;
+    double xx, xy, yy, ee, x, y, finite; /* of pairs that are finite, and how many are */
+    bool broken;          /* one of a pair is not finite */
     double *token_square, *channel_square; /* [T], [channels], owned */
 } figures;
 

@@ -99,28 +99,29 @@ static void name_region(char *text, size_t room, const shape *s, bool one_expert
     else text[0] = 0;
 }
 
-/* The region times one factor, by least squares. */
-static void try_factor(diagnosis *d, shape *s)
+/* The region, or the whole tensor, times one factor, by least squares. */
+static void try_factor(diagnosis *d, shape *s, bool whole)
 {
     const evidence *e = s->e;
     bool one_expert = s->experts > 0 && s->expert_count == 1;
     double xy = 0, xx = 0;
     char where[96], text[160];
-    if (d->rounding && s->channels[s->first_channel] < 5) return; /* chance explains them as well */
+    if (d->rounding && !whole && s->channels[s->first_channel] < 5) return; /* chance explains them as well */
     memcpy(s->y, e->ours, e->T * e->row * sizeof *s->y);
     for (size_t t = e->first; t < e->T; t++)
         for (size_t i = 0; i < e->row; i++) {
             double x = (double)s->base[t * e->row + i], theirs = (double)e->theirs[t * e->row + i];
-            if (!inside(s, t, i, one_expert) || !(x * theirs - x * theirs == 0)) continue;
+            if (!(whole || inside(s, t, i, one_expert)) || !(x * theirs - x * theirs == 0)) continue;
             xx += x * x;
             xy += x * theirs;
         }
     double factor = xx > 0 ? xy / xx : 1;
     for (size_t t = e->first; t < e->T; t++)
         for (size_t i = 0; i < e->row; i++)
-            if (inside(s, t, i, one_expert))
+            if (whole || inside(s, t, i, one_expert))
                 s->y[t * e->row + i] = q3_round(factor * (double)s->base[t * e->row + i], rounded_to(e));
-    name_region(where, sizeof where, s, one_expert);
+    if (whole) where[0] = 0;
+    else name_region(where, sizeof where, s, one_expert);
     if (where[0] == 0) snprintf(text, sizeof text, "scaled by a factor %.6g (gain)", factor);
     else snprintf(text, sizeof text, "only %s wrong: scaled by a factor %.6g", where, factor);
     weigh(d, s->y, text);
@@ -146,6 +147,27 @@ static void try_token_factors(diagnosis *d, shape *s)
     char text[160];
     snprintf(text, sizeof text, "each token scaled by a factor of its own, %.4g to %.4g", least, most);
     if (e->row > 2) weigh(d, s->y, text);
+}
+
+/* A constant added to every element, or to every channel its own, as a bias is. */
+static void try_offset(diagnosis *d, shape *s, bool by_channel)
+{
+    const evidence *e = s->e;
+    size_t begin = e->first * e->row, end = e->T * e->row, step = by_channel ? e->row : 1;
+    char text[160] = "a constant added to each channel, as a bias is";
+    if (by_channel && e->T < e->first + 4) return; /* fits anything */
+    for (size_t c = 0; c < (by_channel ? e->row : 1); c++) {
+        double sum = 0, count = 0;
+        for (size_t i = begin + c; i < end; i += step) {
+            double more = (double)e->theirs[i] - (double)s->base[i];
+            if (more - more == 0) sum += more, count++;
+        }
+        double offset = count > 0 ? sum / count : 0;
+        for (size_t i = begin + c; i < end; i += step)
+            s->y[i] = q3_round((double)s->base[i] + offset, rounded_to(e));
+        if (!by_channel) snprintf(text, sizeof text, "a constant added, %.4g", offset);
+    }
+    weigh(d, s->y, text);
 }
 
 /* ==== Values of another place ================================================================== */
@@ -329,7 +351,7 @@ static void say_expert(diagnosis *d, const shape *s)
     }
 }
 
-/* Ids that stand twice in a token's choice. */
+/* Ids that stand twice in a token's choice, where all are valid. */
 static void say_choice(diagnosis *d)
 {
     const evidence *e = d->e; /* sorted */
@@ -338,6 +360,8 @@ static void say_choice(diagnosis *d)
         bool twice = false;
         for (size_t i = t * e->row + 1; i < (t + 1) * e->row; i++)
             twice = twice || e->theirs[i] == e->theirs[i - 1];
+        for (size_t i = t * e->row; i < (t + 1) * e->row; i++)
+            if (!(e->theirs[i] >= 0 && e->theirs[i] < (float)e->config->num_experts)) return;
         tokens += twice;
     }
     if (tokens == 0 || d->strength != NOTHING) return;
@@ -379,12 +403,15 @@ void find_patterns(diagnosis *d)
     if (good) look(&s, d->rounding);
     if (good && s.token_count > 0) {
         try_values(d, &s);
-        try_factor(d, &s);
+        try_factor(d, &s, true);
+        try_factor(d, &s, false);
         try_channel(d, &s);
         try_tokens(d, &s);
         try_shift(d, &s);
         if (d->e->id == Q3_TAP_PROBS) try_dropout(d, &s);
         if (d->strength == NOTHING) try_token_factors(d, &s);
+        if (d->strength == NOTHING) try_offset(d, &s, false);
+        if (d->strength == NOTHING) try_offset(d, &s, true);
         if (d->strength == NOTHING && !d->rounding) say_expert(d, &s);
         if (d->strength == NOTHING && !d->rounding) say_place(d, &s);
     }

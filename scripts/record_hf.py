@@ -497,11 +497,15 @@ def wanted_by(options):
     return lambda tap: tap.endswith("_ids") or any(fnmatch.fnmatchcase(tap, glob) for glob in globs)
 
 
+def token_ids(text):
+    return [int(token) for token in text.split(",")]
+
+
 def arguments():
     parser = argparse.ArgumentParser(description="Records a transformers model's run for qwen3moe check.")
     parser.add_argument("model", help="a model folder")
     parser.add_argument("out", help="the file to write")
-    parser.add_argument("--tokens", required=True, help="1,2,3")
+    parser.add_argument("--tokens", type=token_ids, required=True, help="1,2,3")
     parser.add_argument("--start", type=int, default=0, help="first position")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--attn", default="eager", help="eager, sdpa, flash_attention_2, ...")
@@ -520,7 +524,7 @@ def main():
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.backends.cuda.matmul.allow_tf32 = options.tf32
-    ids = [int(token) for token in options.tokens.split(",")]
+    ids = options.tokens
     try:
         recorder = record_unchanged(load(options), options.out, ids, options.start, options.chunk,
                                     wanted_by(options))

@@ -325,7 +325,7 @@ def run(path, c, ids, options):
 
 
 def record(options):
-    ids = [int(token) for token in options.tokens.split(",")]
+    ids = options.tokens
     c = read_config(options.model)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.gguf")
@@ -337,11 +337,15 @@ def record(options):
                options.start, c)
 
 
+def token_ids(text):
+    return [int(token) for token in text.split(",")]
+
+
 def main():
     parser = argparse.ArgumentParser(description="llama.cpp's tensors under our tap names.")
     parser.add_argument("model")
     parser.add_argument("out")
-    parser.add_argument("--tokens", required=True)
+    parser.add_argument("--tokens", type=token_ids, required=True)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--weights", choices=TYPES, default="f32")
     parser.add_argument("--kv", choices=TYPES, default="f32")

@@ -198,6 +198,30 @@ static const fused_case fused[] = {
     {"ffn_moe_gate_up-0", "9,42", Q3_TAP_EXPERTS_UP_PROJ, 0, 3, 14, 7, 7, "axes [T,A*n], columns 7:14 of 14"},
 };
 
+/* vLLM's dense MLP: an act_fn behind a fused gate_up_proj multiplies too; alone it does not. */
+static void check_fused_activation(void)
+{
+    for (int with = 0; with < 2; with++) {
+        backend b;
+        q3_error error = {""};
+        file_begin("");
+        tensor_begin("model.layers.1.mlp.act_fn", "F32", "9,13", T * 13 * 4);
+        for (size_t e = 0; e < T * 13; e++) put_value("F32", (double)e);
+        if (with) {
+            tensor_begin("model.layers.1.mlp.gate_up_proj", "F32", "9,26", T * 26 * 4);
+            for (size_t e = 0; e < T * 26; e++) put_value("F32", (double)e);
+        }
+        file_end(PATH, 0);
+        CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
+        CHECK(backend_bind(&b, T, &error) == Q3_OK);
+        const backend_tensor *act = backend_find(&b, Q3_TAP_DENSE_ACT_FN, 1);
+        const backend_tensor *product = backend_find(&b, Q3_TAP_DENSE_DOWN_PROJ_INPUT, 1), *x = with ? product : act;
+        CHECK((act == NULL) == (with == 1) && (product == NULL) == (with == 0));
+        CHECK(x != NULL && x->layouts == 1 && x->note[0] == 0);
+        backend_close(&b);
+    }
+}
+
 static void check_fused(void)
 {
     for (size_t i = 0; i < COUNT(fused); i++) {
@@ -571,6 +595,7 @@ int main(void)
     model = opened;
     check_layouts();
     check_fused();
+    check_fused_activation();
     check_dtypes();
     check_double();
     check_shapes();

@@ -699,6 +699,9 @@ static void make_shape(const world *w, float *y, int variant)
             if (variant == 9 && t > 0) y[at] = x[at - n];
             if (variant == 10) y[at] = x[t * n + (i + n / 2) % n];
             if (variant == 11 && t >= 6) y[at] = (float)(at % 13);
+            if (variant == 12) y[at] = D(w, (double)x[at] + 0.25);
+            if (variant == 13) y[at] = D(w, (double)x[at] + (double)(i % 7) / 8);
+            if (variant == 14) y[at] = D(w, 1.01 * (double)x[at]);
         }
 }
 
@@ -835,6 +838,9 @@ static const trouble troubles[] = {
     {"values of the token before, shifted", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 9},
     {"halves of the channels swapped", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 10},
     {"a mistake in one place: only tokens from 6 on", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 11},
+    {"a constant added, 0.25", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 12},
+    {"a constant added to each channel", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 13},
+    {"scaled by a factor 1.01 (gain)", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 14},
 };
 #define TROUBLES (sizeof troubles / sizeof troubles[0])
 

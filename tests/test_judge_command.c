@@ -224,6 +224,16 @@ static void test_report(void)
     CHECK(strstr(last.out, "\ncould not judge\n") != NULL);
 }
 
+/* A report that takes standard output has it alone. */
+static void test_standard_output(void)
+{
+    shell("\"$Q\" check tiny " BF16 " --json - --layers 0:1 >w/json && \"$Q\" check tiny " BF16
+          " --json w/file --layers 0:1 >w/text && cmp w/json w/file");
+    CHECKF(last.status == 0, "--json -: %s", last.out);
+    shell("\"$Q\" check tiny " BF16 " --html - --layers 0:1 | tail -c 8");
+    CHECK(last.status == 0 && strcmp(last.out, "</html>\n") == 0);
+}
+
 /* ==== Errors ================================================================================= */
 
 static const failure bad_checks[] = {
@@ -282,6 +292,7 @@ int main(int argc, char **argv)
     test_layers();
     test_start();
     test_report();
+    test_standard_output();
     test_bad();
     free(last.out);
     free(last.err);
