@@ -242,6 +242,27 @@ class Bench:
             torch.set_num_threads(threads)
             self.hf(f"threads-{threads}", "long", "float32", f"{threads} threads", tokens=64, attn="sdpa")
 
+    def plain_hooks(self):
+        """What a user saves who knows no recorder: every module's output under its name, a tuple's by number."""
+        model, taps = load(TINY, "bfloat16", "sdpa", "grouped_mm"), {}
+
+        def save(name):
+            def hook(module, inputs, output):
+                parts = output if isinstance(output, tuple) else (output,)
+                for i, part in enumerate(parts):
+                    if torch.is_tensor(part):
+                        taps[name if len(parts) == 1 else f"{name}.output.{i}"] = part.detach().clone().contiguous()
+            return hook
+
+        for name, module in model.named_modules():
+            if name:
+                module.register_forward_hook(save(name))
+        ids = torch.tensor([tiny_ids(20)])
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+        save_file({"input_ids": ids, **taps}, self.add("plain-hooks", "tiny", "a forward hook on every module"),
+                  metadata={"dtype": "bfloat16"})
+
     def own_ways(self):
         for dtype in ("bfloat16", "float32"):
             with replaced(F, "linear", Linear(32)):
@@ -308,7 +329,7 @@ def main():
         return
     bench = Bench(options.out, options.v4, options.llamacpp)
     os.makedirs(options.out, exist_ok=True)
-    for make in (bench.transformers, bench.own_ways, bench.others, bench.h100, bench.compiled):
+    for make in (bench.transformers, bench.plain_hooks, bench.own_ways, bench.others, bench.h100, bench.compiled):
         make()
     with open(os.path.join(options.out, "list.json"), "w") as f:
         json.dump(bench.list, f, indent=1)
