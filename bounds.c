@@ -13,7 +13,7 @@
 
 #define U 0x1p-24
 
-/* By its bits: a branch on a random sign, once a product, takes four times as long as all the rest. */
+/* By its bits: a branch on a sign that is random, once a product, would take most of the time. */
 static double size_of(double x)
 {
     uint64_t bits;
@@ -108,14 +108,12 @@ static void bound_norm(row_bound *b, walk *w, const float *y, const float *x, co
         b->noise[i] = size_of((double)y[i]) * noise;
         b->var[i] = own * own * x_var[i] + (double)y[i] * (double)y[i] * common;
     }
-    b->own = 3;
-    b->roundings = 2;
 }
 
 /* ==== Rotary embedding ========================================================================= */
 
-/* scaling (cos, sin). The angle's error, in u of the angle: 4 for a power in float32, and 2 for each of the j multiplications by
- * which some make the j-th frequency from the first. */
+/* cos and sin times attention_scaling. The angle's error, in u of the angle: 4 for a power in float32, and 2 for
+ * each of the j multiplications by which some make the j-th frequency from the first. */
 static void bound_table(row_bound *b, const walk *w, size_t t, const float *y, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -408,9 +406,10 @@ static void bound_norms(row_bound *b, walk *w, q3_tap_id id, size_t t, const flo
     const double *x_var = (input ? w->input_var : w->var[from]) + t * n;
     size_t width = heads ? w->config->head_dim : n;
     for (size_t at = 0; at < n; at += width) {
-        row_bound part = {b->slack + at, b->noise + at, b->var + at, 3, 2};
+        row_bound part = {b->slack + at, b->noise + at, b->var + at, 1, 1};
         bound_norm(&part, w, y + at, x + at, x_var + at, weight, width);
     }
+    b->own = 3;
     b->roundings = 2;
 }
 

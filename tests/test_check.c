@@ -357,6 +357,27 @@ static void test_rounding(const fixture *f, const q3_tensors *golden)
     CHECK(said_of(norm) == VERDICT_WITHIN);
 }
 
+/* Ours just below a power of two: of a norm, 3 ulp of theirs are 6 of ours. 1 and 2 of theirs are 5, 1 and 3 are 7. */
+static void test_binade(const fixture *f, const q3_tensors *golden)
+{
+    const char norm[] = "model.layers.0.input_layernorm.output";
+    const q3_entry *e = q3_tensors_find(golden, norm);
+    size_t at = 0;
+    float value = 0;
+    int exponent;
+    for (; at < 24 * 120; at++) { /* eight ones */
+        q3_entry_floats(&value, e, at, 1);
+        if (frexp((double)value, &exponent) == 255.0 / 256) break;
+    }
+    CHECK(at < 24 * 120);
+    double ulp = ldexp(1, exponent - 8);
+    forgery inside = {NULL, norm, at, 1, 5 * ulp, 0, 0, 0, false}, outside = {NULL, norm, at, 1, 7 * ulp, 0, 0, 0, false};
+    judge_layers_forged(f, golden, Q3_BF16, 1, &inside);
+    CHECK(said_of(norm) == VERDICT_WITHIN);
+    judge_layers_forged(f, golden, Q3_BF16, 1, &outside);
+    CHECK(said_of(norm) == VERDICT_DIFFERS);
+}
+
 /* Where ours is 0, an ulp of theirs is allowed, not its size: a sum that cancels hides nothing. */
 static void test_zero(const fixture *f, const q3_tensors *golden)
 {
@@ -536,6 +557,7 @@ int main(int argc, char **argv)
     test_each_tensor(&f, golden[Q3_BF16], Q3_BF16);
     test_rounding(&f, golden[Q3_BF16]);
     test_tightness(&f, golden);
+    test_binade(&f, golden[Q3_BF16]);
     test_zero(&f, golden[Q3_BF16]);
     test_experts(&f, golden[Q3_BF16]);
     test_figures();
