@@ -183,14 +183,17 @@ static q3_status place(backend *b, const q3_entry *entry, const q3_alias *alias,
 }
 
 /* vLLM's and SGLang's act_fn, behind a fused gate_up_proj, multiplies too: its output is what down_proj reads. */
-static bool act_fn_multiplies(const backend *b, size_t layer)
+static void move_products(backend *b)
 {
-    q3_alias alias;
-    for (size_t i = 0; i < q3_tensors_count(b->file); i++)
-        if (q3_tap_alias(&alias, b->config, q3_tensors_at(b->file, i)->name) && alias.count == 2 &&
-            alias.id == Q3_TAP_DENSE_GATE_PROJ && alias.layer == layer)
-            return true;
-    return false;
+    for (size_t layer = 0; layer < b->config->num_hidden_layers; layer++) {
+        backend_tensor *of = b->tensors + layer * Q3_TAP_COUNT, *act = &of[Q3_TAP_DENSE_ACT_FN];
+        const q3_entry *gate = of[Q3_TAP_DENSE_GATE_PROJ].entry;
+        q3_alias alias;
+        if (act->entry == NULL || gate == NULL || !q3_tap_alias(&alias, b->config, gate->name) || alias.count != 2)
+            continue;
+        if (of[Q3_TAP_DENSE_DOWN_PROJ_INPUT].entry == NULL) of[Q3_TAP_DENSE_DOWN_PROJ_INPUT] = *act;
+        act->entry = NULL;
+    }
 }
 
 static q3_status find_taps(backend *b, q3_error *error)
@@ -207,13 +210,12 @@ static q3_status find_taps(backend *b, q3_error *error)
             if (b->unknown++ == 0) b->unknown_name = entry->name;
             continue;
         }
-        if (alias.id == Q3_TAP_DENSE_ACT_FN && act_fn_multiplies(b, alias.layer))
-            alias.id = Q3_TAP_DENSE_DOWN_PROJ_INPUT;
         for (size_t part = 0; part < alias.count; part++) {
             q3_status status = place(b, entry, &alias, (q3_tap_id)((size_t)alias.id + part), error);
             if (status != Q3_OK) return status;
         }
     }
+    move_products(b);
     return Q3_OK;
 }
 
@@ -446,7 +448,7 @@ static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t
         return;
     }
     q3_tap_alias(&alias, b->config, e->name);
-    if (alias.count == 1) alias.id = id; /* act_fn may be another one's */
+    if (alias.count == 1) alias.id = id; /* see move_products */
     file_axes(&row, &alias, b, e, id, T);
     if (of_one_expert(e, &row, id, T)) {
         if (b->unknown++ == 0) b->unknown_name = e->name;

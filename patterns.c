@@ -107,6 +107,8 @@ static void try_factor(diagnosis *d, shape *s, bool whole)
     double xy = 0, xx = 0;
     char where[96], text[160];
     if (d->rounding && !whole && s->channels[s->first_channel] < 5) return; /* chance explains them as well */
+    name_region(where, sizeof where, s, one_expert);
+    if (!whole && where[0] == 0) return; /* the region is the whole */
     memcpy(s->y, e->ours, e->T * e->row * sizeof *s->y);
     for (size_t t = e->first; t < e->T; t++)
         for (size_t i = 0; i < e->row; i++) {
@@ -120,9 +122,7 @@ static void try_factor(diagnosis *d, shape *s, bool whole)
         for (size_t i = 0; i < e->row; i++)
             if (whole || inside(s, t, i, one_expert))
                 s->y[t * e->row + i] = q3_round(factor * (double)s->base[t * e->row + i], rounded_to(e));
-    if (whole) where[0] = 0;
-    else name_region(where, sizeof where, s, one_expert);
-    if (where[0] == 0) snprintf(text, sizeof text, "scaled by a factor %.6g (gain)", factor);
+    if (whole) snprintf(text, sizeof text, "scaled by a factor %.6g (gain)", factor);
     else snprintf(text, sizeof text, "only %s wrong: scaled by a factor %.6g", where, factor);
     weigh(d, s->y, text);
 }
@@ -156,6 +156,8 @@ static void try_offset(diagnosis *d, shape *s, bool by_channel)
     size_t begin = e->first * e->row, end = e->T * e->row, step = by_channel ? e->row : 1;
     char text[160] = "a constant added to each channel, as a bias is";
     if (by_channel && e->T < e->first + 4) return; /* fits anything */
+    if (by_channel && s->channel_count == 1)
+        snprintf(text, sizeof text, "a constant added to channel %zu", s->first_channel);
     for (size_t c = 0; c < (by_channel ? e->row : 1); c++) {
         double sum = 0, count = 0;
         for (size_t i = begin + c; i < end; i += step) {

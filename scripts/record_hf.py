@@ -497,15 +497,11 @@ def wanted_by(options):
     return lambda tap: tap.endswith("_ids") or any(fnmatch.fnmatchcase(tap, glob) for glob in globs)
 
 
-def token_ids(text):
-    return [int(token) for token in text.split(",")]
-
-
 def arguments():
     parser = argparse.ArgumentParser(description="Records a transformers model's run for qwen3moe check.")
     parser.add_argument("model", help="a model folder")
     parser.add_argument("out", help="the file to write")
-    parser.add_argument("--tokens", type=token_ids, required=True, help="1,2,3")
+    parser.add_argument("--tokens", type=taps.token_ids, required=True, help="1,2,3")
     parser.add_argument("--start", type=int, default=0, help="first position")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--attn", default="eager", help="eager, sdpa, flash_attention_2, ...")

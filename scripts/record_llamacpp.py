@@ -337,15 +337,11 @@ def record(options):
                options.start, c)
 
 
-def token_ids(text):
-    return [int(token) for token in text.split(",")]
-
-
 def main():
     parser = argparse.ArgumentParser(description="llama.cpp's tensors under our tap names.")
     parser.add_argument("model")
     parser.add_argument("out")
-    parser.add_argument("--tokens", type=token_ids, required=True)
+    parser.add_argument("--tokens", type=taps_file.token_ids, required=True)
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--weights", choices=TYPES, default="f32")
     parser.add_argument("--kv", choices=TYPES, default="f32")

@@ -110,3 +110,8 @@ def write(path, tensors, metadata):
 def metadata(producer, dtype, start, config=None):
     line = {} if config is None else {"config": config_line(config)}
     return {"format": "qwen3moe-taps-1", "producer": producer, "dtype": dtype, "start": str(start), **line}
+
+
+def token_ids(text):
+    """Of --tokens: 1,2,3."""
+    return [int(token) for token in text.split(",")]

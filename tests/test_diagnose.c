@@ -701,6 +701,7 @@ static void make_shape(const world *w, float *y, int variant)
             if (variant == 11 && t >= 6) y[at] = (float)(at % 13);
             if (variant == 12) y[at] = D(w, (double)x[at] + 0.25);
             if (variant == 13) y[at] = D(w, (double)x[at] + (double)(i % 7) / 8);
+            if (variant == 15 && i == 11) y[at] = D(w, (double)x[at] - 0.5);
             if (variant == 14) y[at] = D(w, 1.01 * (double)x[at]);
         }
 }
@@ -777,7 +778,8 @@ static const trouble troubles[] = {
     {"KV head mapping tiled (h mod K), explains", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT,
      HIDE(Q3_TAP_SCORES, Q3_TAP_PROBS), make_attention, 17},
     {"heads joined as [hd,H]", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT, 0, make_joined, 0},
-    {"residual missing (vLLM keeps it apart: record the sum), explains 100 %", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 0},
+    {"residual missing (vLLM keeps it apart: record the sum), explains 100 %", "base", Q3_BF16,
+     Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 0},
     {"residual taken from the normed input", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 1},
     {"residual doubled", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 2},
     {"branch missing", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 3},
@@ -840,6 +842,7 @@ static const trouble troubles[] = {
     {"a mistake in one place: only tokens from 6 on", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 11},
     {"a constant added, 0.25", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 12},
     {"a constant added to each channel", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 13},
+    {"a constant added to channel 11, explains 100 %", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 15},
     {"scaled by a factor 1.01 (gain)", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 14},
 };
 #define TROUBLES (sizeof troubles / sizeof troubles[0])
