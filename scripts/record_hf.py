@@ -25,6 +25,7 @@ The command line runs the model twice, with and without this, and the logits mus
 import argparse
 import contextlib
 import fnmatch
+import os
 import re
 import sys
 
@@ -522,7 +523,11 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = options.tf32
     ids = options.tokens
     try:
-        recorder = record_unchanged(load(options), options.out, ids, options.start, options.chunk,
+        if not os.path.isdir(options.model):
+            raise RecordError(f"{options.model}: found no such folder, expected a model")
+        model = load(options)
+        taps.check_ids(ids, model.config.vocab_size)
+        recorder = record_unchanged(model, options.out, ids, options.start, options.chunk,
                                     wanted_by(options))
     except (RecordError, OSError, ValueError, RuntimeError, IndexError) as problem:
         print(f"record_hf.py: {str(problem).splitlines()[0]}", file=sys.stderr)

@@ -327,6 +327,7 @@ def run(path, c, ids, options):
 def record(options):
     ids = options.tokens
     c = read_config(options.model)
+    taps_file.check_ids(ids, c["vocab_size"])
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.gguf")
         weights = read_weights(os.path.join(options.model, "model.safetensors"))

@@ -115,3 +115,9 @@ def metadata(producer, dtype, start, config=None):
 def token_ids(text):
     """Of --tokens: 1,2,3."""
     return [int(token) for token in text.split(",")]
+
+
+def check_ids(ids, vocab):
+    for token in ids:
+        if not 0 <= token < vocab:
+            raise ValueError(f"--tokens: found {token}, expected 0 to {vocab - 1}")
