@@ -6,7 +6,8 @@
  * figures.c   how two tensors differ: figures that need no model
  * compare.c   the walk over the taps: verdicts, and the other's values in place of ours
  * diagnose.c  which known mistake explains a difference
- * report.c    findings as JSON lines; such lines read and merged
+ * report.c    runs and findings as JSON lines, and such lines read
+ * merge.c     lines of one run or of several, put together
  * wording.c   what text.c (the text) and html.c (the page) say alike
  * check.c     the verbs check, diff and report
  *

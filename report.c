@@ -1,4 +1,4 @@
-/* report.c - findings as lines of JSON; such lines, of one run or of several, read and merged. */
+/* report.c - runs and findings as lines of JSON, and such lines read. */
 #include "json.h"
 #include "report.h"
 
@@ -346,6 +346,9 @@ static void read_finding(reader *in, finding *f)
     f->token_bins = get_profile(in, "token_profile", f->token_profile);
     f->channel_bins = get_profile(in, "channel_profile", f->channel_profile);
     f->margin_bins = get_profile(in, "margins", f->margins);
+    q3_tap_id id;
+    size_t layer;
+    if (good(in) && q3_tap_find(f->name, &id, &layer) && f->layer != layer) refuse(in, "layer");
 }
 
 static void read_run(reader *in, uint32_t run, judged_run *out)
@@ -375,21 +378,19 @@ static void read_run(reader *in, uint32_t run, judged_run *out)
         refuse(in, "end_layer");
 }
 
-/* ==== Merging ================================================================================== */
-
 static void free_text(const char *text)
 {
     free((void *)(uintptr_t)text); /* the reader's own, though the structs say const */
 }
 
-static void finding_free(finding *f)
+void report_finding_free(finding *f)
 {
     free_text(f->name);
     free_text(f->given_as);
     free((void *)(uintptr_t)f->between);
 }
 
-static void run_free(judged_run *run)
+void report_run_free(judged_run *run)
 {
     free_text(run->model);
     free_text(run->file);
@@ -398,204 +399,24 @@ static void run_free(judged_run *run)
     free_text(run->unknown_name);
 }
 
-void report_close(report *r)
+q3_status report_line_read(report_line *line, const char *place, const char *text, size_t length, q3_error *error)
 {
-    for (size_t i = 0; i < r->count; i++) finding_free(&r->entries[i].f);
-    if (r->has_run) run_free(&r->run);
-    free(r->entries);
-    free(r->covered);
-    memset(r, 0, sizeof *r);
-}
-
-static bool same_text(const char *a, const char *b)
-{
-    return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
-}
-
-/* All but the layers. */
-static bool same_run(const judged_run *a, const judged_run *b)
-{
-    return same_text(a->model, b->model) && same_text(a->file, b->file) && a->dtype == b->dtype && a->T == b->T &&
-           a->start == b->start && a->layers == b->layers && a->free_running == b->free_running &&
-           a->strict == b->strict && same_text(a->accumulate, b->accumulate) && same_text(a->kv, b->kv) &&
-           a->unknown == b->unknown && same_text(a->unknown_name, b->unknown_name);
-}
-
-static void take_run(report *r, reader *in, uint32_t node)
-{
-    judged_run run;
-    read_run(in, node, &run);
-    if (good(in) && !r->has_run) {
-        r->covered = calloc(run.layers + 1, sizeof *r->covered);
-        if (r->covered == NULL) in->status = fail(in->error, Q3_ERROR_MEMORY, "%s: no memory", in->json.name);
-    } else if (good(in) && !same_run(&r->run, &run)) {
-        in->status = fail(in->error, Q3_ERROR_INPUT, "%s: found another run (model, file, dtype or options), "
-                          "expected parts of one", in->json.name);
-    }
-    for (size_t i = run.first_layer; good(in) && i < run.end_layer; i++) r->covered[i] = true;
-    if (good(in) && !r->has_run) {
-        r->run = run;
-        r->has_run = true;
-    } else {
-        run_free(&run);
-    }
-}
-
-static void take_finding(report *r, reader *in)
-{
-    if (r->count == r->room) {
-        size_t room = 2 * r->room + 256;
-        report_entry *grown = realloc(r->entries, room * sizeof *grown);
-        if (grown == NULL) {
-            in->status = fail(in->error, Q3_ERROR_MEMORY, "%s: no memory", in->json.name);
-            return;
-        }
-        r->entries = grown;
-        r->room = room;
-    }
-    report_entry *e = &r->entries[r->count];
-    q3_tap_id id = Q3_TAP_COUNT;
-    size_t layer = 0;
-    read_finding(in, &e->f);
-    e->order = r->count;
-    e->known = good(in) && q3_tap_find(e->f.name, &id, &layer);
-    e->id = id;
-    bool head = id == Q3_TAP_NORM || id == Q3_TAP_LM_HEAD;
-    e->rank = !e->known ? SIZE_MAX : id <= Q3_TAP_SIN ? 0 : head ? SIZE_MAX - 1 : layer + 1;
-    if (e->known && e->f.layer != layer) refuse(in, "layer");
-    r->count++;
-}
-
-static q3_status take_line(report *r, const char *name, const char *text, size_t length, size_t line, q3_error *error)
-{
-    char place[128];
     reader in = {.error = error};
-    snprintf(place, sizeof place, "%.100s: line %zu", name, line);
+    memset(line, 0, sizeof *line);
     q3_status status = q3_json_parse(&in.json, place, (const uint8_t *)text, length, error);
     if (status != Q3_OK) return status;
     uint32_t run = q3_json_find(&in.json, 0, "run");
-    if (run != 0)
-        take_run(r, &in, run);
+    line->is_run = run != 0;
+    if (line->is_run)
+        read_run(&in, run, &line->run);
     else
-        take_finding(r, &in);
+        read_finding(&in, &line->f);
     if (in.status == Q3_OK && in.bad_key != NULL)
         in.status = fail(error, Q3_ERROR_INPUT, "%s: found no %s of the right type, expected a line of a report",
                          place, in.bad_key);
     q3_json_free(&in.json);
+    if (in.status == Q3_OK) return Q3_OK;
+    report_run_free(&line->run);
+    report_finding_free(&line->f);
     return in.status;
-}
-
-static int by_name(const void *a, const void *b)
-{
-    const report_entry *x = a, *y = b;
-    int order = strcmp(x->f.name, y->f.name);
-    return order != 0 ? order : x->order < y->order ? -1 : 1;
-}
-
-static int by_computation(const void *a, const void *b)
-{
-    const report_entry *x = a, *y = b;
-    if (x->rank != y->rank) return x->rank < y->rank ? -1 : 1;
-    if (x->known && x->id != y->id) return x->id < y->id ? -1 : 1;
-    return x->order < y->order ? -1 : 1;
-}
-
-/* A run tells what a tensor looks like for the first of a kind alone: where runs overlap, one of two may not. */
-static bool same_finding(const finding *a, const finding *b)
-{
-    finding x = *a, y = *b;
-    q3_text lines[2] = {{0}, {0}};
-    if (x.looks_like[0] == 0 || y.looks_like[0] == 0) x.looks_like[0] = y.looks_like[0] = 0;
-    report_finding(&lines[0], &x);
-    report_finding(&lines[1], &y);
-    bool same = lines[0].size == lines[1].size && memcmp(lines[0].data, lines[1].data, lines[0].size) == 0;
-    free(lines[0].data);
-    free(lines[1].data);
-    return same;
-}
-
-/* As compare.c does in one run: a mistake that stands in every layer is told once. */
-static void tell_once(report *r)
-{
-    bool told[Q3_TAP_COUNT][2] = {{false}};
-    for (size_t i = 0; i < r->count; i++) {
-        report_entry *e = &r->entries[i];
-        bool rounding = e->f.verdict == VERDICT_ROUNDING;
-        if (!e->known || (!rounding && e->f.verdict != VERDICT_DIFFERS && e->f.verdict != VERDICT_NON_FINITE)) continue;
-        if (told[e->id][rounding]) e->f.looks_like[0] = 0;
-        told[e->id][rounding] = true;
-    }
-}
-
-/* Equal lines once, in the order of computation. */
-static q3_status merge(report *r, q3_error *error)
-{
-    size_t kept = 0;
-    if (r->count == 0) return Q3_OK;
-    qsort(r->entries, r->count, sizeof *r->entries, by_name);
-    for (size_t i = 0; i < r->count; i++) {
-        report_entry e = r->entries[i], *before = kept > 0 ? &r->entries[kept - 1] : NULL;
-        bool again = before != NULL && strcmp(before->f.name, e.f.name) == 0;
-        if (again && !same_finding(&before->f, &e.f))
-            return fail(error, Q3_ERROR_INPUT, "%s: %.200s: found two findings that differ, expected one", r->name,
-                        e.f.name);
-        if (again) finding_free(&e.f);
-        memset(&r->entries[i].f, 0, sizeof e.f); /* its texts are freed, or move */
-        if (!again) r->entries[kept++] = e;
-    }
-    r->count = kept;
-    qsort(r->entries, r->count, sizeof *r->entries, by_computation);
-    tell_once(r);
-    return Q3_OK;
-}
-
-/* A run writes a line for every tap of its layers: no others, and the last one of each layer is there, else part
- * of a report is lost. */
-static q3_status check_layers(const report *r, q3_error *error)
-{
-    char name[Q3_TAP_NAME_SIZE];
-    size_t next = 0; /* the layer whose last tap comes next */
-    bool head = false;
-    for (size_t i = 0; i < r->count; i++) {
-        const report_entry *e = &r->entries[i];
-        bool layered = e->known && e->rank != 0 && e->rank != SIZE_MAX - 1;
-        if (layered && (e->f.layer >= r->run.layers || !r->covered[e->f.layer]))
-            return fail(error, Q3_ERROR_INPUT, "%s: %s: found a line, expected none: no run judged this layer",
-                        r->name, e->f.name);
-        while (next < r->run.layers && !r->covered[next]) next++;
-        if (layered && e->id == Q3_TAP_LAYER && e->f.layer == next) next++;
-        head = head || (e->known && e->id == Q3_TAP_LM_HEAD);
-    }
-    while (next < r->run.layers && !r->covered[next]) next++;
-    if (r->count == 0 || (next == r->run.layers && (head || !r->covered[next - 1]))) return Q3_OK;
-    q3_tap_name(name, next < r->run.layers ? Q3_TAP_LAYER : Q3_TAP_LM_HEAD, next);
-    return fail(error, Q3_ERROR_INPUT, "%s: %s: found no line, expected one: part of a report is lost", r->name,
-                name);
-}
-
-static q3_status take_part(report *r, const report_part *part, q3_error *error)
-{
-    q3_status status = Q3_OK;
-    for (size_t at = 0, line = 1; at < part->length && status == Q3_OK; line++) {
-        const char *begin = part->lines + at, *end = memchr(begin, '\n', part->length - at);
-        size_t length = end != NULL ? (size_t)(end - begin) : part->length - at;
-        if (length > 0) status = take_line(r, part->name, begin, length, line, error);
-        at += length + 1;
-    }
-    return status;
-}
-
-q3_status report_read(report *r, const report_part *parts, size_t count, q3_error *error)
-{
-    q3_status status = Q3_OK;
-    memset(r, 0, sizeof *r);
-    r->name = count == 1 ? parts[0].name : "reports";
-    for (size_t i = 0; i < count && status == Q3_OK; i++) status = take_part(r, &parts[i], error);
-    if (status == Q3_OK && !r->has_run)
-        status = fail(error, Q3_ERROR_INPUT, "%s: found no line of a run, expected reports that check or diff "
-                      "wrote", r->name);
-    if (status == Q3_OK) status = merge(r, error);
-    if (status == Q3_OK && r->run.layers > 0) status = check_layers(r, error);
-    if (status != Q3_OK) report_close(r);
-    return status;
 }

@@ -1,4 +1,4 @@
-/* report.h - a report that was read: what report.c, text.c and html.c share. */
+/* report.h - a report that was read: what report.c, merge.c, wording.c, text.c and html.c share. */
 #ifndef Q3_REPORT_H
 #define Q3_REPORT_H
 
@@ -20,6 +20,21 @@ typedef struct report {
     report_entry *entries; /* in the order of computation */
     size_t count, room;
 } report;
+
+/* ==== Lines (report.c) ======================================================================= */
+
+typedef struct report_line {
+    bool is_run;
+    judged_run run; /* its texts are owned, as those of f are */
+    finding f;
+} report_line;
+
+/* place: "FILE: line N", for messages. Where it fails, nothing is owned. */
+q3_status report_line_read(report_line *line, const char *place, const char *text, size_t length, q3_error *error);
+void report_run_free(judged_run *run);
+void report_finding_free(finding *f);
+
+/* ==== Merging (merge.c) ====================================================================== */
 
 /* Reads and merges the lines. The names of the parts must live as long as the report. */
 q3_status report_read(report *r, const report_part *parts, size_t count, q3_error *error);

@@ -218,6 +218,16 @@ static void test_report(void)
     shell("grep -v '\"run\"' w/a | head -n 1 | sed 's/exact/within/' >w/other");
     run("report w/a w/other");
     fails_with(": found two findings that differ, expected one");
+    /* Lines that are lost: of a dense layer, of one with experts, of both MLPs. */
+    shell("grep -v 'layers.1.mlp.up_proj' w/a >w/lost");
+    run("report w/lost w/b");
+    fails("reports: model.layers.1.mlp.up_proj.output: found no line, expected one: part of a report is lost");
+    shell("grep -v 'layers.2.mlp.experts.up_proj' w/b >w/lost");
+    run("report w/a w/lost");
+    fails("reports: model.layers.2.mlp.experts.up_proj.output: found no line, expected one: part of a report is lost");
+    shell("grep -v 'layers.1.mlp.[a-z_]*_' w/a >w/lost");
+    run("report w/lost w/b");
+    fails("reports: model.layers.1.mlp.gate.output: found no line, expected one: part of a report is lost");
     shell("sed 's/\"verdict\":\"[a-z-]*\"/\"verdict\":\"unjudged\"/' w/a w/b >w/none");
     run("report w/none");
     CHECK(last.status == 2 && strstr(last.err, "w/none: no tensor could be judged\n") != NULL);

@@ -27,6 +27,23 @@ static q3_status read_text(q3_text *text, outcome *result, const char *lines, bo
     return report_text(text, result, &part, 1, false, all, colour, error);
 }
 
+/* What a run of layers [first, end) of `layers`, none of them dense, writes a line for, too: missing. */
+static void add_rest(q3_text *lines, size_t first, size_t end, size_t layers)
+{
+    for (int id = 0; id < Q3_TAP_COUNT; id++) {
+        bool front = id <= Q3_TAP_SIN, head = id >= Q3_TAP_NORM;
+        if (id >= Q3_TAP_DENSE_GATE_PROJ && id <= Q3_TAP_DENSE_DOWN_PROJ_INPUT) continue;
+        if ((id == Q3_TAP_EMBED_TOKENS && first > 0) || (head && end < layers)) continue;
+        for (size_t layer = front || head ? 0 : first; layer < (front || head ? 1 : end); layer++) {
+            char name[Q3_TAP_NAME_SIZE], key[Q3_TAP_NAME_SIZE + 10];
+            q3_tap_name(name, (q3_tap_id)id, layer);
+            snprintf(key, sizeof key, "{\"tap\":\"%s\"", name);
+            if (strstr(lines->data, key) == NULL)
+                report_finding(lines, &(finding){.name = name, .layer = layer, .verdict = VERDICT_MISSING});
+        }
+    }
+}
+
 static q3_status read_html(q3_text *html, const char *lines, q3_error *error)
 {
     report_part part = {"lines", lines, strlen(lines)};
@@ -121,13 +138,13 @@ static const char text_of_three[] =
     "run      bfloat16, 24 tokens from position 3, teacher-forced, --accumulate bf16, --kv float16\n"
     "ignored  2 tensors that are no taps, the first: evil?[31m\n"
     "\n"
-    "front  = embed_tokens\n"
+    "front  = embed_tokens   . rotary_emb.cos   . rotary_emb.sin\n"
     "       attention                            router             experts\n"
     "layer  norm q k v qn kn qr kr qk p pv o res norm rout rp ids w gate up act mul down mlp out\n"
-    "    0       ~                                            t                              =\n"
-    "    1                   X                                                               N\n"
-    "    2                                            r                                      ?\n"
-    "  end  . lm_head\n"
+    "    0  .    ~ . . .  .  .  .  .  . .  . .   .    .    .  t   . .    .  .   .   .    .   =\n"
+    "    1  .    . . . .  .  X  .  .  . .  . .   .    .    .  .   . .    .  .   .   .    .   N\n"
+    "    2  .    . . . .  .  .  .  .  . .  . .   .    r    .  .   . .    .  .   .   .    .   ?\n"
+    "  end  . norm   . lm_head\n"
     "\n"
     "= exact  ~ within  r rounding  t near-tie  X differs  N non-finite  . missing  S shape  ? unjudged\n"
     "qn kn: q_norm, k_norm  qr kr: q_rope, k_rope  qk: scores  p: probs  pv: o_proj.input  res: residual sum\n"
@@ -160,7 +177,7 @@ static const char text_of_three[] =
     "            relative L2 0.01, gain 1, offset 0; worst token 0, worst channel 0\n"
     "            differ: 50 %, at most 100 % expected; by more than 1 ulp: 10 %\n"
     "\n"
-    "2 exact, 1 within, 1 rounding, 1 near-tie, 1 differs, 1 non-finite, 1 missing, 1 unjudged\n"
+    "2 exact, 1 within, 1 rounding, 1 near-tie, 1 differs, 1 non-finite, 72 missing, 1 unjudged\n"
     "unjudged    1 tensor; to judge it, record some of: mlp.experts.down_proj, mlp\n"
     "model.layers.1.self_attn.q_rope.output is wrong: looks like RoPE interleaved, pairs (2i, 2i+1), explains "
     "100 % of elements; judged together with self_attn.q_norm, which is not given\n"
@@ -188,6 +205,7 @@ static void write_three(q3_text *lines, const judged_run *run)
 {
     report_run(lines, run);
     for (size_t i = 0; i < COUNT(three_layers); i++) report_finding(lines, &three_layers[i]);
+    add_rest(lines, 0, 3, 3);
 }
 
 static void test_by_hand(void)
@@ -221,6 +239,7 @@ static outcome said(q3_text *text, verdict layer, verdict head, bool strict, boo
                     {.name = "lm_head.output", .verdict = head, .rank = 2, .shape = {1, 2}}};
     report_run(&lines, &run);
     for (size_t i = 0; i < 2; i++) report_finding(&lines, &f[i]);
+    add_rest(&lines, 0, 1, 1);
     outcome result = good_text(text, lines.data, false, colour);
     release(&lines);
     return result;
@@ -328,6 +347,7 @@ static void test_hostile(void)
     for (size_t i = 0; i < 2; i++) report_finding(&lines, &f[i]);
     size_t newlines = 0;
     for (size_t i = 0; i < lines.size; i++) newlines += lines.data[i] == '\n';
+    add_rest(&lines, 0, 1, 1);
     CHECK(newlines == 3 && strchr(lines.data, '<') == NULL && strchr(lines.data, '\t') == NULL);
     good_text(&text, lines.data, true, false);
     for (size_t i = 0; i < text.size; i++) {
@@ -578,7 +598,7 @@ static void write_trouble(q3_text *lines, size_t first, size_t end, size_t told)
         if (layer < first + told) snprintf(f.looks_like, sizeof f.looks_like, "a mistake");
         report_finding(lines, &f);
     }
-    if (end == 3) report_finding(lines, &(finding){.name = "lm_head.output"});
+    add_rest(lines, first, end, 3);
 }
 
 /* One run tells a mistake that stands in every layer once; so do its parts, also where they overlap. */
@@ -646,6 +666,7 @@ static void test_long(void)
         report_finding(&lines, &f);
     }
     report_finding(&lines, &(finding){.name = "lm_head.output", .verdict = VERDICT_SHAPE});
+    add_rest(&lines, 0, 5, 5);
     good_text(&text, lines.data, false, false);
     const char *line = strstr(text.data, "            b c");
     CHECK(line != NULL && strcspn(line, "\n") == 110);
@@ -654,7 +675,7 @@ static void test_long(void)
     CHECK(strstr(text.data, "shape       model.layers.2.output\n") != NULL);
     CHECK(strstr(text.data, "shape       model.layers.3.output\n") == NULL);
     CHECK(strstr(text.data, "shape       lm_head.output\nand 2 more of the same taps in later layers "
-                            "(--all shows them)\n\n6 shape\n") != NULL);
+                            "(--all shows them)\n\n124 missing, 6 shape\n") != NULL);
     good_text(&text, lines.data, true, false);
     CHECK(strstr(text.data, "shape       model.layers.4.output\n") != NULL && strstr(text.data, "more") == NULL);
     release(&lines);
@@ -693,7 +714,9 @@ static void test_parts(void)
 #define NO_RUN ".self_attn.q_proj.output: found a line, expected none: no run judged this layer"
     refused_parts(0, 9, "lm_head", "", "lines: lm_head.output" LOST);
     refused_parts(5, 9, "layers.8.output", "", "lines: model.layers.8.output" LOST);
-    refused_parts(5, 7, "layers.5.", "", "lines: model.layers.5.output" LOST);
+    refused_parts(5, 7, "layers.5.", "", "lines: model.layers.5.input_layernorm.output" LOST);
+    refused_parts(0, 9, "layers.3.self_attn.k_norm", "", "lines: model.layers.3.self_attn.k_norm.output" LOST);
+    refused_parts(2, 9, "rotary_emb.sin", "", "lines: model.rotary_emb.sin" LOST);
     random_finding(&more, Q3_TAP_Q_PROJ, 9, VERDICT_EXACT, &(uint64_t){1});
     refused_parts(0, 9, NULL, more.data, "lines: model.layers.9" NO_RUN);
     release(&more);
