@@ -22,14 +22,15 @@ static bool in_proportion(q3_tap_id id)
     return id == Q3_TAP_PROBS || id == Q3_TAP_ROUTER_PROBS || id == Q3_TAP_TOPK_WEIGHTS;
 }
 
-/* The bound belongs to ours; where a mistake's result is larger it is that of the larger value. Negative: nothing
- * is said. */
+/* The bound is that of the larger of ours and theirs, or 0, where ours is not rounded (a masked probability, say); where
+ * a mistake's result is larger it is that of the larger value. Negative: nothing is said. */
 static double tolerance(const evidence *e, size_t index, double right)
 {
     double bound = e->bound[index], size = absolute((double)e->theirs[index]), ours = absolute((double)e->ours[index]);
     if (bound < 0 || e->id == Q3_TAP_TOPK_INDICES) return bound;
+    double large = bound > 0 && size > ours ? size : ours;
     if (size < absolute(right)) size = absolute(right);
-    double more = ulp_of(size, stored_in(e)) - ulp_of(ours, stored_in(e));
+    double more = ulp_of(size, stored_in(e)) - ulp_of(large, stored_in(e));
     if (in_proportion(e->id) && ours > 0 && size > ours) return bound * (size / ours);
     return bound + (more > 0 ? more : 0) + e->carry * ulp_of(size, stored_in(e));
 }
@@ -249,7 +250,7 @@ static bool copy_judged(judged_copy *c, const evidence *e)
     return true;
 }
 
-#define WORK 5e10 /* multiplications: about a minute */
+#define WORK 5e10 /* multiplications: a minute or two */
 
 /* A rounding shows in some elements only, and so needs all of them. Else the tokens up to the first wrong one are
  * enough to choose by, where whole prompts of a large model would take long: what a token has depends on those
