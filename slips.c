@@ -126,7 +126,7 @@ static float one_sum(const float *w, const float *x, size_t K, float bias, const
                      q3_dtype dtype)
 {
     format f = format_in(m);
-    bool low = kind == MAP_LOW_SUM, both = kind == MAP_OPERANDS || kind == MAP_CAST;
+    bool low = kind == MAP_LOW_SUM;
     size_t parts = kind == MAP_PARTS ? (size_t)m->value : 1, end = K;
     if (kind == MAP_TAIL) end = K - (size_t)m->value;
     if (kind == MAP_TAIL_BLOCK) end = K - K % (size_t)m->value;
@@ -134,9 +134,8 @@ static float one_sum(const float *w, const float *x, size_t K, float bias, const
     for (size_t p = 0; p < parts; p++) {
         double sum = 0;
         for (size_t k = end * p / parts; k < end * (p + 1) / parts; k++) {
-            double a = both ? to_format((double)w[k], f) : (double)w[k];
-            double b = both ? to_format((double)x[k], f) : (double)x[k];
-            sum += low ? (double)(float)(a * b) : a * b;
+            double product = (double)w[k] * (double)x[k];
+            sum += low ? (double)(float)product : product;
             if (low) sum = (double)q3_round((double)(float)sum, dtype_of(f));
         }
         total = p == 0 && parts == 1 ? sum
@@ -150,21 +149,35 @@ static float one_sum(const float *w, const float *x, size_t K, float bias, const
     return q3_round(total, kind == MAP_NOT_ROUNDED ? Q3_F32 : dtype);
 }
 
+static void round_operands(float *y, const float *x, size_t n, format f)
+{
+    for (size_t i = 0; i < n; i++) y[i] = (float)to_format((double)x[i], f);
+}
+
 static bool run_map(float *y, const map *m, const pass *p, mistake_kind kind)
 {
     q3_dtype D = p->e->dtype;
-    float *row = malloc((m->K + 1) * sizeof *row);
-    if (row == NULL) return false;
+    bool operands = kind == MAP_OPERANDS || kind == MAP_CAST;
+    float *row = malloc((m->K + 1) * sizeof *row), *rounded = operands ? calloc(m->T, m->K * sizeof *rounded) : NULL;
+    const float *x = operands ? rounded : m->x;
+    if (row == NULL || x == NULL) {
+        free(row);
+        free(rounded);
+        return false;
+    }
+    if (operands) round_operands(rounded, m->x, m->T * m->K, format_in(p->m));
     double most = kind == MAP_FP8 ? largest_weight(m, D) : 0;
     for (size_t o = 0; o < m->N; o++) {
         float bias = 0.0f;
         weight_row(row, m, kind, o, most, D);
+        if (operands) round_operands(row, row, m->K, format_in(p->m));
         if (m->bias.data != NULL && kind != MAP_NO_BIAS) q3_widen(&bias, m->bias, o, 1, D);
         if (kind == MAP_BIAS_TWICE) bias *= 2;
         for (size_t t = 0; t < m->T; t++)
-            y[t * m->N + o] = one_sum(row, m->x + t * m->K, m->K, bias, p->m, kind, D);
+            y[t * m->N + o] = one_sum(row, x + t * m->K, m->K, bias, p->m, kind, D);
     }
     free(row);
+    free(rounded);
     return true;
 }
 
