@@ -1,7 +1,7 @@
 /* Text <-> token ids, as Hugging Face tokenizers 0.23 does it with the Qwen tokenizer.json: added
  * tokens, NFC (nfc.c), the Qwen split, byte-level BPE. tokenizer_file.c reads the file. */
-#include "tokenizer.h"
-#include "json.h"
+#include "host/tokenizer.h"
+#include "host/json.h"
 
 #include <stdio.h>
 #include <stdlib.h>

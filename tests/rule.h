@@ -1,4 +1,4 @@
-/* Weights and inputs that are a rule, not data: the C half. scripts/rule.py gives the same bits.
+/* Weights and inputs that are a rule, not data: the C half. scripts/golden/rule.py gives the same bits.
  *
  * A value depends on a seed (a text, the case's name), the tensor's Hugging Face checkpoint name,
  * its shape and the element's row-major index. Vectors (norm weights, biases): cols = 1.

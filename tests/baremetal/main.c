@@ -1,4 +1,4 @@
-/* The core on a board without an operating system: qwen3moe.c alone (names.c names the taps), the
+/* The core on a board without an operating system: qwen3moe.c alone (host/taps.c names the taps), the
  * weights of the small model in flash. Prints the lines of tests/platforms/core.h and their hash. */
 #include "../platforms/core.h"
 #include "model_data.h" /* written by make_model.c */

@@ -3,7 +3,7 @@
  * float16. Each result becomes a line "name dtype sha256"; the lines must be the same everywhere
  * (golden/bits/core.txt).
  *
- * Needs qwen3moe.c, names.c and string.h. Inputs are a rule (tests/rule.h's generator): integers
+ * Needs qwen3moe.c, host/taps.c and string.h. Inputs are a rule (tests/rule.h's generator): integers
  * and bit patterns only, so that making them rounds nothing. Hashed are the little-endian bytes of
  * the values as they stand in a file of that dtype (4 bytes for float32 and ids, else 2). */
 #ifndef Q3_CORE_H

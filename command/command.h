@@ -1,0 +1,102 @@
+/* command.h - what the files of the `qwen3moe` command share; not part of the library. */
+#ifndef Q3_COMMAND_H
+#define Q3_COMMAND_H
+
+#include "host/text.h"
+#include "qwen3moe.h"
+
+#include <stdio.h>
+
+typedef enum option_id {
+    OPTION_ACCUMULATE, OPTION_ALL, OPTION_CHAT, OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE, OPTION_FREE,
+    OPTION_FROM, OPTION_HTML, OPTION_IDS, OPTION_JSON, OPTION_JSON_FILE, OPTION_JSONL, OPTION_KV,
+    OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT, OPTION_NO_THINKING, OPTION_OUTPUT, OPTION_PROMPT,
+    OPTION_SEED, OPTION_START, OPTION_STRICT, OPTION_TAPS, OPTION_TEMPERATURE, OPTION_TEXT, OPTION_TOKENS,
+    OPTION_TOP_K, OPTION_TOP_P, OPTION_USER, OPTION_HELP,
+    OPTION_COUNT
+} option_id;
+
+/* A command line, taken apart. Texts belong to argv. */
+typedef struct command_line {
+    const char *model;                /* first operand */
+    const char *operand;              /* second operand, or NULL */
+    const char **operands;            /* all of them, in order */
+    size_t operand_count;
+    const char *value[OPTION_COUNT];  /* NULL: not given; "" for an option without a value */
+    const char **taps;                /* every --taps, in order */
+    size_t tap_count;
+} command_line;
+
+/* The verbs. Each prints its result on standard output; on an error nothing is left behind. */
+q3_status verb_info(const command_line *command, q3_error *error);
+q3_status verb_tokenize(const command_line *command, q3_error *error);
+q3_status verb_generate(const command_line *command, q3_error *error);
+q3_status verb_score(const command_line *command, q3_error *error);
+q3_status verb_dump(const command_line *command, q3_error *error);
+q3_status verb_check(const command_line *command, q3_error *error);
+q3_status verb_diff(const command_line *command, q3_error *error);
+q3_status verb_report(const command_line *command, q3_error *error);
+q3_status verb_selftest(const command_line *command, q3_error *error);
+
+/* What a verb returns for exit status 1: it worked, and what it compared differs. */
+#define VERB_DIFFERS ((q3_status)1)
+
+/* The value of an integer option in [least, most]; `absent` if it was not given. */
+q3_status integer_option(const command_line *command, option_id option, uint64_t least, uint64_t most,
+                         uint64_t absent, uint64_t *value, q3_error *error);
+/* The value of a decimal option; `absent` if it was not given. */
+q3_status number_option(const command_line *command, option_id option, double absent, double *value,
+                        q3_error *error);
+
+/* Tokens of a run, owned (free). */
+typedef struct token_list {
+    int32_t *ids;
+    size_t count;
+} token_list;
+
+/* The tokens of --tokens, or of `text`, or of standard input if text is NULL or "-". */
+q3_status read_tokens(const command_line *command, const char *text, token_list *tokens, q3_error *error);
+/* The model's tokenizer.json. */
+q3_status open_tokenizer(q3_tokenizer **tokenizer, const command_line *command, q3_error *error);
+/* The tokens of text[0..length); `name` for messages. tokenizer.json of the model is read. */
+q3_status encode_text(const command_line *command, const char *name, const uint8_t *text, size_t length,
+                      token_list *tokens, q3_error *error);
+/* The options of a chat stand beside one. */
+q3_status check_chat_options(const command_line *command, q3_error *error);
+/* What the model's chat template makes of the messages in --chat's file, or of one user turn if user is
+ * not NULL; owned. */
+q3_status render_chat(const command_line *command, const uint8_t *user, size_t user_length, uint8_t **text,
+                      size_t *length, q3_error *error);
+/* A whole file (path "-": standard input) and a zero behind it, owned. */
+q3_status read_whole(const char *path, uint8_t **bytes, size_t *length, q3_error *error);
+
+/* A model with its weights and an empty state. */
+typedef struct q3_session {
+    q3_model *model;
+    const q3_config *config;
+    q3_run run;
+    void *memory;
+    q3_state *state;
+} q3_session;
+
+/* Opens the config (session->config) and reads --dtype and --layers into session->run. */
+q3_status session_open(q3_session *session, const command_line *command, q3_error *error);
+/* Loads the weights and makes a state for run.start, run.rows and run.chunk. */
+q3_status session_load(q3_session *session, const command_line *command, q3_error *error);
+void session_close(q3_session *session);
+/* Every id is in the vocabulary, there is at least one, and start + count positions exist. */
+q3_status session_check_tokens(const q3_session *session, const token_list *tokens, size_t more,
+                               q3_error *error);
+
+bool is_terminal(FILE *file);
+/* "what: done of all" on standard error, if that is a terminal; done == all ends the line. */
+void show_progress(const char *what, size_t done, size_t all);
+
+/* ==== Reports (check.c) ====================================================================== */
+
+/* No output of --json and --html is an input, or the other output. */
+q3_status check_outputs(const command_line *command, q3_error *error);
+/* The report of check or diff: text to standard output, --json and --html to their files; what the verb returns. */
+q3_status write_report(const command_line *command, const q3_text *lines, q3_error *error);
+
+#endif

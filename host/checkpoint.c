@@ -1,0 +1,751 @@
+/* checkpoint.c - the model folder: config.json, and the weights in model.safetensors or in the
+ * shards of model.safetensors.index.json, where each is found by its Hugging Face name. */
+#include "host/files.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct shard {
+    char *path;          /* owned */
+    q3_tensors *tensors; /* NULL until one of its tensors is needed */
+    size_t listed;       /* how many tensors the index gives it */
+} shard;
+
+struct q3_model {
+    char *folder; /* NULL: only a config.json is known */
+    char *config_path;
+    q3_mapping config_text;
+    q3_json document; /* of config_text */
+    q3_config_file config;
+    shard *shards;
+    size_t shard_count;
+    q3_layer *layers; /* [L] */
+    q3_mlp *experts;  /* [sparse layers that run, E] */
+    q3_weights weights;
+    bool loaded;
+    int32_t *eos;
+    size_t eos_count;
+    bool eos_known;
+};
+
+static q3_status no_memory(const char *path, q3_error *error)
+{
+    return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to read it", path);
+}
+
+/* ---- config.json and generation_config.json -------------------------------------------------- */
+
+/* Maps and parses a JSON file. path must live as long as the document. */
+static q3_status open_json(q3_mapping *text, q3_json *document, const char *path, q3_error *error)
+{
+    q3_status status = q3_map(text, path, error);
+    if (status != Q3_OK)
+        return status;
+    status = q3_json_parse(document, path, text->data, text->size, error);
+    if (status != Q3_OK)
+        q3_unmap(text);
+    return status;
+}
+
+/* Gives back what q3_model_load made. */
+static void forget_weights(q3_model *model)
+{
+    for (size_t i = 0; i < model->shard_count; i++) {
+        q3_tensors_close(model->shards[i].tensors);
+        free(model->shards[i].path);
+    }
+    free(model->shards);
+    free(model->layers);
+    free(model->experts);
+    model->shards = NULL;
+    model->shard_count = 0;
+    model->layers = NULL;
+    model->experts = NULL;
+    model->weights = (q3_weights){0};
+}
+
+void q3_model_close(q3_model *model)
+{
+    if (model == NULL)
+        return;
+    forget_weights(model);
+    free(model->eos);
+    q3_config_free(&model->config);
+    q3_json_free(&model->document);
+    q3_unmap(&model->config_text);
+    free(model->config_path);
+    free(model->folder);
+    free(model);
+}
+
+static q3_status open_config(q3_model *model, const char *path, q3_error *error)
+{
+    bool folder = q3_is_folder(path);
+    if (!folder && !q3_exists(path))
+        return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found nothing, expected a model folder "
+                       "or a config.json", path);
+    model->folder = folder ? q3_join(path, "/", "") : NULL;
+    model->config_path = folder ? q3_join(path, "/", "config.json") : q3_join(path, "", "");
+    if ((folder && model->folder == NULL) || model->config_path == NULL)
+        return no_memory(path, error);
+    q3_status status = open_json(&model->config_text, &model->document, model->config_path, error);
+    return status != Q3_OK ? status : q3_config_read(&model->config, &model->document, error);
+}
+
+q3_status q3_model_open(q3_model **model, const char *path, q3_error *error)
+{
+    q3_model *m = calloc(1, sizeof *m);
+    if (m == NULL)
+        return no_memory(path, error);
+    q3_status status = open_config(m, path, error);
+    if (status == Q3_OK)
+        *model = m;
+    else
+        q3_model_close(m);
+    return status;
+}
+
+const q3_config *q3_model_config(const q3_model *model)
+{
+    return &model->config.config;
+}
+
+q3_dtype q3_model_dtype(const q3_model *model)
+{
+    return model->config.dtype;
+}
+
+const char *q3_model_config_json(const q3_model *model)
+{
+    return model->config.json;
+}
+
+/* eos_token_id as it stands: an integer, a list of them, or null. */
+static q3_status read_eos(q3_model *model, const q3_json *j, uint32_t node, q3_error *error)
+{
+    static const char what[] = "a token id, a list of token ids, or null";
+    q3_json_type type = node != 0 ? q3_json_type_of(j, node) : Q3_JSON_NULL;
+    uint32_t count = type == Q3_JSON_NULL ? 0 : type == Q3_JSON_ARRAY ? j->nodes[node].count : 1;
+    uint32_t value = type == Q3_JSON_ARRAY ? node + 1 : node;
+    int32_t *ids = calloc((size_t)count + 1, sizeof *ids);
+    if (ids == NULL)
+        return no_memory(j->name, error);
+    for (uint32_t i = 0; i < count; i++, value = j->nodes[value].next) {
+        uint64_t id = 0;
+        if (!q3_json_uint(j, value, &id) || id > INT32_MAX) {
+            free(ids);
+            return q3_json_fail(j, value, "eos_token_id", what, error);
+        }
+        ids[i] = (int32_t)id;
+    }
+    model->eos = ids;
+    model->eos_count = count;
+    model->eos_known = true;
+    return Q3_OK;
+}
+
+static q3_status find_eos(q3_model *model, q3_error *error)
+{
+    q3_mapping text = {0};
+    q3_json document = {0};
+    uint32_t node = q3_json_find(&model->document, 0, "eos_token_id");
+    char *path = NULL;
+    if (model->folder != NULL)
+        path = q3_join(model->folder, "generation_config.json", "");
+    if (model->folder != NULL && path == NULL)
+        return no_memory(model->folder, error);
+    if (path == NULL || !q3_exists(path)) {
+        free(path);
+        return read_eos(model, &model->document, node, error);
+    }
+    q3_status status = open_json(&text, &document, path, error);
+    if (status == Q3_OK) {
+        uint32_t own = q3_json_find(&document, 0, "eos_token_id");
+        if (q3_json_type_of(&document, 0) != Q3_JSON_OBJECT)
+            status = q3_json_fail(&document, 0, "file", "a JSON object", error);
+        else if (own != 0)
+            status = read_eos(model, &document, own, error);
+        else
+            status = read_eos(model, &model->document, node, error);
+        q3_json_free(&document);
+        q3_unmap(&text);
+    }
+    free(path);
+    return status;
+}
+
+q3_status q3_model_eos(q3_model *model, const int32_t **ids, size_t *count, q3_error *error)
+{
+    q3_status status = model->eos_known ? Q3_OK : find_eos(model, error);
+    if (status == Q3_OK) {
+        *ids = model->eos;
+        *count = model->eos_count;
+    }
+    return status;
+}
+
+/* ---- which tensors there are ----------------------------------------------------------------- */
+
+typedef struct item {
+    const char *name;
+    const char *file; /* its shard, until it has a number */
+    size_t shard;
+    bool expected; /* the model has a tensor of this name */
+} item;
+
+/* What the weights' one file or the index lists. */
+typedef struct listing {
+    char *path; /* of that file, for messages */
+    item *items; /* [count], by name */
+    size_t count, expected;
+    char *texts; /* the index's strings */
+} listing;
+
+static int compare_names(const void *a, const void *b)
+{
+    const item *x = a, *y = b;
+    return strcmp(x->name, y->name);
+}
+
+static int compare_files(const void *a, const void *b)
+{
+    const item *x = a, *y = b;
+    return strcmp(x->file, y->file);
+}
+
+static item *find_item(const listing *list, const char *name)
+{
+    item key = {.name = name};
+    if (list->count == 0)
+        return NULL;
+    return bsearch(&key, list->items, list->count, sizeof key, compare_names);
+}
+
+/* One file: its tensors are the list. */
+static q3_status list_file(q3_model *model, listing *list, q3_error *error)
+{
+    model->shards = calloc(1, sizeof *model->shards);
+    if (model->shards == NULL)
+        return no_memory(list->path, error);
+    model->shard_count = 1;
+    model->shards[0].path = q3_join(list->path, "", "");
+    if (model->shards[0].path == NULL)
+        return no_memory(list->path, error);
+    q3_status status = q3_tensors_open(&model->shards[0].tensors, list->path, error);
+    if (status != Q3_OK)
+        return status;
+    list->count = q3_tensors_count(model->shards[0].tensors);
+    list->items = calloc(list->count + 1, sizeof *list->items);
+    if (list->items == NULL)
+        return no_memory(list->path, error);
+    for (size_t i = 0; i < list->count; i++)
+        list->items[i].name = q3_tensors_at(model->shards[0].tensors, i)->name;
+    if (list->count > 0)
+        qsort(list->items, list->count, sizeof *list->items, compare_names);
+    return Q3_OK;
+}
+
+/* A plain name of a file in the folder. */
+static bool is_file_name(const char *name)
+{
+    return name[0] != '\0' && strpbrk(name, "/\\:") == NULL && strcmp(name, ".") != 0 &&
+           strcmp(name, "..") != 0;
+}
+
+/* Gives the shards numbers, and the listing its order by name. */
+static q3_status number_shards(q3_model *model, listing *list, q3_error *error)
+{
+    size_t shards = 0;
+    if (list->count > 0)
+        qsort(list->items, list->count, sizeof *list->items, compare_files);
+    for (size_t i = 0; i < list->count; i++) {
+        shards += i == 0 || strcmp(list->items[i - 1].file, list->items[i].file) != 0;
+        list->items[i].shard = shards - 1;
+    }
+    model->shards = calloc(shards + 1, sizeof *model->shards);
+    if (model->shards == NULL)
+        return no_memory(list->path, error);
+    model->shard_count = shards;
+    for (size_t i = 0; i < list->count; i++) {
+        shard *s = &model->shards[list->items[i].shard];
+        s->listed++;
+        if (s->path == NULL)
+            s->path = q3_join(model->folder, list->items[i].file, "");
+        if (s->path == NULL)
+            return no_memory(list->path, error);
+    }
+    if (list->count > 0)
+        qsort(list->items, list->count, sizeof *list->items, compare_names);
+    return Q3_OK;
+}
+
+/* A string of the index, moved to where the listing keeps it. NULL: it holds a zero. */
+static const char *keep_string(const q3_json *j, uint32_t node, char **at)
+{
+    char *text = *at;
+    size_t length = q3_json_string(j, node, (uint8_t *)text);
+    text[length] = '\0';
+    *at += length + 1;
+    return memchr(text, 0, length) == NULL ? text : NULL;
+}
+
+static q3_status read_weight_map(q3_model *model, listing *list, const q3_json *j, q3_error *error)
+{
+    uint32_t map = q3_json_find(j, 0, "weight_map"), key = map + 1;
+    if (map == 0 || q3_json_type_of(j, map) != Q3_JSON_OBJECT)
+        return q3_json_fail(j, map, "weight_map", "an object of tensors and their files", error);
+    list->count = j->nodes[map].count;
+    list->items = calloc(list->count + 1, sizeof *list->items);
+    list->texts = malloc((size_t)j->nodes[0].end + 1);
+    if (list->items == NULL || list->texts == NULL)
+        return no_memory(list->path, error);
+    char *at = list->texts;
+    for (size_t i = 0; i < list->count; i++, key = j->nodes[key + 1].next) {
+        item *it = &list->items[i];
+        it->name = keep_string(j, key, &at);
+        if (it->name == NULL)
+            return q3_json_fail(j, key, "weight_map", "a name without zeros", error);
+        if (q3_json_type_of(j, key + 1) == Q3_JSON_STRING)
+            it->file = keep_string(j, key + 1, &at);
+        if (it->file == NULL || !is_file_name(it->file))
+            return q3_json_fail(j, key + 1, it->name, "the name of a file in the folder", error);
+    }
+    return number_shards(model, list, error);
+}
+
+static q3_status list_index(q3_model *model, listing *list, q3_error *error)
+{
+    q3_mapping text = {0};
+    q3_json document = {0};
+    q3_status status = open_json(&text, &document, list->path, error);
+    if (status != Q3_OK)
+        return status;
+    status = read_weight_map(model, list, &document, error);
+    q3_json_free(&document);
+    q3_unmap(&text);
+    return status;
+}
+
+static q3_status list_tensors(q3_model *model, listing *list, q3_error *error)
+{
+    static const char single[] = "model.safetensors", index[] = "model.safetensors.index.json";
+    if (model->folder == NULL)
+        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: weights: found a config.json alone, "
+                       "expected a model folder", model->config_path);
+    char *one = q3_join(model->folder, single, ""), *many = q3_join(model->folder, index, "");
+    if (one == NULL || many == NULL) {
+        free(one);
+        free(many);
+        return no_memory(model->folder, error);
+    }
+    bool has_one = q3_exists(one), has_many = q3_exists(many);
+    list->path = has_one ? one : many;
+    free(has_one ? many : one);
+    if (has_one == has_many)
+        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: weights: found %s, expected %s or %s",
+                       model->folder, has_one ? "both files" : "neither file", single, index);
+    return has_one ? list_file(model, list, error) : list_index(model, list, error);
+}
+
+/* Opens a shard and compares it with the index: the same names, each in one file. */
+static q3_status open_shard(q3_model *model, const listing *list, size_t number, q3_error *error)
+{
+    shard *s = &model->shards[number];
+    q3_status status = q3_tensors_open(&s->tensors, s->path, error);
+    if (status != Q3_OK)
+        return status;
+    for (size_t i = 0; i < q3_tensors_count(s->tensors); i++) {
+        const q3_entry *entry = q3_tensors_at(s->tensors, i);
+        const item *it = find_item(list, entry->name);
+        if (it == NULL || it->shard != number)
+            return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.120s: found a tensor that the index "
+                           "%s, expected those it puts here", s->path, entry->name,
+                           it == NULL ? "does not list" : "puts into another file");
+    }
+    if (q3_tensors_count(s->tensors) == s->listed)
+        return Q3_OK;
+    for (size_t i = 0; i < list->count; i++) {
+        const item *it = &list->items[i];
+        if (it->shard == number && q3_tensors_find(s->tensors, it->name) == NULL)
+            return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.120s: found nothing, expected the "
+                           "tensor that the index puts here", s->path, it->name);
+    }
+    return Q3_OK;
+}
+
+/* ---- which tensors there must be ------------------------------------------------------------- */
+
+/* The same walk over the model's tensors is made three times. */
+typedef enum walk {
+    WALK_NAMES, /* all of the model: each is listed */
+    WALK_FILL,  /* those of the run: dtype, shape, where it lies */
+    WALK_SCAN   /* those of the run: no element overflows in the run's dtype */
+} walk;
+
+typedef struct loader {
+    q3_model *model;
+    listing list;
+    size_t first_layer, end_layer;
+    walk walk;
+    q3_dtype dtype;         /* the run's */
+    q3_dtype seen;          /* the weights' one dtype; Q3_AUTO before the first */
+    char seen_name[96];     /* the first tensor, and the first one that has another dtype */
+    char other_name[96];
+    q3_dtype other;
+    q3_error *error;
+} loader;
+
+static void shape_text(char text[200], size_t rank, const uint64_t *shape)
+{
+    size_t used = 1;
+    text[0] = '[';
+    for (size_t i = 0; i < rank; i++) {
+        int n = snprintf(text + used, 24, "%s%" PRIu64, i > 0 ? "," : "", shape[i]);
+        used += n > 0 ? (size_t)n : 0;
+    }
+    text[used] = ']';
+    text[used + 1] = '\0';
+}
+
+/* Finite elements that become infinite in dtype: the first one's index, or count if there is none.
+ * Only a wider range can overflow in a narrower one. */
+static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype dtype)
+{
+    const uint8_t *bytes = entry->data;
+    /* half way between the largest finite value and the next power of two */
+    uint32_t least = dtype == Q3_F16 ? 0x477FF000 : 0x7F7F8000, infinite = 0x7F800000;
+    if (dtype == Q3_F32 || entry->dtype == Q3_F16 || entry->dtype == dtype)
+        return count;
+    size_t size = entry->dtype == Q3_F32 ? 4 : 2;
+    for (uint64_t i = 0; i < count; i++) {
+        const uint8_t *p = bytes + i * size;
+        uint32_t bits = size == 4 ? (uint32_t)p[0] | (uint32_t)p[1] << 8 : 0;
+        bits |= (uint32_t)p[size - 2] << 16 | (uint32_t)(p[size - 1] & 0x7F) << 24;
+        if (bits >= least && bits < infinite)
+            return i;
+    }
+    return count;
+}
+
+static q3_status check_range(loader *l, const char *path, const q3_entry *entry)
+{
+    uint64_t count = 1;
+    char digits[32];
+    float value = 0.0f;
+    for (size_t i = 0; i < entry->rank; i++)
+        count *= entry->shape[i];
+    uint64_t at = first_overflow(entry, count, l->dtype);
+    if (at == count)
+        return Q3_OK;
+    q3_entry_floats(&value, entry, at, 1);
+    q3_json_repr((double)value, digits);
+    return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found %s in element %" PRIu64
+                   ", expected what is finite in %s", path, entry->name, digits, at,
+                   q3_dtype_name(l->dtype));
+}
+
+/* Dtype and shape of a tensor that is needed; *out says where it lies. */
+static q3_status fill(loader *l, const char *path, const q3_entry *entry, size_t rank,
+                      const uint64_t *shape, q3_tensor *out)
+{
+    char found[200], expected[200];
+    if (entry->dtype != Q3_F32 && entry->dtype != Q3_BF16 && entry->dtype != Q3_F16)
+        return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found dtype %s, expected "
+                       "float32, bfloat16 or float16", path, entry->name,
+                       q3_dtype_name(entry->dtype));
+    if (entry->rank != rank || memcmp(entry->shape, shape, rank * sizeof *shape) != 0) {
+        shape_text(found, entry->rank, entry->shape);
+        shape_text(expected, rank, shape);
+        return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: %.100s: found shape %s, expected %s",
+                       path, entry->name, found, expected);
+    }
+    if (l->seen == Q3_AUTO) {
+        l->seen = entry->dtype;
+        snprintf(l->seen_name, sizeof l->seen_name, "%s", entry->name);
+    } else if (l->other == Q3_AUTO && entry->dtype != l->seen) {
+        l->other = entry->dtype;
+        snprintf(l->other_name, sizeof l->other_name, "%s", entry->name);
+    }
+    *out = (q3_tensor){entry->data, entry->dtype};
+    return Q3_OK;
+}
+
+/* A tensor of shape [a,b,c], [a,b] (c 0) or [a] (b and c 0). */
+static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint64_t c,
+                       q3_tensor *out)
+{
+    const uint64_t shape[3] = {a, b, c};
+    size_t rank = b == 0 ? 1 : c == 0 ? 2 : 3;
+    item *it = find_item(&l->list, name);
+    if (it == NULL) {
+        char expected[200];
+        shape_text(expected, rank, shape);
+        return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found nothing, expected a tensor "
+                       "of shape %s", l->list.path, name, expected);
+    }
+    if (l->walk == WALK_NAMES) {
+        it->expected = true;
+        l->list.expected++;
+        return Q3_OK;
+    }
+    shard *s = &l->model->shards[it->shard];
+    q3_status status = Q3_OK;
+    if (s->tensors == NULL)
+        status = open_shard(l->model, &l->list, it->shard, l->error);
+    if (status != Q3_OK)
+        return status;
+    const q3_entry *entry = q3_tensors_find(s->tensors, name);
+    Q3_CHECK(entry != NULL);
+    return l->walk == WALK_FILL ? fill(l, s->path, entry, rank, shape, out)
+                                : check_range(l, s->path, entry);
+}
+
+/* The same for prefix + name. */
+static q3_status visit_in(loader *l, const char *prefix, const char *name, uint64_t a, uint64_t b,
+                          q3_tensor *out)
+{
+    char whole[128];
+    snprintf(whole, sizeof whole, "%s%s", prefix, name);
+    return visit(l, whole, a, b, 0, out);
+}
+
+static q3_status walk_mlp(loader *l, const char *prefix, size_t width, q3_mlp *mlp)
+{
+    size_t M = l->model->config.config.hidden_size;
+    q3_status status = visit_in(l, prefix, "gate_proj.weight", width, M, &mlp->gate_proj);
+    if (status == Q3_OK)
+        status = visit_in(l, prefix, "up_proj.weight", width, M, &mlp->up_proj);
+    if (status == Q3_OK)
+        status = visit_in(l, prefix, "down_proj.weight", M, width, &mlp->down_proj);
+    return status;
+}
+
+static q3_tensor slice(q3_tensor tensor, uint64_t first)
+{
+    size_t size = tensor.dtype == Q3_F32 ? 4 : 2;
+    return (q3_tensor){(const uint8_t *)tensor.data + (size_t)first * size, tensor.dtype};
+}
+
+/* The experts of a layer: one tensor for each matrix, or, as 5.x keeps them, gate_up_proj [E,2F,M]
+ * with the rows of gate_proj before those of up_proj, and down_proj [E,M,F]. */
+static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
+{
+    const q3_config *c = &l->model->config.config;
+    uint64_t E = c->num_experts, F = c->moe_intermediate_size, M = c->hidden_size;
+    q3_tensor gate_up = {0}, down = {0};
+    q3_mlp unused;
+    char name[128];
+    q3_status status = Q3_OK;
+    snprintf(name, sizeof name, "%sgate_up_proj", prefix);
+    if (find_item(&l->list, name) == NULL) {
+        for (size_t e = 0; status == Q3_OK && e < E; e++) {
+            snprintf(name, sizeof name, "%s%lu.", prefix, (unsigned long)e);
+            status = walk_mlp(l, name, (size_t)F, experts != NULL ? &experts[e] : &unused);
+        }
+        return status;
+    }
+    status = visit(l, name, E, 2 * F, M, &gate_up);
+    snprintf(name, sizeof name, "%sdown_proj", prefix);
+    if (status == Q3_OK)
+        status = visit(l, name, E, M, F, &down);
+    if (status != Q3_OK || l->walk != WALK_FILL)
+        return status;
+    for (size_t e = 0; e < E; e++)
+        experts[e] = (q3_mlp){slice(gate_up, e * 2 * F * M), slice(gate_up, (e * 2 + 1) * F * M),
+                              slice(down, e * M * F)};
+    return Q3_OK;
+}
+
+static q3_status walk_layer(loader *l, size_t i, q3_layer *layer, q3_mlp *experts)
+{
+    const q3_config *c = &l->model->config.config;
+    size_t M = c->hidden_size, hd = c->head_dim;
+    size_t q = c->num_attention_heads * hd, kv = c->num_key_value_heads * hd;
+    const struct { const char *name; size_t a, b; q3_tensor *out; bool bias; } tensor[] = {
+        {"input_layernorm.weight", M, 0, &layer->input_layernorm, false},
+        {"self_attn.q_proj.weight", q, M, &layer->q_proj, false},
+        {"self_attn.k_proj.weight", kv, M, &layer->k_proj, false},
+        {"self_attn.v_proj.weight", kv, M, &layer->v_proj, false},
+        {"self_attn.o_proj.weight", M, q, &layer->o_proj, false},
+        {"self_attn.q_proj.bias", q, 0, &layer->q_proj_bias, true},
+        {"self_attn.k_proj.bias", kv, 0, &layer->k_proj_bias, true},
+        {"self_attn.v_proj.bias", kv, 0, &layer->v_proj_bias, true},
+        {"self_attn.o_proj.bias", M, 0, &layer->o_proj_bias, true},
+        {"self_attn.q_norm.weight", hd, 0, &layer->q_norm, false},
+        {"self_attn.k_norm.weight", hd, 0, &layer->k_norm, false},
+        {"post_attention_layernorm.weight", M, 0, &layer->post_attention_layernorm, false}};
+    char prefix[64];
+    q3_status status = Q3_OK;
+    snprintf(prefix, sizeof prefix, "model.layers.%lu.", (unsigned long)i);
+    for (size_t t = 0; status == Q3_OK && t < sizeof tensor / sizeof *tensor; t++) {
+        if (!tensor[t].bias || c->attention_bias)
+            status = visit_in(l, prefix, tensor[t].name, tensor[t].a, tensor[t].b, tensor[t].out);
+    }
+    if (status != Q3_OK)
+        return status;
+    if (!q3_layer_is_sparse(c, i)) {
+        snprintf(prefix, sizeof prefix, "model.layers.%lu.mlp.", (unsigned long)i);
+        return walk_mlp(l, prefix, c->intermediate_size, &layer->mlp);
+    }
+    status = visit_in(l, prefix, "mlp.gate.weight", c->num_experts, M, &layer->gate);
+    layer->experts = experts;
+    snprintf(prefix, sizeof prefix, "model.layers.%lu.mlp.experts.", (unsigned long)i);
+    return status != Q3_OK ? status : walk_experts(l, prefix, experts);
+}
+
+/* lm_head may stand in the file of a tied model if it is the embedding, value for value: 4.x would
+ * not look at it, 5.x would use it. */
+static q3_status check_tied(loader *l, q3_tensor head)
+{
+    const q3_config *c = &l->model->config.config;
+    q3_tensor embedding = l->model->weights.embed_tokens;
+    float a[256], b[256];
+    uint64_t count = (uint64_t)c->vocab_size * c->hidden_size;
+    for (uint64_t i = 0; i < count; i += 256) {
+        size_t n = count - i < 256 ? (size_t)(count - i) : 256;
+        q3_widen(a, embedding, (size_t)i, n, Q3_F32);
+        q3_widen(b, head, (size_t)i, n, Q3_F32);
+        if (memcmp(a, b, n * sizeof *a) != 0)
+            return q3_fail(l->error, Q3_ERROR_INPUT, "%.300s: lm_head.weight: found values that "
+                           "are not the embedding's, expected none or equal ones "
+                           "(tie_word_embeddings)", l->list.path);
+    }
+    return Q3_OK;
+}
+
+/* Embedding, final norm and lm_head. */
+static q3_status walk_ends(loader *l)
+{
+    const q3_config *c = &l->model->config.config;
+    q3_weights *w = &l->model->weights;
+    q3_tensor head = {0};
+    bool all = l->walk == WALK_NAMES, last = l->end_layer == c->num_hidden_layers;
+    bool tied = c->tie_word_embeddings;
+    bool has_head = find_item(&l->list, "lm_head.weight") != NULL;
+    q3_status status = Q3_OK;
+    if (all || l->first_layer == 0 || (last && tied))
+        status = visit(l, "model.embed_tokens.weight", c->vocab_size, c->hidden_size, 0,
+                       &w->embed_tokens);
+    if (!all && !last)
+        return status;
+    if (status == Q3_OK)
+        status = visit(l, "model.norm.weight", c->hidden_size, 0, 0, &w->norm);
+    if (status == Q3_OK && (!tied || has_head))
+        status = visit(l, "lm_head.weight", c->vocab_size, c->hidden_size, 0, &head);
+    if (status == Q3_OK && l->walk == WALK_FILL) {
+        if (tied && has_head)
+            status = check_tied(l, head);
+        w->lm_head = tied ? w->embed_tokens : head;
+    }
+    return status;
+}
+
+static q3_status walk_model(loader *l)
+{
+    const q3_config *c = &l->model->config.config;
+    size_t i = l->walk == WALK_NAMES ? 0 : l->first_layer;
+    size_t end = l->walk == WALK_NAMES ? c->num_hidden_layers : l->end_layer;
+    q3_mlp *experts = l->model->experts;
+    q3_status status = walk_ends(l);
+    for (; status == Q3_OK && i < end; i++) {
+        q3_layer unused = {0};
+        q3_layer *layer = l->walk == WALK_FILL ? &l->model->layers[i] : &unused;
+        status = walk_layer(l, i, layer, l->walk == WALK_FILL ? experts : NULL);
+        if (experts != NULL && q3_layer_is_sparse(c, i))
+            experts += c->num_experts;
+    }
+    return status;
+}
+
+/* ---- loading --------------------------------------------------------------------------------- */
+
+/* Every listed tensor is one of the model's. */
+static q3_status check_unknown(const loader *l)
+{
+    for (size_t i = 0; l->list.expected < l->list.count && i < l->list.count; i++) {
+        if (!l->list.items[i].expected)
+            return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found a tensor that the "
+                           "model does not have, expected none", l->list.path,
+                           l->list.items[i].name);
+    }
+    return Q3_OK;
+}
+
+/* The tables that the weights are found in; the number of listed tensors bounds their sizes. */
+static q3_status make_tables(loader *l)
+{
+    const q3_config *c = &l->model->config.config;
+    size_t sparse = 0;
+    for (size_t i = l->first_layer; i < l->end_layer; i++)
+        sparse += q3_layer_is_sparse(c, i);
+    size_t experts = c->num_experts > 0 && sparse <= SIZE_MAX / c->num_experts
+                   ? sparse * c->num_experts : 0;
+    l->model->layers = calloc(c->num_hidden_layers + 1, sizeof *l->model->layers);
+    l->model->experts = calloc(experts + 1, sizeof *l->model->experts);
+    if (l->model->layers == NULL || l->model->experts == NULL)
+        return no_memory(l->list.path, l->error);
+    l->model->weights.layers = l->model->layers;
+    return Q3_OK;
+}
+
+static q3_status choose_dtype(loader *l)
+{
+    if (l->dtype == Q3_AUTO)
+        l->dtype = l->model->config.dtype;
+    if (l->dtype != Q3_AUTO)
+        return Q3_OK;
+    if (l->other != Q3_AUTO)
+        return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: dtype: found %s in %s and %s in %s, "
+                       "expected one dtype, or a choice", l->list.path, q3_dtype_name(l->seen),
+                       l->seen_name, q3_dtype_name(l->other), l->other_name);
+    l->dtype = l->seen != Q3_AUTO ? l->seen : Q3_F32; /* Q3_AUTO: a run without weights */
+    return Q3_OK;
+}
+
+static q3_status load(loader *l)
+{
+    q3_status status = list_tensors(l->model, &l->list, l->error);
+    l->walk = WALK_NAMES;
+    if (status == Q3_OK)
+        status = walk_model(l);
+    if (status == Q3_OK)
+        status = check_unknown(l);
+    if (status == Q3_OK)
+        status = make_tables(l);
+    l->walk = WALK_FILL;
+    if (status == Q3_OK)
+        status = walk_model(l);
+    if (status == Q3_OK)
+        status = choose_dtype(l);
+    l->walk = WALK_SCAN;
+    return status == Q3_OK ? walk_model(l) : status;
+}
+
+q3_status q3_model_load(q3_model *model, q3_dtype *dtype, size_t first_layer, size_t end_layer,
+                        q3_error *error)
+{
+    loader l = {.model = model, .first_layer = first_layer, .end_layer = end_layer, .dtype = *dtype,
+                .seen = Q3_AUTO, .other = Q3_AUTO, .error = error};
+    Q3_CHECK(!model->loaded && first_layer <= end_layer &&
+             end_layer <= model->config.config.num_hidden_layers);
+    Q3_CHECK(*dtype == Q3_AUTO || *dtype == Q3_F32 || *dtype == Q3_BF16 || *dtype == Q3_F16);
+    q3_status status = load(&l);
+    free(l.list.path);
+    free(l.list.items);
+    free(l.list.texts);
+    if (status != Q3_OK) {
+        forget_weights(model);
+        return status;
+    }
+    model->loaded = true;
+    *dtype = l.dtype;
+    return Q3_OK;
+}
+
+const q3_weights *q3_model_weights(const q3_model *model)
+{
+    Q3_CHECK(model->loaded);
+    return &model->weights;
+}

@@ -1,0 +1,258 @@
+/* aliases.c - what other systems call the taps. */
+#include "judge/judge.h"
+
+#include <string.h>
+
+/* # is the layer's number. Hugging Face's and vLLM's names stand here as `canonical` writes them. How to read:
+ *   's' strong: this is the tap; 'w' weak: so it is, but where the tap's own name is in the file too, that one
+ *   counts; and, all weak: 'p' what layer # starts from; 'h' the same, but number L is behind the final norm;
+ *   'n' what the final norm starts from; 'd' in dense layers; 'r' # counts the sparse layers alone; 'u' where the
+ *   weights are not renormalised. */
+typedef struct alias_row {
+    const char *name;
+    char reading;
+    unsigned char ids; /* taps from `first` on that lie one behind the other in each row */
+    q3_tap_id first;
+} alias_row;
+
+static const alias_row aliases[] = {
+    /* Hugging Face (modeling_qwen3_moe.py): tuples' elements, what a forward pass returns, packed experts. The
+     * gate's tuple is of 5.x (before 5.6 its element 0 was the probabilities), mlp's of 4.x. */
+    {"model.layers.#.input", 'p', 1, Q3_TAP_LAYER},
+    {"model.layers.#.input_layernorm.input", 'p', 1, Q3_TAP_LAYER},
+    {"model.norm.input", 'n', 1, Q3_TAP_LAYER},
+    {"model.rotary_emb.output", 's', 1, Q3_TAP_COS},
+    {"model.rotary_emb.output.1", 's', 1, Q3_TAP_SIN},
+    {"model.layers.#.self_attn.output", 'w', 1, Q3_TAP_O_PROJ},
+    {"model.layers.#.self_attn.output.1", 'w', 1, Q3_TAP_PROBS},
+    {"model.layers.#.mlp.output.1", 'w', 1, Q3_TAP_GATE},
+    {"model.layers.#.mlp.gate.output.1", 'w', 1, Q3_TAP_TOPK_WEIGHTS},
+    {"model.layers.#.mlp.gate.output.2", 'w', 1, Q3_TAP_TOPK_INDICES},
+    {"model.layers.#.mlp.experts.output", 'w', 1, Q3_TAP_MLP},
+    {"model.layers.#.mlp.experts.gate_up_proj.output", 's', 2, Q3_TAP_EXPERTS_GATE_PROJ},
+    {"model.layers.#.mlp.down_proj.output", 'd', 1, Q3_TAP_MLP},
+    {"inputs_embeds", 'w', 1, Q3_TAP_EMBED_TOKENS},
+    {"hidden_states.#", 'h', 1, Q3_TAP_LAYER},
+    {"hidden_states_#", 'h', 1, Q3_TAP_LAYER},
+    {"hidden_states[#]", 'h', 1, Q3_TAP_LAYER},
+    {"attentions.#", 'w', 1, Q3_TAP_PROBS},
+    {"attentions_#", 'w', 1, Q3_TAP_PROBS},
+    {"attentions[#]", 'w', 1, Q3_TAP_PROBS},
+    {"router_logits.#", 'r', 1, Q3_TAP_GATE},
+    {"router_logits_#", 'r', 1, Q3_TAP_GATE},
+    {"router_logits[#]", 'r', 1, Q3_TAP_GATE},
+    {"last_hidden_state", 'w', 1, Q3_TAP_NORM},
+    {"logits", 'w', 1, Q3_TAP_LM_HEAD},
+    /* vLLM and SGLang (models/qwen3_moe.py): fused projections, norms that return (output, residual). Their
+     * layer's own output is not the residual stream: whoever records it must add. One rotary_emb serves all layers,
+     * so that a hook on it, called by the name of the first one, ends with the last one's: left out. */
+    {"model.layers.#.input_layernorm.output.1", 'p', 1, Q3_TAP_LAYER},
+    {"model.norm.output.1", 'n', 1, Q3_TAP_LAYER},
+    {"model.layers.#.self_attn.qkv_proj.output", 's', 3, Q3_TAP_Q_PROJ},
+    {"model.layers.#.self_attn.attn.output", 'w', 1, Q3_TAP_O_PROJ_INPUT},
+    {"model.layers.#.post_attention_layernorm.output.1", 'w', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"model.layers.#.mlp.topk.output", 'w', 1, Q3_TAP_TOPK_WEIGHTS},
+    {"model.layers.#.mlp.topk.output.1", 'w', 1, Q3_TAP_TOPK_INDICES},
+    {"model.layers.#.mlp.topk.output.2", 'w', 1, Q3_TAP_GATE},
+    {"model.layers.#.mlp.gate_up_proj.output", 's', 2, Q3_TAP_DENSE_GATE_PROJ},
+    {"logits_processor.output", 'w', 1, Q3_TAP_LM_HEAD},
+    /* llama.cpp (src/llama-graph.cpp, src/models/qwen3moe.cpp, qwen3.cpp): the evaluation callback's. The last
+     * tensor called Qcur is behind RoPE. kq is not here: it comes before the scale. */
+    {"embd", 's', 1, Q3_TAP_EMBED_TOKENS},
+    {"inp_embd", 's', 1, Q3_TAP_EMBED_TOKENS},
+    {"attn_norm-#", 's', 1, Q3_TAP_INPUT_LAYERNORM},
+    {"wqkv-#", 's', 3, Q3_TAP_Q_PROJ},
+    {"Vcur-#", 's', 1, Q3_TAP_V_PROJ},
+    {"Qcur_normed-#", 's', 1, Q3_TAP_Q_NORM},
+    {"Kcur_normed-#", 's', 1, Q3_TAP_K_NORM},
+    {"Qcur-#", 's', 1, Q3_TAP_Q_ROPE},
+    {"Kcur-#", 's', 1, Q3_TAP_K_ROPE},
+    {"kq_soft_max-#", 's', 1, Q3_TAP_PROBS},
+    {"kqv_out-#", 's', 1, Q3_TAP_O_PROJ_INPUT},
+    {"ffn_inp-#", 's', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"ffn_norm-#", 's', 1, Q3_TAP_POST_ATTENTION_LAYERNORM},
+    {"ffn_moe_logits-#", 's', 1, Q3_TAP_GATE},
+    {"ffn_moe_probs-#", 's', 1, Q3_TAP_ROUTER_PROBS},
+    {"ffn_moe_topk-#", 's', 1, Q3_TAP_TOPK_INDICES},
+    {"ffn_moe_weights-#", 'u', 1, Q3_TAP_TOPK_WEIGHTS},
+    {"ffn_moe_weights_norm-#", 's', 1, Q3_TAP_TOPK_WEIGHTS},
+    {"ffn_moe_gate_up-#", 's', 2, Q3_TAP_EXPERTS_GATE_PROJ},
+    {"ffn_moe_gate-#", 's', 1, Q3_TAP_EXPERTS_GATE_PROJ},
+    {"ffn_moe_up-#", 's', 1, Q3_TAP_EXPERTS_UP_PROJ},
+    {"ffn_moe_swiglu-#", 's', 1, Q3_TAP_EXPERTS_DOWN_PROJ_INPUT},
+    {"ffn_moe_down-#", 's', 1, Q3_TAP_EXPERTS_DOWN_PROJ},
+    {"ffn_moe_out-#", 's', 1, Q3_TAP_MLP},
+    {"ffn_gate-#", 's', 1, Q3_TAP_DENSE_GATE_PROJ},
+    {"ffn_up-#", 's', 1, Q3_TAP_DENSE_UP_PROJ},
+    {"ffn_swiglu-#", 's', 1, Q3_TAP_DENSE_DOWN_PROJ_INPUT},
+    {"ffn_out-#", 's', 1, Q3_TAP_MLP},
+    {"l_out-#", 's', 1, Q3_TAP_LAYER},
+    {"result_norm", 's', 1, Q3_TAP_NORM},
+    {"result_output", 's', 1, Q3_TAP_LM_HEAD},
+    /* TransformerLens: the names of 2.x (components/abstract_attention.py, transformer_block.py, mlps/gated_mlp.py),
+     * which 3.x and 4.x have too; then those that only these have. hook_normalized lies before the weight, and
+     * hook_expert_weights before or behind top-k by version: both are left out. Queries and keys are normalised
+     * behind hook_q and hook_k. */
+    {"hook_embed", 's', 1, Q3_TAP_EMBED_TOKENS},
+    {"blocks.#.hook_resid_pre", 'p', 1, Q3_TAP_LAYER},
+    {"blocks.#.attn.hook_q", 's', 1, Q3_TAP_Q_PROJ},
+    {"blocks.#.attn.hook_k", 's', 1, Q3_TAP_K_PROJ},
+    {"blocks.#.attn.hook_v", 's', 1, Q3_TAP_V_PROJ},
+    {"blocks.#.attn.hook_rot_q", 's', 1, Q3_TAP_Q_ROPE},
+    {"blocks.#.attn.hook_rot_k", 's', 1, Q3_TAP_K_ROPE},
+    {"blocks.#.attn.hook_attn_scores", 's', 1, Q3_TAP_SCORES},
+    {"blocks.#.attn.hook_pattern", 's', 1, Q3_TAP_PROBS},
+    {"blocks.#.attn.hook_z", 's', 1, Q3_TAP_O_PROJ_INPUT},
+    {"blocks.#.hook_attn_out", 's', 1, Q3_TAP_O_PROJ},
+    {"blocks.#.hook_resid_mid", 's', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"blocks.#.mlp.hook_expert_indices", 's', 1, Q3_TAP_TOPK_INDICES},
+    {"blocks.#.mlp.hook_pre", 's', 1, Q3_TAP_DENSE_GATE_PROJ},
+    {"blocks.#.mlp.hook_pre_linear", 's', 1, Q3_TAP_DENSE_UP_PROJ},
+    {"blocks.#.mlp.hook_post", 's', 1, Q3_TAP_DENSE_DOWN_PROJ_INPUT},
+    {"blocks.#.hook_mlp_out", 's', 1, Q3_TAP_MLP},
+    {"blocks.#.hook_resid_post", 's', 1, Q3_TAP_LAYER},
+    {"embed.hook_out", 'w', 1, Q3_TAP_EMBED_TOKENS},
+    {"rotary_emb.hook_cos", 'w', 1, Q3_TAP_COS},
+    {"rotary_emb.hook_sin", 'w', 1, Q3_TAP_SIN},
+    {"blocks.#.hook_in", 'p', 1, Q3_TAP_LAYER},
+    {"blocks.#.ln1.hook_in", 'p', 1, Q3_TAP_LAYER},
+    {"blocks.#.ln1.hook_out", 'w', 1, Q3_TAP_INPUT_LAYERNORM},
+    {"blocks.#.attn.hook_in", 'w', 1, Q3_TAP_INPUT_LAYERNORM},
+    {"blocks.#.attn.q.hook_out", 'w', 1, Q3_TAP_Q_PROJ},
+    {"blocks.#.attn.k.hook_out", 'w', 1, Q3_TAP_K_PROJ},
+    {"blocks.#.attn.v.hook_out", 'w', 1, Q3_TAP_V_PROJ},
+    {"blocks.#.attn.q_norm.hook_out", 'w', 1, Q3_TAP_Q_NORM},
+    {"blocks.#.attn.k_norm.hook_out", 'w', 1, Q3_TAP_K_NORM},
+    {"blocks.#.attn.hook_q_normed", 'w', 1, Q3_TAP_Q_NORM},
+    {"blocks.#.attn.hook_k_normed", 'w', 1, Q3_TAP_K_NORM},
+    {"blocks.#.attn.o.hook_in", 'w', 1, Q3_TAP_O_PROJ_INPUT},
+    {"blocks.#.attn.o.hook_out", 'w', 1, Q3_TAP_O_PROJ},
+    {"blocks.#.attn.hook_out", 'w', 1, Q3_TAP_O_PROJ},
+    {"blocks.#.ln2.hook_in", 'w', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"blocks.#.ln2.hook_out", 'w', 1, Q3_TAP_POST_ATTENTION_LAYERNORM},
+    {"blocks.#.mlp.hook_in", 'w', 1, Q3_TAP_POST_ATTENTION_LAYERNORM},
+    {"blocks.#.mlp.gate.hook_out", 'w', 1, Q3_TAP_GATE},
+    {"blocks.#.mlp.gate.hook_expert_indices", 'w', 1, Q3_TAP_TOPK_INDICES},
+    {"blocks.#.mlp.dense_gate.hook_out", 'w', 1, Q3_TAP_DENSE_GATE_PROJ},
+    {"blocks.#.mlp.dense_in.hook_out", 'w', 1, Q3_TAP_DENSE_UP_PROJ},
+    {"blocks.#.mlp.dense_out.hook_in", 'w', 1, Q3_TAP_DENSE_DOWN_PROJ_INPUT},
+    {"blocks.#.mlp.dense_out.hook_out", 'd', 1, Q3_TAP_MLP},
+    {"blocks.#.mlp.hook_out", 'w', 1, Q3_TAP_MLP},
+    {"blocks.#.hook_out", 'w', 1, Q3_TAP_LAYER},
+    {"ln_final.hook_in", 'n', 1, Q3_TAP_LAYER},
+    {"ln_final.hook_out", 'w', 1, Q3_TAP_NORM},
+    {"unembed.hook_in", 'w', 1, Q3_TAP_NORM},
+    {"unembed.hook_out", 'w', 1, Q3_TAP_LM_HEAD},
+    {"hook_unembed", 'w', 1, Q3_TAP_LM_HEAD},
+};
+
+static bool starts(const char *text, const char *with)
+{
+    return strncmp(text, with, strlen(with)) == 0;
+}
+
+static bool ends(const char *text, const char *with)
+{
+    size_t n = strlen(text), m = strlen(with);
+    return n >= m && strcmp(text + n - m, with) == 0;
+}
+
+/* Whether the name is the pattern with a number, as it is usually written, in the place of #. */
+static bool fits(const char *pattern, const char *name, size_t *number)
+{
+    *number = 0;
+    for (; *pattern != 0; pattern++) {
+        if (*pattern != '#') {
+            if (*name++ != *pattern) return false;
+            continue;
+        }
+        const char *digits = name;
+        for (; *name >= '0' && *name <= '9' && *number < SIZE_MAX / 10 - 1; name++)
+            *number = *number * 10 + (size_t)(*name - '0');
+        if (name == digits || (*digits == '0' && name != digits + 1)) return false;
+    }
+    return *name == 0;
+}
+
+#define NAME_ROOM 200
+
+/* Hugging Face's ways to write a module's output as model.MODULE.output or .output.N: with the class's or a
+ * wrapper's name in front, from the bare Qwen3MoeModel, the debugger's MODULE_outputs_N and MODULE_inputs_args_0,
+ * the module alone. Element 0 of an output is the output, but for a layer's: there it depends on the system. */
+static bool canonical(char out[NAME_ROOM], const char *name)
+{
+    static const char *const wrappers[] = {"_orig_mod.", "module.", "Qwen3MoeForCausalLM.", "Qwen3MoeModel."};
+    static const char *const bare[] = {"layers.", "embed_tokens", "norm", "rotary_emb"};
+    static const char *const inputs[] = {"_inputs_args_0", "_inputs_kwargs_hidden_states"};
+    size_t number, n = 0;
+    if (strcmp(name, "norm") == 0) return false; /* in llama.cpp: before the weight */
+    for (size_t i = 0; i < sizeof wrappers / sizeof wrappers[0];) {
+        bool found = starts(name, wrappers[i]);
+        if (found) name += strlen(wrappers[i]);
+        i = found ? 0 : i + 1;
+    }
+    if (strlen(name) + 16 > NAME_ROOM) return false;
+    for (size_t i = 0; i < sizeof bare / sizeof bare[0]; i++)
+        if (starts(name, bare[i])) n = 6;
+    memcpy(out, "model.", 6);
+    memcpy(out + n, name, strlen(name) + 1);
+    char *p = strstr(out, "_outputs");
+    if (p != NULL && (p[8] == 0 || p[8] == '_')) { /* _outputs_1 becomes .output.1, in the same room */
+        memcpy(p, ".output", 7);
+        memmove(p + 7, p + 8, strlen(p + 8) + 1);
+        if (p[7] == '_') p[7] = '.';
+    }
+    for (size_t i = 0; i < 2; i++)
+        if (ends(out, inputs[i])) memcpy(out + strlen(out) - strlen(inputs[i]), ".input", 7);
+    if (ends(out, ".output.0") && !fits("model.layers.#.output.0", out, &number)) out[strlen(out) - 2] = 0;
+    bool whole = strstr(out, ".output.") != NULL || ends(out, ".output") || ends(out, ".input");
+    if (!whole && !ends(out, ".cos") && !ends(out, ".sin")) memcpy(out + strlen(out), ".output", 8);
+    return true;
+}
+
+/* The layer that is the number-th sparse one, from 0; num_hidden_layers if there are not so many. */
+static size_t sparse_layer(const q3_config *config, size_t number)
+{
+    size_t layer = 0;
+    for (; layer < config->num_hidden_layers; layer++)
+        if (q3_layer_is_sparse(config, layer) && number-- == 0) break;
+    return layer;
+}
+
+/* The row's reading of layer `number`. */
+static bool read_row(q3_alias *alias, const alias_row *row, const q3_config *config, size_t number)
+{
+    char reading = row->reading;
+    size_t L = config != NULL ? config->num_hidden_layers : 0;
+    if (config == NULL && strchr("hndru", reading) != NULL) return false;
+    if (reading == 'd' && (number >= L || q3_layer_is_sparse(config, number))) return false;
+    if (reading == 'u' && config->norm_topk_prob) return false;
+    alias->count = row->ids;
+    alias->weak = reading != 's';
+    alias->id = row->first;
+    alias->layer = reading == 'n' ? L - 1 : reading == 'r' ? sparse_layer(config, number) : number;
+    if (reading == 'p' || reading == 'h') {
+        if (number == 0) alias->id = Q3_TAP_EMBED_TOKENS;
+        if (number > 0) alias->layer--;
+        if (reading == 'h' && number == L) {
+            alias->id = Q3_TAP_NORM;
+            alias->layer = 0;
+        }
+    }
+    return true;
+}
+
+bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name)
+{
+    char written[NAME_ROOM];
+    bool known = canonical(written, name);
+    *alias = (q3_alias){Q3_TAP_COUNT, 1, 0, false};
+    if (q3_tap_find(name, &alias->id, &alias->layer)) return true;
+    if (known && q3_tap_find(written, &alias->id, &alias->layer)) return true;
+    for (size_t i = 0; i < sizeof aliases / sizeof aliases[0]; i++) {
+        size_t number;
+        if (fits(aliases[i].name, name, &number) || (known && fits(aliases[i].name, written, &number)))
+            return read_row(alias, &aliases[i], config, number);
+    }
+    return false;
+}

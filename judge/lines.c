@@ -1,0 +1,422 @@
+/* report.c - runs and findings as lines of JSON, and such lines read. */
+#include "host/json.h"
+#include "judge/report.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ==== JSON out ================================================================================= */
+
+/* Control bytes, which names from a file may hold, and '<', which would end a script in a page, are escaped; bytes
+ * that are not UTF-8, as in a path, become U+FFFD. */
+void report_string(q3_text *out, const char *text)
+{
+    q3_text_add(out, "\"");
+    for (size_t left = strlen(text); left > 0;) {
+        char piece[8] = {0};
+        uint32_t code;
+        size_t length = q3_utf8_decode((const uint8_t *)text, left, &code);
+        if (length == 0)
+            memcpy(piece, "\xEF\xBF\xBD", 3);
+        else if (code == '"' || code == '\\')
+            snprintf(piece, sizeof piece, "\\%c", (char)code);
+        else if (code < 0x20 || code == '<')
+            snprintf(piece, sizeof piece, "\\u%04x", (unsigned)code);
+        else
+            memcpy(piece, text, length);
+        q3_text_add(out, piece);
+        text += length > 0 ? length : 1;
+        left -= length > 0 ? length : 1;
+    }
+    q3_text_add(out, "\"");
+}
+
+static void put_key(q3_text *out, const char *key)
+{
+    q3_text_add(out, ",\"");
+    q3_text_add(out, key);
+    q3_text_add(out, "\":");
+}
+
+/* JSON has no infinity and no NaN: strings. */
+static void put_real(q3_text *out, double value)
+{
+    if (value - value == 0)
+        q3_text_real(out, value);
+    else
+        q3_text_add(out, value != value ? "\"nan\"" : value > 0 ? "\"inf\"" : "\"-inf\"");
+}
+
+static void put_text(q3_text *out, const char *key, const char *text)
+{
+    put_key(out, key);
+    if (text != NULL)
+        report_string(out, text);
+    else
+        q3_text_add(out, "null");
+}
+
+static void put_count(q3_text *out, const char *key, uint64_t value)
+{
+    put_key(out, key);
+    q3_text_uint(out, value);
+}
+
+static void put_place(q3_text *out, const char *key, const size_t *place, size_t rank)
+{
+    put_key(out, key);
+    for (size_t i = 0; i < rank; i++) {
+        q3_text_add(out, i == 0 ? "[" : ",");
+        q3_text_uint(out, place[i]);
+    }
+    q3_text_add(out, rank == 0 ? "[]" : "]");
+}
+
+/* Three digits are enough for bars. */
+static void put_profile(q3_text *out, const char *key, const float *values, size_t count)
+{
+    put_key(out, key);
+    q3_text_add(out, "[");
+    for (size_t i = 0; i < count; i++) {
+        double value = (double)values[i];
+        bool written = value < 0x1p100; /* what is above is infinite for q3_text_digits */
+        q3_text_add(out, i > 0 ? "," : "");
+        q3_text_add(out, written ? "" : "\"");
+        q3_text_digits(out, value, 3);
+        q3_text_add(out, written ? "" : "\"");
+    }
+    q3_text_add(out, "]");
+}
+
+void report_run(q3_text *out, const judged_run *run)
+{
+    q3_text_add(out, "{\"run\":{\"format\":\"qwen3moe-report-1\"");
+    put_text(out, "model", run->model);
+    put_text(out, "file", run->file);
+    put_text(out, "dtype", q3_dtype_name(run->dtype));
+    put_count(out, "tokens", run->T);
+    put_count(out, "start", run->start);
+    put_count(out, "num_hidden_layers", run->layers);
+    put_count(out, "first_layer", run->first_layer);
+    put_count(out, "end_layer", run->end_layer);
+    put_count(out, "free", run->free_running);
+    put_count(out, "strict", run->strict);
+    put_text(out, "accumulate", run->accumulate);
+    put_text(out, "kv", run->kv);
+    put_count(out, "unknown", run->unknown);
+    put_text(out, "unknown_name", run->unknown_name);
+    q3_text_add(out, "}}\n");
+}
+
+/* The numbers of a finding, for writing and reading. */
+#define COUNTS(X) \
+    X(layer) X(elements) X(judged) X(differ) X(over_1_ulp) X(outside) X(worst_token) X(worst_channel) \
+    X(near_ties) X(wrong_sets) X(other_order)
+#define REALS(X) \
+    X(expected) X(max_ulp) X(max_ours) X(max_theirs) X(max_bound_ratio) X(relative_l2) X(gain) X(offset)
+
+void report_finding(q3_text *out, const finding *f)
+{
+    char name[Q3_TAP_NAME_SIZE];
+    q3_text_add(out, "{\"tap\":");
+    report_string(out, f->name);
+    put_text(out, "verdict", verdict_names[f->verdict]);
+    put_text(out, "given_as", f->given_as);
+    put_text(out, "note", f->note);
+    put_text(out, "reason", f->reason);
+    put_text(out, "looks_like", f->looks_like[0] != 0 ? f->looks_like : NULL);
+    put_place(out, "shape", f->shape, f->rank);
+#define PUT(field) put_count(out, #field, f->field);
+    COUNTS(PUT)
+#undef PUT
+#define PUT(field) put_key(out, #field), put_real(out, f->field);
+    REALS(PUT)
+#undef PUT
+    put_place(out, "max_at", f->max_at, f->rank);
+    put_key(out, "bad");
+    if (f->has_bad) {
+        q3_text_add(out, "{\"ours\":");
+        put_real(out, f->bad_ours);
+        put_key(out, "theirs"), put_real(out, f->bad_theirs);
+        put_key(out, "ulp"), put_real(out, f->bad_ulp);
+        put_key(out, "bound_ulp"), put_real(out, f->bad_bound_ulp);
+        put_place(out, "at", f->bad_at, f->rank);
+        q3_text_add(out, "}");
+    } else {
+        q3_text_add(out, "null");
+    }
+    put_key(out, "operators");
+    q3_text_add(out, "[");
+    for (size_t i = 0; i < f->between_count; i++) {
+        q3_tap_name(name, f->between[i].id, f->between[i].layer);
+        if (i > 0) q3_text_add(out, ",");
+        report_string(out, name);
+    }
+    q3_text_add(out, "]");
+    put_profile(out, "token_profile", f->token_profile, f->token_bins);
+    put_profile(out, "channel_profile", f->channel_profile, f->channel_bins);
+    put_profile(out, "margins", f->margins, f->margin_bins);
+    q3_text_add(out, "}\n");
+}
+
+/* ==== JSON in ================================================================================== */
+
+#define MOST_LAYERS 65535 /* as in config.json */
+
+/* One line that is read. The first key that is missing, or not what it should be, is remembered. */
+typedef struct reader {
+    q3_json json;
+    q3_status status;    /* of an error that has been said */
+    const char *bad_key;
+    q3_error *error;
+} reader;
+
+static void refuse(reader *in, const char *key)
+{
+    if (in->bad_key == NULL) in->bad_key = key;
+}
+
+static bool good(const reader *in)
+{
+    return in->status == Q3_OK && in->bad_key == NULL;
+}
+
+static size_t get_count(reader *in, uint32_t object, const char *key)
+{
+    uint64_t value = 0;
+    uint32_t node = q3_json_find(&in->json, object, key);
+    if (!q3_json_uint(&in->json, node, &value) || value > SIZE_MAX) refuse(in, key);
+    return (size_t)value;
+}
+
+static double double_of(uint64_t bits)
+{
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static double real_of(reader *in, uint32_t node, const char *key)
+{
+    static const struct { const char *name; uint64_t bits; } specials[] = {
+        {"nan", 0x7FF8ull << 48}, {"inf", 0x7FF0ull << 48}, {"-inf", 0xFFF0ull << 48},
+    };
+    double value = 0;
+    if (q3_json_double(&in->json, node, &value)) return value;
+    for (size_t i = 0; i < sizeof specials / sizeof specials[0]; i++)
+        if (q3_json_equal(&in->json, node, specials[i].name)) return double_of(specials[i].bits);
+    refuse(in, key);
+    return 0;
+}
+
+static double get_real(reader *in, uint32_t object, const char *key)
+{
+    return real_of(in, q3_json_find(&in->json, object, key), key);
+}
+
+/* A string, in new memory; NULL for null, if that is allowed. */
+static char *get_text(reader *in, uint32_t object, const char *key, bool or_null)
+{
+    uint32_t node = q3_json_find(&in->json, object, key);
+    q3_json_type type = q3_json_type_of(&in->json, node);
+    if (node != 0 && or_null && type == Q3_JSON_NULL) return NULL;
+    if (node == 0 || type != Q3_JSON_STRING) {
+        refuse(in, key);
+        return NULL;
+    }
+    size_t length = q3_json_string(&in->json, node, NULL);
+    char *text = malloc(length + 1);
+    if (text == NULL) {
+        if (in->status == Q3_OK) in->status = q3_fail(in->error, Q3_ERROR_MEMORY, "%s: no memory", in->json.name);
+        return NULL;
+    }
+    q3_json_string(&in->json, node, (uint8_t *)text);
+    text[length] = 0;
+    if (strlen(text) != length) refuse(in, key);
+    return text;
+}
+
+static void get_fixed(reader *in, uint32_t object, const char *key, bool or_null, char *out, size_t size)
+{
+    char *text = get_text(in, object, key, or_null);
+    snprintf(out, size, "%s", text != NULL ? text : "");
+    free(text);
+}
+
+/* The first of a list's *count elements, at most `most`; json.nodes[].next leads to the others. */
+static uint32_t get_list(reader *in, uint32_t object, const char *key, size_t most, size_t *count)
+{
+    uint32_t node = q3_json_find(&in->json, object, key);
+    bool list = node != 0 && q3_json_type_of(&in->json, node) == Q3_JSON_ARRAY;
+    list = list && in->json.nodes[node].count <= most;
+    if (!list) refuse(in, key);
+    *count = list ? in->json.nodes[node].count : 0;
+    return node + 1;
+}
+
+static size_t get_place(reader *in, uint32_t object, const char *key, size_t place[3])
+{
+    size_t count;
+    uint32_t node = get_list(in, object, key, 3, &count);
+    for (size_t i = 0; i < count; i++, node = in->json.nodes[node].next) {
+        uint64_t value = 0;
+        if (!q3_json_uint(&in->json, node, &value) || value > SIZE_MAX) refuse(in, key);
+        place[i] = (size_t)value;
+    }
+    return count;
+}
+
+/* A place in a tensor of this finding's shape. */
+static void get_place_in(reader *in, uint32_t object, const char *key, const finding *f, size_t place[3])
+{
+    if (get_place(in, object, key, place) != f->rank) refuse(in, key);
+}
+
+static size_t get_profile(reader *in, const char *key, float values[PROFILE_BINS])
+{
+    size_t count;
+    uint32_t node = get_list(in, 0, key, PROFILE_BINS, &count);
+    for (size_t i = 0; i < count; i++, node = in->json.nodes[node].next) values[i] = (float)real_of(in, node, key);
+    return count;
+}
+
+static void read_operators(reader *in, finding *f)
+{
+    uint32_t node = get_list(in, 0, "operators", (MOST_LAYERS + 1) * Q3_TAP_COUNT, &f->between_count);
+    layer_tap *list = f->between_count > 0 ? calloc(f->between_count, sizeof *list) : NULL;
+    f->between = list;
+    if (f->between_count > 0 && list == NULL) {
+        f->between_count = 0;
+        if (in->status == Q3_OK) in->status = q3_fail(in->error, Q3_ERROR_MEMORY, "%s: no memory", in->json.name);
+    }
+    for (size_t i = 0; i < f->between_count; i++, node = in->json.nodes[node].next) {
+        uint8_t name[512] = {0};
+        bool text = q3_json_type_of(&in->json, node) == Q3_JSON_STRING &&
+                    q3_json_string(&in->json, node, NULL) < sizeof name;
+        if (text) q3_json_string(&in->json, node, name);
+        if (!q3_tap_find((const char *)name, &list[i].id, &list[i].layer)) refuse(in, "operators");
+    }
+}
+
+static void read_bad(reader *in, finding *f)
+{
+    uint32_t bad = q3_json_find(&in->json, 0, "bad");
+    if (bad != 0 && q3_json_type_of(&in->json, bad) == Q3_JSON_NULL) return;
+    if (bad == 0 || q3_json_type_of(&in->json, bad) != Q3_JSON_OBJECT) {
+        refuse(in, "bad");
+        return;
+    }
+    f->has_bad = true;
+    f->bad_ours = get_real(in, bad, "ours");
+    f->bad_theirs = get_real(in, bad, "theirs");
+    f->bad_ulp = get_real(in, bad, "ulp");
+    f->bad_bound_ulp = get_real(in, bad, "bound_ulp");
+    get_place_in(in, bad, "at", f, f->bad_at);
+}
+
+static verdict get_verdict(reader *in)
+{
+    uint32_t node = q3_json_find(&in->json, 0, "verdict");
+    for (int v = 0; v < VERDICT_COUNT; v++)
+        if (q3_json_equal(&in->json, node, verdict_names[v])) return (verdict)v;
+    refuse(in, "verdict");
+    return VERDICT_MISSING;
+}
+
+static void read_finding(reader *in, finding *f)
+{
+    memset(f, 0, sizeof *f);
+    f->name = get_text(in, 0, "tap", false);
+    f->verdict = get_verdict(in);
+    f->given_as = get_text(in, 0, "given_as", true);
+    get_fixed(in, 0, "note", false, f->note, sizeof f->note);
+    get_fixed(in, 0, "reason", false, f->reason, sizeof f->reason);
+    get_fixed(in, 0, "looks_like", true, f->looks_like, sizeof f->looks_like);
+    f->rank = get_place(in, 0, "shape", f->shape);
+#define GET(field) f->field = get_count(in, 0, #field);
+    COUNTS(GET)
+#undef GET
+#define GET(field) f->field = get_real(in, 0, #field);
+    REALS(GET)
+#undef GET
+    get_place_in(in, 0, "max_at", f, f->max_at);
+    read_bad(in, f);
+    read_operators(in, f);
+    f->token_bins = get_profile(in, "token_profile", f->token_profile);
+    f->channel_bins = get_profile(in, "channel_profile", f->channel_profile);
+    f->margin_bins = get_profile(in, "margins", f->margins);
+    q3_tap_id id;
+    size_t layer;
+    if (good(in) && q3_tap_find(f->name, &id, &layer) && f->layer != layer) refuse(in, "layer");
+}
+
+static void read_run(reader *in, uint32_t run, judged_run *out)
+{
+    uint32_t dtype = q3_json_find(&in->json, run, "dtype");
+    memset(out, 0, sizeof *out);
+    out->model = get_text(in, run, "model", false);
+    out->file = get_text(in, run, "file", false);
+    out->dtype = Q3_AUTO;
+    for (q3_dtype d = Q3_F32; d <= Q3_F16; d++)
+        if (q3_json_equal(&in->json, dtype, q3_dtype_name(d))) out->dtype = d;
+    if (out->dtype == Q3_AUTO) refuse(in, "dtype");
+    out->T = get_count(in, run, "tokens");
+    out->start = get_count(in, run, "start");
+    out->layers = get_count(in, run, "num_hidden_layers");
+    out->first_layer = get_count(in, run, "first_layer");
+    out->end_layer = get_count(in, run, "end_layer");
+    out->free_running = get_count(in, run, "free") != 0;
+    out->strict = get_count(in, run, "strict") != 0;
+    out->accumulate = get_text(in, run, "accumulate", false);
+    out->kv = get_text(in, run, "kv", false);
+    out->unknown = get_count(in, run, "unknown");
+    out->unknown_name = get_text(in, run, "unknown_name", true);
+    if (out->layers > MOST_LAYERS)
+        refuse(in, "num_hidden_layers");
+    if (out->end_layer > out->layers || (out->layers > 0 && out->first_layer >= out->end_layer))
+        refuse(in, "end_layer");
+}
+
+static void free_text(const char *text)
+{
+    free((void *)(uintptr_t)text); /* the reader's own, though the structs say const */
+}
+
+void report_finding_free(finding *f)
+{
+    free_text(f->name);
+    free_text(f->given_as);
+    free((void *)(uintptr_t)f->between);
+}
+
+void report_run_free(judged_run *run)
+{
+    free_text(run->model);
+    free_text(run->file);
+    free_text(run->accumulate);
+    free_text(run->kv);
+    free_text(run->unknown_name);
+}
+
+q3_status report_line_read(report_line *line, const char *place, const char *text, size_t length, q3_error *error)
+{
+    reader in = {.error = error};
+    memset(line, 0, sizeof *line);
+    q3_status status = q3_json_parse(&in.json, place, (const uint8_t *)text, length, error);
+    if (status != Q3_OK) return status;
+    uint32_t run = q3_json_find(&in.json, 0, "run");
+    line->is_run = run != 0;
+    if (line->is_run)
+        read_run(&in, run, &line->run);
+    else
+        read_finding(&in, &line->f);
+    if (in.status == Q3_OK && in.bad_key != NULL)
+        in.status = q3_fail(error, Q3_ERROR_INPUT, "%s: found no %s of the right type, expected a line of a report",
+                         place, in.bad_key);
+    q3_json_free(&in.json);
+    if (in.status == Q3_OK) return Q3_OK;
+    report_run_free(&line->run);
+    report_finding_free(&line->f);
+    return in.status;
+}

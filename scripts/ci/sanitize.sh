@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The tests under AddressSanitizer and UndefinedBehaviorSanitizer, and under valgrind; and a planted bug
+# (tests/unit/canary.c) that each of them must report, so that a checker that is off is noticed.
+#
+#   scripts/ci/sanitize.sh [-j N]     N tests at once (2)
+#
+# Needs gcc or clang with their sanitizers, and valgrind.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+jobs=2
+[ "${1:-}" = -j ] && jobs=$2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+flags='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
+export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1
+export UBSAN_OPTIONS=print_stacktrace=1
+compiler=${CC:-cc}
+
+# reports NAME WANT COMMAND...: the command fails and says WANT.
+reports() {
+    local name=$1 want=$2
+    shift 2
+    if "$@" >"$work/said" 2>&1 || ! grep -q "$want" "$work/said"; then
+        cat "$work/said"
+        echo "sanitize.sh: $name did not report the planted bug" >&2
+        exit 1
+    fi
+    echo "$name reports the planted bug: $(grep -m 1 "$want" "$work/said")"
+}
+
+echo "== planted bugs"
+$compiler -std=c11 $flags "$root/tests/unit/canary.c" -o "$work/canary"
+$compiler -std=c11 -O1 -g "$root/tests/unit/canary.c" -o "$work/plain"
+reports AddressSanitizer heap-buffer-overflow "$work/canary" read
+reports UndefinedBehaviorSanitizer 'signed integer overflow' "$work/canary" add
+memcheck=(valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite,indirect)
+reports valgrind 'Invalid read of size 1' "${memcheck[@]}" "$work/plain" read
+"$work/plain" read || { echo "sanitize.sh: the planted bug stops the program without a checker" >&2; exit 1; }
+
+echo "== address,undefined"
+cmake -S "$root" -B "$work/san" -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS="$flags" >"$work/log" || { cat "$work/log"; exit 1; }
+cmake --build "$work/san" -j "$jobs" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+(cd "$work/san" && ctest -j "$jobs" --timeout 1500 --output-on-failure)
+
+# The test programs run under valgrind, and with them the command, which they start. Debian's shell is
+# traced too, for its children's sake.
+echo "== valgrind"
+emulator=valgrind
+for word in "${memcheck[@]:1}" --trace-children=yes '--trace-children-skip=*/rm,*/mkdir,*/cp,*/cat,*/ln,*/sed,*/ls,*/tail'; do
+    emulator+=";$word"
+done
+cmake -S "$root" -B "$work/valgrind" -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS='-O2 -g' \
+    "-DCMAKE_CROSSCOMPILING_EMULATOR=$emulator" >"$work/log" || { cat "$work/log"; exit 1; }
+cmake --build "$work/valgrind" -j "$jobs" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+(cd "$work/valgrind" && ctest -j "$jobs" --timeout 1500 --output-on-failure)
+grep -q 'valgrind' "$work/valgrind/CTestTestfile.cmake" || { echo "sanitize.sh: valgrind was not used" >&2; exit 1; }
+echo "sanitizers and valgrind: no reports"

@@ -1,0 +1,267 @@
+/* aliases.c: what other systems call the taps.
+ *
+ *   test_aliases
+ *
+ * The names were taken from the systems' sources: transformers' modeling_qwen3_moe.py (4.57, 5.17) and
+ * model_debugging_utils.py, vLLM's and SGLang's models/qwen3_moe.py, llama.cpp's llama-graph.cpp and
+ * models/qwen3moe.cpp, TransformerLens' components; TransformerLens' also from its own dumps (4.3, 3.9, 3.4, 2.18). */
+#include "t.h"
+
+#include "judge/judge.h"
+
+#define P "model.layers.2."
+
+typedef struct name_case {
+    const char *name;
+    const char *taps; /* "" : none; several: those of a fused tensor */
+} name_case;
+
+/* In the model below, layer 1 is dense. */
+static const name_case cases[] = {
+    /* ours */
+    {"model.embed_tokens.output", "model.embed_tokens.output"},
+    {P "output", P "output"},
+    {"model.rotary_emb.cos", "model.rotary_emb.cos"},
+    /* Hugging Face: module names, alone or behind a class or a wrapper, whole model or bare */
+    {"model.embed_tokens", "model.embed_tokens.output"},
+    {"embed_tokens", "model.embed_tokens.output"},
+    {"Qwen3MoeForCausalLM.model.embed_tokens_outputs", "model.embed_tokens.output"},
+    {"model.norm", "model.norm.output"},
+    {"norm.output", "model.norm.output"},
+    {"Qwen3MoeModel.norm", "model.norm.output"},
+    {"lm_head", "lm_head.output"},
+    {"Qwen3MoeForCausalLM.lm_head_outputs", "lm_head.output"},
+    {"rotary_emb.sin", "model.rotary_emb.sin"},
+    {"Qwen3MoeForCausalLM.model.rotary_emb_outputs_0", "model.rotary_emb.cos"},
+    {"Qwen3MoeForCausalLM.model.rotary_emb_outputs_1", "model.rotary_emb.sin"},
+    {"model.layers.2", P "output"},
+    {"layers.2.output", P "output"},
+    {"layers.2", P "output"},
+    {"Qwen3MoeModel.layers.2.mlp", P "mlp.output"},
+    {"_orig_mod.module.model.layers.2.mlp", P "mlp.output"},
+    {"model.layers.2.input_layernorm", P "input_layernorm.output"},
+    {"model.layers.2.self_attn.q_proj", P "self_attn.q_proj.output"},
+    {"Qwen3MoeForCausalLM.model.layers.2.self_attn.q_proj_outputs", P "self_attn.q_proj.output"},
+    {"model.layers.2.self_attn.k_norm", P "self_attn.k_norm.output"},
+    {"model.layers.2.self_attn.q_rope", P "self_attn.q_rope.output"},
+    {"model.layers.2.self_attn.scores", P "self_attn.scores.output"},
+    {"model.layers.2.self_attn.probs", P "self_attn.probs.output"},
+    {"Qwen3MoeForCausalLM.model.layers.2.self_attn.o_proj_inputs_args_0", P "self_attn.o_proj.input"},
+    {"model.layers.2.self_attn.o_proj", P "self_attn.o_proj.output"},
+    {"model.layers.2.self_attn", P "self_attn.o_proj.output"},
+    {"model.layers.2.self_attn.output", P "self_attn.o_proj.output"},
+    {"model.layers.2.self_attn.output.0", P "self_attn.o_proj.output"},
+    {"model.layers.2.self_attn.output.1", P "self_attn.probs.output"},
+    {"Qwen3MoeForCausalLM.model.layers.2.post_attention_layernorm_inputs_args_0",
+     P "post_attention_layernorm.input"},
+    {"model.layers.2.post_attention_layernorm", P "post_attention_layernorm.output"},
+    {"model.layers.2.mlp.gate", P "mlp.gate.output"},
+    {"model.layers.2.mlp.gate.output.0", P "mlp.gate.output"},
+    {"Qwen3MoeForCausalLM.model.layers.2.mlp.gate_outputs_0", P "mlp.gate.output"},
+    {"Qwen3MoeForCausalLM.model.layers.2.mlp.gate_outputs_1", P "mlp.topk_weights.output"},
+    {"Qwen3MoeForCausalLM.model.layers.2.mlp.gate_outputs_2", P "mlp.topk_indices.output"},
+    {"model.layers.2.mlp.output.1", P "mlp.gate.output"},
+    {"model.layers.2.mlp.experts", P "mlp.output"},
+    {"model.layers.2.mlp.experts.act_fn", P "mlp.experts.act_fn.output"},
+    {"model.layers.2.mlp.experts.gate_up_proj", P "mlp.experts.gate_proj.output " P "mlp.experts.up_proj.output"},
+    {"model.layers.2.input", "model.layers.1.output"},
+    {"Qwen3MoeForCausalLM.model.layers.2_inputs_args_0", "model.layers.1.output"},
+    {"Qwen3MoeForCausalLM.model.layers.2.input_layernorm_inputs_kwargs_hidden_states", "model.layers.1.output"},
+    {"model.layers.0.input_layernorm.input", "model.embed_tokens.output"},
+    {"model.norm.input", "model.layers.2.output"},
+    {"model.layers.1.mlp.down_proj", "model.layers.1.mlp.output"},
+    {"model.layers.2.mlp.down_proj", ""},
+    {"model.layers.1.mlp.gate_proj", "model.layers.1.mlp.gate_proj.output"},
+    {"Qwen3MoeForCausalLM.model.layers.1.mlp.down_proj_inputs_args_0", "model.layers.1.mlp.down_proj.input"},
+    {"inputs_embeds", "model.embed_tokens.output"},
+    {"hidden_states.0", "model.embed_tokens.output"},
+    {"hidden_states.2", "model.layers.1.output"},
+    {"hidden_states.3", "model.norm.output"},
+    {"hidden_states_2", "model.layers.1.output"},
+    {"hidden_states[3]", "model.norm.output"},
+    {"attentions.0", "model.layers.0.self_attn.probs.output"},
+    {"attentions_2", P "self_attn.probs.output"},
+    {"attentions[2]", P "self_attn.probs.output"},
+    {"router_logits.0", "model.layers.0.mlp.gate.output"}, /* of the sparse layers, which are 0 and 2 */
+    {"router_logits_1", P "mlp.gate.output"},
+    {"router_logits[1]", P "mlp.gate.output"},
+    {"last_hidden_state", "model.norm.output"},
+    {"logits", "lm_head.output"},
+    /* vLLM */
+    {"model.layers.2.self_attn.qkv_proj",
+     P "self_attn.q_proj.output " P "self_attn.k_proj.output " P "self_attn.v_proj.output"},
+    {"model.layers.2.self_attn.qkv_proj.output.0",
+     P "self_attn.q_proj.output " P "self_attn.k_proj.output " P "self_attn.v_proj.output"},
+    {"model.layers.2.self_attn.rotary_emb.output.0", ""}, /* the last layer's, whatever the name */
+    {"model.layers.2.self_attn.rotary_emb.output.1", ""},
+    {"model.layers.2.mlp.topk.output.0", P "mlp.topk_weights.output"},
+    {"model.layers.2.mlp.topk.output.1", P "mlp.topk_indices.output"},
+    {"model.layers.2.mlp.topk.output.2", P "mlp.gate.output"},
+    {"model.layers.2.self_attn.attn", P "self_attn.o_proj.input"},
+    {"model.layers.2.self_attn.o_proj.output.0", P "self_attn.o_proj.output"},
+    {"model.layers.2.post_attention_layernorm.output.0", P "post_attention_layernorm.output"},
+    {"model.layers.2.post_attention_layernorm.output.1", P "post_attention_layernorm.input"},
+    {"model.layers.2.input_layernorm.output.1", "model.layers.1.output"},
+    {"model.norm.output.1", "model.layers.2.output"},
+    {"model.layers.1.mlp.gate_up_proj", "model.layers.1.mlp.gate_proj.output model.layers.1.mlp.up_proj.output"},
+    {"logits_processor", "lm_head.output"},
+    /* llama.cpp */
+    {"embd", "model.embed_tokens.output"},
+    {"inp_embd", "model.embed_tokens.output"},
+    {"attn_norm-2", P "input_layernorm.output"},
+    {"wqkv-2", P "self_attn.q_proj.output " P "self_attn.k_proj.output " P "self_attn.v_proj.output"},
+    {"Vcur-2", P "self_attn.v_proj.output"},
+    {"Qcur_normed-2", P "self_attn.q_norm.output"},
+    {"Kcur_normed-2", P "self_attn.k_norm.output"},
+    {"Qcur-2", P "self_attn.q_rope.output"},
+    {"Kcur-2", P "self_attn.k_rope.output"},
+    {"kq_soft_max-2", P "self_attn.probs.output"},
+    {"kqv_out-2", P "self_attn.o_proj.input"},
+    {"ffn_inp-2", P "post_attention_layernorm.input"},
+    {"ffn_norm-2", P "post_attention_layernorm.output"},
+    {"ffn_moe_logits-2", P "mlp.gate.output"},
+    {"ffn_moe_probs-2", P "mlp.router_probs.output"},
+    {"ffn_moe_topk-2", P "mlp.topk_indices.output"},
+    {"ffn_moe_weights_norm-2", P "mlp.topk_weights.output"},
+    {"ffn_moe_weights-2", ""}, /* before the division, which this model has */
+    {"ffn_moe_gate_up-2", P "mlp.experts.gate_proj.output " P "mlp.experts.up_proj.output"},
+    {"ffn_moe_gate-2", P "mlp.experts.gate_proj.output"},
+    {"ffn_moe_up-2", P "mlp.experts.up_proj.output"},
+    {"ffn_moe_swiglu-2", P "mlp.experts.down_proj.input"},
+    {"ffn_moe_down-2", P "mlp.experts.down_proj.output"},
+    {"ffn_moe_out-2", P "mlp.output"},
+    {"ffn_gate-1", "model.layers.1.mlp.gate_proj.output"},
+    {"ffn_up-1", "model.layers.1.mlp.up_proj.output"},
+    {"ffn_swiglu-1", "model.layers.1.mlp.down_proj.input"},
+    {"ffn_out-1", "model.layers.1.mlp.output"},
+    {"l_out-2", P "output"},
+    {"result_norm", "model.norm.output"},
+    {"result_output", "lm_head.output"},
+    /* TransformerLens */
+    {"hook_embed", "model.embed_tokens.output"},
+    {"blocks.2.hook_resid_pre", "model.layers.1.output"},
+    {"blocks.0.hook_resid_pre", "model.embed_tokens.output"},
+    {"blocks.2.attn.hook_q", P "self_attn.q_proj.output"},
+    {"blocks.2.attn.hook_k", P "self_attn.k_proj.output"},
+    {"blocks.2.attn.hook_v", P "self_attn.v_proj.output"},
+    {"blocks.2.attn.hook_rot_q", P "self_attn.q_rope.output"},
+    {"blocks.2.attn.hook_rot_k", P "self_attn.k_rope.output"},
+    {"blocks.2.attn.hook_attn_scores", P "self_attn.scores.output"},
+    {"blocks.2.attn.hook_pattern", P "self_attn.probs.output"},
+    {"blocks.2.attn.hook_z", P "self_attn.o_proj.input"},
+    {"blocks.2.hook_attn_out", P "self_attn.o_proj.output"},
+    {"blocks.2.hook_resid_mid", P "post_attention_layernorm.input"},
+    {"blocks.2.mlp.hook_expert_indices", P "mlp.topk_indices.output"},
+    {"blocks.1.mlp.hook_pre", "model.layers.1.mlp.gate_proj.output"},
+    {"blocks.1.mlp.hook_pre_linear", "model.layers.1.mlp.up_proj.output"},
+    {"blocks.1.mlp.hook_post", "model.layers.1.mlp.down_proj.input"},
+    {"blocks.2.hook_mlp_out", P "mlp.output"},
+    {"blocks.2.hook_resid_post", P "output"},
+    {"embed.hook_out", "model.embed_tokens.output"},
+    {"rotary_emb.hook_cos", "model.rotary_emb.cos"},
+    {"rotary_emb.hook_sin", "model.rotary_emb.sin"},
+    {"blocks.2.hook_in", "model.layers.1.output"},
+    {"blocks.0.ln1.hook_in", "model.embed_tokens.output"},
+    {"blocks.2.ln1.hook_out", P "input_layernorm.output"},
+    {"blocks.2.attn.hook_in", P "input_layernorm.output"},
+    {"blocks.2.attn.q.hook_out", P "self_attn.q_proj.output"},
+    {"blocks.2.attn.k.hook_out", P "self_attn.k_proj.output"},
+    {"blocks.2.attn.v.hook_out", P "self_attn.v_proj.output"},
+    {"blocks.2.attn.q_norm.hook_out", P "self_attn.q_norm.output"},
+    {"blocks.2.attn.k_norm.hook_out", P "self_attn.k_norm.output"},
+    {"blocks.2.attn.hook_q_normed", P "self_attn.q_norm.output"},
+    {"blocks.2.attn.hook_k_normed", P "self_attn.k_norm.output"},
+    {"blocks.2.attn.o.hook_in", P "self_attn.o_proj.input"},
+    {"blocks.2.attn.o.hook_out", P "self_attn.o_proj.output"},
+    {"blocks.2.attn.hook_out", P "self_attn.o_proj.output"},
+    {"blocks.2.ln2.hook_in", P "post_attention_layernorm.input"},
+    {"blocks.2.ln2.hook_out", P "post_attention_layernorm.output"},
+    {"blocks.2.mlp.hook_in", P "post_attention_layernorm.output"},
+    {"blocks.2.mlp.gate.hook_out", P "mlp.gate.output"},
+    {"blocks.2.mlp.gate.hook_expert_indices", P "mlp.topk_indices.output"},
+    {"blocks.1.mlp.dense_gate.hook_out", "model.layers.1.mlp.gate_proj.output"},
+    {"blocks.1.mlp.dense_in.hook_out", "model.layers.1.mlp.up_proj.output"},
+    {"blocks.1.mlp.dense_out.hook_in", "model.layers.1.mlp.down_proj.input"},
+    {"blocks.1.mlp.dense_out.hook_out", "model.layers.1.mlp.output"},
+    {"blocks.2.mlp.dense_out.hook_out", ""},
+    {"blocks.2.mlp.hook_out", P "mlp.output"},
+    {"blocks.2.hook_out", P "output"},
+    {"ln_final.hook_in", "model.layers.2.output"},
+    {"ln_final.hook_out", "model.norm.output"},
+    {"unembed.hook_in", "model.norm.output"},
+    {"unembed.hook_out", "lm_head.output"},
+    {"hook_unembed", "lm_head.output"},
+    /* meanings that are others, or not certain */
+    {"kq-2", ""}, {"ffn_moe_weighted-2", ""}, {"norm-2", ""}, {"norm", ""}, {"Qcur-2 (reshaped)", ""},
+    {"Qcur-02", ""}, {"Qcur-", ""}, {"Qcur", ""}, {"Qcur--1", ""}, {"Qcur-99999999999999999999999999", ""},
+    {"kqv-2", ""},
+    {"blocks.2.ln1.hook_normalized", ""}, {"blocks.2.mlp.hook_expert_weights", ""}, {"blocks.2", ""},
+    {"model.layers.2.output.0", ""}, {"model.layers.2.mlp.experts.5.gate_proj", ""},
+    {"model.layers.2.self_attn.q_proj.weight", ""}, {"model.layers.02.mlp", ""}, {"model.layers.", ""},
+    {"model", ""}, {"", ""}, {"Qwen3MoeForCausalLM.", ""}, {"_outputs", ""}, {"_inputs_args_0", ""},
+    {"model.layers.2.mlp.output.output", ""}, {"hidden_states.", ""}, {"hidden_states.2.output", ""},
+};
+
+/* Without a model: what depends on one is unknown, the rest is as before. */
+static const name_case without_model[] = {
+    {"hidden_states.2", ""}, {"hidden_states.0", ""}, {"model.norm.input", ""}, {"ffn_moe_weights-2", ""},
+    {"router_logits.0", ""}, {"model.layers.1.mlp.down_proj", ""}, {"ffn_moe_weights_norm-2", P "mlp.topk_weights.output"},
+    {"blocks.2.hook_resid_pre", "model.layers.1.output"}, {"l_out-2", P "output"},
+};
+
+static void check_names(const name_case *list, size_t count, const q3_config *config)
+{
+    for (size_t i = 0; i < count; i++) {
+        q3_alias alias;
+        char got[3 * Q3_TAP_NAME_SIZE] = "", name[Q3_TAP_NAME_SIZE];
+        if (q3_tap_alias(&alias, config, list[i].name))
+            for (size_t k = 0; k < alias.count; k++) {
+                q3_tap_name(name, (q3_tap_id)((size_t)alias.id + k), alias.layer);
+                if (k > 0) strcat(got, " ");
+                strcat(got, name);
+            }
+        CHECKF(strcmp(got, list[i].taps) == 0, "%s: got \"%s\", want \"%s\"", list[i].name, got, list[i].taps);
+    }
+}
+
+/* Which of two names of a tap is preferred. */
+static void check_weak(const q3_config *config)
+{
+    static const struct { const char *name; bool weak; } list[] = {
+        {P "mlp.output", false}, {P "mlp", false}, {P "mlp.experts.output", true}, {P "self_attn.output", true},
+        {P "self_attn.o_proj", false}, {"hidden_states.2", true}, {"l_out-2", false}, {P "input", true},
+        {"blocks.2.hook_resid_pre", true}, {"blocks.2.hook_resid_post", false}, {"logits", true},
+    };
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
+        q3_alias alias;
+        CHECKF(q3_tap_alias(&alias, config, list[i].name) && alias.weak == list[i].weak, "%s", list[i].name);
+    }
+}
+
+/* A name longer than any that is known. */
+static void check_long(const q3_config *config)
+{
+    char name[1000] = "model.layers.2.mlp.";
+    q3_alias alias;
+    for (size_t n = strlen(name); n < sizeof name - 1; n++) {
+        name[n] = 'x';
+        name[n + 1] = 0;
+        CHECK(!q3_tap_alias(&alias, config, name));
+    }
+}
+
+int main(void)
+{
+    static const size_t dense[] = {1};
+    q3_config config = {.num_hidden_layers = 3, .num_experts = 4, .num_experts_per_tok = 2,
+                        .decoder_sparse_step = 1, .norm_topk_prob = true, .mlp_only_layers = dense,
+                        .mlp_only_count = 1};
+    static const name_case not_renormalised[] = {{"ffn_moe_weights-2", P "mlp.topk_weights.output"}};
+    check_names(cases, sizeof cases / sizeof cases[0], &config);
+    check_names(without_model, sizeof without_model / sizeof without_model[0], NULL);
+    check_weak(&config);
+    check_long(&config);
+    config.norm_topk_prob = false;
+    check_names(not_renormalised, 1, &config);
+    return t_done("names");
+}

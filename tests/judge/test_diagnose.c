@@ -1,0 +1,977 @@
+/* The diagnosis: mistakes made here in plain loops, each of which must be named, and no other.
+ *
+ * test_diagnose GOLDEN
+ *
+ * A world is a config of golden/hf with weights by the rule, and every tap of its first layer. A case makes one
+ * tensor wrong, in float64 from the taps before it; the bound is a few ulp. Honest tensors, roundings of chance and
+ * noise must get no name. Two pairs of mistakes are the same numbers, and have one name: softmax over the chosen
+ * logits and renormalised probabilities; float16 and TF32 operands in float16's normal range. */
+#include "judge/judge.h"
+#include "model.h"
+
+#include <math.h>
+
+enum { T = 12, START = 9 };
+
+typedef struct world {
+    fixture f;
+    const q3_config *c;
+    const q3_layer *l;
+    q3_dtype dtype;
+    int32_t ids[T];
+    float *tap[Q3_TAP_COUNT], *last; /* last: the last layer's output */
+    size_t row[Q3_TAP_COUNT];
+    size_t M, H, K, hd, E, A, F, V;
+} world;
+
+static void *memory(size_t count, size_t size)
+{
+    void *block = calloc(count + 1, size);
+    if (block == NULL) exit(1);
+    return block;
+}
+
+static float D(const world *w, double x)
+{
+    return q3_round(x, w->dtype);
+}
+
+static double ulp(double value, q3_dtype dtype)
+{
+    static const int precision[3] = {24, 8, 11}, emin[3] = {-126, -126, -14};
+    int exponent = emin[dtype];
+    if (value != 0 && value - value == 0) frexp(value, &exponent), exponent--;
+    if (exponent < emin[dtype]) exponent = emin[dtype];
+    return ldexp(1.0, exponent - precision[dtype] + 1);
+}
+
+/* ==== Worlds =================================================================================== */
+
+static void capture(void *user, const q3_tap *tap)
+{
+    world *w = user;
+    const float *data = tap->data;
+    if (tap->id == Q3_TAP_LAYER) memcpy(w->last, data, T * w->M * sizeof *data);
+    if (tap->layer != 0) return;
+    if (tap->id == Q3_TAP_SCORES || tap->id == Q3_TAP_PROBS) {
+        size_t t = tap->first;
+        for (size_t h = 0; h < w->H; h++)
+            memcpy(w->tap[tap->id] + (t * w->H + h) * T, data + h * tap->shape[2], tap->shape[2] * sizeof *data);
+    } else if (tap->id == Q3_TAP_TOPK_INDICES) {
+        for (size_t i = 0; i < T * w->A; i++) w->tap[tap->id][i] = (float)((const int32_t *)tap->data)[i];
+    } else {
+        memcpy(w->tap[tap->id], data, T * w->row[tap->id] * sizeof *data);
+    }
+}
+
+static void world_open(world *w, const char *golden, const char *name, q3_dtype dtype)
+{
+    q3_error error;
+    memset(w, 0, sizeof *w);
+    char *folder = q3_join(golden, "/hf/", name);
+    if (folder == NULL) exit(1);
+    fixture_by_rule(&w->f, folder);
+    free(folder);
+    const q3_config *c = w->c = w->f.config;
+    w->l = w->f.weights->layers;
+    w->dtype = dtype;
+    w->M = c->hidden_size, w->H = c->num_attention_heads, w->K = c->num_key_value_heads, w->hd = c->head_dim;
+    w->E = c->num_experts, w->A = c->num_experts_per_tok, w->F = c->moe_intermediate_size, w->V = c->vocab_size;
+    for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
+        size_t shape[3], rank = q3_tap_shape(shape, c, (q3_tap_id)i, T);
+        w->row[i] = i == Q3_TAP_SCORES || i == Q3_TAP_PROBS ? w->H * T : rank == 3 ? shape[1] * shape[2] : shape[1];
+        w->tap[i] = memory(T * w->row[i], sizeof(float));
+    }
+    w->last = memory(T * w->M, sizeof(float));
+    for (size_t t = 0; t < T; t++) w->ids[t] = (int32_t)((t * 17 + 3) % w->V);
+    q3_run run = {.dtype = dtype, .end_layer = c->num_hidden_layers, .start = START, .rows = T, .chunk = T};
+    q3_input input = {.tokens = w->ids, .count = T, .length = START + T, .logit_rows = T};
+    void *block;
+    q3_state *state = fixture_state(&w->f, &run, &block);
+    if (state == NULL || q3_forward(state, &input, capture, w, &error) != Q3_OK) exit(1);
+    free(block);
+}
+
+static void world_close(world *w)
+{
+    for (size_t i = 0; i < Q3_TAP_COUNT; i++) free(w->tap[i]);
+    free(w->last);
+    fixture_close(&w->f);
+}
+
+/* ==== Plain operators ========================================================================== */
+
+static float *widened(const world *w, q3_tensor tensor, size_t count)
+{
+    float *values = memory(count, sizeof *values);
+    q3_widen(values, tensor, 0, count, w->dtype);
+    return values;
+}
+
+/* y[n,N] = x[n,K] W^T, W[N,K] as floats. */
+static void linear(const world *w, float *y, const float *x, const float *weight, size_t n, size_t N, size_t K)
+{
+    for (size_t t = 0; t < n; t++)
+        for (size_t o = 0; o < N; o++) {
+            double sum = 0;
+            for (size_t k = 0; k < K; k++) sum += (double)x[t * K + k] * (double)weight[o * K + k];
+            y[t * N + o] = D(w, sum);
+        }
+}
+
+typedef struct norm_options { double eps, plus; bool outside, centred, summed, late; } norm_options;
+
+static void norm(const world *w, float *y, const float *x, const float *weight, size_t rows, size_t n, norm_options o)
+{
+    for (size_t r = 0; r < rows; r++) {
+        double mean = 0, square = 0;
+        for (size_t i = 0; i < n; i++) mean += (double)x[r * n + i] / (double)n;
+        if (!o.centred) mean = 0;
+        for (size_t i = 0; i < n; i++) square += pow((double)x[r * n + i] - mean, 2);
+        if (!o.summed) square /= (double)n;
+        double root = o.outside ? sqrt(square) + o.eps : sqrt(square + o.eps);
+        for (size_t i = 0; i < n; i++) {
+            double v = ((double)x[r * n + i] - mean) / root, g = (weight != NULL ? (double)weight[i] : 1) + o.plus;
+            y[r * n + i] = D(w, g * (o.late ? v : (double)D(w, v)));
+        }
+    }
+}
+
+static double plain_eps(const world *w)
+{
+    return (double)(float)w->c->rms_norm_eps;
+}
+
+/* One cos or sin of a frequency that is computed here. */
+static double angle_of(const world *w, double position, size_t j, double theta)
+{
+    return (double)(float)(position * (double)(float)(1 / (double)(float)pow(theta, 2.0 * (double)j / (double)w->hd)));
+}
+
+static void table(const world *w, float *cosine, float *sine, double theta, double (*position)(size_t))
+{
+    for (size_t t = 0; t < T; t++)
+        for (size_t j = 0; j < w->hd / 2; j++) {
+            double a = angle_of(w, position(t), j, theta);
+            cosine[t * w->hd + j] = cosine[t * w->hd + w->hd / 2 + j] = D(w, cos(a));
+            sine[t * w->hd + j] = sine[t * w->hd + w->hd / 2 + j] = D(w, sin(a));
+        }
+}
+
+static double position_right(size_t t) { return (double)(START + t); }
+static double position_next(size_t t) { return (double)(START + t + 1); }
+static double position_zero(size_t t) { return (double)t; }
+static double position_restart(size_t t) { return (double)(START + t % 5); }
+
+/* pair: element j of n / 2 pairs is i and k; direction: of the sine. */
+static void rope(const world *w, float *y, const float *x, const float *cosine, const float *sine, size_t heads,
+                 bool interleaved, double direction)
+{
+    size_t half = w->hd / 2;
+    for (size_t row = 0; row < T * heads; row++)
+        for (size_t j = 0; j < half; j++) {
+            size_t i = row * w->hd + (interleaved ? 2 * j : j), k = row * w->hd + (interleaved ? 2 * j + 1 : j + half);
+            double c = (double)cosine[row / heads * w->hd + j], s = direction * (double)sine[row / heads * w->hd + j];
+            double a = (double)x[i], b = (double)x[k];
+            y[i] = D(w, (double)D(w, a * c) - (double)D(w, b * s));
+            y[k] = D(w, (double)D(w, b * c) + (double)D(w, a * s));
+        }
+}
+
+typedef struct attention_options {
+    double scale, cap, sink, base;
+    bool tiled_keys, tiled_values, divisor, stale, fp8_keys, shifted_values, strict;
+    size_t future, window;
+} attention_options;
+
+static double e4m3(double x)
+{
+    int exponent;
+    frexp(x, &exponent);
+    if (exponent < -5) exponent = -5;
+    double unit = ldexp(1, exponent - 4);
+    return rint(x / unit) * unit;
+}
+
+static size_t key_head(const world *w, size_t h, bool tiled, bool divisor)
+{
+    if (divisor) return h / w->K < w->K ? h / w->K : w->K - 1;
+    return tiled ? h % w->K : h / (w->H / w->K);
+}
+
+/* scores, probs: [T,H,T]; values: [T,H*hd]. */
+static void attention(const world *w, float *scores, float *probs, float *values, attention_options o)
+{
+    const float *q = w->tap[Q3_TAP_Q_ROPE], *k = w->tap[Q3_TAP_K_ROPE], *v = w->tap[Q3_TAP_V_PROJ];
+    for (size_t t = 0; t < T; t++)
+        for (size_t h = 0; h < w->H; h++) {
+            double s[T] = {0}, p[T], max = -1e300, sum = 0;
+            size_t low = o.window != 0 && t + 1 > o.window ? t + 1 - o.window : 0;
+            size_t end = t + 1 + o.future < T ? t + 1 + o.future : T, row = (t * w->H + h) * T;
+            if (o.strict && t > 0) end = t;
+            for (size_t i = low; i < end; i++) {
+                size_t key = o.stale && i == t && t > 0 ? t - 1 : i, head = key_head(w, h, o.tiled_keys, o.divisor);
+                double dot = 0;
+                for (size_t d = 0; d < w->hd; d++) {
+                    double x = (double)k[(key * w->K + head) * w->hd + d];
+                    dot += (double)q[(t * w->H + h) * w->hd + d] * (o.fp8_keys ? e4m3(x) : x);
+                }
+                s[i] = (double)D(w, (double)D(w, dot) * o.scale);
+                if (o.cap > 0) s[i] = (double)D(w, o.cap * tanh(s[i] / o.cap));
+                if (s[i] > max) max = s[i];
+            }
+            for (size_t i = low; i < end; i++) sum += p[i] = pow(o.base, s[i] - max);
+            sum += o.sink * pow(o.base, -max);
+            for (size_t i = 0; i < T; i++) {
+                bool seen = i >= low && i < end;
+                scores[row + i] = seen && i <= t ? (float)s[i] : 0.0f;
+                probs[row + i] = seen ? D(w, p[i] / sum) : 0.0f;
+            }
+            for (size_t d = 0; d < w->hd; d++) {
+                double y = 0;
+                for (size_t i = low; i < end; i++) {
+                    size_t from = o.shifted_values && i > 0 ? i - 1 : i;
+                    size_t head = key_head(w, h, o.tiled_values, o.divisor);
+                    y += (double)probs[row + i] * (double)v[(from * w->K + head) * w->hd + d];
+                }
+                values[(t * w->H + h) * w->hd + d] = D(w, y);
+            }
+        }
+}
+
+/* One of the three tensors of attention. */
+static void attention_tap(const world *w, float *y, q3_tap_id id, attention_options o)
+{
+    float *s = memory(T * w->H * T, sizeof *s), *p = memory(T * w->H * T, sizeof *p);
+    float *v = memory(T * w->H * w->hd, sizeof *v);
+    attention(w, s, p, v, o);
+    memcpy(y, id == Q3_TAP_SCORES ? s : id == Q3_TAP_PROBS ? p : v, T * w->row[id] * sizeof *y);
+    free(s);
+    free(p);
+    free(v);
+}
+
+static attention_options right_attention(const world *w)
+{
+    attention_options o = {.scale = (double)(float)(1 / sqrt((double)w->hd)), .base = exp(1)};
+    o.window = w->c->sliding_window;
+    return o;
+}
+
+/* ==== Mistakes ================================================================================= */
+
+typedef struct trouble {
+    const char *want, *world; /* the name's beginning; a folder of golden/hf */
+    q3_dtype dtype;
+    q3_tap_id id;
+    uint64_t hidden;          /* taps that were not given */
+    void (*make)(const world *w, float *y, int variant);
+    int variant;
+} trouble;
+
+static void make_embedding(const world *w, float *y, int variant)
+{
+    float *e = widened(w, w->f.weights->embed_tokens, w->V * w->M);
+    for (size_t i = 0; i < T * w->M; i++) {
+        size_t id = (size_t)w->ids[i / w->M] + (variant == 1);
+        y[i] = e[id * w->M + i % w->M];
+        if (variant == 0) y[i] = D(w, (double)y[i] * (double)D(w, sqrt((double)w->M)));
+    }
+    free(e);
+}
+
+static void make_table(const world *w, float *y, int variant)
+{
+    float *other = memory(T * w->hd, sizeof *other);
+    double theta = w->c->rope.rope_theta;
+    switch (variant) {
+    case 0: table(w, y, other, theta, position_next); break;
+    case 1: table(w, y, other, theta, position_zero); break;
+    case 2: table(w, y, other, theta, position_restart); break;
+    case 3: table(w, y, other, 1e4, position_right); break;
+    case 4: table(w, y, other, 42000, position_right); break;
+    case 5: table(w, other, y, theta, position_right); break;
+    case 6: table(w, y, other, 1e6, position_right); break; /* of yarn's world */
+    default: break;
+    }
+    free(other);
+    for (size_t t = 0; t < T; t++)
+        for (size_t j = 0; j < w->hd && variant == 7; j++) {
+            double f = 1 / (double)(float)pow(theta, 2.0 * (double)(j % (w->hd / 2)) / (double)w->hd);
+            y[t * w->hd + j] = D(w, cos((double)(float)((double)(START + t) * (double)q3_round((double)(float)f, Q3_BF16))));
+        }
+}
+
+static void make_rope(const world *w, float *y, int variant)
+{
+    const float *x = w->tap[Q3_TAP_Q_NORM], *c = w->tap[Q3_TAP_COS], *s = w->tap[Q3_TAP_SIN];
+    float *own = memory(T * w->H * w->hd, sizeof *own), *c2 = memory(T * w->hd, sizeof *c2);
+    float *s2 = memory(T * w->hd, sizeof *s2), *g = widened(w, w->l->q_norm, w->hd);
+    switch (variant) {
+    case 0: rope(w, y, x, c, s, w->H, true, 1); break;
+    case 1: rope(w, own, x, c, s, w->H, false, 1), rope(w, y, own, c, s, w->H, false, 1); break;
+    case 2: memcpy(y, x, T * w->H * w->hd * sizeof *y); break;
+    case 3: rope(w, y, x, c, s, w->H, false, -1); break;
+    case 4:
+        rope(w, y, x, c, s, w->H, false, 1);
+        for (size_t i = 0; i < T * w->H * w->hd; i++)
+            if (i % w->hd >= w->hd / 2) y[i] = x[i];
+        break;
+    case 5: /* norm behind */
+        rope(w, own, w->tap[Q3_TAP_Q_PROJ], c, s, w->H, false, 1);
+        norm(w, y, own, g, T * w->H, w->hd, (norm_options){.eps = plain_eps(w)});
+        break;
+    case 6: table(w, c2, s2, 1e4, position_right), rope(w, y, x, c2, s2, w->H, false, 1); break;
+    case 7: table(w, c2, s2, w->c->rope.rope_theta, position_restart), rope(w, y, x, c2, s2, w->H, false, 1); break;
+    default: rope(w, y, w->tap[Q3_TAP_Q_PROJ], c, s, w->H, false, 1); break;
+    }
+    free(own), free(c2), free(s2), free(g);
+}
+
+static void make_norm(const world *w, float *y, int variant)
+{
+    const float *x = w->tap[Q3_TAP_EMBED_TOKENS];
+    float *g = widened(w, w->l->input_layernorm, w->M), *other = widened(w, w->l->post_attention_layernorm, w->M);
+    norm_options o = {.eps = plain_eps(w)};
+    switch (variant) {
+    case 0: o.eps = (double)(float)1e-5; break;
+    case 1: o.eps = 0; break;
+    case 2: o.outside = true; break;
+    case 3: o.plus = 1; break;
+    case 4: o.centred = true; break;
+    case 5: o.summed = true; break;
+    case 6: o.late = true; break;
+    case 7: o.eps = 3e-5; break;
+    default: break;
+    }
+    norm(w, y, x, variant == 8 ? NULL : variant == 9 ? other : g, T, w->M, o);
+    if (variant == 10) memcpy(y, x, T * w->M * sizeof *y);
+    if (variant == 11) {
+        memcpy(other, y, w->M * sizeof *y);
+        for (size_t t = 0; t < T; t++) {
+            memcpy(other, y + t * w->M, w->M * sizeof *y);
+            norm(w, y + t * w->M, other, g, 1, w->M, o);
+        }
+    }
+    free(g), free(other);
+}
+
+static void make_head_norm(const world *w, float *y, int variant)
+{
+    const float *x = w->tap[Q3_TAP_Q_PROJ];
+    float *g = widened(w, w->l->q_norm, w->hd), *k = widened(w, w->l->k_norm, w->hd);
+    float *own = memory(T * w->H * w->hd, sizeof *own);
+    size_t n = w->H * w->hd;
+    if (variant == 0) norm(w, y, x, k, T * w->H, w->hd, (norm_options){.eps = plain_eps(w)});
+    if (variant == 1) {
+        norm(w, own, x, NULL, T, n, (norm_options){.eps = plain_eps(w)});
+        for (size_t i = 0; i < T * n; i++) y[i] = D(w, (double)own[i] * (double)g[i % w->hd]);
+    }
+    if (variant == 2) {
+        rope(w, own, x, w->tap[Q3_TAP_COS], w->tap[Q3_TAP_SIN], w->H, false, 1);
+        norm(w, y, own, g, T * w->H, w->hd, (norm_options){.eps = plain_eps(w)});
+    }
+    if (variant == 3) memcpy(y + 7 * n, x + 7 * n, (T - 7) * n * sizeof *y);
+    if (variant == 4) {
+        memcpy(own, y, T * n * sizeof *own);
+        rope(w, y, own, w->tap[Q3_TAP_COS], w->tap[Q3_TAP_SIN], w->H, false, 1);
+    }
+    free(g), free(k), free(own);
+}
+
+/* A scaled format of a row or a tensor. */
+static void quantise(const world *w, float *weight, size_t n, double most, bool fp8)
+{
+    float scale = (float)(most / (fp8 ? 448 : 127));
+    for (size_t i = 0; i < n; i++) {
+        double u = (double)(float)((double)weight[i] / (double)scale);
+        weight[i] = D(w, (double)(float)((fp8 ? e4m3(u) : rint(u)) * (double)scale));
+    }
+}
+
+static double largest(const float *x, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++) most = fmax(most, fabs((double)x[i]));
+    return most;
+}
+
+static float rounded_operand(double x, int variant)
+{
+    float y = (float)x;
+    uint32_t u;
+    memcpy(&u, &y, 4);
+    if (variant == 7) return q3_round(x, Q3_BF16);
+    u = (u + 0x1000) & ~0x1fffu; /* TF32 */
+    memcpy(&y, &u, 4);
+    return y;
+}
+
+/* q_proj [N,M] with mistakes in its weight, its operands or its sum. */
+static void make_map(const world *w, float *y, int variant)
+{
+    size_t N = w->H * w->hd, K = w->M;
+    const float *x = w->tap[Q3_TAP_INPUT_LAYERNORM];
+    float *q = widened(w, w->l->q_proj, N * K), *t = memory(N * K, sizeof *t), *own = memory(T * K, sizeof *own);
+    memcpy(own, x, T * K * sizeof *own);
+    for (size_t i = 0; i < N * K && variant == 0; i++) t[i] = q[i % K * N + i / K];
+    if (variant == 0) memcpy(q, t, N * K * sizeof *t);
+    if (variant == 1) quantise(w, q, N * K, largest(q, N * K), true);
+    for (size_t o = 0; o < N && variant == 2; o++) quantise(w, q + o * K, K, largest(q + o * K, K), false);
+    for (size_t i = 0; i < T * K && variant == 3; i++)
+        if (i % K >= K - 16) own[i] = 0;
+    for (size_t i = 0; i < T * K && (variant == 7 || variant == 8); i++) own[i] = rounded_operand((double)x[i], variant);
+    for (size_t i = 0; i < N * K && (variant == 7 || variant == 8); i++) q[i] = rounded_operand((double)q[i], variant);
+    linear(w, y, own, q, T, N, K);
+    for (size_t i = 0; i < T * N && variant >= 4 && variant <= 6; i++) {
+        double sum = 0, half = 0;
+        if (variant == 6 && i / N < 5) continue;
+        for (size_t k = 0; k < K; k++) {
+            double p = (double)x[i / N * K + k] * (double)q[i % N * K + k];
+            if (variant == 4) (k < K / 2 ? (half += p) : (sum += p));
+            else sum = (double)q3_round(sum + p, Q3_BF16);
+        }
+        y[i] = variant == 4 ? D(w, (double)D(w, half) + (double)D(w, sum)) : D(w, sum);
+    }
+    free(q), free(t), free(own);
+}
+
+static void make_bias(const world *w, float *y, int variant)
+{
+    size_t N = w->H * w->hd;
+    float *q = widened(w, w->l->q_proj, N * w->M), *b = widened(w, w->l->q_proj_bias, N);
+    const float *x = w->tap[Q3_TAP_INPUT_LAYERNORM];
+    for (size_t i = 0; i < T * N; i++) {
+        double sum = 0;
+        for (size_t k = 0; k < w->M; k++) sum += (double)x[i / N * w->M + k] * (double)q[i % N * w->M + k];
+        y[i] = D(w, sum + variant * (double)b[i % N]);
+    }
+    free(q), free(b);
+}
+
+static void make_swapped(const world *w, float *y, int variant)
+{
+    size_t N = w->K * w->hd;
+    float *v = widened(w, w->l->v_proj, N * w->M);
+    (void)variant;
+    linear(w, y, w->tap[Q3_TAP_INPUT_LAYERNORM], v, T, N, w->M);
+    free(v);
+}
+
+static void make_attention(const world *w, float *y, int variant)
+{
+    static const q3_tap_id ids[] = {
+        Q3_TAP_SCORES, Q3_TAP_SCORES, Q3_TAP_SCORES, Q3_TAP_SCORES, Q3_TAP_SCORES, Q3_TAP_SCORES, Q3_TAP_SCORES,
+        Q3_TAP_SCORES, Q3_TAP_PROBS, Q3_TAP_PROBS, Q3_TAP_PROBS, Q3_TAP_PROBS, Q3_TAP_PROBS, Q3_TAP_PROBS,
+        Q3_TAP_PROBS, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT};
+    attention_options o = right_attention(w);
+    double narrow = (double)(w->M / w->H);
+    switch (variant) {
+    case 0: o.tiled_keys = true; break;
+    case 1: o.divisor = true; break;
+    case 2: o.scale = 1; break;
+    case 3: o.scale *= o.scale; break;
+    case 4: o.scale = 1 / sqrt(narrow); break;
+    case 5: o.cap = 50; break;
+    case 6: o.stale = true; break;
+    case 7: o.fp8_keys = true; break;
+    case 8: o.future = 1; break;
+    case 9: o.strict = true; break;
+    case 10: o.future = T; break;
+    case 11: o.sink = 1; break;
+    case 12: o.base = 2; break;
+    case 13: o.window = 0; break;
+    case 14: o.window++; break;
+    case 15: o.tiled_values = true; break;
+    case 16: o.shifted_values = true; break;
+    default: o.tiled_keys = o.tiled_values = true; break;
+    }
+    attention_tap(w, y, ids[variant], o);
+}
+
+static void make_joined(const world *w, float *y, int variant)
+{
+    const float *x = w->tap[Q3_TAP_O_PROJ_INPUT];
+    (void)variant;
+    for (size_t t = 0; t < T; t++)
+        for (size_t h = 0; h < w->H; h++)
+            for (size_t d = 0; d < w->hd; d++) y[t * w->H * w->hd + d * w->H + h] = x[(t * w->H + h) * w->hd + d];
+}
+
+static void make_sum(const world *w, float *y, int variant)
+{
+    const float *x = w->tap[Q3_TAP_EMBED_TOKENS], *o = w->tap[Q3_TAP_O_PROJ], *n = w->tap[Q3_TAP_INPUT_LAYERNORM];
+    for (size_t i = 0; i < T * w->M; i++) {
+        double a = variant == 0 ? 0 : variant == 1 ? (double)n[i] : variant == 2 ? 2 * (double)x[i] : (double)x[i];
+        y[i] = D(w, a + (variant == 3 ? 0 : (double)o[i]));
+        if (variant == 4) y[i] = (float)((double)x[i] + (double)o[i]);
+        if (variant == 5) y[i] = D(w, (double)x[i] + (double)w->tap[Q3_TAP_MLP][i]);
+    }
+}
+
+static void make_router(const world *w, float *y, int variant)
+{
+    float *g = widened(w, w->l->gate, w->E * w->M);
+    const float *logits = w->tap[Q3_TAP_GATE];
+    if (variant == 0) linear(w, y, w->tap[Q3_TAP_POST_ATTENTION_INPUT], g, T, w->E, w->M);
+    for (size_t t = 0; t < T && variant > 0; t++) {
+        double sum = 0, twice = 0;
+        for (size_t e = 0; e < w->E; e++) sum += exp((double)logits[t * w->E + e]);
+        for (size_t e = 0; e < w->E; e++) twice += exp(exp((double)logits[t * w->E + e]) / sum);
+        for (size_t e = 0; e < w->E; e++) {
+            double x = (double)logits[t * w->E + e], p = exp(x) / sum;
+            if (variant == 2) p = exp(p) / twice;
+            if (variant == 3) p = 1 / (1 + exp(-x));
+            y[t * w->E + e] = variant == 4 ? q3_round(p, Q3_BF16) : (float)p;
+        }
+    }
+    free(g);
+}
+
+static void make_choice(const world *w, float *y, int variant)
+{
+    const float *p = w->tap[Q3_TAP_ROUTER_PROBS];
+    if (variant == 1) {
+        y[2 * w->A] = y[2 * w->A + 1];
+        return;
+    }
+    for (size_t t = 0; t < T; t++)
+        for (size_t e = 0; e < w->E; e++) {
+            size_t below = 0;
+            for (size_t i = 0; i < w->E; i++) below += p[t * w->E + i] < p[t * w->E + e];
+            if (below < w->A) y[t * w->A + below] = (float)e;
+        }
+}
+
+static void weights_of(const world *w, float *y, int variant)
+{
+    const float *p = w->tap[Q3_TAP_ROUTER_PROBS], *ids = w->tap[Q3_TAP_TOPK_INDICES];
+    bool normed = w->c->norm_topk_prob != (variant == 0);
+    for (size_t t = 0; t < T; t++) {
+        double sum = 0, chosen[16];
+        for (size_t a = 0; a < w->A; a++) {
+            chosen[a] = (double)p[t * w->E + (size_t)ids[t * w->A + a]];
+            if (variant == 3 && a + 1 == w->A) chosen[a] = 0;
+            if (variant == 4) chosen[a] = (double)w->tap[Q3_TAP_GATE][t * w->E + (size_t)ids[t * w->A + a]];
+            if (variant == 5) chosen[a] = (double)q3_round(chosen[a], w->dtype);
+            sum += chosen[a];
+        }
+        for (size_t a = 0; a < w->A; a++) {
+            size_t from = variant == 2 ? w->A - 1 - a : a, below = 0;
+            for (size_t b = 0; b < w->A && variant == 1; b++) { /* by id */
+                below = 0;
+                for (size_t i = 0; i < w->A; i++) below += ids[t * w->A + i] < ids[t * w->A + b];
+                if (below == a) from = b;
+            }
+            double x = chosen[from];
+            if (normed && variant != 4) x /= variant == 5 ? (double)q3_round(sum, w->dtype) : sum;
+            if (variant == 6) x = 1.0 / (double)w->A;
+            if (variant == 7) x = pow((double)D(w, x), 2);
+            if (variant == 8 && a + 1 == w->A) x = 0;
+            if (variant == 9 && ids[t * w->A + a] == 2.0f) x = 0;
+            if (variant == 10 && ids[t * w->A + a] == 2.0f && t > 4) x = 0;
+            if (variant == 11 && ids[t * w->A + a] == 4.0f) x *= 1 + 0.3 * (double)(t + 1);
+            y[t * w->A + a] = D(w, x);
+        }
+    }
+}
+
+static q3_tensor expert_weight(const world *w, size_t e, q3_tap_id id)
+{
+    const q3_mlp *m = &w->l->experts[e];
+    return id == Q3_TAP_EXPERTS_GATE_PROJ ? m->gate_proj : id == Q3_TAP_EXPERTS_UP_PROJ ? m->up_proj : m->down_proj;
+}
+
+/* gate_proj of every slot. */
+static void make_experts(const world *w, float *y, int variant)
+{
+    const float *x = w->tap[Q3_TAP_POST_ATTENTION_LAYERNORM], *ids = w->tap[Q3_TAP_TOPK_INDICES];
+    float *in = memory(w->M, sizeof *in), *both = memory(2 * w->F * w->M, sizeof *both);
+    for (size_t slot = 0; slot < T * w->A; slot++) {
+        size_t e = (size_t)ids[slot];
+        if (variant == 3 && (e == 2 || e == 3)) e = 5 - e;
+        q3_widen(both, expert_weight(w, e, Q3_TAP_EXPERTS_GATE_PROJ), 0, w->F * w->M, w->dtype);
+        q3_widen(both + w->F * w->M, expert_weight(w, e, Q3_TAP_EXPERTS_UP_PROJ), 0, w->F * w->M, w->dtype);
+        for (size_t i = 0; i < w->M; i++) {
+            double v = (double)x[slot / w->A * w->M + i];
+            in[i] = variant == 2 ? D(w, v * (double)w->tap[Q3_TAP_TOPK_WEIGHTS][slot]) : (float)v;
+        }
+        for (size_t o = 0; o < w->F; o++) {
+            size_t row = variant == 0 ? w->F + o : variant == 1 ? 2 * o : o;
+            linear(w, y + slot * w->F + o, in, both + row * w->M, 1, 1, w->M);
+            if (variant == 4 && e == 3 && o == 5) y[slot * w->F + o] = D(w, 1.1 * (double)y[slot * w->F + o]);
+        }
+    }
+    free(in), free(both);
+}
+
+static void make_act(const world *w, float *y, int variant)
+{
+    const float *x = w->tap[Q3_TAP_EXPERTS_GATE_PROJ], *up = w->tap[Q3_TAP_EXPERTS_UP_PROJ];
+    for (size_t i = 0; i < T * w->A * w->F; i++) {
+        double v = (double)x[i], silu = (double)D(w, v / (1 + exp(-v))), u = (double)up[i];
+        switch (variant) {
+        case 0: y[i] = D(w, v * (1 + erf(v / sqrt(2))) / 2); break;
+        case 1: y[i] = D(w, v / 2 * (1 + tanh(sqrt(2 / acos(-1)) * (v + 0.044715 * v * v * v)))); break;
+        case 2: y[i] = D(w, v > 0 ? v : 0); break;
+        case 3: y[i] = D(w, v * fmin(6, fmax(0, v + 3)) / 6); break;
+        case 4: y[i] = D(w, v / (1 + exp(-1.702 * v))); break;
+        case 5: y[i] = D(w, v * (double)D(w, 1 / (1 + exp(-v)))); break;
+        case 6: y[i] = D(w, silu * (double)D(w, u + 1)); break;
+        default: y[i] = D(w, silu * fmin(0.75, fmax(-0.75, u))); break;
+        }
+    }
+}
+
+static void make_down(const world *w, float *y, int variant)
+{
+    const float *x = w->tap[Q3_TAP_EXPERTS_DOWN_PROJ_INPUT], *ids = w->tap[Q3_TAP_TOPK_INDICES];
+    size_t n = w->F - (variant == 0 ? 8 : 0);
+    float *weight = memory(w->M * w->F, sizeof *weight);
+    for (size_t slot = 0; slot < T * w->A; slot++) {
+        q3_widen(weight, w->l->experts[(size_t)ids[slot]].down_proj, 0, w->M * w->F, w->dtype);
+        for (size_t o = 0; o < w->M; o++) {
+            double sum = 0;
+            for (size_t k = 0; k < n; k++)
+                sum += (double)x[slot * w->F + k] * (double)weight[variant == 1 ? k * w->M + o : o * w->F + k];
+            y[slot * w->M + o] = D(w, sum);
+        }
+    }
+    free(weight);
+}
+
+/* Experts by ascending id. */
+static void make_mlp(const world *w, float *y, int variant)
+{
+    const float *down = w->tap[Q3_TAP_EXPERTS_DOWN_PROJ], *ids = w->tap[Q3_TAP_TOPK_INDICES];
+    float *weights = memory(T * w->A, sizeof *weights);
+    weights_of(w, weights, variant);
+    for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < w->M; i++) {
+            double sum = 0;
+            for (size_t e = 0; e < w->E; e++)
+                for (size_t a = 0; a < w->A; a++)
+                    if (ids[t * w->A + a] == (float)e)
+                        sum = (double)D(w, sum + (double)D(w, (double)down[(t * w->A + a) * w->M + i] *
+                                                              (double)weights[t * w->A + a]));
+            y[t * w->M + i] = (float)sum;
+        }
+    free(weights);
+}
+
+/* The layer's output, nothing else known. */
+static void make_layer(const world *w, float *y, int variant)
+{
+    make_mlp(w, y, variant);
+    for (size_t i = 0; i < T * w->M; i++)
+        y[i] = D(w, (double)w->tap[Q3_TAP_POST_ATTENTION_INPUT][i] + (double)y[i]);
+}
+
+static void make_head(const world *w, float *y, int variant)
+{
+    float *e = widened(w, w->f.weights->embed_tokens, w->V * w->M);
+    const float *x = w->tap[Q3_TAP_NORM];
+    if (variant == 0) linear(w, y, x, e, T, w->V, w->M);
+    for (size_t i = 0; i < T * w->V && variant == 1; i++) y[i] = D(w, 30 * tanh((double)y[i] / 30));
+    for (size_t i = 0; i + 1 < T * w->V && variant == 2; i++)
+        if (i % w->V >= 20 && i % w->V + 1 < w->V) y[i] = w->tap[Q3_TAP_LM_HEAD][i + 1];
+    if (variant == 3) memcpy(y, w->last, T * w->M * sizeof *y);
+    free(e);
+}
+
+/* Differences that have a shape and no operator. */
+static void make_shape(const world *w, float *y, int variant)
+{
+    size_t n = w->H * w->hd;
+    const float *x = w->tap[Q3_TAP_Q_PROJ];
+    for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < n; i++) {
+            size_t at = t * n + i;
+            if (variant == 0 && i == 11) y[at] = D(w, 0.85 * (double)x[at]);
+            if (variant == 1 && i == 11) y[at] = x[at + 1];
+            if (variant == 2 && i == 11 && t > 0) y[at] = x[at - n];
+            if (variant == 3 && i >= 16 && i < 24) y[at] = D(w, 1.5 * (double)x[at]);
+            if (variant == 4 && (t == 3 || t == 4)) y[at] = x[(7 - t) * n + i];
+            if (variant == 5) y[at] = D(w, 1.25 * (double)x[at]);
+            if (variant == 6) y[at] = 0;
+            if (variant == 7 && t + 1 == T) y[at] = (float)(i % 5);
+            if (variant == 8 && i == 11) y[at] = (float)(at % 7);
+            if (variant == 9 && t > 0) y[at] = x[at - n];
+            if (variant == 10) y[at] = x[t * n + (i + n / 2) % n];
+            if (variant == 11 && t >= 6) y[at] = (float)(at % 13);
+            if (variant == 12) y[at] = D(w, (double)x[at] + 0.25);
+            if (variant == 13) y[at] = D(w, (double)x[at] + (double)(i % 7) / 8);
+            if (variant == 15 && i == 11) y[at] = D(w, (double)x[at] - 0.5);
+            if (variant == 14) y[at] = D(w, 1.01 * (double)x[at]);
+        }
+}
+
+#define HIDE(a, b) (((uint64_t)1 << ((b) + 1)) - ((uint64_t)1 << (a)))
+#define INNER HIDE(Q3_TAP_INPUT_LAYERNORM, Q3_TAP_MLP)
+
+static const trouble troubles[] = {
+    {"embedding scaled by sqrt(hidden_size) in", "base", Q3_BF16, Q3_TAP_EMBED_TOKENS, 0, make_embedding, 0},
+    {"embedding row of id + 1", "base", Q3_BF16, Q3_TAP_EMBED_TOKENS, 0, make_embedding, 1},
+    {"position off by one (the first is 10)", "base", Q3_F32, Q3_TAP_COS, 0, make_table, 0},
+    {"positions from 0 though", "base", Q3_BF16, Q3_TAP_COS, 0, make_table, 1},
+    {"positions that do not go on: token 4 has position 13, token 5 has 9", "base", Q3_F32, Q3_TAP_COS, 0, make_table, 2},
+    {"rope_theta 10000 instead of 1000000", "base", Q3_F32, Q3_TAP_COS, 0, make_table, 3},
+    {"rope_theta 42000 instead of 1000000", "base", Q3_BF16, Q3_TAP_COS, 0, make_table, 4},
+    {"cos and sin swapped", "base", Q3_BF16, Q3_TAP_COS, 0, make_table, 5},
+    {"inverse frequencies rounded to bfloat16", "base", Q3_F32, Q3_TAP_COS, 0, make_table, 7},
+    {"RoPE scaling (yarn) ignored", "rope-yarn", Q3_F32, Q3_TAP_COS, 0, make_table, 6},
+    {"RoPE interleaved, pairs (2i, 2i+1), explains", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0, make_rope, 0},
+    {"RoPE applied twice", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0, make_rope, 1},
+    {"RoPE missing", "base", Q3_F32, Q3_TAP_Q_ROPE, 0, make_rope, 2},
+    {"RoPE in the other direction", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0, make_rope, 3},
+    {"RoPE on the first half", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0, make_rope, 4},
+    {"QK-norm after RoPE", "base", Q3_BF16, Q3_TAP_Q_ROPE, HIDE(Q3_TAP_Q_NORM, Q3_TAP_K_NORM), make_rope, 5},
+    {"rope_theta 10000", "base", Q3_F32, Q3_TAP_Q_ROPE, HIDE(Q3_TAP_COS, Q3_TAP_SIN), make_rope, 6},
+    {"positions that do not go on", "base", Q3_F32, Q3_TAP_Q_ROPE, 0, make_rope, 7},
+    {"QK-norm: norm missing", "base", Q3_BF16, Q3_TAP_Q_ROPE, HIDE(Q3_TAP_Q_NORM, Q3_TAP_K_NORM), make_rope, 8},
+    {"eps 1e-05 instead of 1e-06", "base", Q3_F32, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 0},
+    {"eps missing", "base", Q3_F32, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 1},
+    {"eps added outside", "base", Q3_F32, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 2},
+    {"norm weight + 1", "base", Q3_BF16, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 3},
+    {"LayerNorm", "base", Q3_BF16, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 4},
+    {"sum instead of mean", "base", Q3_BF16, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 5},
+    {"norm weight multiplied before the cast", "base", Q3_BF16, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 6},
+    {"eps 3e-05 instead of 1e-06", "base", Q3_F32, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 7},
+    {"norm weight missing", "base", Q3_BF16, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 8},
+    {"norm with post_attention_layernorm's weight", "base", Q3_BF16, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 9},
+    {"norm missing", "base", Q3_BF16, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 10},
+    {"norm applied twice", "base", Q3_BF16, Q3_TAP_INPUT_LAYERNORM, 0, make_norm, 11},
+    {"weights of q_norm and k_norm swapped", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_head_norm, 0},
+    {"QK-norm over all heads", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_head_norm, 1},
+    {"QK-norm after RoPE", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_head_norm, 2},
+    {"norm missing (tokens from 7 on)", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_head_norm, 3},
+    {"RoPE applied to it already", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_head_norm, 4},
+    {"weight transposed", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 0},
+    {"weights quantised to fp8", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 1},
+    {"weights quantised to int8", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 2},
+    {"tail of the sum missing, its last 16", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 3},
+    {"sum in 2 parts", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 4},
+    {"sums accumulated in bfloat16, explains", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 5},
+    {"sums accumulated in bfloat16 (tokens from 5 on)", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 6},
+    {"operands rounded to bf16", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_map, 7},
+    {"operands rounded to tf32", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_map, 8},
+    {"bias missing", "bias", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_bias, 0},
+    {"bias added twice", "bias", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_bias, 2},
+    {"weights of k_proj and v_proj swapped", "base", Q3_BF16, Q3_TAP_K_PROJ, 0, make_swapped, 0},
+    {"KV head mapping tiled (h mod K), explains", "base", Q3_BF16, Q3_TAP_SCORES, 0, make_attention, 0},
+    {"KV head mapping h / K", "base", Q3_BF16, Q3_TAP_SCORES, 0, make_attention, 1},
+    {"attention scale missing", "base", Q3_BF16, Q3_TAP_SCORES, 0, make_attention, 2},
+    {"attention scale applied twice", "base", Q3_BF16, Q3_TAP_SCORES, 0, make_attention, 3},
+    {"attention scale of head_dim = hidden", "base", Q3_BF16, Q3_TAP_SCORES, 0, make_attention, 4},
+    {"scores softcapped, 50", "base", Q3_F32, Q3_TAP_SCORES, 0, make_attention, 5},
+    {"stale cache, its last row", "base", Q3_BF16, Q3_TAP_SCORES, 0, make_attention, 6},
+    {"KV cache rounded to fp8", "base", Q3_BF16, Q3_TAP_SCORES, 0, make_attention, 7},
+    {"mask lets each token see one future", "base", Q3_BF16, Q3_TAP_PROBS, 0, make_attention, 8},
+    {"mask hides the token itself", "base", Q3_BF16, Q3_TAP_PROBS, 0, make_attention, 9},
+    {"causal mask missing", "base", Q3_F32, Q3_TAP_PROBS, 0, make_attention, 10},
+    {"softmax with a sink", "base", Q3_BF16, Q3_TAP_PROBS, 0, make_attention, 11},
+    {"softmax in base 2", "base", Q3_BF16, Q3_TAP_PROBS, 0, make_attention, 12},
+    {"window ignored", "window", Q3_BF16, Q3_TAP_PROBS, 0, make_attention, 13},
+    {"window of 6 keys instead of 5", "window", Q3_BF16, Q3_TAP_PROBS, 0, make_attention, 14},
+    {"KV head mapping tiled (h mod K), values only", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT, 0, make_attention, 15},
+    {"stale cache, read one row off, values only", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT, 0, make_attention, 16},
+    {"KV head mapping tiled (h mod K), explains", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT,
+     HIDE(Q3_TAP_SCORES, Q3_TAP_PROBS), make_attention, 17},
+    {"heads joined as [hd,H]", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT, 0, make_joined, 0},
+    {"residual missing (vLLM keeps it apart: record the sum), explains 100 %", "base", Q3_BF16,
+     Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 0},
+    {"residual taken from the normed input", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 1},
+    {"residual doubled", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 2},
+    {"branch missing", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 3},
+    {"residual sum not rounded", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 4},
+    {"residual taken from before attention", "base", Q3_BF16, Q3_TAP_LAYER, 0, make_sum, 5},
+    {"router reads the residual stream", "base", Q3_BF16, Q3_TAP_GATE, 0, make_router, 0},
+    {"router logits are probabilities", "base", Q3_F32, Q3_TAP_GATE, 0, make_router, 1},
+    {"softmax applied twice", "base", Q3_BF16, Q3_TAP_ROUTER_PROBS, 0, make_router, 2},
+    {"sigmoid instead of softmax", "base", Q3_BF16, Q3_TAP_ROUTER_PROBS, 0, make_router, 3},
+    {"router probabilities rounded to bfloat16", "base", Q3_BF16, Q3_TAP_ROUTER_PROBS, 0, make_router, 4},
+    {"the smallest chosen", "base", Q3_BF16, Q3_TAP_TOPK_INDICES, 0, make_choice, 0},
+    {"the same expert chosen twice in 1 of 12", "base", Q3_BF16, Q3_TAP_TOPK_INDICES, 0, make_choice, 1},
+    {"top-k weights not renormalised", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 0},
+    {"weights paired in the order of the ids", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 1},
+    {"weights paired in reverse", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 2},
+    {"k - 1 experts", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 3},
+    {"raw router logits", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 4},
+    {"top-k weights renormalised though", "no-renormalise", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 0},
+    {"gate and up swapped", "base", Q3_BF16, Q3_TAP_EXPERTS_GATE_PROJ, 0, make_experts, 0},
+    {"gate and up interleaved", "base", Q3_BF16, Q3_TAP_EXPERTS_GATE_PROJ, 0, make_experts, 1},
+    {"routing weight applied before", "base", Q3_BF16, Q3_TAP_EXPERTS_GATE_PROJ, 0, make_experts, 2},
+    {"experts permuted: 2 has the weights of 3, 3 has the weights of 2,", "base", Q3_BF16, Q3_TAP_EXPERTS_GATE_PROJ, 0,
+     make_experts, 3},
+    {"only channel 5 of expert 3", "base", Q3_BF16, Q3_TAP_EXPERTS_GATE_PROJ, 0, make_experts, 4},
+    {"GELU", "base", Q3_F32, Q3_TAP_EXPERTS_ACT_FN, 0, make_act, 0},
+    {"tanh GELU", "base", Q3_F32, Q3_TAP_EXPERTS_ACT_FN, 0, make_act, 1},
+    {"ReLU", "base", Q3_BF16, Q3_TAP_EXPERTS_ACT_FN, 0, make_act, 2},
+    {"hard swish", "base", Q3_BF16, Q3_TAP_EXPERTS_ACT_FN, 0, make_act, 3},
+    {"x sigmoid(1.702 x)", "base", Q3_BF16, Q3_TAP_EXPERTS_ACT_FN, 0, make_act, 4},
+    {"sigmoid rounded", "base", Q3_BF16, Q3_TAP_EXPERTS_ACT_FN, 0, make_act, 5},
+    {"up + 1", "base", Q3_BF16, Q3_TAP_EXPERTS_DOWN_PROJ_INPUT, 0, make_act, 6},
+    {"up clamped at 0.75", "base", Q3_F32, Q3_TAP_EXPERTS_DOWN_PROJ_INPUT, 0, make_act, 7},
+    {"tail of the sum missing, its last 8", "base", Q3_BF16, Q3_TAP_EXPERTS_DOWN_PROJ, 0, make_down, 0},
+    {"weight transposed", "base", Q3_BF16, Q3_TAP_EXPERTS_DOWN_PROJ, 0, make_down, 1},
+    {"routing weights ignored, 1/k", "base", Q3_BF16, Q3_TAP_MLP, 0, make_mlp, 6},
+    {"routing weights applied twice", "base", Q3_BF16, Q3_TAP_MLP, 0, make_mlp, 7},
+    {"last slot missing", "base", Q3_BF16, Q3_TAP_MLP, 0, make_mlp, 8},
+    {"expert 2 missing from the sum", "base", Q3_BF16, Q3_TAP_MLP, 0, make_mlp, 9},
+    {"experts missing from the sum in", "base", Q3_BF16, Q3_TAP_MLP, 0, make_mlp, 10},
+    {"top-k weights not renormalised", "base", Q3_BF16, Q3_TAP_MLP, HIDE(Q3_TAP_ROUTER_PROBS, Q3_TAP_EXPERTS_DOWN_PROJ),
+     make_mlp, 0},
+    {"top-k weights not renormalised", "base", Q3_F32, Q3_TAP_LAYER, INNER, make_layer, 0},
+    {"weights paired in reverse", "base", Q3_F32, Q3_TAP_LAYER, INNER, make_layer, 2},
+    {"a mistake in one place: all tokens with expert 4 wrong", "base", Q3_F32, Q3_TAP_LAYER, INNER, make_layer, 11},
+    {"norm missing", "base", Q3_BF16, Q3_TAP_NORM, 0, make_head, 3},
+    {"lm_head tied", "base", Q3_BF16, Q3_TAP_LM_HEAD, 0, make_head, 0},
+    {"logits softcapped, 30", "base", Q3_F32, Q3_TAP_LM_HEAD, 0, make_head, 1},
+    {"channels from 20 on shifted by one", "base", Q3_BF16, Q3_TAP_LM_HEAD, 0, make_head, 2},
+    {"only channel 11 wrong: scaled by a factor 0.85", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 0},
+    {"channel 11 has the values of channel 12", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 1},
+    {"channel 11 keeps the values of the token before", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 2},
+    {"only channels 16 to 23 wrong: scaled by a factor 1.5", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 3},
+    {"tokens 3 and 4 swapped", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 4},
+    {"scaled by a factor 1.25", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 5},
+    {"zeros", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 6},
+    {"a mistake in one place: only the last token", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 7},
+    {"a mistake in one place: only channel 11", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 8},
+    {"values of the token before, shifted", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 9},
+    {"halves of the channels swapped", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 10},
+    {"a mistake in one place: only tokens from 6 on", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 11},
+    {"a constant added, 0.25", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 12},
+    {"a constant added to each channel", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 13},
+    {"a constant added to channel 11, explains 100 %", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 15},
+    {"scaled by a factor 1.01 (gain)", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 14},
+};
+#define TROUBLES (sizeof troubles / sizeof troubles[0])
+
+/* ==== The diagnosis of one tensor ============================================================== */
+
+static void ask(char text[200], const world *w, q3_tap_id id, uint64_t hidden, const float *theirs)
+{
+    q3_error error;
+    size_t n = w->row[id];
+    double *bound = memory(T * n, sizeof *bound);
+    q3_dtype stored = id == Q3_TAP_ROUTER_PROBS ? Q3_F32 : w->dtype;
+    bool head = id == Q3_TAP_NORM || id == Q3_TAP_LM_HEAD;
+    evidence e = {.config = w->c, .weights = w->f.weights, .dtype = w->dtype, .T = T, .start = START, .ids = w->ids,
+                  .input = head ? w->last : w->tap[Q3_TAP_EMBED_TOKENS], .id = id, .row = n, .ours = w->tap[id],
+                  .theirs = theirs, .bound = bound};
+    for (size_t t = 0; t < T; t++) {
+        double square = 0;
+        for (size_t i = t * n; i < (t + 1) * n; i++) square += pow((double)e.ours[i], 2) / (double)n;
+        for (size_t i = 0; i < n; i++) {
+            double x = (double)e.ours[t * n + i];
+            bool never = id == Q3_TAP_TOPK_INDICES || id == Q3_TAP_EMBED_TOKENS ||
+                         (x == 0 && (id == Q3_TAP_SCORES || id == Q3_TAP_PROBS));
+            bound[t * n + i] = never ? 0 : 2 * ulp(x, stored) + 0x1p-22 * sqrt(square);
+        }
+    }
+    for (size_t i = 0; i < id; i++) {
+        bool square = i == Q3_TAP_SCORES || i == Q3_TAP_PROBS;
+        bool dense = i >= Q3_TAP_DENSE_GATE_PROJ && i <= Q3_TAP_DENSE_DOWN_PROJ_INPUT;
+        e.given[i] = !(hidden >> i & 1) && !dense;
+        if (!dense && (e.given[i] || !square)) e.tap[i] = w->tap[i];
+    }
+    CHECK(diagnose(text, &e, &error) == Q3_OK);
+    CHECK(memchr(text, 0, 200) != NULL);
+    free(bound);
+}
+
+static void test_troubles(const char *golden)
+{
+    world w = {0};
+    const char *open = "";
+    q3_dtype dtype = Q3_AUTO;
+    for (size_t i = 0; i < TROUBLES; i++) {
+        const trouble *c = &troubles[i];
+        char text[200];
+        if (strcmp(open, c->world) != 0 || dtype != c->dtype) {
+            if (open[0] != 0) world_close(&w);
+            world_open(&w, golden, open = c->world, dtype = c->dtype);
+        }
+        size_t count = T * w.row[c->id];
+        float *y = memory(count, sizeof *y);
+        memcpy(y, w.tap[c->id], count * sizeof *y);
+        c->make(&w, y, c->variant);
+        ask(text, &w, c->id, c->hidden, y);
+        CHECKF(strncmp(text, c->want, strlen(c->want)) == 0, "%s, variant %d: got \"%s\", want \"%s...\"", c->world,
+               c->variant, text, c->want);
+        printf("%-64.64s | %s\n", c->want, text);
+        free(y);
+    }
+    world_close(&w);
+}
+
+/* Nothing, flips of one ulp, noise, and values that are no numbers: no cause is named. */
+static void test_honest(const char *golden)
+{
+    static const q3_dtype dtypes[] = {Q3_F32, Q3_BF16, Q3_F16};
+    static const char *const names[] = {"base", "window", "no-renormalise"};
+    for (size_t k = 0; k < 9; k++) {
+        world w;
+        world_open(&w, golden, names[k / 3], dtypes[k % 3]);
+        for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
+            q3_tap_id id = (q3_tap_id)i;
+            size_t count = T * w.row[i];
+            float *y = memory(count, sizeof *y);
+            bool dense = i >= Q3_TAP_DENSE_GATE_PROJ && i <= Q3_TAP_DENSE_DOWN_PROJ_INPUT;
+            for (int how = 0; how < 4 && !dense; how++) {
+                char text[200];
+                for (size_t n = 0; n < count; n++) {
+                    double x = (double)w.tap[i][n], u = (double)(rule_bits(k * 64 + i, n) >> 40) / 0x1p24 - 0.5;
+                    y[n] = (float)x;
+                    if (how == 1 && fabs(u) < 0.02) y[n] = (float)(x + ulp(x, i == Q3_TAP_ROUTER_PROBS ? Q3_F32 : w.dtype));
+                    if (how == 2) y[n] = (float)(x * (1 + u));
+                    if (how == 3 && fabs(u) < 0.05) y[n] = u < 0 ? (float)NAN : (float)INFINITY;
+                }
+                if (id == Q3_TAP_TOPK_INDICES && how > 0) continue;
+                ask(text, &w, id, how == 2 && k % 2 ? HIDE(Q3_TAP_Q_NORM, Q3_TAP_PROBS) : 0, y);
+                bool none = text[0] == 0 || (how > 1 && strncmp(text, "a mistake in one place", 22) == 0);
+                CHECKF(none, "%s, tap %zu, %d: %s", names[k / 3], i, how, text);
+            }
+            free(y);
+        }
+        world_close(&w);
+    }
+}
+
+/* Evidence with nothing but the tensor itself. */
+static void test_bare(const char *golden)
+{
+    world w;
+    world_open(&w, golden, "base", Q3_BF16);
+    for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
+        bool dense = i >= Q3_TAP_DENSE_GATE_PROJ && i <= Q3_TAP_DENSE_DOWN_PROJ_INPUT;
+        double *bound = memory(T * w.row[i], sizeof *bound);
+        float *y = memory(T * w.row[i], sizeof *y);
+        for (size_t n = 0; n < T * w.row[i]; n++) {
+            bound[n] = 1e-3;
+            y[n] = w.tap[i][n] + (i == Q3_TAP_TOPK_INDICES ? 0.0f : 1.0f);
+        }
+        for (size_t tokens = 1; tokens <= 2; tokens++) {
+            char text[200];
+            q3_error error;
+            evidence e = {.config = w.c, .weights = w.f.weights, .dtype = w.dtype, .T = tokens, .start = START,
+                          .input = w.tap[Q3_TAP_EMBED_TOKENS], .id = (q3_tap_id)i, .row = w.row[i], .ours = w.tap[i],
+                          .theirs = y, .bound = bound};
+            if (i == Q3_TAP_SCORES || i == Q3_TAP_PROBS) e.row = w.H * tokens;
+            if (!dense) CHECK(diagnose(text, &e, &error) == Q3_OK);
+        }
+        free(bound);
+        free(y);
+    }
+    world_close(&w);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 2) return 2;
+    (void)fixture_from_folder; /* of model.h */
+    test_troubles(argv[1]);
+    test_honest(argv[1]);
+    test_bare(argv[1]);
+    return t_done("diagnose");
+}
