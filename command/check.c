@@ -1,6 +1,7 @@
 /* check.c - the verbs `check` and `report`: options in, reports out. */
 #include "command/command.h"
-#include "judge/judge.h"
+#include "judge/walk.h"
+#include "judge/report.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,7 +59,7 @@ static q3_status read_ids(token_list *tokens, const command_line *command, const
 /* The tensor that layer A > 0 starts from, or NULL. */
 static const backend_tensor *start_tensor(const q3_session *session, const backend *b)
 {
-    return session->run.first_layer == 0 ? NULL : backend_find(b, Q3_TAP_LAYER, session->run.first_layer - 1);
+    return session->run.first_layer == 0 ? NULL : q3_backend_find(b, Q3_TAP_LAYER, session->run.first_layer - 1);
 }
 
 /* Rows of the start tensor say how many tokens there are where the file has no ids. */
@@ -82,7 +83,7 @@ static q3_status read_hidden(float **hidden, const q3_session *session, const ba
         return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found another shape, expected [%zu,%zu]", b->path, name, T, M);
     *hidden = malloc(T * M * sizeof **hidden);
     if (*hidden == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", T);
-    for (size_t t = 0; t < T; t++) backend_row(*hidden + t * M, b, start, Q3_TAP_LAYER, 0, t);
+    for (size_t t = 0; t < T; t++) q3_backend_row(*hidden + t * M, b, start, Q3_TAP_LAYER, 0, t);
     return Q3_OK;
 }
 
@@ -100,27 +101,27 @@ static q3_status judge(q3_text *lines, const command_line *command, q3_session *
     if (status == Q3_OK && (T == 0 || T > Q3_MAX_POSITIONS - b->start))
         status = q3_fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens from %zu on, expected 1 or more, all below %zu",
                       b->path, T, b->start, Q3_MAX_POSITIONS);
-    if (status == Q3_OK) status = backend_bind(b, T, error);
+    if (status == Q3_OK) status = q3_backend_bind(b, T, error);
     if (status == Q3_OK) status = read_hidden(hidden, session, b, T, error);
     if (status != Q3_OK) return status;
     session->run.rows = session->run.chunk = T;
     status = session_load(session, command, error);
     if (status != Q3_OK) return status;
     const char *accumulate = command->value[OPTION_ACCUMULATE], *kv = command->value[OPTION_KV];
-    judged_run run = {
+    q3_judged_run run = {
         command->model, b->path, session->run.dtype, T, b->start, session->config->num_hidden_layers,
         session->run.first_layer, session->run.end_layer, options->free_running, command->value[OPTION_STRICT] != NULL,
         accumulate != NULL ? accumulate : "", kv != NULL ? kv : "", b->unknown, b->unknown_name,
     };
-    report_run(lines, &run);
-    return compare_run(lines, session->state, session->config, q3_model_weights(session->model), &session->run, b,
+    q3_report_run(lines, &run);
+    return q3_compare_run(lines, session->state, session->config, q3_model_weights(session->model), &session->run, b,
                        tokens->ids, *hidden, T, options, error);
 }
 
 /* ==== Reports out ============================================================================== */
 
 /* Each part ends with a newline. */
-static void join(q3_text *out, const report_part *parts, size_t count)
+static void join(q3_text *out, const q3_report_part *parts, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         q3_text_add(out, parts[i].lines);
@@ -153,16 +154,16 @@ q3_status check_outputs(const command_line *command, q3_error *error)
     return q3_fail(error, Q3_ERROR_INPUT, "--html: found %.300s, expected another file than --json's", page);
 }
 
-static q3_status write_reports(const command_line *command, const report_part *parts, size_t count, bool whole,
+static q3_status write_reports(const command_line *command, const q3_report_part *parts, size_t count, bool whole,
                                q3_error *error)
 {
     q3_text text = {0}, html = {0}, lines = {0};
     const char *name = parts[0].name;
-    outcome result = OUTCOME_UNJUDGED;
+    q3_outcome result = Q3_OUTCOME_UNJUDGED;
     const char *json = command->value[OPTION_JSON_FILE], *page = command->value[OPTION_HTML];
     bool all = command->value[OPTION_ALL] != NULL;
-    q3_status status = report_text(&text, &result, parts, count, whole, all, is_terminal(stdout), error);
-    if (status == Q3_OK && page != NULL) status = report_html(&html, parts, count, error);
+    q3_status status = q3_report_text(&text, &result, parts, count, whole, all, is_terminal(stdout), error);
+    if (status == Q3_OK && page != NULL) status = q3_report_html(&html, parts, count, error);
     if (status == Q3_OK && text.failed) status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", name);
     if (json != NULL) join(&lines, parts, count);
     if (status == Q3_OK && json != NULL) status = write_file(json, &lines, error);
@@ -174,13 +175,13 @@ static q3_status write_reports(const command_line *command, const report_part *p
     free(html.data);
     free(lines.data);
     if (status != Q3_OK) return status;
-    if (result == OUTCOME_DIFFERS) return VERB_DIFFERS;
-    return result == OUTCOME_AGREES ? Q3_OK : q3_fail(error, Q3_ERROR_INPUT, "%s: no tensor could be judged", name);
+    if (result == Q3_OUTCOME_DIFFERS) return VERB_DIFFERS;
+    return result == Q3_OUTCOME_AGREES ? Q3_OK : q3_fail(error, Q3_ERROR_INPUT, "%s: no tensor could be judged", name);
 }
 
 q3_status write_report(const command_line *command, const q3_text *lines, q3_error *error)
 {
-    report_part part = {command->operand, lines->data, lines->size};
+    q3_report_part part = {command->operand, lines->data, lines->size};
     if (lines->failed) return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", part.name);
     return write_reports(command, &part, 1, false, error);
 }
@@ -202,13 +203,13 @@ q3_status verb_check(const command_line *command, q3_error *error)
     if (status == Q3_OK) status = read_options(&options, command, error);
     if (status == Q3_OK) status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
-    status = backend_open(&b, command->operand, session.model, error);
+    status = q3_backend_open(&b, command->operand, session.model, error);
     if (status == Q3_OK) status = judge(&lines, command, &session, &b, &options, &tokens, &hidden, error);
     if (status == Q3_OK) status = write_report(command, &lines, error);
     free(lines.data);
     free(hidden);
     free(tokens.ids);
-    backend_close(&b);
+    q3_backend_close(&b);
     session_close(&session);
     return status;
 }
@@ -216,7 +217,7 @@ q3_status verb_check(const command_line *command, q3_error *error)
 q3_status verb_report(const command_line *command, q3_error *error)
 {
     size_t count = command->operand_count, read = 0;
-    report_part *parts = calloc(count, sizeof *parts);
+    q3_report_part *parts = calloc(count, sizeof *parts);
     q3_status status = check_outputs(command, error);
     if (parts == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu files", count);
     for (; read < count && status == Q3_OK; read++) {
@@ -225,7 +226,7 @@ q3_status verb_report(const command_line *command, q3_error *error)
         status = read_whole(command->operands[read], &bytes, &length, error);
         if (status == Q3_OK && memchr(bytes, 0, length) != NULL)
             status = q3_fail(error, Q3_ERROR_INPUT, "%s: found a zero byte, expected lines of JSON", command->operands[read]);
-        parts[read] = (report_part){command->operands[read], (const char *)bytes, length};
+        parts[read] = (q3_report_part){command->operands[read], (const char *)bytes, length};
     }
     if (status == Q3_OK) status = write_reports(command, parts, count, true, error);
     for (size_t i = 0; i < read; i++) free((void *)(uintptr_t)parts[i].lines);

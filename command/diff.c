@@ -1,6 +1,7 @@
 /* diff.c - `qwen3moe diff`: the figures for two files of tensors; no model, so no bounds. */
 #include "command/command.h"
-#include "judge/judge.h"
+#include "judge/walk.h"
+#include "judge/report.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -135,7 +136,7 @@ typedef struct axes {
     uint64_t token, line; /* from one t, one h to the next */
 } axes;
 
-static axes axes_of(finding *f, const uint64_t *shape, size_t rank, const q3_alias *alias)
+static axes axes_of(q3_finding *f, const uint64_t *shape, size_t rank, const q3_alias *alias)
 {
     axes x = {(size_t)shape[0], 1, 1, 1, 1};
     bool square = rank == 3 && (alias->id == Q3_TAP_SCORES || alias->id == Q3_TAP_PROBS);
@@ -159,7 +160,7 @@ typedef struct exact_counts {
     uint64_t differ, zeros, non_finite;
 } exact_counts;
 
-static void count_row(finding *f, exact_counts *n, const q3_entry *a, const q3_entry *b, const axes *x, size_t t,
+static void count_row(q3_finding *f, exact_counts *n, const q3_entry *a, const q3_entry *b, const axes *x, size_t t,
                       q3_dtype dtype)
 {
     for (size_t h = 0; h < x->outer; h++) {
@@ -178,7 +179,7 @@ static void count_row(finding *f, exact_counts *n, const q3_entry *a, const q3_e
             f->has_bad = true;
             f->bad_ours = ours;
             f->bad_theirs = theirs;
-            f->bad_ulp = error - error == 0 ? error / ulp_of(y_size > x_size ? y_size : x_size, dtype) : 0x1p100;
+            f->bad_ulp = error - error == 0 ? error / q3_ulp(y_size > x_size ? y_size : x_size, dtype) : 0x1p100;
         }
     }
 }
@@ -192,7 +193,7 @@ static void read_line(float *line, const q3_entry *e, uint64_t begin, size_t cou
     for (size_t i = 0; i < count; i++) line[i] = (float)value_at(e, begin + i);
 }
 
-static q3_status compare_values(finding *f, const side *a, const q3_entry *ours, const q3_entry *theirs,
+static q3_status compare_values(q3_finding *f, const side *a, const q3_entry *ours, const q3_entry *theirs,
                                 const q3_alias *alias, q3_error *error)
 {
     uint64_t shape[8];
@@ -205,7 +206,7 @@ static q3_status compare_values(finding *f, const side *a, const q3_entry *ours,
     float *values = calloc(2 * row + 1, sizeof *values);
     exact_counts n = {0, 0, 0};
     figures g;
-    if (values == NULL || !figures_begin(&g, f, dtype, x.T, x.channels)) {
+    if (values == NULL || !q3_figures_begin(&g, f, dtype, x.T, x.channels)) {
         free(values);
         return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for %zu elements", ours->name, row);
     }
@@ -214,13 +215,13 @@ static q3_status compare_values(finding *f, const side *a, const q3_entry *ours,
             read_line(values + h * x.channels, ours, t * x.token + h * x.line, x.channels);
             read_line(values + row + h * x.channels, theirs, t * x.token + h * x.line, x.channels);
         }
-        figures_row(&g, t, values, values + row, row);
+        q3_figures_row(&g, t, values, values + row, row);
         count_row(f, &n, ours, theirs, &x, t, dtype);
     }
-    figures_end(&g);
+    q3_figures_end(&g);
     free(values);
     f->differ = n.differ;
-    f->verdict = n.non_finite > 0 ? VERDICT_NON_FINITE : n.differ > 0 ? VERDICT_DIFFERS : VERDICT_EXACT;
+    f->verdict = n.non_finite > 0 ? Q3_VERDICT_NON_FINITE : n.differ > 0 ? Q3_VERDICT_DIFFERS : Q3_VERDICT_EXACT;
     if (n.differ > 0)
         snprintf(f->reason, sizeof f->reason, "%llu of %llu elements differ", (unsigned long long)n.differ,
                  (unsigned long long)f->elements);
@@ -232,7 +233,7 @@ static q3_status compare_values(finding *f, const side *a, const q3_entry *ours,
 
 /* ==== The verb =============================================================================== */
 
-static void name_finding(finding *f, const side *s, size_t i)
+static void name_finding(q3_finding *f, const side *s, size_t i)
 {
     q3_alias alias = {Q3_TAP_COUNT, 1, 0, false};
     memset(f, 0, sizeof *f);
@@ -246,26 +247,26 @@ static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const sid
     q3_alias alias = {Q3_TAP_COUNT, 1, 0, false};
     uint64_t shape[2][8];
     char found[64], expected[64];
-    finding f;
+    q3_finding f;
     name_finding(&f, a, i);
     q3_status status = Q3_OK;
     if (theirs == NULL) {
-        f.verdict = VERDICT_MISSING;
+        f.verdict = Q3_VERDICT_MISSING;
         snprintf(f.reason, sizeof f.reason, "only in the first file");
     } else {
         size_t rank = plain_shape(shape[0], ours);
         f.given_as = theirs->name;
         if (rank != plain_shape(shape[1], theirs) || memcmp(shape[0], shape[1], rank * sizeof shape[0][0]) != 0) {
-            shape_text(found, theirs->shape, theirs->rank);
-            shape_text(expected, ours->shape, ours->rank);
-            f.verdict = VERDICT_SHAPE;
+            q3_shape_text(found, theirs->shape, theirs->rank);
+            q3_shape_text(expected, ours->shape, ours->rank);
+            f.verdict = Q3_VERDICT_SHAPE;
             snprintf(f.reason, sizeof f.reason, "found %s, expected %s", found, expected);
         } else {
             q3_tap_find(f.name, &alias.id, &alias.layer);
             status = compare_values(&f, a, ours, theirs, &alias, error);
         }
     }
-    if (status == Q3_OK) report_finding(lines, &f);
+    if (status == Q3_OK) q3_report_finding(lines, &f);
     return status;
 }
 
@@ -279,13 +280,13 @@ static q3_status compare_files(q3_text *lines, const side *a, const side *b, q3_
         show_progress("diff: tensor", i + 1, a->count);
     }
     for (size_t k = 0; k < b->count; k++) {
-        finding f;
+        q3_finding f;
         if (b->paired[k]) continue;
         name_finding(&f, b, k);
-        f.verdict = VERDICT_MISSING;
+        f.verdict = Q3_VERDICT_MISSING;
         f.given_as = q3_tensors_at(b->file, k)->name;
         snprintf(f.reason, sizeof f.reason, "only in the second file");
-        report_finding(lines, &f);
+        q3_report_finding(lines, &f);
     }
     return Q3_OK;
 }
@@ -300,8 +301,8 @@ q3_status verb_diff(const command_line *command, q3_error *error)
     if (status == Q3_OK) status = side_open(&a, command->model, error);
     if (status == Q3_OK) status = side_open(&b, command->operand, error);
     if (status == Q3_OK) {
-        judged_run run = {.model = a.path, .file = b.path, .dtype = Q3_F32, .accumulate = "", .kv = ""};
-        report_run(&lines, &run);
+        q3_judged_run run = {.model = a.path, .file = b.path, .dtype = Q3_F32, .accumulate = "", .kv = ""};
+        q3_report_run(&lines, &run);
         status = compare_files(&lines, &a, &b, error);
     }
     if (status == Q3_OK) status = write_report(command, &lines, error);

@@ -1,5 +1,5 @@
 /* aliases.c - what other systems call the taps. */
-#include "judge/judge.h"
+#include "judge/backend.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* backend.c - the other implementation's file: whose names, which layout, which run. */
-#include "judge/judge.h"
+#include "judge/backend.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -219,7 +219,7 @@ static q3_status find_taps(backend *b, q3_error *error)
     return Q3_OK;
 }
 
-q3_status backend_open(backend *b, const char *path, const q3_model *model, q3_error *error)
+q3_status q3_backend_open(backend *b, const char *path, const q3_model *model, q3_error *error)
 {
     memset(b, 0, sizeof *b);
     b->path = path;
@@ -234,11 +234,11 @@ q3_status backend_open(backend *b, const char *path, const q3_model *model, q3_e
     if (status == Q3_OK) status = read_ids(b, error);
     if (status == Q3_OK) status = read_positions(b, error);
     if (status == Q3_OK) status = find_taps(b, error);
-    if (status != Q3_OK) backend_close(b);
+    if (status != Q3_OK) q3_backend_close(b);
     return status;
 }
 
-void backend_close(backend *b)
+void q3_backend_close(backend *b)
 {
     free(b->ids);
     free(b->tensors);
@@ -246,7 +246,7 @@ void backend_close(backend *b)
     memset(b, 0, sizeof *b);
 }
 
-const backend_tensor *backend_find(const backend *b, q3_tap_id id, size_t layer)
+const backend_tensor *q3_backend_find(const backend *b, q3_tap_id id, size_t layer)
 {
     const backend_tensor *tensor = &b->tensors[layer * Q3_TAP_COUNT + (size_t)id];
     return tensor->entry != NULL ? tensor : NULL;
@@ -375,7 +375,7 @@ static void add_note(backend_tensor *tensor, const char *format, ...)
     va_end(arguments);
 }
 
-void shape_text(char text[64], const uint64_t *shape, size_t rank)
+void q3_shape_text(char text[64], const uint64_t *shape, size_t rank)
 {
     int used = snprintf(text, 64, "[");
     for (size_t i = 0; i < rank && used < 64; i++)
@@ -389,8 +389,8 @@ static void note_wrong_shape(backend_tensor *tensor, const tap_lines *row, size_
     char found[64], expected[64];
     const uint64_t flat[2] = {T, row->lines * row->width}, wide[3] = {T, row->lines, row->width},
                    square[3] = {row->outer, T, T};
-    shape_text(found, tensor->entry->shape, tensor->entry->rank);
-    shape_text(expected, row->square ? square : rank == 2 ? flat : wide, rank);
+    q3_shape_text(found, tensor->entry->shape, tensor->entry->rank);
+    q3_shape_text(expected, row->square ? square : rank == 2 ? flat : wide, rank);
     add_note(tensor, "found %.60s, expected %.60s", found, expected);
 }
 
@@ -472,7 +472,7 @@ static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t
         note_layout(tensor, &row, names, rank, T);
 }
 
-q3_status backend_bind(backend *b, size_t T, q3_error *error)
+q3_status q3_backend_bind(backend *b, size_t T, q3_error *error)
 {
     if (b->T != 0 && b->T != T)
         return q3_fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens, expected %zu", b->path, b->T, T);
@@ -482,7 +482,7 @@ q3_status backend_bind(backend *b, size_t T, q3_error *error)
     return Q3_OK;
 }
 
-void backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id, size_t layout, size_t t)
+void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id, size_t layout, size_t t)
 {
     const backend_layout *at = &tensor->layout[layout];
     tap_lines lines;

@@ -7,7 +7,7 @@
  *           or keep the value of its input before that was rounded
  *   var     variances of inputs that were not given, through the operator's derivative: what is independent from
  *           element to element as a sum of squares, and once more as if it were one common factor */
-#include "judge/judge.h"
+#include "judge/walk.h"
 
 #include <string.h>
 
@@ -65,7 +65,7 @@ static double sum_var(const sum *s, double y)
 
 static void bound_sum(row_bound *b, const walk *w, size_t i, const sum *s, double noise, double y)
 {
-    b->slack[i] = ulp_of(y, w->dtype);
+    b->slack[i] = q3_ulp(y, w->dtype);
     b->noise[i] = noise * s->size + operand_noise(w, s, y);
     b->var[i] = sum_var(s, y);
 }
@@ -104,7 +104,7 @@ static void bound_norm(row_bound *b, walk *w, const float *y, const float *x, co
     q3_widen(w->weight_row, weight, 0, n, w->dtype);
     for (size_t i = 0; i < n; i++) {
         double own = (double)w->weight_row[i] * r;
-        b->slack[i] = 3 * ulp_of((double)y[i], w->dtype);
+        b->slack[i] = 3 * q3_ulp((double)y[i], w->dtype);
         b->noise[i] = size_of((double)y[i]) * noise;
         b->var[i] = own * own * x_var[i] + (double)y[i] * (double)y[i] * common;
     }
@@ -119,7 +119,7 @@ static void bound_table(row_bound *b, const walk *w, size_t t, const float *y, s
     for (size_t i = 0; i < n; i++) {
         size_t j = i % (n / 2);
         double angle = (double)(w->start + t) * (double)w->inv_freq[j];
-        b->slack[i] = ulp_of((double)y[i], w->dtype);
+        b->slack[i] = q3_ulp((double)y[i], w->dtype);
         b->noise[i] = (double)w->scaling * (8 * U + angle * (4 + 2 * (double)j) * U);
         b->var[i] = 0;
     }
@@ -136,7 +136,7 @@ static void bound_rope(row_bound *b, const walk *w, size_t t, const float *y, co
     for (size_t i = 0; i < n; i++) {
         size_t d = i % hd, other = d < hd / 2 ? i + hd / 2 : i - hd / 2;
         double c = (double)cos[d], s = (double)sin[d], a = (double)x[i], r = (double)x[other];
-        b->slack[i] = ulp_of((double)y[i], w->dtype) + ulp_of(a * c, w->dtype) / 2 + ulp_of(r * s, w->dtype) / 2;
+        b->slack[i] = q3_ulp((double)y[i], w->dtype) + q3_ulp(a * c, w->dtype) / 2 + q3_ulp(r * s, w->dtype) / 2;
         b->noise[i] = 0;
         b->var[i] = c * c * x_var[i] + s * s * x_var[other] + a * a * cos_var[d] + r * r * sin_var[d];
     }
@@ -162,7 +162,7 @@ static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
                 add_product(&other, (double)q[h * hd + d], (double)k[key + d], k_var[key + d]);
             }
             double product = (double)y[i] / scale;
-            b->slack[i] = 3 * ulp_of((double)y[i], w->dtype);
+            b->slack[i] = 3 * q3_ulp((double)y[i], w->dtype);
             b->noise[i] = scale * (noise * a.size + operand_noise(w, &a, product));
             b->var[i] = scale * scale * (sum_var(&a, product) + sum_var(&other, product));
         }
@@ -204,7 +204,7 @@ static void bound_probs(row_bound *b, const walk *w, size_t t, const float *y)
         }
         for (size_t s = low; s <= t; s++) {
             double p = (double)y[h * T + s];
-            bound_softmax(b, h * T + s, p, max - (double)scores[s], t + 1 - low, var[s], common, ulp_of(p, w->dtype));
+            bound_softmax(b, h * T + s, p, max - (double)scores[s], t + 1 - low, var[s], common, q3_ulp(p, w->dtype));
         }
     }
 }
@@ -212,7 +212,7 @@ static void bound_probs(row_bound *b, const walk *w, size_t t, const float *y)
 /* y = sum p v. Errors of the scores pull y towards v: dy = sum p ds (v - y); those of the probs themselves add up.
  * The sum runs over the keys block by block where it is fused, so that with --accumulate the partial sums are
  * rounded too: a random walk of n of them. */
-void bound_values(walk *w, size_t t)
+void q3_bound_values(walk *w, size_t t)
 {
     const q3_config *c = w->config;
     size_t H = c->num_attention_heads, K = c->num_key_value_heads, hd = c->head_dim, T = w->T;
@@ -255,7 +255,7 @@ static void bound_router(row_bound *b, const walk *w, size_t t, const float *y, 
         common += (double)y[e] * (double)y[e] * var[e];
     }
     for (size_t e = 0; e < E; e++)
-        bound_softmax(b, e, (double)y[e], max - (double)logits[e], E, var[e], common, ulp_of((double)y[e], Q3_F32));
+        bound_softmax(b, e, (double)y[e], max - (double)logits[e], E, var[e], common, q3_ulp((double)y[e], Q3_F32));
 }
 
 /* w_a = p_a / sum p of the chosen. */
@@ -272,7 +272,7 @@ static void bound_weights(row_bound *b, const walk *w, size_t t, const float *y,
     bool divided = w->config->norm_topk_prob && mass > 0;
     for (size_t a = 0; a < A; a++) {
         double p = (double)y[a], own = var[(size_t)ids[a]];
-        b->slack[a] = ulp_of(p, w->dtype);
+        b->slack[a] = q3_ulp(p, w->dtype);
         b->noise[a] = p * (4 * U + sum_noise(A));
         b->var[a] = divided ? (own + p * p * spread) / (mass * mass) : own;
     }
@@ -290,7 +290,7 @@ static void bound_silu(row_bound *b, const walk *w, const float *y, const float 
     for (size_t i = 0; i < n; i++) {
         double v = (double)x[i], s = sigmoid(v), slope = s * (1 + v * (1 - s));
         if (!(slope - slope == 0)) slope = v > 0 ? 1 : 0; /* infinities */
-        b->slack[i] = ulp_of((double)y[i], w->dtype);
+        b->slack[i] = q3_ulp((double)y[i], w->dtype);
         b->noise[i] = size_of((double)y[i]) * 8 * U;
         b->var[i] = slope * slope * x_var[i];
     }
@@ -302,7 +302,7 @@ static void bound_product(row_bound *b, const walk *w, const float *y, const flo
 {
     for (size_t i = 0; i < n; i++) {
         double a = (double)act[i], v = (double)up[i];
-        b->slack[i] = ulp_of((double)y[i], w->dtype) + ulp_of(a, w->dtype) / 2 * size_of(v);
+        b->slack[i] = q3_ulp((double)y[i], w->dtype) + q3_ulp(a, w->dtype) / 2 * size_of(v);
         b->noise[i] = 0;
         b->var[i] = v * v * act_var[i] + a * a * up_var[i];
     }
@@ -337,14 +337,14 @@ static void bound_combine(row_bound *b, const walk *w, size_t t, const float *y)
     const double *weights_var = w->var[Q3_TAP_TOPK_WEIGHTS] + t * A;
     const double *down_var = w->var[Q3_TAP_EXPERTS_DOWN_PROJ] + t * A * M;
     for (size_t i = 0; i < M; i++) {
-        double size = 0, slack = ulp_of((double)y[i], w->dtype), var = 0;
+        double size = 0, slack = q3_ulp((double)y[i], w->dtype), var = 0;
         for (size_t a = 0; a < A; a++) {
             double weight = (double)weights[a], value = (double)down[a * M + i];
             size += size_of(weight * value);
-            slack += ulp_of(weight * value, w->dtype) / 2;
+            slack += q3_ulp(weight * value, w->dtype) / 2;
             var += weight * weight * down_var[a * M + i] + value * value * weights_var[a];
         }
-        b->slack[i] = slack + (double)A / 2 * ulp_of(size, w->dtype);
+        b->slack[i] = slack + (double)A / 2 * q3_ulp(size, w->dtype);
         b->noise[i] = sum_noise(A) * size;
         b->var[i] = var;
     }
@@ -355,7 +355,7 @@ static void bound_residual(row_bound *b, const walk *w, const float *y, const do
                            const double *branch_var, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        b->slack[i] = ulp_of((double)y[i], w->dtype) + ulp_of((double)branch[i], w->dtype) / 2;
+        b->slack[i] = q3_ulp((double)y[i], w->dtype) + q3_ulp((double)branch[i], w->dtype) / 2;
         b->noise[i] = 0;
         b->var[i] = a_var[i] + branch_var[i];
     }
@@ -413,7 +413,7 @@ static void bound_norms(row_bound *b, walk *w, q3_tap_id id, size_t t, const flo
     b->roundings = 2;
 }
 
-void bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *y, size_t n)
+void q3_bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *y, size_t n)
 {
     bool sparse = id < Q3_TAP_NORM && w->config->num_experts > 0 && q3_layer_is_sparse(w->config, w->layer);
     q3_tap_id gate = sparse ? Q3_TAP_EXPERTS_GATE_PROJ : Q3_TAP_DENSE_GATE_PROJ;
@@ -430,7 +430,7 @@ void bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *y, si
     case Q3_TAP_PROBS: bound_nothing(b, n), bound_probs(b, w, t, y); break;
     case Q3_TAP_O_PROJ_INPUT:
         for (size_t i = 0; i < n; i++) {
-            b->slack[i] = ulp_of((double)y[i], w->dtype);
+            b->slack[i] = q3_ulp((double)y[i], w->dtype);
             b->noise[i] = w->values_noise[t * n + i];
             b->var[i] = w->values_var[t * n + i];
         }

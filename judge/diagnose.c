@@ -30,9 +30,9 @@ static double tolerance(const evidence *e, size_t index, double right)
     if (bound < 0 || e->id == Q3_TAP_TOPK_INDICES) return bound;
     double large = bound > 0 && size > ours ? size : ours;
     if (size < absolute(right)) size = absolute(right);
-    double more = ulp_of(size, stored_in(e)) - ulp_of(large, stored_in(e));
+    double more = q3_ulp(size, stored_in(e)) - q3_ulp(large, stored_in(e));
     if (in_proportion(e->id) && ours > 0 && size > ours) return bound * (size / ours);
-    return bound + (more > 0 ? more : 0) + e->carry * ulp_of(size, stored_in(e));
+    return bound + (more > 0 ? more : 0) + e->carry * q3_ulp(size, stored_in(e));
 }
 
 bool agrees(const evidence *e, size_t index, float right)
@@ -50,7 +50,7 @@ static double distance(const evidence *e, const float *y)
         double a = (double)y[i], b = (double)e->theirs[i];
         double size = absolute(a) > absolute(b) ? absolute(a) : absolute(b);
         if (e->bound[i] < 0 || a == b || (a != a && b != b)) continue;
-        double d = (a - b) / ulp_of(size, stored_in(e));
+        double d = (a - b) / q3_ulp(size, stored_in(e));
         sum += absolute(d) < 1e4 ? d * d : 1e8;
     }
     return sum;
@@ -299,7 +299,7 @@ static void try_all(diagnosis *d)
     find_patterns(d);
 }
 
-q3_status diagnose(char text[200], const evidence *e, q3_error *error)
+q3_status q3_diagnose(char text[200], const evidence *e, q3_error *error)
 {
     diagnosis d = {0};
     evidence own = *e;

@@ -10,7 +10,7 @@
 
 /* Control bytes, which names from a file may hold, and '<', which would end a script in a page, are escaped; bytes
  * that are not UTF-8, as in a path, become U+FFFD. */
-void report_string(q3_text *out, const char *text)
+void q3_report_string(q3_text *out, const char *text)
 {
     q3_text_add(out, "\"");
     for (size_t left = strlen(text); left > 0;) {
@@ -52,7 +52,7 @@ static void put_text(q3_text *out, const char *key, const char *text)
 {
     put_key(out, key);
     if (text != NULL)
-        report_string(out, text);
+        q3_report_string(out, text);
     else
         q3_text_add(out, "null");
 }
@@ -89,7 +89,7 @@ static void put_profile(q3_text *out, const char *key, const float *values, size
     q3_text_add(out, "]");
 }
 
-void report_run(q3_text *out, const judged_run *run)
+void q3_report_run(q3_text *out, const q3_judged_run *run)
 {
     q3_text_add(out, "{\"run\":{\"format\":\"qwen3moe-report-1\"");
     put_text(out, "model", run->model);
@@ -116,12 +116,12 @@ void report_run(q3_text *out, const judged_run *run)
 #define REALS(X) \
     X(expected) X(max_ulp) X(max_ours) X(max_theirs) X(max_bound_ratio) X(relative_l2) X(gain) X(offset)
 
-void report_finding(q3_text *out, const finding *f)
+void q3_report_finding(q3_text *out, const q3_finding *f)
 {
     char name[Q3_TAP_NAME_SIZE];
     q3_text_add(out, "{\"tap\":");
-    report_string(out, f->name);
-    put_text(out, "verdict", verdict_names[f->verdict]);
+    q3_report_string(out, f->name);
+    put_text(out, "verdict", q3_verdict_names[f->verdict]);
     put_text(out, "given_as", f->given_as);
     put_text(out, "note", f->note);
     put_text(out, "reason", f->reason);
@@ -151,7 +151,7 @@ void report_finding(q3_text *out, const finding *f)
     for (size_t i = 0; i < f->between_count; i++) {
         q3_tap_name(name, f->between[i].id, f->between[i].layer);
         if (i > 0) q3_text_add(out, ",");
-        report_string(out, name);
+        q3_report_string(out, name);
     }
     q3_text_add(out, "]");
     put_profile(out, "token_profile", f->token_profile, f->token_bins);
@@ -268,23 +268,23 @@ static size_t get_place(reader *in, uint32_t object, const char *key, size_t pla
 }
 
 /* A place in a tensor of this finding's shape. */
-static void get_place_in(reader *in, uint32_t object, const char *key, const finding *f, size_t place[3])
+static void get_place_in(reader *in, uint32_t object, const char *key, const q3_finding *f, size_t place[3])
 {
     if (get_place(in, object, key, place) != f->rank) refuse(in, key);
 }
 
-static size_t get_profile(reader *in, const char *key, float values[PROFILE_BINS])
+static size_t get_profile(reader *in, const char *key, float values[Q3_PROFILE_BINS])
 {
     size_t count;
-    uint32_t node = get_list(in, 0, key, PROFILE_BINS, &count);
+    uint32_t node = get_list(in, 0, key, Q3_PROFILE_BINS, &count);
     for (size_t i = 0; i < count; i++, node = in->json.nodes[node].next) values[i] = (float)real_of(in, node, key);
     return count;
 }
 
-static void read_operators(reader *in, finding *f)
+static void read_operators(reader *in, q3_finding *f)
 {
     uint32_t node = get_list(in, 0, "operators", (MOST_LAYERS + 1) * Q3_TAP_COUNT, &f->between_count);
-    layer_tap *list = f->between_count > 0 ? calloc(f->between_count, sizeof *list) : NULL;
+    q3_layer_tap *list = f->between_count > 0 ? calloc(f->between_count, sizeof *list) : NULL;
     f->between = list;
     if (f->between_count > 0 && list == NULL) {
         f->between_count = 0;
@@ -299,7 +299,7 @@ static void read_operators(reader *in, finding *f)
     }
 }
 
-static void read_bad(reader *in, finding *f)
+static void read_bad(reader *in, q3_finding *f)
 {
     uint32_t bad = q3_json_find(&in->json, 0, "bad");
     if (bad != 0 && q3_json_type_of(&in->json, bad) == Q3_JSON_NULL) return;
@@ -315,16 +315,16 @@ static void read_bad(reader *in, finding *f)
     get_place_in(in, bad, "at", f, f->bad_at);
 }
 
-static verdict get_verdict(reader *in)
+static q3_verdict get_verdict(reader *in)
 {
     uint32_t node = q3_json_find(&in->json, 0, "verdict");
-    for (int v = 0; v < VERDICT_COUNT; v++)
-        if (q3_json_equal(&in->json, node, verdict_names[v])) return (verdict)v;
+    for (int v = 0; v < Q3_VERDICT_COUNT; v++)
+        if (q3_json_equal(&in->json, node, q3_verdict_names[v])) return (q3_verdict)v;
     refuse(in, "verdict");
-    return VERDICT_MISSING;
+    return Q3_VERDICT_MISSING;
 }
 
-static void read_finding(reader *in, finding *f)
+static void read_finding(reader *in, q3_finding *f)
 {
     memset(f, 0, sizeof *f);
     f->name = get_text(in, 0, "tap", false);
@@ -351,7 +351,7 @@ static void read_finding(reader *in, finding *f)
     if (good(in) && q3_tap_find(f->name, &id, &layer) && f->layer != layer) refuse(in, "layer");
 }
 
-static void read_run(reader *in, uint32_t run, judged_run *out)
+static void read_run(reader *in, uint32_t run, q3_judged_run *out)
 {
     uint32_t dtype = q3_json_find(&in->json, run, "dtype");
     memset(out, 0, sizeof *out);
@@ -383,14 +383,14 @@ static void free_text(const char *text)
     free((void *)(uintptr_t)text); /* the reader's own, though the structs say const */
 }
 
-void report_finding_free(finding *f)
+void q3_report_finding_free(q3_finding *f)
 {
     free_text(f->name);
     free_text(f->given_as);
     free((void *)(uintptr_t)f->between);
 }
 
-void report_run_free(judged_run *run)
+void q3_report_run_free(q3_judged_run *run)
 {
     free_text(run->model);
     free_text(run->file);
@@ -399,7 +399,7 @@ void report_run_free(judged_run *run)
     free_text(run->unknown_name);
 }
 
-q3_status report_line_read(report_line *line, const char *place, const char *text, size_t length, q3_error *error)
+q3_status q3_report_line_read(report_line *line, const char *place, const char *text, size_t length, q3_error *error)
 {
     reader in = {.error = error};
     memset(line, 0, sizeof *line);
@@ -416,7 +416,7 @@ q3_status report_line_read(report_line *line, const char *place, const char *tex
                          place, in.bad_key);
     q3_json_free(&in.json);
     if (in.status == Q3_OK) return Q3_OK;
-    report_run_free(&line->run);
-    report_finding_free(&line->f);
+    q3_report_run_free(&line->run);
+    q3_report_finding_free(&line->f);
     return in.status;
 }

@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-void report_close(report *r)
+void q3_report_close(report *r)
 {
-    for (size_t i = 0; i < r->count; i++) report_finding_free(&r->entries[i].f);
-    if (r->has_run) report_run_free(&r->run);
+    for (size_t i = 0; i < r->count; i++) q3_report_finding_free(&r->entries[i].f);
+    if (r->has_run) q3_report_run_free(&r->run);
     free(r->entries);
     free(r->covered);
     memset(r, 0, sizeof *r);
@@ -20,7 +20,7 @@ static bool same_text(const char *a, const char *b)
 }
 
 /* All but the layers. */
-static bool same_run(const judged_run *a, const judged_run *b)
+static bool same_run(const q3_judged_run *a, const q3_judged_run *b)
 {
     return same_text(a->model, b->model) && same_text(a->file, b->file) && a->dtype == b->dtype && a->T == b->T &&
            a->start == b->start && a->layers == b->layers && a->free_running == b->free_running &&
@@ -29,7 +29,7 @@ static bool same_run(const judged_run *a, const judged_run *b)
 }
 
 /* The first run, or a part of the same one; it is kept or freed. */
-static q3_status take_run(report *r, judged_run *run, const char *place, q3_error *error)
+static q3_status take_run(report *r, q3_judged_run *run, const char *place, q3_error *error)
 {
     q3_status status = Q3_OK;
     if (!r->has_run) {
@@ -44,18 +44,18 @@ static q3_status take_run(report *r, judged_run *run, const char *place, q3_erro
         r->run = *run;
         r->has_run = true;
     } else {
-        report_run_free(run);
+        q3_report_run_free(run);
     }
     return status;
 }
 
-static q3_status take_finding(report *r, finding *f, const char *place, q3_error *error)
+static q3_status take_finding(report *r, q3_finding *f, const char *place, q3_error *error)
 {
     if (r->count == r->room) {
         size_t room = 2 * r->room + 256;
         report_entry *grown = realloc(r->entries, room * sizeof *grown);
         if (grown == NULL) {
-            report_finding_free(f);
+            q3_report_finding_free(f);
             return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory", place);
         }
         r->entries = grown;
@@ -86,13 +86,13 @@ static int by_computation(const void *a, const void *b)
 }
 
 /* A run tells what a tensor looks like for the first of a kind alone: where runs overlap, one of two may not. */
-static bool same_finding(const finding *a, const finding *b)
+static bool same_finding(const q3_finding *a, const q3_finding *b)
 {
-    finding x = *a, y = *b;
+    q3_finding x = *a, y = *b;
     q3_text lines[2] = {{0}, {0}};
     if (x.looks_like[0] == 0 || y.looks_like[0] == 0) x.looks_like[0] = y.looks_like[0] = 0;
-    report_finding(&lines[0], &x);
-    report_finding(&lines[1], &y);
+    q3_report_finding(&lines[0], &x);
+    q3_report_finding(&lines[1], &y);
     bool same = lines[0].size == lines[1].size && memcmp(lines[0].data, lines[1].data, lines[0].size) == 0;
     free(lines[0].data);
     free(lines[1].data);
@@ -105,8 +105,8 @@ static void tell_once(report *r)
     bool told[Q3_TAP_COUNT][2] = {{false}};
     for (size_t i = 0; i < r->count; i++) {
         report_entry *e = &r->entries[i];
-        bool rounding = e->f.verdict == VERDICT_ROUNDING;
-        if (!e->known || (!rounding && e->f.verdict != VERDICT_DIFFERS && e->f.verdict != VERDICT_NON_FINITE)) continue;
+        bool rounding = e->f.verdict == Q3_VERDICT_ROUNDING;
+        if (!e->known || (!rounding && e->f.verdict != Q3_VERDICT_DIFFERS && e->f.verdict != Q3_VERDICT_NON_FINITE)) continue;
         if (told[e->id][rounding]) e->f.looks_like[0] = 0;
         told[e->id][rounding] = true;
     }
@@ -124,7 +124,7 @@ static q3_status merge(report *r, q3_error *error)
         if (again && !same_finding(&before->f, &e.f))
             return q3_fail(error, Q3_ERROR_INPUT, "%s: %.200s: found two findings that differ, expected one", r->name,
                         e.f.name);
-        if (again) report_finding_free(&e.f);
+        if (again) q3_report_finding_free(&e.f);
         memset(&r->entries[i].f, 0, sizeof e.f); /* its texts are freed, or move */
         if (!again) r->entries[kept++] = e;
     }
@@ -187,7 +187,7 @@ static q3_status check_layers(const report *r, q3_error *error)
     return status;
 }
 
-static q3_status take_part(report *r, const report_part *part, q3_error *error)
+static q3_status take_part(report *r, const q3_report_part *part, q3_error *error)
 {
     q3_status status = Q3_OK;
     for (size_t at = 0, number = 1; at < part->length && status == Q3_OK; number++) {
@@ -198,14 +198,14 @@ static q3_status take_part(report *r, const report_part *part, q3_error *error)
         at += length + 1;
         if (length == 0) continue;
         snprintf(place, sizeof place, "%.100s: line %zu", part->name, number);
-        status = report_line_read(&line, place, begin, length, error);
+        status = q3_report_line_read(&line, place, begin, length, error);
         if (status != Q3_OK) break;
         status = line.is_run ? take_run(r, &line.run, place, error) : take_finding(r, &line.f, place, error);
     }
     return status;
 }
 
-q3_status report_read(report *r, const report_part *parts, size_t count, q3_error *error)
+q3_status q3_report_read(report *r, const q3_report_part *parts, size_t count, q3_error *error)
 {
     q3_status status = Q3_OK;
     memset(r, 0, sizeof *r);
@@ -216,6 +216,6 @@ q3_status report_read(report *r, const report_part *parts, size_t count, q3_erro
                       "wrote", r->name);
     if (status == Q3_OK) status = merge(r, error);
     if (status == Q3_OK && r->run.layers > 0) status = check_layers(r, error);
-    if (status != Q3_OK) report_close(r);
+    if (status != Q3_OK) q3_report_close(r);
     return status;
 }

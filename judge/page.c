@@ -264,9 +264,9 @@ static void short_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id)
 }
 
 /* The class of a cell's colour; within its bound in three shades. */
-static const char *cell_class(const finding *f)
+static const char *cell_class(const q3_finding *f)
 {
-    if (f->verdict != VERDICT_WITHIN) return verdict_names[f->verdict];
+    if (f->verdict != Q3_VERDICT_WITHIN) return q3_verdict_names[f->verdict];
     return f->max_bound_ratio < 0.25 ? "w0" : f->max_bound_ratio < 0.5 ? "w1" : "w2";
 }
 
@@ -277,9 +277,9 @@ static void add_cell(q3_text *out, const report *r, const report_entry *e)
     q3_text_add(out, "\" aria-label=\"");
     add_escaped(out, e->f.name);
     q3_text_add(out, ": ");
-    q3_text_add(out, verdict_names[e->f.verdict]);
-    q3_text_add(out, e == report_first_bad(r) ? "\" data-first>" : "\">");
-    add_char(out, report_glyphs[e->f.verdict]);
+    q3_text_add(out, q3_verdict_names[e->f.verdict]);
+    q3_text_add(out, e == q3_report_first_bad(r) ? "\" data-first>" : "\">");
+    add_char(out, q3_report_glyphs[e->f.verdict]);
     q3_text_add(out, "</button>");
 }
 
@@ -294,7 +294,7 @@ static void add_term(q3_text *out, const char *term)
 
 static void add_run(q3_text *out, const report *r)
 {
-    const judged_run *run = &r->run;
+    const q3_judged_run *run = &r->run;
     bool all = true;
     q3_text_add(out, "<dl>");
     add_term(out, run->layers > 0 ? "model" : "ours");
@@ -328,17 +328,17 @@ static void add_run(q3_text *out, const report *r)
 static void add_verdict(q3_text *out, const report *r)
 {
     static const char *const texts[] = {
-        [OUTCOME_AGREES] = "agrees", [OUTCOME_DIFFERS] = "differs: ", [OUTCOME_UNJUDGED] = "could not judge",
+        [Q3_OUTCOME_AGREES] = "agrees", [Q3_OUTCOME_DIFFERS] = "differs: ", [Q3_OUTCOME_UNJUDGED] = "could not judge",
     };
-    outcome result = report_outcome(r);
+    q3_outcome result = q3_report_outcome(r);
     q3_text_add(out, texts[result]);
-    if (result == OUTCOME_DIFFERS) add_escaped(out, report_first_bad(r)->f.name);
+    if (result == Q3_OUTCOME_DIFFERS) add_escaped(out, q3_report_first_bad(r)->f.name);
 }
 
 static void add_top(q3_text *out, const report *r)
 {
     static const char *const classes[] = {
-        [OUTCOME_AGREES] = "agrees", [OUTCOME_DIFFERS] = "differs", [OUTCOME_UNJUDGED] = "unjudged",
+        [Q3_OUTCOME_AGREES] = "agrees", [Q3_OUTCOME_DIFFERS] = "differs", [Q3_OUTCOME_UNJUDGED] = "unjudged",
     };
     q3_text sentence = {0};
     q3_text_add(out, "<!doctype html>\n<html lang=en><head><meta charset=utf-8>\n"
@@ -350,11 +350,11 @@ static void add_top(q3_text *out, const report *r)
     q3_text_add(out, style);
     q3_text_add(out, style_cells);
     q3_text_add(out, "</style></head>\n<body><main class=");
-    q3_text_add(out, classes[report_outcome(r)]);
+    q3_text_add(out, classes[q3_report_outcome(r)]);
     q3_text_add(out, ">\n<h1>");
     add_verdict(out, r);
     q3_text_add(out, "</h1>\n<p class=sentence>");
-    report_sentence(&sentence, r);
+    q3_report_sentence(&sentence, r);
     add_plain(out, &sentence);
     q3_text_add(out, "</p>\n");
     add_run(out, r);
@@ -440,24 +440,24 @@ static void add_ends(q3_text *out, const report *r, size_t rank)
 
 static void add_legend(q3_text *out, const report *r)
 {
-    static const char *const meaning[VERDICT_COUNT] = {
-        [VERDICT_EXACT] = "the same bits", [VERDICT_WITHIN] = "inside its bound; strong colour: near it",
-        [VERDICT_ROUNDING] = "rounded at another place, inside the bound",
-        [VERDICT_NEAR_TIE] = "other experts, as good as equal", [VERDICT_DIFFERS] = "outside what is allowed",
-        [VERDICT_NON_FINITE] = "not finite where ours is", [VERDICT_MISSING] = "not in the file",
-        [VERDICT_SHAPE] = "another shape", [VERDICT_UNJUDGED] = "bounds too wide to say",
+    static const char *const meaning[Q3_VERDICT_COUNT] = {
+        [Q3_VERDICT_EXACT] = "the same bits", [Q3_VERDICT_WITHIN] = "inside its bound; strong colour: near it",
+        [Q3_VERDICT_ROUNDING] = "rounded at another place, inside the bound",
+        [Q3_VERDICT_NEAR_TIE] = "other experts, as good as equal", [Q3_VERDICT_DIFFERS] = "outside what is allowed",
+        [Q3_VERDICT_NON_FINITE] = "not finite where ours is", [Q3_VERDICT_MISSING] = "not in the file",
+        [Q3_VERDICT_SHAPE] = "another shape", [Q3_VERDICT_UNJUDGED] = "bounds too wide to say",
     };
-    size_t counts[VERDICT_COUNT] = {0};
+    size_t counts[Q3_VERDICT_COUNT] = {0};
     for (size_t i = 0; i < r->count; i++) counts[r->entries[i].f.verdict]++;
     q3_text_add(out, "<ul class=legend>\n");
-    for (size_t v = 0; v < VERDICT_COUNT; v++) {
-        const finding sample = {.verdict = (verdict)v, .max_bound_ratio = 0.3};
+    for (size_t v = 0; v < Q3_VERDICT_COUNT; v++) {
+        const q3_finding sample = {.verdict = (q3_verdict)v, .max_bound_ratio = 0.3};
         q3_text_add(out, "<li><span class=\"c ");
         q3_text_add(out, cell_class(&sample));
         q3_text_add(out, "\">");
-        add_char(out, report_glyphs[v]);
+        add_char(out, q3_report_glyphs[v]);
         add_count(out, "</span><span>", counts[v], " ");
-        q3_text_add(out, verdict_names[v]);
+        q3_text_add(out, q3_verdict_names[v]);
         q3_text_add(out, ": ");
         q3_text_add(out, meaning[v]);
         q3_text_add(out, "</span>\n");
@@ -469,14 +469,14 @@ static void add_legend(q3_text *out, const report *r)
 
 static void add_row(q3_text *out, const report *r, const report_entry *e)
 {
-    const finding *f = &e->f;
+    const q3_finding *f = &e->f;
     q3_text plain = {0};
     q3_text_add(out, "<tr><td><span class=\"c ");
     q3_text_add(out, cell_class(f));
     q3_text_add(out, "\">");
-    add_char(out, report_glyphs[f->verdict]);
+    add_char(out, q3_report_glyphs[f->verdict]);
     q3_text_add(out, "</span> ");
-    q3_text_add(out, verdict_names[f->verdict]);
+    q3_text_add(out, q3_verdict_names[f->verdict]);
     add_count(out, "<td><button type=button class=name data-i=", (uint64_t)(e - r->entries), ">");
     add_escaped(out, f->name);
     q3_text_add(out, "</button><td>");
@@ -486,7 +486,7 @@ static void add_row(q3_text *out, const report *r, const report_entry *e)
     if (f->differ > 0 && f->max_ulp > 0) {
         q3_text_digits(&plain, f->max_ulp, 3);
         q3_text_add(&plain, " ulp at ");
-        report_place(&plain, e, f->max_at);
+        q3_report_place(&plain, e, f->max_at);
     }
     add_plain(out, &plain);
     q3_text_add(out, "\n");
@@ -497,8 +497,8 @@ static void add_table(q3_text *out, const report *r)
 {
     size_t rows = 0;
     for (size_t i = 0; i < r->count; i++) {
-        verdict v = r->entries[i].f.verdict;
-        if (v == VERDICT_EXACT || v == VERDICT_WITHIN || (v == VERDICT_MISSING && r->run.layers > 0)) continue;
+        q3_verdict v = r->entries[i].f.verdict;
+        if (v == Q3_VERDICT_EXACT || v == Q3_VERDICT_WITHIN || (v == Q3_VERDICT_MISSING && r->run.layers > 0)) continue;
         if (rows++ == 0)
             q3_text_add(out, "<h2>Neither exact nor within</h2>\n<div class=scroll><table class=table><thead><tr>"
                              "<th>verdict<th>tensor<th>why<th>largest difference</thead>\n<tbody>\n");
@@ -515,15 +515,15 @@ static void add_data(q3_text *out, const report *r)
     q3_text_add(out, "<script type=application/json id=data>[\n");
     for (size_t i = 0; i < r->count; i++) {
         if (i > 0) q3_text_add(out, ",");
-        report_finding(out, &r->entries[i].f);
+        q3_report_finding(out, &r->entries[i].f);
     }
     q3_text_add(out, "]</script>\n");
 }
 
-q3_status report_html(q3_text *html, const report_part *parts, size_t count, q3_error *error)
+q3_status q3_report_html(q3_text *html, const q3_report_part *parts, size_t count, q3_error *error)
 {
     report r;
-    q3_status status = report_read(&r, parts, count, error);
+    q3_status status = q3_report_read(&r, parts, count, error);
     if (status != Q3_OK) return status;
     add_top(html, &r);
     q3_text_add(html, "<div class=parts>\n<div>\n<h2>Layers and operators</h2>\n"
@@ -543,6 +543,6 @@ q3_status report_html(q3_text *html, const report_part *parts, size_t count, q3_
     q3_text_add(html, script_bars);
     q3_text_add(html, script_keys);
     q3_text_add(html, "</script></body></html>\n");
-    report_close(&r);
+    q3_report_close(&r);
     return html->failed ? q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the page", parts[0].name) : Q3_OK;
 }

@@ -1,17 +1,17 @@
 /* figures.c - how two tensors differ: what can be said without a model. */
-#include "judge/judge.h"
+#include "judge/walk.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-const char *const verdict_names[VERDICT_COUNT] = {
-    [VERDICT_EXACT] = "exact", [VERDICT_WITHIN] = "within", [VERDICT_ROUNDING] = "rounding",
-    [VERDICT_NEAR_TIE] = "near-tie", [VERDICT_DIFFERS] = "differs", [VERDICT_NON_FINITE] = "non-finite",
-    [VERDICT_MISSING] = "missing", [VERDICT_SHAPE] = "shape", [VERDICT_UNJUDGED] = "unjudged",
+const char *const q3_verdict_names[Q3_VERDICT_COUNT] = {
+    [Q3_VERDICT_EXACT] = "exact", [Q3_VERDICT_WITHIN] = "within", [Q3_VERDICT_ROUNDING] = "rounding",
+    [Q3_VERDICT_NEAR_TIE] = "near-tie", [Q3_VERDICT_DIFFERS] = "differs", [Q3_VERDICT_NON_FINITE] = "non-finite",
+    [Q3_VERDICT_MISSING] = "missing", [Q3_VERDICT_SHAPE] = "shape", [Q3_VERDICT_UNJUDGED] = "unjudged",
 };
 
 /* From the exponent's bits, so that no libm is needed. */
-double ulp_of(double value, q3_dtype dtype)
+double q3_ulp(double value, q3_dtype dtype)
 {
     static const int precision[3] = {24, 8, 11}, emin[3] = {-126, -126, -14};
     uint64_t bits;
@@ -24,7 +24,7 @@ double ulp_of(double value, q3_dtype dtype)
     return value;
 }
 
-bool figures_begin(figures *g, finding *f, q3_dtype dtype, size_t T, size_t channels)
+bool q3_figures_begin(figures *g, q3_finding *f, q3_dtype dtype, size_t T, size_t channels)
 {
     memset(g, 0, sizeof *g);
     g->f = f;
@@ -33,8 +33,8 @@ bool figures_begin(figures *g, finding *f, q3_dtype dtype, size_t T, size_t chan
     g->channels = channels;
     g->token_square = calloc(T + 1, sizeof *g->token_square);
     g->channel_square = calloc(channels + 1, sizeof *g->channel_square);
-    f->token_bins = T < PROFILE_BINS ? T : PROFILE_BINS;
-    f->channel_bins = channels < PROFILE_BINS ? channels : PROFILE_BINS;
+    f->token_bins = T < Q3_PROFILE_BINS ? T : Q3_PROFILE_BINS;
+    f->channel_bins = channels < Q3_PROFILE_BINS ? channels : Q3_PROFILE_BINS;
     if (g->token_square != NULL && g->channel_square != NULL) return true;
     free(g->token_square);
     free(g->channel_square);
@@ -50,12 +50,12 @@ static void raise_to(float *profile, size_t bins, size_t index, size_t count, do
 /* A difference of one element, in ulp of D. Values that are not finite count as one enormous step. */
 static void one_difference(figures *g, size_t t, size_t i, double ours, double theirs)
 {
-    finding *f = g->f;
+    q3_finding *f = g->f;
     double size = ours < 0 ? -ours : ours, other = theirs < 0 ? -theirs : theirs;
     double error = theirs - ours, ulps;
     if (error < 0) error = -error;
     bool finite = error - error == 0;
-    ulps = finite ? error / ulp_of(other > size ? other : size, g->dtype) : 0x1p100;
+    ulps = finite ? error / q3_ulp(other > size ? other : size, g->dtype) : 0x1p100;
     f->differ++;
     f->over_1_ulp += ulps > 1;
     raise_to(f->token_profile, f->token_bins, t, g->T, ulps);
@@ -75,7 +75,7 @@ static void one_difference(figures *g, size_t t, size_t i, double ours, double t
     else g->broken = true;
 }
 
-void figures_row(figures *g, size_t t, const float *ours, const float *theirs, size_t n)
+void q3_figures_row(figures *g, size_t t, const float *ours, const float *theirs, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         double x = (double)ours[i], y = (double)theirs[i];
@@ -100,9 +100,9 @@ static size_t largest(const double *values, size_t count)
     return best;
 }
 
-void figures_end(figures *g)
+void q3_figures_end(figures *g)
 {
-    finding *f = g->f;
+    q3_finding *f = g->f;
     f->gain = g->xx > 0 ? g->xy / g->xx : 1.0;
     f->offset = g->finite > 0 ? (g->y - g->x) / g->finite : 0.0;
     f->relative_l2 = g->broken ? 0x1p100 : g->xx > 0 ? q3_sqrt(g->ee) / q3_sqrt(g->xx) : g->ee > 0 ? 0x1p100 : 0.0;

@@ -1,4 +1,5 @@
 /* text.c - a report as the text that check, diff and report print. */
+#include "host/json.h"
 #include "judge/report.h"
 
 #include <stdio.h>
@@ -77,21 +78,21 @@ static void add_indented(q3_text *out, q3_text *words)
     add_words(out, words);
 }
 
-static void paint(q3_text *out, const char *text, verdict v, bool colour)
+static void paint(q3_text *out, const char *text, q3_verdict v, bool colour)
 {
-    static const char *const colours[VERDICT_COUNT] = {
-        [VERDICT_EXACT] = "32", [VERDICT_WITHIN] = "32", [VERDICT_ROUNDING] = "33", [VERDICT_NEAR_TIE] = "36",
-        [VERDICT_DIFFERS] = "1;37;41", [VERDICT_NON_FINITE] = "1;37;41", [VERDICT_MISSING] = "2",
-        [VERDICT_SHAPE] = "1;37;41", [VERDICT_UNJUDGED] = "2",
+    static const char *const colours[Q3_VERDICT_COUNT] = {
+        [Q3_VERDICT_EXACT] = "32", [Q3_VERDICT_WITHIN] = "32", [Q3_VERDICT_ROUNDING] = "33", [Q3_VERDICT_NEAR_TIE] = "36",
+        [Q3_VERDICT_DIFFERS] = "1;37;41", [Q3_VERDICT_NON_FINITE] = "1;37;41", [Q3_VERDICT_MISSING] = "2",
+        [Q3_VERDICT_SHAPE] = "1;37;41", [Q3_VERDICT_UNJUDGED] = "2",
     };
     if (colour) q3_text_add(out, "\033["), q3_text_add(out, colours[v]), q3_text_add(out, "m");
     q3_text_add(out, text);
     if (colour) q3_text_add(out, "\033[0m");
 }
 
-static void add_glyph(q3_text *out, verdict v, bool colour)
+static void add_glyph(q3_text *out, q3_verdict v, bool colour)
 {
-    const char glyph[2] = {report_glyphs[v], 0};
+    const char glyph[2] = {q3_report_glyphs[v], 0};
     paint(out, glyph, v, colour);
 }
 
@@ -117,7 +118,7 @@ static void add_not_judged(q3_text *out, const report *r)
 
 static void add_header(q3_text *out, const report *r)
 {
-    const judged_run *run = &r->run;
+    const q3_judged_run *run = &r->run;
     bool diff = run->layers == 0;
     q3_text_add(out, diff ? "first    " : "model    ");
     add_clean(out, run->model);
@@ -204,7 +205,7 @@ static void add_row(q3_text *out, const map_row *row, bool colour)
     for (size_t c = 0; c < COLUMNS; c++) {
         if (row->cell[c] >= 0) {
             pad(out, gap);
-            add_glyph(out, (verdict)row->cell[c], colour);
+            add_glyph(out, (q3_verdict)row->cell[c], colour);
             gap = strlen(columns[c].head);
         } else {
             gap += 1 + strlen(columns[c].head);
@@ -255,7 +256,7 @@ static void add_ends(q3_text *out, const report *r, size_t rank, const char *lab
             add_label(out, label, width);
         any = true;
         add_glyph(out, e->f.verdict, colour);
-        report_operator(name, e->id);
+        q3_report_operator(name, e->id);
         q3_text_add(out, " ");
         q3_text_add(out, name);
     }
@@ -302,11 +303,11 @@ static void add_map(q3_text *out, const report *r, bool colour)
     if (layers) add_heads(out, width);
     add_rows(out, r, width, colour);
     add_ends(out, r, SIZE_MAX - 1, "end", width, colour);
-    for (int v = 0; v < VERDICT_COUNT; v++) {
+    for (int v = 0; v < Q3_VERDICT_COUNT; v++) {
         q3_text_add(out, v == 0 ? "\n" : "  ");
-        add_glyph(out, (verdict)v, colour);
+        add_glyph(out, (q3_verdict)v, colour);
         q3_text_add(out, " ");
-        q3_text_add(out, verdict_names[v]);
+        q3_text_add(out, q3_verdict_names[v]);
     }
     q3_text_add(out, "\n");
     if (layers)
@@ -325,10 +326,10 @@ static void add_share(q3_text *out, double part, double all)
 
 static void add_bad(q3_text *out, const report_entry *e, bool ids)
 {
-    const finding *f = &e->f;
+    const q3_finding *f = &e->f;
     q3_text line = {0};
     q3_text_add(&line, "first: ");
-    report_place(&line, e, f->bad_at);
+    q3_report_place(&line, e, f->bad_at);
     q3_text_add(&line, ": ours "), q3_text_digits(&line, f->bad_ours, 3);
     q3_text_add(&line, ", theirs "), q3_text_digits(&line, f->bad_theirs, 3);
     bool finite = f->bad_ours - f->bad_ours == 0 && f->bad_theirs - f->bad_theirs == 0;
@@ -343,7 +344,7 @@ static void add_bad(q3_text *out, const report_entry *e, bool ids)
     add_indented(out, &line);
 }
 
-static void add_router(q3_text *out, const finding *f)
+static void add_router(q3_text *out, const q3_finding *f)
 {
     q3_text line = {0};
     double least = 1;
@@ -359,10 +360,10 @@ static void add_router(q3_text *out, const finding *f)
 
 static void add_figures(q3_text *out, const report_entry *e)
 {
-    const finding *f = &e->f;
+    const q3_finding *f = &e->f;
     q3_text most = {0}, whole = {0}, share = {0};
     q3_text_add(&most, "most: "), q3_text_digits(&most, f->max_ulp, 3);
-    q3_text_add(&most, " ulp at "), report_place(&most, e, f->max_at);
+    q3_text_add(&most, " ulp at "), q3_report_place(&most, e, f->max_at);
     if (f->judged > 0) {
         q3_text_add(&most, "; up to "), q3_text_digits(&most, f->max_bound_ratio, 3);
         q3_text_add(&most, " times the bound");
@@ -394,11 +395,11 @@ static void add_fact(q3_text *out, const char *label, const char *text)
 
 static void add_entry(q3_text *out, const report_entry *e, bool colour)
 {
-    const finding *f = &e->f;
+    const q3_finding *f = &e->f;
     bool ids = e->known && e->id == Q3_TAP_TOPK_INDICES;
     q3_text between = {0};
-    paint(out, verdict_names[f->verdict], f->verdict, colour);
-    pad(out, INDENT - strlen(verdict_names[f->verdict]));
+    paint(out, q3_verdict_names[f->verdict], f->verdict, colour);
+    pad(out, INDENT - strlen(q3_verdict_names[f->verdict]));
     add_clean(out, f->name);
     if (f->given_as != NULL && strcmp(f->given_as, f->name) != 0) {
         q3_text_add(out, " (as ");
@@ -408,15 +409,15 @@ static void add_entry(q3_text *out, const report_entry *e, bool colour)
     q3_text_add(out, "\n");
     add_fact(out, "", f->reason);
     add_fact(out, "read as: ", f->note);
-    if (f->verdict == VERDICT_MISSING || f->verdict == VERDICT_SHAPE) return;
+    if (f->verdict == Q3_VERDICT_MISSING || f->verdict == Q3_VERDICT_SHAPE) return;
     if (f->has_bad) add_bad(out, e, ids);
     if (ids)
         add_router(out, f);
     else if (f->differ > 0)
         add_figures(out, e);
-    if (f->between_count > 0 && f->verdict != VERDICT_UNJUDGED) {
+    if (f->between_count > 0 && f->verdict != Q3_VERDICT_UNJUDGED) {
         q3_text_add(&between, "judged together with: ");
-        report_operators(&between, f);
+        q3_report_operators(&between, f);
         add_indented(out, &between);
     }
     add_fact(out, "looks like ", f->looks_like);
@@ -425,12 +426,12 @@ static void add_entry(q3_text *out, const report_entry *e, bool colour)
 /* What is not as it should be; of many of one kind of tap the first three. */
 static void add_table(q3_text *out, const report *r, bool all, bool colour)
 {
-    size_t shown[Q3_TAP_COUNT + 1][VERDICT_COUNT] = {{0}}, left = 0;
+    size_t shown[Q3_TAP_COUNT + 1][Q3_VERDICT_COUNT] = {{0}}, left = 0;
     bool any = false;
     for (size_t i = 0; i < r->count; i++) {
-        const finding *f = &r->entries[i].f;
-        bool quiet = f->verdict == VERDICT_EXACT || f->verdict == VERDICT_WITHIN ||
-                     (f->verdict == VERDICT_MISSING && r->run.layers != 0);
+        const q3_finding *f = &r->entries[i].f;
+        bool quiet = f->verdict == Q3_VERDICT_EXACT || f->verdict == Q3_VERDICT_WITHIN ||
+                     (f->verdict == Q3_VERDICT_MISSING && r->run.layers != 0);
         if (!all && quiet) continue;
         if (!all && r->entries[i].known && shown[r->entries[i].id][f->verdict]++ >= 3) {
             left++;
@@ -449,16 +450,16 @@ static void add_table(q3_text *out, const report *r, bool all, bool colour)
 
 static void add_totals(q3_text *out, const report *r)
 {
-    size_t counts[VERDICT_COUNT] = {0};
+    size_t counts[Q3_VERDICT_COUNT] = {0};
     bool first = true;
     for (size_t i = 0; i < r->count; i++) counts[r->entries[i].f.verdict]++;
     q3_text_add(out, "\n");
-    for (size_t v = 0; v < VERDICT_COUNT; v++) {
+    for (size_t v = 0; v < Q3_VERDICT_COUNT; v++) {
         if (counts[v] == 0) continue;
         q3_text_add(out, first ? "" : ", ");
         q3_text_uint(out, counts[v]);
         q3_text_add(out, " ");
-        q3_text_add(out, verdict_names[v]);
+        q3_text_add(out, q3_verdict_names[v]);
         first = false;
     }
     q3_text_add(out, first ? "no tensors\n" : "\n");
@@ -467,40 +468,40 @@ static void add_totals(q3_text *out, const report *r)
 /* The taps between the last given tensor and the unjudged ones. */
 static void add_missing_taps(q3_text *out, const report *r)
 {
-    layer_tap taps[Q3_TAP_COUNT];
-    finding all = {.between = taps};
+    q3_layer_tap taps[Q3_TAP_COUNT];
+    q3_finding all = {.between = taps};
     bool wanted[Q3_TAP_COUNT] = {false};
     size_t unjudged = 0;
     q3_text line = {0};
     for (size_t i = 0; i < r->count; i++) {
-        const finding *f = &r->entries[i].f;
-        if (f->verdict != VERDICT_UNJUDGED) continue;
+        const q3_finding *f = &r->entries[i].f;
+        if (f->verdict != Q3_VERDICT_UNJUDGED) continue;
         unjudged++;
         for (size_t k = 0; k < f->between_count; k++) wanted[f->between[k].id] = true;
     }
     for (int id = 0; id < Q3_TAP_COUNT; id++)
-        if (wanted[id]) taps[all.between_count++] = (layer_tap){(q3_tap_id)id, 0};
+        if (wanted[id]) taps[all.between_count++] = (q3_layer_tap){(q3_tap_id)id, 0};
     if (all.between_count == 0) return;
     q3_text_add(out, "unjudged    ");
     q3_text_uint(&line, unjudged);
     q3_text_add(&line, unjudged == 1 ? " tensor; to judge it, record some of: "
                                      : " tensors; to judge them, record some of: ");
-    report_operators(&line, &all);
+    q3_report_operators(&line, &all);
     add_words(out, &line);
 }
 
-q3_status report_text(q3_text *text, outcome *result, const report_part *parts, size_t count, bool whole, bool all,
+q3_status q3_report_text(q3_text *text, q3_outcome *result, const q3_report_part *parts, size_t count, bool whole, bool all,
                       bool colour, q3_error *error)
 {
     report r;
     q3_text sentence = {0};
-    q3_status status = report_read(&r, parts, count, error);
+    q3_status status = q3_report_read(&r, parts, count, error);
     if (status != Q3_OK) return status;
     for (size_t i = 0; whole && status == Q3_OK && i < r.run.layers; i++)
         if (!r.covered[i])
             status = q3_fail(error, Q3_ERROR_INPUT, "%s: layer %zu: found no report of it, expected one", r.name, i);
     if (status != Q3_OK) {
-        report_close(&r);
+        q3_report_close(&r);
         return status;
     }
     add_header(text, &r);
@@ -508,15 +509,15 @@ q3_status report_text(q3_text *text, outcome *result, const report_part *parts, 
     add_table(text, &r, all, colour);
     add_totals(text, &r);
     add_missing_taps(text, &r);
-    report_sentence(&sentence, &r);
+    q3_report_sentence(&sentence, &r);
     if (sentence.data != NULL) add_clean(text, sentence.data);
     text->failed = text->failed || sentence.failed;
     free(sentence.data);
-    *result = report_outcome(&r);
-    bool differs = *result == OUTCOME_DIFFERS;
-    q3_text_add(text, differs ? "\ndiffers: " : *result == OUTCOME_AGREES ? "\nagrees" : "\ncould not judge");
-    if (differs) add_clean(text, report_first_bad(&r)->f.name);
+    *result = q3_report_outcome(&r);
+    bool differs = *result == Q3_OUTCOME_DIFFERS;
+    q3_text_add(text, differs ? "\ndiffers: " : *result == Q3_OUTCOME_AGREES ? "\nagrees" : "\ncould not judge");
+    if (differs) add_clean(text, q3_report_first_bad(&r)->f.name);
     q3_text_add(text, "\n");
-    report_close(&r);
+    q3_report_close(&r);
     return Q3_OK;
 }

@@ -1,6 +1,7 @@
 /* compare.c - the walk over the taps: every tensor that the other implementation gives is compared with ours, its
  * verdict found, and its values put in the place of ours, so that what follows is computed from them. */
-#include "judge/judge.h"
+#include "judge/diagnose.h"
+#include "judge/report.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,7 +41,7 @@ static const struct { q3_tap_id id; q3_tap_id from[4]; size_t count; bool input;
 
 /* One tensor under judgement. */
 typedef struct trial {
-    finding f;
+    q3_finding f;
     figures g;
     const backend_tensor *tensor; /* NULL: not given, or its shape is wrong */
     size_t layout, n, channels, heads; /* n: elements of a row */
@@ -63,7 +64,7 @@ typedef struct judging {
     double *row[3];               /* a row's bounds */
     bool seen[Q3_TAP_COUNT];      /* in this layer */
     uint64_t between[Q3_TAP_COUNT]; /* of this layer, behind each tap, itself too: bit id of what is not given */
-    layer_tap *earlier, *list;    /* not given, behind what this layer starts from; room for a finding's */
+    q3_layer_tap *earlier, *list;    /* not given, behind what this layer starts from; room for a finding's */
     size_t earlier_count;
     bool diagnosed[Q3_TAP_COUNT][2];
     bool later_keys_broken;       /* a key or value of the layer is not finite */
@@ -114,16 +115,16 @@ static void trial_begin(judging *j, trial *r, q3_tap_id id, size_t layer)
         r->f.shape[1] = shape[0];
     }
     r->f.layer = layer;
-    r->f.verdict = VERDICT_MISSING;
+    r->f.verdict = Q3_VERDICT_MISSING;
     r->n = row_size(j, id);
     r->channels = r->f.shape[r->f.rank - 1];
     r->heads = r->n / r->channels;
-    const backend_tensor *tensor = backend_find(j->b, id, layer);
+    const backend_tensor *tensor = q3_backend_find(j->b, id, layer);
     if (tensor == NULL) return;
     r->f.given_as = tensor->entry->name;
     memcpy(r->f.note, tensor->note, sizeof r->f.note);
     if (tensor->layouts == 0) {
-        r->f.verdict = VERDICT_SHAPE;
+        r->f.verdict = Q3_VERDICT_SHAPE;
         memcpy(r->f.reason, tensor->note, sizeof tensor->note);
         r->f.note[0] = 0;
         return;
@@ -136,7 +137,7 @@ static void trial_begin(judging *j, trial *r, q3_tap_id id, size_t layer)
     r->head_differ = calloc(2 * r->heads, sizeof(double));
     q3_dtype dtype = id == Q3_TAP_ROUTER_PROBS ? Q3_F32 : j->w.dtype;
     bool memory = r->ours != NULL && r->theirs != NULL && r->bound != NULL && r->channel_differ != NULL &&
-                  r->head_differ != NULL && figures_begin(&r->g, &r->f, dtype, T, r->channels);
+                  r->head_differ != NULL && q3_figures_begin(&r->g, &r->f, dtype, T, r->channels);
     if (!memory) {
         out_of_memory(j);
         r->tensor = NULL;
@@ -177,7 +178,7 @@ static double root_mean_square(const float *x, size_t n)
 
 static void take_bad(trial *r, size_t t, size_t i, double ours, double theirs, double bound, double ulp)
 {
-    finding *f = &r->f;
+    q3_finding *f = &r->f;
     f->outside++;
     if (f->has_bad) return;
     double error = theirs > ours ? theirs - ours : ours - theirs;
@@ -196,9 +197,9 @@ static void judge_element(judging *j, trial *r, q3_tap_id id, size_t t, size_t i
 {
     double ours = (double)r->ours[t * r->n + i], theirs = (double)r->theirs[t * r->n + i];
     double large = ours < 0 ? -ours : ours, other = theirs < 0 ? -theirs : theirs;
-    double ulp = ulp_of(other > large ? other : large, r->g.dtype);
+    double ulp = q3_ulp(other > large ? other : large, r->g.dtype);
     double loose = b->noise[i] + (b->var[i] > 0 ? Q3_SIGMAS * q3_sqrt(b->var[i]) : 0);
-    double slack = b->slack[i] + (b->slack[i] > 0 ? b->own * (ulp - ulp_of(ours, r->g.dtype)) : 0); /* of the larger */
+    double slack = b->slack[i] + (b->slack[i] > 0 ? b->own * (ulp - q3_ulp(ours, r->g.dtype)) : 0); /* of the larger */
     double bound = r->bound[t * r->n + i] = slack + loose, flips = 2 * b->roundings * loose / ulp;
     bool same = ours == theirs || (ours != ours && theirs != theirs);
     r->propagated = r->propagated || b->var[i] > 0;
@@ -219,9 +220,9 @@ static void judge_element(judging *j, trial *r, q3_tap_id id, size_t t, size_t i
     r->head_differ[i / r->channels]++;
     double error = theirs > ours ? theirs - ours : ours - theirs;
     if (bound > 0 && error / bound > r->f.max_bound_ratio) r->f.max_bound_ratio = error / bound;
-    if (is_finite(ours) && !is_finite(theirs) && r->f.verdict != VERDICT_DIFFERS) r->f.verdict = VERDICT_NON_FINITE;
+    if (is_finite(ours) && !is_finite(theirs) && r->f.verdict != Q3_VERDICT_DIFFERS) r->f.verdict = Q3_VERDICT_NON_FINITE;
     if (error <= bound) return;
-    if (r->f.verdict != VERDICT_NON_FINITE) r->f.verdict = VERDICT_DIFFERS;
+    if (r->f.verdict != Q3_VERDICT_NON_FINITE) r->f.verdict = Q3_VERDICT_DIFFERS;
     take_bad(r, t, i, ours, theirs, bound, ulp);
 }
 
@@ -234,24 +235,24 @@ static void trial_row(judging *j, trial *r, q3_tap_id id, size_t t, float *ours,
     row_bound b = {j->row[0], j->row[1], j->row[2], 1, 1};
     bool given = r->tensor != NULL && t >= r->tensor->first;
     bool routed = id >= Q3_TAP_TOPK_WEIGHTS && id <= Q3_TAP_EXPERTS_DOWN_PROJ;
-    bound_row(&b, w, id, t, ours, n);
+    q3_bound_row(&b, w, id, t, ours, n);
     for (size_t i = 0; routed && w->uncertain[t] && i < n; i++) b.var[i] = SAYS_NOTHING;
     if (given) {
         float *mine = r->ours + t * n, *theirs = r->theirs + t * n;
         memcpy(mine, ours, n * sizeof *mine);
         if (r->sorted != NULL) memcpy(theirs, r->sorted + t * n, n * sizeof *theirs);
-        else backend_row(theirs, j->b, r->tensor, id, r->layout, t);
+        else q3_backend_row(theirs, j->b, r->tensor, id, r->layout, t);
         size_t low = q3_first_key(t, w->config->sliding_window);
         for (size_t i = 0; i < n && id == Q3_TAP_SCORES; i++) /* masked: theirs may hold anything */
             if (i % r->channels > t || i % r->channels < low) theirs[i] = 0.0f;
-        figures_row(&r->g, t, mine, theirs, n);
+        q3_figures_row(&r->g, t, mine, theirs, n);
         double rms = root_mean_square(mine, n);
         for (size_t i = 0; i < n; i++) judge_element(j, r, id, t, i, &b, rms);
         if (!j->options->free_running) memcpy(ours, theirs, n * sizeof *ours);
     }
     bool known = given && !j->options->free_running;
     for (size_t i = 0; i < n && var_out != NULL; i++) {
-        double noise = b.noise[i] / 4, ulp = ulp_of((double)ours[i], id == Q3_TAP_ROUTER_PROBS ? Q3_F32 : w->dtype);
+        double noise = b.noise[i] / 4, ulp = q3_ulp((double)ours[i], id == Q3_TAP_ROUTER_PROBS ? Q3_F32 : w->dtype);
         double before = id == Q3_TAP_PROBS ? 0 : b.var[i]; /* bound_values takes it from the scores */
         var_out[i] = known ? 0 : before + noise * noise + b.slack[i] * ulp / 6;
         if (!(var_out[i] <= SAYS_NOTHING)) var_out[i] = SAYS_NOTHING;
@@ -271,24 +272,24 @@ static bool unexplained(double k, double lambda)
 
 static void find_rounding(trial *r)
 {
-    finding *f = &r->f;
+    q3_finding *f = &r->f;
     double all = 0;
     for (size_t c = 0; c < r->channels; c++) all += r->channel_differ[c];
     if (unexplained(all, f->expected)) {
-        f->verdict = VERDICT_ROUNDING;
+        f->verdict = Q3_VERDICT_ROUNDING;
         snprintf(f->reason, sizeof f->reason, "%.0f of %llu elements differ, at most %.3g expected", all,
                  (unsigned long long)f->judged, f->expected);
         return;
     }
-    for (size_t c = 0; c < r->channels && f->verdict != VERDICT_ROUNDING; c++)
+    for (size_t c = 0; c < r->channels && f->verdict != Q3_VERDICT_ROUNDING; c++)
         if (unexplained(r->channel_differ[c], r->channel_expected[c])) {
-            f->verdict = VERDICT_ROUNDING;
+            f->verdict = Q3_VERDICT_ROUNDING;
             snprintf(f->reason, sizeof f->reason, "channel %zu: %.0f of %llu elements differ, at most %.3g expected", c,
                      r->channel_differ[c], (unsigned long long)(f->elements / r->channels), r->channel_expected[c]);
         }
-    for (size_t h = 0; h < r->heads && r->heads > 1 && f->verdict != VERDICT_ROUNDING; h++)
+    for (size_t h = 0; h < r->heads && r->heads > 1 && f->verdict != Q3_VERDICT_ROUNDING; h++)
         if (unexplained(r->head_differ[h], r->head_expected[h])) {
-            f->verdict = VERDICT_ROUNDING;
+            f->verdict = Q3_VERDICT_ROUNDING;
             snprintf(f->reason, sizeof f->reason, "head %zu: %.0f of %llu elements differ, at most %.3g expected", h,
                      r->head_differ[h], (unsigned long long)(f->elements / r->heads), r->head_expected[h]);
         }
@@ -298,10 +299,10 @@ static void find_rounding(trial *r)
  * sums' noise, were it all of one sign, do not explain is a factor. Eight standard deviations. */
 static void find_gain(trial *r)
 {
-    finding *f = &r->f;
+    q3_finding *f = &r->f;
     double along = r->along < 0 ? -r->along : r->along;
     if (r->propagated || !(along > 8 * q3_sqrt(r->along_var) + r->along_noise)) return;
-    f->verdict = VERDICT_DIFFERS;
+    f->verdict = Q3_VERDICT_DIFFERS;
     snprintf(f->reason, sizeof f->reason, "gain %.6g over the whole tensor, which no rounding makes", f->gain);
 }
 
@@ -333,35 +334,35 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r, q3_tap_
 static void explain(judging *j, trial *r, q3_tap_id id)
 {
     evidence e;
-    bool rounding = r->f.verdict == VERDICT_ROUNDING;
-    bool trouble = rounding || r->f.verdict == VERDICT_DIFFERS || r->f.verdict == VERDICT_NON_FINITE;
+    bool rounding = r->f.verdict == Q3_VERDICT_ROUNDING;
+    bool trouble = rounding || r->f.verdict == Q3_VERDICT_DIFFERS || r->f.verdict == Q3_VERDICT_NON_FINITE;
     if (!trouble || j->diagnosed[id][rounding] || j->options->free_running) return;
     j->diagnosed[id][rounding] = true;
     fill_evidence(&e, j, r, id);
-    q3_status status = diagnose(r->f.looks_like, &e, j->error);
+    q3_status status = q3_diagnose(r->f.looks_like, &e, j->error);
     if (j->status == Q3_OK) j->status = status;
 }
 
-static void decide_choice(finding *f)
+static void decide_choice(q3_finding *f)
 {
-    f->verdict = f->wrong_sets > 0 ? VERDICT_DIFFERS : f->near_ties > 0 ? VERDICT_NEAR_TIE : VERDICT_EXACT;
+    f->verdict = f->wrong_sets > 0 ? Q3_VERDICT_DIFFERS : f->near_ties > 0 ? Q3_VERDICT_NEAR_TIE : Q3_VERDICT_EXACT;
 }
 
 static void decide_values(judging *j, trial *r, q3_tap_id id)
 {
-    finding *f = &r->f;
+    q3_finding *f = &r->f;
     bool sparse = id == Q3_TAP_MLP && q3_layer_is_sparse(j->w.config, f->layer);
-    if (f->verdict != VERDICT_MISSING) {
+    if (f->verdict != Q3_VERDICT_MISSING) {
         snprintf(f->reason, sizeof f->reason, "%llu of %llu elements outside the bound",
                  (unsigned long long)f->outside, (unsigned long long)f->elements);
     } else if (f->judged * 2 < f->elements) {
-        f->verdict = VERDICT_UNJUDGED;
+        f->verdict = Q3_VERDICT_UNJUDGED;
         snprintf(f->reason, sizeof f->reason, "the bound says something of %llu of %llu elements only",
                  (unsigned long long)f->judged, (unsigned long long)f->elements);
     } else if (f->differ == 0) {
-        f->verdict = VERDICT_EXACT;
+        f->verdict = Q3_VERDICT_EXACT;
     } else {
-        f->verdict = VERDICT_WITHIN;
+        f->verdict = Q3_VERDICT_WITHIN;
         if (!sparse) find_rounding(r);
         find_gain(r);
     }
@@ -380,12 +381,12 @@ static uint64_t behind(const judging *j, q3_tap_id id)
 }
 
 /* Those taps, with their layers, into list; returns how many. */
-static size_t list_taps(const judging *j, layer_tap *list, uint64_t taps, size_t layer)
+static size_t list_taps(const judging *j, q3_layer_tap *list, uint64_t taps, size_t layer)
 {
     size_t count = (taps & BEHIND_INPUT) != 0 ? j->earlier_count : 0;
     memcpy(list, j->earlier, count * sizeof *list);
     for (size_t i = 0; i < Q3_TAP_COUNT; i++)
-        if (taps >> i & 1) list[count++] = (layer_tap){(q3_tap_id)i, i <= Q3_TAP_SIN ? 0 : layer};
+        if (taps >> i & 1) list[count++] = (q3_layer_tap){(q3_tap_id)i, i <= Q3_TAP_SIN ? 0 : layer};
     return count;
 }
 
@@ -393,14 +394,14 @@ static size_t list_taps(const judging *j, layer_tap *list, uint64_t taps, size_t
 static void trial_end(judging *j, trial *r, q3_tap_id id)
 {
     char name[Q3_TAP_NAME_SIZE];
-    finding *f = &r->f;
+    q3_finding *f = &r->f;
     bool given = r->tensor != NULL;
     uint64_t taps = behind(j, id);
     j->between[id] = given && !j->options->free_running ? 0 : taps | (uint64_t)1 << id;
     j->w.given[id] = given;
     j->seen[id] = true;
     if (given && j->status == Q3_OK) {
-        figures_end(&r->g);
+        q3_figures_end(&r->g);
         if (id == Q3_TAP_TOPK_INDICES)
             decide_choice(f);
         else
@@ -411,7 +412,7 @@ static void trial_end(judging *j, trial *r, q3_tap_id id)
     }
     q3_tap_name(name, id, f->layer);
     f->name = name;
-    if (j->status == Q3_OK) report_finding(j->lines, f);
+    if (j->status == Q3_OK) q3_report_finding(j->lines, f);
     trial_free(r);
 }
 
@@ -425,9 +426,9 @@ static double choice_bound(judging *j, size_t t, size_t e, double *var)
     size_t E = w->config->num_experts;
     row_bound b = {j->row[0], j->row[1], j->row[2], 1, 1};
     double p = (double)w->tap[Q3_TAP_ROUTER_PROBS][t * E + e];
-    bound_row(&b, w, Q3_TAP_ROUTER_PROBS, t, w->tap[Q3_TAP_ROUTER_PROBS] + t * E, E);
+    q3_bound_row(&b, w, Q3_TAP_ROUTER_PROBS, t, w->tap[Q3_TAP_ROUTER_PROBS] + t * E, E);
     *var += w->var[Q3_TAP_ROUTER_PROBS][t * E + e];
-    return b.slack[e] + b.noise[e] + p * ulp_of((double)w->tap[Q3_TAP_GATE][t * E + e], w->dtype);
+    return b.slack[e] + b.noise[e] + p * q3_ulp((double)w->tap[Q3_TAP_GATE][t * E + e], w->dtype);
 }
 
 static bool among(const float *ids, size_t count, float id)
@@ -467,7 +468,7 @@ static bool valid_choice(const float *ids, size_t A, size_t E)
 /* Token t: their choice against ours. False if it cannot be followed. */
 static bool judge_choice(judging *j, trial *r, size_t t, const float *ours, const float *theirs)
 {
-    finding *f = &r->f;
+    q3_finding *f = &r->f;
     size_t A = r->n, E = j->w.config->num_experts;
     bool doubtful, same = true, order = true, valid = valid_choice(theirs, A, E);
     for (size_t a = 0; a < A; a++) {
@@ -514,9 +515,9 @@ static void judge_topk(judging *j, const q3_tap *tap)
     size_t A = w->config->num_experts_per_tok, T = w->T;
     int32_t *ids = tap->data;
     trial_begin(j, &r, tap->id, tap->layer);
-    finding *f = &r.f;
-    f->margin_bins = r.tensor != NULL ? (T < PROFILE_BINS ? T : PROFILE_BINS) : 0;
-    for (size_t i = 0; i < PROFILE_BINS; i++) f->margins[i] = i < f->margin_bins ? 1.0f : 0.0f;
+    q3_finding *f = &r.f;
+    f->margin_bins = r.tensor != NULL ? (T < Q3_PROFILE_BINS ? T : Q3_PROFILE_BINS) : 0;
+    for (size_t i = 0; i < Q3_PROFILE_BINS; i++) f->margins[i] = i < f->margin_bins ? 1.0f : 0.0f;
     for (size_t t = 0; t < T && j->status == Q3_OK; t++) {
         float *own = w->tap[tap->id] + t * A;
         bool given = r.tensor != NULL && t >= r.tensor->first, doubtful;
@@ -527,7 +528,7 @@ static void judge_topk(judging *j, const q3_tap *tap)
         float *theirs = r.theirs + t * A, *bin = &f->margins[t * f->margin_bins / T];
         if (distance < (double)*bin) *bin = (float)distance;
         memcpy(r.ours + t * A, own, A * sizeof *own);
-        backend_row(theirs, j->b, r.tensor, tap->id, r.layout, t);
+        q3_backend_row(theirs, j->b, r.tensor, tap->id, r.layout, t);
         bool follow = judge_choice(j, &r, t, own, theirs);
         if (!follow || j->options->free_running) continue;
         for (size_t a = 0; a < A; a++) {
@@ -557,7 +558,7 @@ static void choose_layout(judging *j, trial *r, q3_tap_id id, const float *ours)
     double away[2] = {0, 0};
     for (size_t l = 0; l < 2; l++)
         for (size_t t = r->tensor->first; t < j->w.T; t++) {
-            backend_row(r->theirs, j->b, r->tensor, id, l, t);
+            q3_backend_row(r->theirs, j->b, r->tensor, id, l, t);
             away[l] += apart(r->theirs, ours + t * r->n, r->n, SAYS_NOTHING);
         }
     r->layout = away[1] < away[0];
@@ -577,7 +578,7 @@ static void read_by_expert(judging *j, trial *r, q3_tap_id id, const float *ours
     r->sorted = calloc(T, r->n * sizeof *r->sorted);
     if (end == NULL || begin == NULL || left == NULL || r->sorted == NULL) out_of_memory(j);
     for (size_t t = 0; t < T && j->status == Q3_OK; t++) {
-        backend_row(left + t * r->n, j->b, r->tensor, id, 0, t);
+        q3_backend_row(left + t * r->n, j->b, r->tensor, id, 0, t);
         by_token += apart(left + t * r->n, ours + t * r->n, r->n, SAYS_NOTHING);
     }
     for (size_t i = 0; i < T * A && j->status == Q3_OK; i++) end[(size_t)experts[i]]++;
@@ -651,7 +652,7 @@ static void judge_token(judging *j, const q3_tap *tap)
     if (!probs) return;
     bool known = r->tensor != NULL && t >= r->tensor->first && !j->options->free_running;
     if (known) memset(w->scores_var, 0, H * T * sizeof *w->scores_var);
-    bound_values(w, t);
+    q3_bound_values(w, t);
     if (t + 1 < T) return;
     trial_end(j, &j->scores, Q3_TAP_SCORES);
     trial_end(j, &j->probs, Q3_TAP_PROBS);
@@ -718,7 +719,7 @@ static bool judging_init(judging *j)
         size_t n = row_size(j, id);
         if (n > widest) widest = n;
         for (size_t l = 0; square && l < c->num_hidden_layers; l++)
-            wanted = wanted || backend_find(j->b, id, l) != NULL;
+            wanted = wanted || q3_backend_find(j->b, id, l) != NULL;
         if (!wanted || n == 0) continue;
         w->tap[i] = calloc(T, n * sizeof *w->tap[i]);
         if (!square) w->var[i] = calloc(T, n * sizeof *w->var[i]);
@@ -769,7 +770,7 @@ static void judging_free(judging *j)
     free(j);
 }
 
-q3_status compare_run(q3_text *lines, q3_state *state, const q3_config *c, const q3_weights *weights,
+q3_status q3_compare_run(q3_text *lines, q3_state *state, const q3_config *c, const q3_weights *weights,
                       const q3_run *run, const backend *b, const int32_t *ids, const float *hidden, size_t T,
                       const judge_options *options, q3_error *error)
 {

@@ -6,34 +6,34 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char report_glyphs[VERDICT_COUNT] = {
-    [VERDICT_EXACT] = '=', [VERDICT_WITHIN] = '~', [VERDICT_ROUNDING] = 'r', [VERDICT_NEAR_TIE] = 't',
-    [VERDICT_DIFFERS] = 'X', [VERDICT_NON_FINITE] = 'N', [VERDICT_MISSING] = '.', [VERDICT_SHAPE] = 'S',
-    [VERDICT_UNJUDGED] = '?',
+const char q3_report_glyphs[Q3_VERDICT_COUNT] = {
+    [Q3_VERDICT_EXACT] = '=', [Q3_VERDICT_WITHIN] = '~', [Q3_VERDICT_ROUNDING] = 'r', [Q3_VERDICT_NEAR_TIE] = 't',
+    [Q3_VERDICT_DIFFERS] = 'X', [Q3_VERDICT_NON_FINITE] = 'N', [Q3_VERDICT_MISSING] = '.', [Q3_VERDICT_SHAPE] = 'S',
+    [Q3_VERDICT_UNJUDGED] = '?',
 };
 
-bool report_is_bad(const report *r, const finding *f)
+bool q3_report_is_bad(const report *r, const q3_finding *f)
 {
-    return f->verdict == VERDICT_DIFFERS || f->verdict == VERDICT_NON_FINITE || f->verdict == VERDICT_SHAPE ||
-           (r->run.strict && f->verdict == VERDICT_ROUNDING) ||
-           (r->run.layers == 0 && f->verdict == VERDICT_MISSING); /* a diff */
+    return f->verdict == Q3_VERDICT_DIFFERS || f->verdict == Q3_VERDICT_NON_FINITE || f->verdict == Q3_VERDICT_SHAPE ||
+           (r->run.strict && f->verdict == Q3_VERDICT_ROUNDING) ||
+           (r->run.layers == 0 && f->verdict == Q3_VERDICT_MISSING); /* a diff */
 }
 
-const report_entry *report_first_bad(const report *r)
+const report_entry *q3_report_first_bad(const report *r)
 {
     for (size_t i = 0; i < r->count; i++)
-        if (report_is_bad(r, &r->entries[i].f)) return &r->entries[i];
+        if (q3_report_is_bad(r, &r->entries[i].f)) return &r->entries[i];
     return NULL;
 }
 
-outcome report_outcome(const report *r)
+q3_outcome q3_report_outcome(const report *r)
 {
-    if (report_first_bad(r) != NULL) return OUTCOME_DIFFERS;
-    if (r->run.layers == 0) return OUTCOME_AGREES;
+    if (q3_report_first_bad(r) != NULL) return Q3_OUTCOME_DIFFERS;
+    if (r->run.layers == 0) return Q3_OUTCOME_AGREES;
     for (size_t i = 0; i < r->count; i++)
-        if (r->entries[i].f.verdict != VERDICT_MISSING && r->entries[i].f.verdict != VERDICT_UNJUDGED)
-            return OUTCOME_AGREES;
-    return OUTCOME_UNJUDGED;
+        if (r->entries[i].f.verdict != Q3_VERDICT_MISSING && r->entries[i].f.verdict != Q3_VERDICT_UNJUDGED)
+            return Q3_OUTCOME_AGREES;
+    return Q3_OUTCOME_UNJUDGED;
 }
 
 static void add_number(q3_text *out, const char *before, uint64_t value)
@@ -42,7 +42,7 @@ static void add_number(q3_text *out, const char *before, uint64_t value)
     q3_text_uint(out, value);
 }
 
-void report_place(q3_text *out, const report_entry *e, const size_t place[3])
+void q3_report_place(q3_text *out, const report_entry *e, const size_t place[3])
 {
     bool scores = e->known && (e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS);
     bool expert = e->known && e->id >= Q3_TAP_EXPERTS_GATE_PROJ && e->id <= Q3_TAP_EXPERTS_DOWN_PROJ;
@@ -54,7 +54,7 @@ void report_place(q3_text *out, const report_entry *e, const size_t place[3])
     add_number(out, scores ? ", key " : ", channel ", place[2]);
 }
 
-void report_operator(char name[Q3_TAP_NAME_SIZE], q3_tap_id id)
+void q3_report_operator(char name[Q3_TAP_NAME_SIZE], q3_tap_id id)
 {
     char full[Q3_TAP_NAME_SIZE];
     q3_tap_name(full, id, 0);
@@ -68,18 +68,18 @@ void report_operator(char name[Q3_TAP_NAME_SIZE], q3_tap_id id)
     snprintf(name, Q3_TAP_NAME_SIZE, "%.*s", (int)length, start);
 }
 
-void report_operators(q3_text *out, const finding *f)
+void q3_report_operators(q3_text *out, const q3_finding *f)
 {
     char name[Q3_TAP_NAME_SIZE];
     for (size_t i = 0; i < f->between_count && i < Q3_TAP_COUNT; i++) {
-        const layer_tap *tap = &f->between[i];
+        const q3_layer_tap *tap = &f->between[i];
         q3_text_add(out, i == 0 ? "" : ", ");
         if (tap->id > Q3_TAP_SIN && tap->layer != f->layer) {
             q3_text_add(out, "layers.");
             q3_text_uint(out, tap->layer);
             q3_text_add(out, ".");
         }
-        report_operator(name, tap->id);
+        q3_report_operator(name, tap->id);
         q3_text_add(out, name);
     }
     if (f->between_count > Q3_TAP_COUNT) add_number(out, " and more, ", f->between_count), q3_text_add(out, " in all");
@@ -87,14 +87,14 @@ void report_operators(q3_text *out, const finding *f)
 
 static void add_blame(q3_text *out, const report *r, const report_entry *e)
 {
-    static const char *const verbs[VERDICT_COUNT] = {
-        [VERDICT_ROUNDING] = " is rounded elsewhere", [VERDICT_DIFFERS] = " is wrong",
-        [VERDICT_NON_FINITE] = " is not finite where ours is", [VERDICT_MISSING] = " is missing",
-        [VERDICT_SHAPE] = " has another shape",
+    static const char *const verbs[Q3_VERDICT_COUNT] = {
+        [Q3_VERDICT_ROUNDING] = " is rounded elsewhere", [Q3_VERDICT_DIFFERS] = " is wrong",
+        [Q3_VERDICT_NON_FINITE] = " is not finite where ours is", [Q3_VERDICT_MISSING] = " is missing",
+        [Q3_VERDICT_SHAPE] = " has another shape",
     };
-    const finding *f = &e->f;
+    const q3_finding *f = &e->f;
     q3_text_add(out, f->name);
-    q3_text_add(out, r->run.layers == 0 && f->verdict == VERDICT_DIFFERS ? " differs" : verbs[f->verdict]);
+    q3_text_add(out, r->run.layers == 0 && f->verdict == Q3_VERDICT_DIFFERS ? " differs" : verbs[f->verdict]);
     if (f->looks_like[0] != 0)
         q3_text_add(out, ": looks like "), q3_text_add(out, f->looks_like);
     else if (f->reason[0] != 0)
@@ -102,7 +102,7 @@ static void add_blame(q3_text *out, const report *r, const report_entry *e)
     if (f->between_count == 0) return;
     if (f->between_count <= 3) {
         q3_text_add(out, "; judged together with ");
-        report_operators(out, f);
+        q3_report_operators(out, f);
     } else {
         add_number(out, "; judged together with the ", f->between_count);
         q3_text_add(out, " operators before it");
@@ -110,12 +110,12 @@ static void add_blame(q3_text *out, const report *r, const report_entry *e)
     q3_text_add(out, f->between_count == 1 ? ", which is not given" : ", which are not given");
 }
 
-void report_sentence(q3_text *out, const report *r)
+void q3_report_sentence(q3_text *out, const report *r)
 {
-    const report_entry *bad = report_first_bad(r), *rounded = NULL;
+    const report_entry *bad = q3_report_first_bad(r), *rounded = NULL;
     size_t roundings = 0;
     for (size_t i = r->count; i-- > 0;) {
-        if (r->entries[i].f.verdict != VERDICT_ROUNDING) continue;
+        if (r->entries[i].f.verdict != Q3_VERDICT_ROUNDING) continue;
         roundings++;
         rounded = &r->entries[i];
     }
@@ -127,7 +127,7 @@ void report_sentence(q3_text *out, const report *r)
         q3_text_add(out, " another rounding point, inside the bound (--strict counts that); the first: ");
         q3_text_add(out, rounded->f.name);
     } else {
-        bool agrees = report_outcome(r) == OUTCOME_AGREES;
+        bool agrees = q3_report_outcome(r) == Q3_OUTCOME_AGREES;
         q3_text_add(out, r->run.layers == 0 ? "both files hold the same tensors with equal values"
                          : agrees ? "every tensor that could be judged is within its bound"
                                   : "no tensor could be judged");

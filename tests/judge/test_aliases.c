@@ -7,7 +7,7 @@
  * models/qwen3moe.cpp, TransformerLens' components; TransformerLens' also from its own dumps (4.3, 3.9, 3.4, 2.18). */
 #include "t.h"
 
-#include "judge/judge.h"
+#include "judge/backend.h"
 
 #define P "model.layers.2."
 

@@ -7,7 +7,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "tensors.h"
 
-#include "judge/judge.h"
+#include "judge/backend.h"
 
 #include <sys/stat.h>
 
@@ -129,7 +129,7 @@ static void check_rows(const backend *b, const backend_tensor *x, const layout_c
     size_t wrong = 0;
     float row[200];
     for (size_t t = x->first; t < c->tokens; t++) {
-        backend_row(row, b, x, c->id, layout, t);
+        q3_backend_row(row, b, x, c->id, layout, t);
         for (size_t i = 0; i < c->outer * c->inner; i++)
             wrong += row[i] != (float)(1000 * t + 50 * (i / c->inner) + i % c->inner);
     }
@@ -148,9 +148,9 @@ static void check_layouts(void)
         file_begin("");
         put_case(c, c->axes);
         file_end(PATH, 0);
-        CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
-        CHECK(backend_bind(&b, c->tokens, &error) == Q3_OK);
-        const backend_tensor *x = backend_find(&b, c->id, layer);
+        CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
+        CHECK(q3_backend_bind(&b, c->tokens, &error) == Q3_OK);
+        const backend_tensor *x = q3_backend_find(&b, c->id, layer);
         CHECKF(x != NULL, "%s", c->name);
         if (x == NULL) continue;
         CHECK_TEXT(x->note, c->note);
@@ -158,17 +158,17 @@ static void check_layouts(void)
                c->name, c->axes, x->layouts, x->first);
         if (x->layouts > 0) check_rows(&b, x, c, 0, true);
         if (two) check_rows(&b, x, c, 1, false);
-        backend_close(&b);
+        q3_backend_close(&b);
         if (!two) continue;
         /* the same shape, laid out the other way round: the second reading is the right one */
         file_begin("");
         put_case(c, c->axes[0] == 't' ? "jtk" : "tjk");
         file_end(PATH, 0);
-        CHECK(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, c->tokens, &error) == Q3_OK);
-        x = backend_find(&b, c->id, layer);
+        CHECK(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, c->tokens, &error) == Q3_OK);
+        x = q3_backend_find(&b, c->id, layer);
         check_rows(&b, x, c, 0, false);
         check_rows(&b, x, c, 1, true);
-        backend_close(&b);
+        q3_backend_close(&b);
     }
 }
 
@@ -212,13 +212,13 @@ static void check_fused_activation(void)
             for (size_t e = 0; e < T * 26; e++) put_value("F32", (double)e);
         }
         file_end(PATH, 0);
-        CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
-        CHECK(backend_bind(&b, T, &error) == Q3_OK);
-        const backend_tensor *act = backend_find(&b, Q3_TAP_DENSE_ACT_FN, 1);
-        const backend_tensor *product = backend_find(&b, Q3_TAP_DENSE_DOWN_PROJ_INPUT, 1), *x = with ? product : act;
+        CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
+        CHECK(q3_backend_bind(&b, T, &error) == Q3_OK);
+        const backend_tensor *act = q3_backend_find(&b, Q3_TAP_DENSE_ACT_FN, 1);
+        const backend_tensor *product = q3_backend_find(&b, Q3_TAP_DENSE_DOWN_PROJ_INPUT, 1), *x = with ? product : act;
         CHECK((act == NULL) == (with == 1) && (product == NULL) == (with == 0));
         CHECK(x != NULL && x->layouts == 1 && x->note[0] == 0);
-        backend_close(&b);
+        q3_backend_close(&b);
     }
 }
 
@@ -234,19 +234,19 @@ static void check_fused(void)
         tensor_begin(c->name, "F32", c->shape, T * flat * 4);
         for (size_t e = 0; e < T * flat; e++) put_value("F32", (double)(e / flat * 1000 + e % flat));
         file_end(PATH, 0);
-        CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
-        CHECK(backend_bind(&b, T, &error) == Q3_OK);
-        const backend_tensor *x = backend_find(&b, c->id, c->layer);
+        CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
+        CHECK(q3_backend_bind(&b, T, &error) == Q3_OK);
+        const backend_tensor *x = q3_backend_find(&b, c->id, c->layer);
         CHECK(x != NULL && x->layouts == 1);
         if (x == NULL || x->layouts == 0) continue;
         CHECK_TEXT(x->note, c->note);
         for (size_t t = 0; t < T; t++) {
-            backend_row(row, &b, x, c->id, 0, t);
+            q3_backend_row(row, &b, x, c->id, 0, t);
             for (size_t e = 0; e < c->lines * c->inner; e++)
                 wrong += row[e] != (float)(t * 1000 + e / c->inner * c->width + c->offset + e % c->inner);
         }
         CHECKF(wrong == 0, "%s: %zu elements are elsewhere", c->name, wrong);
-        backend_close(&b);
+        q3_backend_close(&b);
     }
 }
 
@@ -272,18 +272,18 @@ static void check_dtypes(void)
         tensor_begin(cases[i].name, cases[i].dtype, ids ? "1,9,3" : "9,11", T * width * bytes_of(cases[i].dtype));
         for (size_t e = 0; e < T * width; e++) put_value(cases[i].dtype, (double)(e % 128));
         file_end(PATH, 0);
-        CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, T, &error) == Q3_OK, "%s",
+        CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s",
                error.text);
-        const backend_tensor *x = backend_find(&b, cases[i].id, 0);
+        const backend_tensor *x = q3_backend_find(&b, cases[i].id, 0);
         CHECK(x != NULL && x->layouts == (strstr(cases[i].note, "found") == NULL));
         if (x == NULL) continue;
         if (x->layouts == 0) CHECK_TEXT(x->note, cases[i].note);
         for (size_t t = 0; t < T && x->layouts > 0; t++) {
-            backend_row(row, &b, x, cases[i].id, 0, t);
+            q3_backend_row(row, &b, x, cases[i].id, 0, t);
             for (size_t e = 0; e < width; e++)
                 CHECKF(row[e] == (float)((t * width + e) % 128), "%s: %a", cases[i].dtype, (double)row[e]);
         }
-        backend_close(&b);
+        q3_backend_close(&b);
     }
 }
 
@@ -299,10 +299,10 @@ static void check_double(void)
     tensor_begin("model.norm.output", "F64", "1,11", M * 8);
     for (size_t i = 0; i < M; i++) put_value("F64", given[i % 4]);
     file_end(PATH, 0);
-    CHECK(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, 1, &error) == Q3_OK);
-    backend_row(row, &b, backend_find(&b, Q3_TAP_NORM, 0), Q3_TAP_NORM, 0, 0);
+    CHECK(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, 1, &error) == Q3_OK);
+    q3_backend_row(row, &b, q3_backend_find(&b, Q3_TAP_NORM, 0), Q3_TAP_NORM, 0, 0);
     for (size_t i = 0; i < M; i++) CHECK(row[i] == want[i % 4]);
-    backend_close(&b);
+    q3_backend_close(&b);
 }
 
 /* ==== Shapes that do not fit ================================================================== */
@@ -334,12 +334,12 @@ static void check_shapes(void)
         tensor_begin(cases[i].name, "F32", cases[i].shape, cases[i].count * 4);
         for (size_t e = 0; e < cases[i].count; e++) put_value("F32", 1);
         file_end(PATH, 0);
-        CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, T, &error) == Q3_OK, "%s",
+        CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s",
                error.text);
-        const backend_tensor *x = backend_find(&b, cases[i].id, 0);
+        const backend_tensor *x = q3_backend_find(&b, cases[i].id, 0);
         CHECKF(x != NULL && x->layouts == 0, "%s [%s]", cases[i].name, cases[i].shape);
         if (x != NULL) CHECK_TEXT(x->note, cases[i].note);
-        backend_close(&b);
+        q3_backend_close(&b);
     }
 }
 
@@ -375,10 +375,10 @@ static void opens(const char *metadata, const char *message)
     file_begin(metadata);
     file_end(PATH, 0);
     snprintf(want, sizeof want, "%s: %s", PATH, message);
-    q3_status status = backend_open(&b, PATH, model, &error);
+    q3_status status = q3_backend_open(&b, PATH, model, &error);
     CHECKF((status == Q3_OK) == (message[0] == 0), "%.200s: %s", metadata, error.text);
     if (message[0] != 0) CHECK_TEXT(error.text, want);
-    backend_close(&b);
+    q3_backend_close(&b);
 }
 
 static void check_metadata(void)
@@ -453,7 +453,7 @@ static void check_runs(void)
             put_integers("position_ids", c->positions_shape, c->positions_count, c->first,
                          c->odd_position != -7 ? 2 : 99, c->odd_position);
         file_end(PATH, 0);
-        q3_status status = backend_open(&b, PATH, model, &error);
+        q3_status status = q3_backend_open(&b, PATH, model, &error);
         snprintf(want, sizeof want, "%s: %s", PATH, c->message);
         CHECKF((status == Q3_OK) == (c->message[0] == 0), "run %zu: %s", i, error.text);
         if (c->message[0] != 0) CHECK_TEXT(error.text, want);
@@ -461,9 +461,9 @@ static void check_runs(void)
             CHECK(b.T == 9 && b.start == (size_t)c->first && b.has_start == (c->positions_shape != NULL));
             CHECK((b.ids != NULL) == (c->ids_shape != NULL));
             for (size_t t = 0; b.ids != NULL && t < 9; t++) CHECK(b.ids[t] == (int)t + 3);
-            CHECK(backend_bind(&b, 9, &error) == Q3_OK && backend_bind(&b, 8, &error) != Q3_OK);
+            CHECK(q3_backend_bind(&b, 9, &error) == Q3_OK && q3_backend_bind(&b, 8, &error) != Q3_OK);
         }
-        backend_close(&b);
+        q3_backend_close(&b);
     }
 }
 
@@ -513,17 +513,17 @@ static void check_several(void)
         }
         file_end(PATH, 0);
         snprintf(want, sizeof want, "%s: %s", PATH, c->message);
-        q3_status status = backend_open(&b, PATH, model, &error);
+        q3_status status = q3_backend_open(&b, PATH, model, &error);
         CHECKF((status == Q3_OK) == (c->message[0] == 0), "names %zu: %s", i, error.text);
         if (c->message[0] != 0) CHECK_TEXT(error.text, want);
         if (status != Q3_OK) continue;
-        CHECK(backend_bind(&b, T, &error) == Q3_OK && b.unknown == c->unknown);
+        CHECK(q3_backend_bind(&b, T, &error) == Q3_OK && b.unknown == c->unknown);
         if (c->first_unknown != NULL) CHECK_TEXT(b.unknown_name, c->first_unknown);
-        const backend_tensor *x = backend_find(&b, Q3_TAP_MLP, 0);
+        const backend_tensor *x = q3_backend_find(&b, Q3_TAP_MLP, 0);
         CHECK((x != NULL) == (c->value >= 0));
-        if (x != NULL) backend_row(row, &b, x, Q3_TAP_MLP, 0, 3);
+        if (x != NULL) q3_backend_row(row, &b, x, Q3_TAP_MLP, 0, 3);
         CHECKF(x == NULL || row[0] == (float)c->value, "names %zu: got %g", i, (double)row[0]);
-        backend_close(&b);
+        q3_backend_close(&b);
     }
 }
 
@@ -541,11 +541,11 @@ static void check_one_expert(void)
         tensor_begin("model.layers.0.mlp.experts.act_fn.output", "F32", shape, n * F * 4);
         for (size_t e = 0; e < n * F; e++) put_value("F32", 0);
         file_end(PATH, 0);
-        CHECK(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, T, &error) == Q3_OK);
-        CHECKF((backend_find(&b, Q3_TAP_EXPERTS_ACT_FN, 0) == NULL) == (n <= T) && b.unknown == (n <= T),
+        CHECK(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK);
+        CHECKF((q3_backend_find(&b, Q3_TAP_EXPERTS_ACT_FN, 0) == NULL) == (n <= T) && b.unknown == (n <= T),
                "%zu rows", n);
         CHECK(n > T || strcmp(b.unknown_name, "model.layers.0.mlp.experts.act_fn.output") == 0);
-        backend_close(&b);
+        q3_backend_close(&b);
     }
 }
 
@@ -560,12 +560,12 @@ static void check_other_dtypes(void)
     tensor_begin("model.norm.output", "F8_E4M3", "9,11", T * M);
     for (size_t e = 0; e < T * M; e++) put_bits(0, 1);
     file_end(PATH, 0);
-    CHECKF(backend_open(&b, PATH, model, &error) == Q3_OK && backend_bind(&b, T, &error) == Q3_OK, "%s", error.text);
+    CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s", error.text);
     CHECK(b.unknown == 1 && strcmp(b.unknown_name, "attention_mask") == 0);
-    const backend_tensor *norm = backend_find(&b, Q3_TAP_NORM, 0);
+    const backend_tensor *norm = q3_backend_find(&b, Q3_TAP_NORM, 0);
     CHECK(norm != NULL && norm->layouts == 0);
     if (norm != NULL) CHECK_TEXT(norm->note, "found another dtype, expected F64, F32, BF16 or F16");
-    backend_close(&b);
+    q3_backend_close(&b);
 }
 
 static void check_no_file(void)
@@ -576,10 +576,10 @@ static void check_no_file(void)
     tensor_begin("model.norm.output", "F32", "9,11", T * M * 4);
     for (size_t e = 0; e < T * M; e++) put_value("F32", 0);
     file_end(PATH, T * M * 2);
-    CHECK(backend_open(&b, PATH, model, &error) == Q3_ERROR_INPUT && strncmp(error.text, PATH, strlen(PATH)) == 0);
-    CHECK(backend_open(&b, "backend.tmp/none", model, &error) == Q3_ERROR_FILE);
+    CHECK(q3_backend_open(&b, PATH, model, &error) == Q3_ERROR_INPUT && strncmp(error.text, PATH, strlen(PATH)) == 0);
+    CHECK(q3_backend_open(&b, "backend.tmp/none", model, &error) == Q3_ERROR_FILE);
     CHECK(strncmp(error.text, "backend.tmp/none: ", 18) == 0);
-    backend_close(&b);
+    q3_backend_close(&b);
 }
 
 int main(void)

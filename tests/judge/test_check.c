@@ -7,7 +7,8 @@
  *    that differs. What an honest implementation may do (an ulp) is not blamed.
  * 3. Rounding: all elements of a bfloat16 tensor an ulp off, one channel scaled by 1.002: `rounding`.
  * 4. NaN and infinity, half of the taps, layer outputs only, the last rows only. */
-#include "judge/judge.h"
+#include "judge/walk.h"
+#include "judge/report.h"
 #include "model.h"
 
 #include <math.h>
@@ -83,9 +84,9 @@ static void forge(const q3_tensors *golden, const forgery *forged)
 /* The JSON lines of the last judgement, and what they say. */
 static q3_text lines;
 static char first_bad[Q3_TAP_NAME_SIZE];
-static struct { char name[Q3_TAP_NAME_SIZE]; verdict verdict; } found[1024];
+static struct { char name[Q3_TAP_NAME_SIZE]; q3_verdict verdict; } found[1024];
 static size_t found_count;
-static size_t count_of[VERDICT_COUNT];
+static size_t count_of[Q3_VERDICT_COUNT];
 
 static void read_lines(void)
 {
@@ -100,25 +101,25 @@ static void read_lines(void)
         if (tap == NULL || word == NULL || word > end) continue;
         sscanf(tap + 7, "%79[^\"]", name);
         sscanf(word + 11, "%15[^\"]", said);
-        for (unsigned v = 0; v < VERDICT_COUNT; v++) {
-            if (strcmp(said, verdict_names[v]) != 0) continue;
+        for (unsigned v = 0; v < Q3_VERDICT_COUNT; v++) {
+            if (strcmp(said, q3_verdict_names[v]) != 0) continue;
             count_of[v]++;
-            bool bad = v == VERDICT_DIFFERS || v == VERDICT_NON_FINITE || v == VERDICT_SHAPE;
+            bool bad = v == Q3_VERDICT_DIFFERS || v == Q3_VERDICT_NON_FINITE || v == Q3_VERDICT_SHAPE;
             if (bad && first_bad[0] == 0) memcpy(first_bad, name, sizeof name);
             memcpy(found[found_count].name, name, sizeof name);
-            found[found_count++].verdict = (verdict)v;
+            found[found_count++].verdict = (q3_verdict)v;
         }
     }
 }
 
-/* What was said of a tensor, if nothing was said against those before it; else VERDICT_COUNT. */
-static verdict said_of(const char *name)
+/* What was said of a tensor, if nothing was said against those before it; else Q3_VERDICT_COUNT. */
+static q3_verdict said_of(const char *name)
 {
     for (size_t i = 0; i < found_count; i++) {
         if (strcmp(found[i].name, name) == 0) return found[i].verdict;
-        if (found[i].verdict != VERDICT_EXACT && found[i].verdict != VERDICT_WITHIN) return VERDICT_COUNT;
+        if (found[i].verdict != Q3_VERDICT_EXACT && found[i].verdict != Q3_VERDICT_WITHIN) return Q3_VERDICT_COUNT;
     }
-    return VERDICT_COUNT;
+    return Q3_VERDICT_COUNT;
 }
 
 /* Layers [0, end); norm and lm_head if that is all. */
@@ -129,16 +130,16 @@ static void judge_layers(const fixture *f, const char *path, q3_dtype dtype, siz
     void *memory = NULL;
     free(lines.data);
     memset(&lines, 0, sizeof lines);
-    q3_status status = backend_open(&b, path, f->model, &error);
-    if (status == Q3_OK) status = backend_bind(&b, b.T, &error);
+    q3_status status = q3_backend_open(&b, path, f->model, &error);
+    if (status == Q3_OK) status = q3_backend_bind(&b, b.T, &error);
     if (status == Q3_OK) {
         q3_run run = {dtype, 0, end, b.start, b.T, b.T};
         q3_state *state = fixture_state(f, &run, &memory);
-        status = compare_run(&lines, state, f->config, f->weights, &run, &b, b.ids, NULL, b.T, options, &error);
+        status = q3_compare_run(&lines, state, f->config, f->weights, &run, &b, b.ids, NULL, b.T, options, &error);
     }
     CHECKF(status == Q3_OK && !lines.failed, "%s: %s", path, error.text);
     free(memory);
-    backend_close(&b);
+    q3_backend_close(&b);
     read_lines();
 }
 
@@ -172,8 +173,8 @@ static void test_honest(const fixture *f, const char *folder)
     for (q3_dtype d = Q3_F32; d <= Q3_F16; d++) {
         snprintf(path, sizeof path, "%s/taps-%s.safetensors", folder, dtypes[d]);
         judge_file(f, path, d);
-        size_t good = count_of[VERDICT_EXACT] + count_of[VERDICT_WITHIN], all = 0;
-        for (size_t v = 0; v < VERDICT_COUNT; v++) all += count_of[v];
+        size_t good = count_of[Q3_VERDICT_EXACT] + count_of[Q3_VERDICT_WITHIN], all = 0;
+        for (size_t v = 0; v < Q3_VERDICT_COUNT; v++) all += count_of[v];
         CHECKF(good == all && all >= 20, "%s: %lu of %lu exact or within; %s", path, (unsigned long)good,
                (unsigned long)all, first_bad);
     }
@@ -219,19 +220,19 @@ static void test_each_tensor(const fixture *f, const q3_tensors *golden, q3_dtyp
  * tenth of sum |w||x| or more: 4e-5 of it at most. */
 static void test_tightness(const fixture *f, q3_tensors *const golden[2])
 {
-    static const struct { const char *name; size_t dtype; double factor; verdict expected; } cases[] = {
-        {"model.layers.0.self_attn.q_proj.output", 1, 1 + 0x1p-8, VERDICT_WITHIN},
-        {"model.layers.0.self_attn.q_proj.output", 1, 1 + 0x1p-6, VERDICT_DIFFERS},
-        {"model.layers.0.input_layernorm.output", 1, 1 + 0x1p-7, VERDICT_WITHIN},
-        {"model.layers.0.input_layernorm.output", 1, 1 + 0x1p-5, VERDICT_DIFFERS},
-        {"model.layers.0.post_attention_layernorm.input", 1, 1 + 0x1p-6, VERDICT_DIFFERS},
-        {"model.layers.0.output", 1, 1 + 0x1p-8, VERDICT_ROUNDING},
-        {"model.layers.0.output", 1, 1 + 0x1p-6, VERDICT_DIFFERS},
-        {"model.layers.0.mlp.experts.down_proj.input", 1, 1 + 0x1p-5, VERDICT_DIFFERS},
-        {"model.layers.0.mlp.router_probs.output", 1, 1 + 0x1p-10, VERDICT_DIFFERS},
-        {"model.layers.0.self_attn.q_proj.output", 0, 1.0001, VERDICT_DIFFERS},
-        {"model.layers.0.self_attn.o_proj.output", 0, 1.0001, VERDICT_DIFFERS},
-        {"model.layers.0.mlp.gate.output", 0, 1.0001, VERDICT_DIFFERS},
+    static const struct { const char *name; size_t dtype; double factor; q3_verdict expected; } cases[] = {
+        {"model.layers.0.self_attn.q_proj.output", 1, 1 + 0x1p-8, Q3_VERDICT_WITHIN},
+        {"model.layers.0.self_attn.q_proj.output", 1, 1 + 0x1p-6, Q3_VERDICT_DIFFERS},
+        {"model.layers.0.input_layernorm.output", 1, 1 + 0x1p-7, Q3_VERDICT_WITHIN},
+        {"model.layers.0.input_layernorm.output", 1, 1 + 0x1p-5, Q3_VERDICT_DIFFERS},
+        {"model.layers.0.post_attention_layernorm.input", 1, 1 + 0x1p-6, Q3_VERDICT_DIFFERS},
+        {"model.layers.0.output", 1, 1 + 0x1p-8, Q3_VERDICT_ROUNDING},
+        {"model.layers.0.output", 1, 1 + 0x1p-6, Q3_VERDICT_DIFFERS},
+        {"model.layers.0.mlp.experts.down_proj.input", 1, 1 + 0x1p-5, Q3_VERDICT_DIFFERS},
+        {"model.layers.0.mlp.router_probs.output", 1, 1 + 0x1p-10, Q3_VERDICT_DIFFERS},
+        {"model.layers.0.self_attn.q_proj.output", 0, 1.0001, Q3_VERDICT_DIFFERS},
+        {"model.layers.0.self_attn.o_proj.output", 0, 1.0001, Q3_VERDICT_DIFFERS},
+        {"model.layers.0.mlp.gate.output", 0, 1.0001, Q3_VERDICT_DIFFERS},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const q3_tensors *from = golden[cases[i].dtype];
@@ -243,15 +244,15 @@ static void test_tightness(const fixture *f, q3_tensors *const golden[2])
         char why[300]; /* the element itself, not what it does to the whole */
         snprintf(why, sizeof why, "{\"tap\":\"%s\",\"verdict\":\"differs\",\"given_as\":\"%s\",\"note\":\"\","
                  "\"reason\":\"1 of ", cases[i].name, cases[i].name);
-        CHECKF(cases[i].expected != VERDICT_DIFFERS || strstr(lines.data, why) != NULL, "%s: not outside", cases[i].name);
+        CHECKF(cases[i].expected != Q3_VERDICT_DIFFERS || strstr(lines.data, why) != NULL, "%s: not outside", cases[i].name);
     }
     /* The cosine of 23 is -0.533. An angle may err by 4 u of itself, 92 u, of which cos takes 0.85 at most. */
     forgery angle = {NULL, "model.rotary_emb.cos", 23 * 24, 1, 40 * 0x1p-24, 0, 0, 0, false};
     judge_layers_forged(f, golden[0], Q3_F32, 1, &angle);
-    CHECK(said_of("model.rotary_emb.cos") == VERDICT_WITHIN);
+    CHECK(said_of("model.rotary_emb.cos") == Q3_VERDICT_WITHIN);
     angle.add = 400 * 0x1p-24;
     judge_layers_forged(f, golden[0], Q3_F32, 1, &angle);
-    CHECK(said_of("model.rotary_emb.cos") == VERDICT_DIFFERS);
+    CHECK(said_of("model.rotary_emb.cos") == Q3_VERDICT_DIFFERS);
 }
 
 /* The first token stands at 7000, whose sine is 0.507. An angle may err by 4 u of itself, which moves the cosine by
@@ -265,10 +266,10 @@ static void test_start(const fixture *f, const char *folder)
     if (q3_tensors_open(&golden, path, &error) != Q3_OK) exit(1);
     forgery angle = {NULL, "model.rotary_emb.cos", 0, 1, 10000 * 0x1p-24, 0, 0, 0, false};
     judge_forged(f, golden, Q3_F32, &angle);
-    CHECK(said_of("model.rotary_emb.cos") == VERDICT_WITHIN);
+    CHECK(said_of("model.rotary_emb.cos") == Q3_VERDICT_WITHIN);
     angle.add = 100000 * 0x1p-24;
     judge_forged(f, golden, Q3_F32, &angle);
-    CHECK(said_of("model.rotary_emb.cos") == VERDICT_DIFFERS);
+    CHECK(said_of("model.rotary_emb.cos") == Q3_VERDICT_DIFFERS);
     q3_tensors_close(golden);
 }
 
@@ -297,18 +298,18 @@ static void test_experts(const fixture *f, const q3_tensors *golden)
         if (t == 0) {
             forgery wrong = {NULL, name, 0, 1, (double)((int64_t)worst - id[0]), 0, 0, 0, false};
             judge_layers_forged(f, golden, Q3_BF16, 3, &wrong);
-            CHECK(said_of(name) == VERDICT_DIFFERS);
+            CHECK(said_of(name) == Q3_VERDICT_DIFFERS);
             forgery twice = {NULL, name, 0, 1, (double)(id[1] - id[0]), 0, 0, 0, false};
             judge_layers_forged(f, golden, Q3_BF16, 3, &twice);
-            CHECK(said_of(name) == VERDICT_DIFFERS && strstr(lines.data, "stands twice") != NULL);
+            CHECK(said_of(name) == Q3_VERDICT_DIFFERS && strstr(lines.data, "stands twice") != NULL);
             forgery beyond = {NULL, name, 0, 1, (double)(14 - id[0]), 0, 0, 0, false};
             judge_layers_forged(f, golden, Q3_BF16, 3, &beyond);
-            CHECK(said_of(name) == VERDICT_DIFFERS && strstr(lines.data, "is outside 0 to 13") != NULL);
+            CHECK(said_of(name) == Q3_VERDICT_DIFFERS && strstr(lines.data, "is outside 0 to 13") != NULL);
         }
         if (gap > ldexpf(1, exponent - 8) || ties++ > 0) continue;
         forgery near = {NULL, name, t * 4 + 3, 1, (double)((int64_t)best - id[3]), 0, 0, 0, false};
         judge_layers_forged(f, golden, Q3_BF16, 3, &near);
-        CHECKF(said_of(name) == VERDICT_NEAR_TIE, "token %lu: verdict %d", (unsigned long)t, (int)said_of(name));
+        CHECKF(said_of(name) == Q3_VERDICT_NEAR_TIE, "token %lu: verdict %d", (unsigned long)t, (int)said_of(name));
         /* theirs is followed: what the file holds of that slot was computed by the old one */
         CHECK(strstr(lines.data, "{\"tap\":\"model.layers.2.mlp.experts.gate_proj.output\",\"verdict\":\"differs\"") !=
               NULL);
@@ -320,18 +321,18 @@ static void test_experts(const fixture *f, const q3_tensors *golden)
 static void test_figures(void)
 {
     const float ours[4] = {1, -2, 4, 3}, theirs[4] = {2, -2, 6, 3};
-    finding found_here = {.rank = 2};
+    q3_finding found_here = {.rank = 2};
     figures g;
-    CHECK(figures_begin(&g, &found_here, Q3_F32, 2, 2));
-    for (size_t t = 0; t < 2; t++) figures_row(&g, t, ours + 2 * t, theirs + 2 * t, 2);
-    figures_end(&g);
-    const finding *r = &found_here;
+    CHECK(q3_figures_begin(&g, &found_here, Q3_F32, 2, 2));
+    for (size_t t = 0; t < 2; t++) q3_figures_row(&g, t, ours + 2 * t, theirs + 2 * t, 2);
+    q3_figures_end(&g);
+    const q3_finding *r = &found_here;
     CHECK(r->elements == 4 && r->differ == 2 && r->over_1_ulp == 2);
     CHECK(r->max_ulp == 0x1p22 && r->max_at[0] == 0 && r->max_at[1] == 0); /* 1 of 2^-22, 2 of 2^-21 */
     CHECK(fabs(r->gain - 39.0 / 30) < 1e-12 && r->offset == 0.75);
     CHECK(fabs(r->relative_l2 - sqrt(5.0 / 30)) < 1e-12);
     CHECK(r->worst_token == 1 && r->worst_channel == 0);
-    CHECK(ulp_of(1, Q3_BF16) == 0x1p-7 && ulp_of(-1.99, Q3_F16) == 0x1p-10 && ulp_of(0, Q3_F16) == 0x1p-24);
+    CHECK(q3_ulp(1, Q3_BF16) == 0x1p-7 && q3_ulp(-1.99, Q3_F16) == 0x1p-10 && q3_ulp(0, Q3_F16) == 0x1p-24);
 }
 
 /* ==== 3. Roundings =========================================================================== */
@@ -341,19 +342,19 @@ static void test_rounding(const fixture *f, const q3_tensors *golden)
     const char norm[] = "model.layers.2.input_layernorm.output", queries[] = "model.layers.0.self_attn.q_norm.output";
     forgery ulp = {NULL, norm, 0, 1 + 0x1p-8, 0, 3, 0, 0, false};
     judge_forged(f, golden, Q3_BF16, &ulp);
-    CHECK(said_of(norm) == VERDICT_ROUNDING);
+    CHECK(said_of(norm) == Q3_VERDICT_ROUNDING);
     CHECK(strstr(lines.data, "\"reason\":\"channel") == NULL); /* of the tensor as a whole */
     /* One channel of 120, in 24 tokens; half of one head in one token. Of the whole tensor that is little;
      * of the channel, of the head it is more than honest sums make (some 4 in 1000 elements). */
     forgery channel = {NULL, norm, 5, 1 + 0x1p-8, 0, 120, 0, 0, false}, head = {NULL, queries, 0, 1 + 0x1p-8, 0, 1, 0, 12, false};
     judge_layers_forged(f, golden, Q3_BF16, 3, &channel);
-    CHECK(said_of(norm) == VERDICT_ROUNDING && strstr(lines.data, "\"reason\":\"channel 5: ") != NULL);
+    CHECK(said_of(norm) == Q3_VERDICT_ROUNDING && strstr(lines.data, "\"reason\":\"channel 5: ") != NULL);
     judge_layers_forged(f, golden, Q3_BF16, 1, &head);
-    CHECK(said_of(queries) == VERDICT_ROUNDING && strstr(lines.data, "\"reason\":\"head 0: ") != NULL);
+    CHECK(said_of(queries) == Q3_VERDICT_ROUNDING && strstr(lines.data, "\"reason\":\"head 0: ") != NULL);
     const q3_entry *e = q3_tensors_find(golden, norm);
     forgery one = {NULL, norm, largest_element(e), 1 + 0x1p-8, 0, 0, 0, 0, false};
     judge_forged(f, golden, Q3_BF16, &one);
-    CHECK(said_of(norm) == VERDICT_WITHIN);
+    CHECK(said_of(norm) == Q3_VERDICT_WITHIN);
 }
 
 /* Ours just below a power of two: of a norm, 3 ulp of theirs are 6 of ours. 1 and 2 of theirs are 5, 1 and 3 are 7. */
@@ -372,9 +373,9 @@ static void test_binade(const fixture *f, const q3_tensors *golden)
     double ulp = ldexp(1, exponent - 8);
     forgery inside = {NULL, norm, at, 1, 5 * ulp, 0, 0, 0, false}, outside = {NULL, norm, at, 1, 7 * ulp, 0, 0, 0, false};
     judge_layers_forged(f, golden, Q3_BF16, 1, &inside);
-    CHECK(said_of(norm) == VERDICT_WITHIN);
+    CHECK(said_of(norm) == Q3_VERDICT_WITHIN);
     judge_layers_forged(f, golden, Q3_BF16, 1, &outside);
-    CHECK(said_of(norm) == VERDICT_DIFFERS);
+    CHECK(said_of(norm) == Q3_VERDICT_DIFFERS);
 }
 
 /* Where ours is 0, an ulp of theirs is allowed, not its size: a sum that cancels hides nothing. */
@@ -392,7 +393,7 @@ static void test_zero(const fixture *f, const q3_tensors *golden)
         for (double theirs = 1; theirs < 1e7; theirs *= 1000) {
             forgery forged = {NULL, sums[i].name, at - 1, 1, theirs, 0, 0, 0, false};
             judge_layers_forged(f, golden, Q3_BF16, sums[i].end, &forged);
-            CHECKF(said_of(sums[i].name) == VERDICT_DIFFERS, "0 became %g: verdict %d", theirs,
+            CHECKF(said_of(sums[i].name) == Q3_VERDICT_DIFFERS, "0 became %g: verdict %d", theirs,
                    (int)said_of(sums[i].name));
         }
     }
@@ -406,17 +407,17 @@ static void test_special(const fixture *f, const q3_tensors *golden)
     forgery nan = {NULL, mlp, 7, 1, (double)NAN, 0, 0, 0, false},
             infinite = {NULL, mlp, 7, 1, (double)INFINITY, 0, 0, 0, false};
     judge_forged(f, golden, Q3_F32, &nan);
-    CHECKF(strcmp(first_bad, mlp) == 0 && count_of[VERDICT_NON_FINITE] == 1, "NaN: %s, %lu", first_bad,
-           (unsigned long)count_of[VERDICT_NON_FINITE]);
+    CHECKF(strcmp(first_bad, mlp) == 0 && count_of[Q3_VERDICT_NON_FINITE] == 1, "NaN: %s, %lu", first_bad,
+           (unsigned long)count_of[Q3_VERDICT_NON_FINITE]);
     judge_forged(f, golden, Q3_F32, &infinite);
-    CHECKF(strcmp(first_bad, mlp) == 0 && count_of[VERDICT_NON_FINITE] == 1, "infinity: %s", first_bad);
+    CHECKF(strcmp(first_bad, mlp) == 0 && count_of[Q3_VERDICT_NON_FINITE] == 1, "infinity: %s", first_bad);
     forgery some = {"layernorm", NULL, 0, 1, 0, 0, 0, 0, false}, logits = {NULL, NULL, 0, 1, 0, 0, 20, 0, false};
     judge_forged(f, golden, Q3_F32, &some);
-    CHECKF(first_bad[0] == 0 && count_of[VERDICT_WITHIN] + count_of[VERDICT_EXACT] == 15, "norms alone: %s, %lu within",
-           first_bad, (unsigned long)count_of[VERDICT_WITHIN]);
+    CHECKF(first_bad[0] == 0 && count_of[Q3_VERDICT_WITHIN] + count_of[Q3_VERDICT_EXACT] == 15, "norms alone: %s, %lu within",
+           first_bad, (unsigned long)count_of[Q3_VERDICT_WITHIN]);
     CHECK(strstr(lines.data, "\"operators\":[\"model.embed_tokens.output\"]") != NULL);
     judge_forged(f, golden, Q3_F32, &logits);
-    CHECKF(first_bad[0] == 0 && count_of[VERDICT_MISSING] == 0, "the last rows of the logits: %s", first_bad);
+    CHECKF(first_bad[0] == 0 && count_of[Q3_VERDICT_MISSING] == 0, "the last rows of the logits: %s", first_bad);
 }
 
 /* Of layer outputs alone, a twentieth is seen in the layer where it is. */
@@ -438,7 +439,7 @@ static void test_gain(const fixture *f, const q3_tensors *golden)
     const char mlp[] = "model.layers.2.mlp.output";
     forgery more = {NULL, mlp, 0, 1.01, 0, 1, 0, 0, true};
     judge_layers_forged(f, golden, Q3_BF16, 3, &more);
-    CHECK(said_of(mlp) == VERDICT_DIFFERS);
+    CHECK(said_of(mlp) == Q3_VERDICT_DIFFERS);
     CHECK(strstr(lines.data, "over the whole tensor, which no rounding makes") != NULL);
     const char *looks = strstr(lines.data, "\"looks_like\":\"scaled by a factor 1.0");
     CHECK(looks != NULL && strstr(looks, "(gain), explains") != NULL); /* the whole, not what left its bound */
@@ -484,7 +485,7 @@ static void test_axes(const fixture *f, const q3_tensors *golden)
         if (q3_writer_commit(writer, &error) != Q3_OK) exit(1);
         judge_layers(f, file_name, Q3_F32, 1, &usual);
         remove(file_name);
-        CHECKF(count_of[VERDICT_WITHIN] == 1 && first_bad[0] == 0, "turned %d: %s", turned, first_bad);
+        CHECKF(count_of[Q3_VERDICT_WITHIN] == 1 && first_bad[0] == 0, "turned %d: %s", turned, first_bad);
     }
 }
 
@@ -520,7 +521,7 @@ static void test_by_expert(const fixture *f, const q3_tensors *golden)
         judge_layers(f, file_name, Q3_F32, 1, &usual);
         remove(file_name);
         CHECKF(strcmp(first_bad, way == 2 ? act : "") == 0, "way %d: %s", way, first_bad);
-        CHECK(count_of[VERDICT_EXACT] + count_of[VERDICT_WITHIN] == (way == 2 ? 1 : 2)); /* of those given */
+        CHECK(count_of[Q3_VERDICT_EXACT] + count_of[Q3_VERDICT_WITHIN] == (way == 2 ? 1 : 2)); /* of those given */
         CHECK((strstr(lines.data, "[T*A,n], expert by expert") != NULL) == (way > 0));
         CHECK(way < 2 || strstr(lines.data, "1 of 5376 elements outside the bound") != NULL);
     }

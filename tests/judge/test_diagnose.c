@@ -6,7 +6,7 @@
  * tensor wrong, in float64 from the taps before it; the bound is a few ulp. Honest tensors, roundings of chance and
  * noise must get no name. Two pairs of mistakes are the same numbers, and have one name: softmax over the chosen
  * logits and renormalised probabilities; float16 and TF32 operands in float16's normal range. */
-#include "judge/judge.h"
+#include "judge/diagnose.h"
 #include "model.h"
 
 #include <math.h>
@@ -875,7 +875,7 @@ static void ask(char text[200], const world *w, q3_tap_id id, uint64_t hidden, c
         e.given[i] = !(hidden >> i & 1) && !dense;
         if (!dense && (e.given[i] || !square)) e.tap[i] = w->tap[i];
     }
-    CHECK(diagnose(text, &e, &error) == Q3_OK);
+    CHECK(q3_diagnose(text, &e, &error) == Q3_OK);
     CHECK(memchr(text, 0, 200) != NULL);
     free(bound);
 }
@@ -958,7 +958,7 @@ static void test_bare(const char *golden)
                           .input = w.tap[Q3_TAP_EMBED_TOKENS], .id = (q3_tap_id)i, .row = w.row[i], .ours = w.tap[i],
                           .theirs = y, .bound = bound};
             if (i == Q3_TAP_SCORES || i == Q3_TAP_PROBS) e.row = w.H * tokens;
-            if (!dense) CHECK(diagnose(text, &e, &error) == Q3_OK);
+            if (!dense) CHECK(q3_diagnose(text, &e, &error) == Q3_OK);
         }
         free(bound);
         free(y);

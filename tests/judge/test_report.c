@@ -19,12 +19,12 @@ static void release(q3_text *text)
     memset(text, 0, sizeof *text);
 }
 
-static q3_status read_text(q3_text *text, outcome *result, const char *lines, bool all, bool colour,
+static q3_status read_text(q3_text *text, q3_outcome *result, const char *lines, bool all, bool colour,
                            q3_error *error)
 {
-    report_part part = {"lines", lines, strlen(lines)};
+    q3_report_part part = {"lines", lines, strlen(lines)};
     release(text);
-    return report_text(text, result, &part, 1, false, all, colour, error);
+    return q3_report_text(text, result, &part, 1, false, all, colour, error);
 }
 
 /* What a run of layers [first, end) of `layers`, none of them dense, writes a line for, too: missing. */
@@ -39,21 +39,21 @@ static void add_rest(q3_text *lines, size_t first, size_t end, size_t layers)
             q3_tap_name(name, (q3_tap_id)id, layer);
             snprintf(key, sizeof key, "{\"tap\":\"%s\"", name);
             if (strstr(lines->data, key) == NULL)
-                report_finding(lines, &(finding){.name = name, .layer = layer, .verdict = VERDICT_MISSING});
+                q3_report_finding(lines, &(q3_finding){.name = name, .layer = layer, .verdict = Q3_VERDICT_MISSING});
         }
     }
 }
 
 static q3_status read_html(q3_text *html, const char *lines, q3_error *error)
 {
-    report_part part = {"lines", lines, strlen(lines)};
-    return report_html(html, &part, 1, error);
+    q3_report_part part = {"lines", lines, strlen(lines)};
+    return q3_report_html(html, &part, 1, error);
 }
 
 /* The text of lines that are a report. */
-static outcome good_text(q3_text *text, const char *lines, bool all, bool colour)
+static q3_outcome good_text(q3_text *text, const char *lines, bool all, bool colour)
 {
-    outcome result = OUTCOME_UNJUDGED;
+    q3_outcome result = Q3_OUTCOME_UNJUDGED;
     q3_error error = {""};
     q3_status status = read_text(text, &result, lines, all, colour, &error);
     CHECKF(status == Q3_OK && text->data != NULL && !text->failed, "status %d: %s", (int)status, error.text);
@@ -64,7 +64,7 @@ static outcome good_text(q3_text *text, const char *lines, bool all, bool colour
 static void refused(const char *lines, const char *message)
 {
     q3_text text = {0};
-    outcome result;
+    q3_outcome result;
     q3_error error = {""};
     q3_status status = read_text(&text, &result, lines, false, false, &error);
     CHECKF(status == Q3_ERROR_INPUT && strcmp(error.text, message) == 0 && text.data == NULL,
@@ -87,49 +87,49 @@ static void ends(const q3_text *text, const char *before, const char *line)
 
 /* ==== Findings by hand ======================================================================= */
 
-static const judged_run run_of_three = {
+static const q3_judged_run run_of_three = {
     "golden/tiny", "theirs.safetensors", Q3_BF16, 24, 3, 3, 0, 3, false, false,
     "bf16", "float16", 2, "evil\x1b[31m",
 };
 
-static const finding three_layers[] = {
-    {.name = "model.embed_tokens.output", .verdict = VERDICT_EXACT, .given_as = "model.embed_tokens.output",
+static const q3_finding three_layers[] = {
+    {.name = "model.embed_tokens.output", .verdict = Q3_VERDICT_EXACT, .given_as = "model.embed_tokens.output",
      .rank = 2, .shape = {24, 120}, .elements = 2880, .judged = 2880, .gain = 1},
-    {.name = TAP(0, "self_attn.q_proj.output"), .verdict = VERDICT_WITHIN, .given_as = "Qcur-0",
+    {.name = TAP(0, "self_attn.q_proj.output"), .verdict = Q3_VERDICT_WITHIN, .given_as = "Qcur-0",
      .note = "batch axis", .rank = 2, .shape = {24, 96}, .elements = 2304, .judged = 2304, .differ = 23,
      .over_1_ulp = 0, .expected = 115.2, .max_ulp = 1, .max_at = {2, 7}, .max_bound_ratio = 0.75,
      .relative_l2 = 0.00012346, .gain = 0.99999949, .offset = -1e-7, .worst_token = 2, .worst_channel = 7},
-    {.name = TAP(0, "mlp.topk_indices.output"), .verdict = VERDICT_NEAR_TIE,
+    {.name = TAP(0, "mlp.topk_indices.output"), .verdict = Q3_VERDICT_NEAR_TIE,
      .given_as = TAP(0, "mlp.topk_indices.output"), .rank = 2, .shape = {24, 4}, .elements = 96, .judged = 96,
      .differ = 1, .gain = 1, .near_ties = 1, .other_order = 2, .margin_bins = 3,
      .margins = {0.5f, 0.0009765625f, 0.25f}},
-    {.name = TAP(0, "output"), .verdict = VERDICT_EXACT, .given_as = "l_out-0", .rank = 2, .shape = {24, 120},
+    {.name = TAP(0, "output"), .verdict = Q3_VERDICT_EXACT, .given_as = "l_out-0", .rank = 2, .shape = {24, 120},
      .elements = 2880, .judged = 2880, .gain = 1},
-    {.name = TAP(1, "self_attn.q_rope.output"), .layer = 1, .verdict = VERDICT_DIFFERS,
+    {.name = TAP(1, "self_attn.q_rope.output"), .layer = 1, .verdict = Q3_VERDICT_DIFFERS,
      .given_as = TAP(1, "self_attn.q_rope.output"), .reason = "2016 of 2304 elements outside the bound",
      .rank = 3, .shape = {24, 6, 16}, .elements = 2304, .judged = 2304, .differ = 2304, .over_1_ulp = 2016,
      .outside = 2016, .expected = 115.2, .max_ulp = 1234567, .max_at = {23, 5, 15}, .max_bound_ratio = 4096,
      .relative_l2 = 1.25, .gain = -0.123456789, .offset = 0.5, .worst_token = 23, .worst_channel = 15,
      .has_bad = true, .bad_at = {1, 0, 2}, .bad_ours = 0.75, .bad_theirs = -1.5, .bad_ulp = 288,
-     .bad_bound_ulp = 1.5, .between_count = 1, .between = &(const layer_tap){Q3_TAP_Q_NORM, 1},
+     .bad_bound_ulp = 1.5, .between_count = 1, .between = &(const q3_layer_tap){Q3_TAP_Q_NORM, 1},
      .looks_like = "RoPE interleaved, pairs (2i, 2i+1), explains 100 % of elements", .token_bins = 2,
      .token_profile = {0, 1234567}, .channel_bins = 1, .channel_profile = {1234567}},
-    {.name = TAP(1, "output"), .layer = 1, .verdict = VERDICT_NON_FINITE, .given_as = TAP(1, "output"),
+    {.name = TAP(1, "output"), .layer = 1, .verdict = Q3_VERDICT_NON_FINITE, .given_as = TAP(1, "output"),
      .reason = "1 of 2880 elements outside the bound", .rank = 2, .shape = {24, 120}, .elements = 2880,
      .judged = 2880, .differ = 1, .over_1_ulp = 1, .outside = 1, .expected = 0, .max_ulp = 0x1p100,
      .max_at = {4, 20}, .max_bound_ratio = (double)INFINITY, .relative_l2 = 0x1p100, .gain = (double)NAN,
      .offset = -(double)INFINITY, .worst_token = 4, .worst_channel = 20, .has_bad = true, .bad_at = {4, 20},
      .bad_ours = 2, .bad_theirs = (double)INFINITY},
-    {.name = TAP(2, "mlp.gate.output"), .layer = 2, .verdict = VERDICT_ROUNDING,
+    {.name = TAP(2, "mlp.gate.output"), .layer = 2, .verdict = Q3_VERDICT_ROUNDING,
      .given_as = TAP(2, "mlp.gate.output"), .reason = "200 of 336 elements differ, at most 12 expected",
      .rank = 2, .shape = {24, 14}, .elements = 336, .judged = 336, .differ = 200, .expected = 12, .max_ulp = 1,
      .max_at = {0, 0}, .max_bound_ratio = 0.999, .relative_l2 = 0.002, .gain = 1, .offset = 0},
-    {.name = TAP(2, "output"), .layer = 2, .verdict = VERDICT_UNJUDGED, .given_as = TAP(2, "output"),
+    {.name = TAP(2, "output"), .layer = 2, .verdict = Q3_VERDICT_UNJUDGED, .given_as = TAP(2, "output"),
      .reason = "the bound says something of 7 of 2880 elements only", .rank = 2, .shape = {24, 120},
      .elements = 2880, .judged = 7, .differ = 1440, .over_1_ulp = 288, .expected = 7, .max_ulp = 12,
      .max_at = {1, 2}, .max_bound_ratio = 0.5, .relative_l2 = 0.01, .gain = 1, .between_count = 2,
-     .between = (const layer_tap[]){{Q3_TAP_EXPERTS_DOWN_PROJ, 2}, {Q3_TAP_MLP, 2}}},
-    {.name = "lm_head.output", .verdict = VERDICT_MISSING, .rank = 2, .shape = {24, 2048}},
+     .between = (const q3_layer_tap[]){{Q3_TAP_EXPERTS_DOWN_PROJ, 2}, {Q3_TAP_MLP, 2}}},
+    {.name = "lm_head.output", .verdict = Q3_VERDICT_MISSING, .rank = 2, .shape = {24, 2048}},
 };
 
 static const char text_of_three[] =
@@ -201,25 +201,25 @@ static const char lines_of_two[] =
     "\"at\":[1,0,2]},\"operators\":[\"model.layers.1.self_attn.q_norm.output\"],\"token_profile\":[0,1.23e+06],"
     "\"channel_profile\":[1.23e+06],\"margins\":[]}\n";
 
-static void write_three(q3_text *lines, const judged_run *run)
+static void write_three(q3_text *lines, const q3_judged_run *run)
 {
-    report_run(lines, run);
-    for (size_t i = 0; i < COUNT(three_layers); i++) report_finding(lines, &three_layers[i]);
+    q3_report_run(lines, run);
+    for (size_t i = 0; i < COUNT(three_layers); i++) q3_report_finding(lines, &three_layers[i]);
     add_rest(lines, 0, 3, 3);
 }
 
 static void test_by_hand(void)
 {
     q3_text lines = {0}, text = {0};
-    judged_run run = run_of_three;
-    report_run(&lines, &run);
-    report_finding(&lines, &three_layers[4]);
+    q3_judged_run run = run_of_three;
+    q3_report_run(&lines, &run);
+    q3_report_finding(&lines, &three_layers[4]);
     CHECK_TEXT(lines.data, lines_of_two);
     release(&lines);
     write_three(&lines, &run);
-    CHECK(good_text(&text, lines.data, false, false) == OUTCOME_DIFFERS);
+    CHECK(good_text(&text, lines.data, false, false) == Q3_OUTCOME_DIFFERS);
     CHECK_TEXT(text.data, text_of_three);
-    CHECK(good_text(&text, lines.data, true, false) == OUTCOME_DIFFERS);
+    CHECK(good_text(&text, lines.data, true, false) == Q3_OUTCOME_DIFFERS);
     CHECK(strstr(text.data, "within      model.layers.0.self_attn.q_proj.output (as Qcur-0)\n"
                             "            read as: batch axis\n") != NULL);
     CHECK(strstr(text.data, "missing     lm_head.output\n") != NULL);
@@ -231,16 +231,16 @@ static void test_by_hand(void)
 /* ==== What they say together ================================================================= */
 
 /* A run of one layer, whose tensors have these verdicts. */
-static outcome said(q3_text *text, verdict layer, verdict head, bool strict, bool colour)
+static q3_outcome said(q3_text *text, q3_verdict layer, q3_verdict head, bool strict, bool colour)
 {
     q3_text lines = {0};
-    judged_run run = {"m", "f", Q3_F32, 1, 0, 1, 0, 1, false, strict, "", "", 0, NULL};
-    finding f[2] = {{.name = TAP(0, "output"), .verdict = layer, .rank = 2, .shape = {1, 2}, .reason = "because"},
+    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 1, 0, 1, false, strict, "", "", 0, NULL};
+    q3_finding f[2] = {{.name = TAP(0, "output"), .verdict = layer, .rank = 2, .shape = {1, 2}, .reason = "because"},
                     {.name = "lm_head.output", .verdict = head, .rank = 2, .shape = {1, 2}}};
-    report_run(&lines, &run);
-    for (size_t i = 0; i < 2; i++) report_finding(&lines, &f[i]);
+    q3_report_run(&lines, &run);
+    for (size_t i = 0; i < 2; i++) q3_report_finding(&lines, &f[i]);
     add_rest(&lines, 0, 1, 1);
-    outcome result = good_text(text, lines.data, false, colour);
+    q3_outcome result = good_text(text, lines.data, false, colour);
     release(&lines);
     return result;
 }
@@ -249,26 +249,26 @@ static void test_outcomes(void)
 {
     static const char agrees[] = "every tensor that could be judged is within its bound";
     q3_text text = {0};
-    CHECK(said(&text, VERDICT_EXACT, VERDICT_WITHIN, true, false) == OUTCOME_AGREES);
+    CHECK(said(&text, Q3_VERDICT_EXACT, Q3_VERDICT_WITHIN, true, false) == Q3_OUTCOME_AGREES);
     ends(&text, agrees, "agrees");
     CHECK(strstr(text.data, "\nrun      float32, 1 token from position 0, teacher-forced, strict\n") != NULL);
-    CHECK(said(&text, VERDICT_NEAR_TIE, VERDICT_MISSING, true, false) == OUTCOME_AGREES);
+    CHECK(said(&text, Q3_VERDICT_NEAR_TIE, Q3_VERDICT_MISSING, true, false) == Q3_OUTCOME_AGREES);
     ends(&text, agrees, "agrees");
-    CHECK(said(&text, VERDICT_UNJUDGED, VERDICT_MISSING, false, false) == OUTCOME_UNJUDGED);
+    CHECK(said(&text, Q3_VERDICT_UNJUDGED, Q3_VERDICT_MISSING, false, false) == Q3_OUTCOME_UNJUDGED);
     ends(&text, "no tensor could be judged", "could not judge");
-    CHECK(said(&text, VERDICT_MISSING, VERDICT_SHAPE, false, false) == OUTCOME_DIFFERS);
+    CHECK(said(&text, Q3_VERDICT_MISSING, Q3_VERDICT_SHAPE, false, false) == Q3_OUTCOME_DIFFERS);
     ends(&text, "lm_head.output has another shape", "differs: lm_head.output");
-    CHECK(said(&text, VERDICT_ROUNDING, VERDICT_DIFFERS, false, false) == OUTCOME_DIFFERS);
+    CHECK(said(&text, Q3_VERDICT_ROUNDING, Q3_VERDICT_DIFFERS, false, false) == Q3_OUTCOME_DIFFERS);
     ends(&text, "lm_head.output is wrong", "differs: lm_head.output");
-    CHECK(said(&text, VERDICT_ROUNDING, VERDICT_DIFFERS, true, false) == OUTCOME_DIFFERS);
+    CHECK(said(&text, Q3_VERDICT_ROUNDING, Q3_VERDICT_DIFFERS, true, false) == Q3_OUTCOME_DIFFERS);
     ends(&text, "model.layers.0.output is rounded elsewhere: because", "differs: model.layers.0.output");
-    CHECK(said(&text, VERDICT_ROUNDING, VERDICT_ROUNDING, false, false) == OUTCOME_AGREES);
+    CHECK(said(&text, Q3_VERDICT_ROUNDING, Q3_VERDICT_ROUNDING, false, false) == Q3_OUTCOME_AGREES);
     ends(&text, "2 tensors have another rounding point, inside the bound (--strict counts that); the first: "
          "model.layers.0.output", "agrees");
-    CHECK(said(&text, VERDICT_NON_FINITE, VERDICT_DIFFERS, false, false) == OUTCOME_DIFFERS);
+    CHECK(said(&text, Q3_VERDICT_NON_FINITE, Q3_VERDICT_DIFFERS, false, false) == Q3_OUTCOME_DIFFERS);
     ends(&text, "model.layers.0.output is not finite where ours is: because", "differs: model.layers.0.output");
     CHECK(strchr(text.data, '\033') == NULL);
-    CHECK(said(&text, VERDICT_NON_FINITE, VERDICT_EXACT, false, true) == OUTCOME_DIFFERS);
+    CHECK(said(&text, Q3_VERDICT_NON_FINITE, Q3_VERDICT_EXACT, false, true) == Q3_OUTCOME_DIFFERS);
     ends(&text, "model.layers.0.output is not", "differs: model.layers.0.output");
     CHECK(strstr(text.data, "\033[1;37;41mN\033[0m") != NULL);
     CHECK(strstr(text.data, "\033[32m=\033[0m lm_head\n") != NULL);
@@ -305,29 +305,29 @@ static void test_round_trip(void)
     q3_text lines = {0};
     q3_error error = {""};
     report r;
-    judged_run run = {"m", "f", Q3_F16, 5, 7, 0, 0, 0, true, true, "", "", 0, NULL};
-    finding f = {.name = "x", .rank = 1, .shape = {9}, .max_at = {8}, .token_bins = PROFILE_BINS};
-    report_run(&lines, &run);
-    for (size_t i = 0; i < PROFILE_BINS; i++) f.token_profile[i] = profile[i % COUNT(profile)]; /* three digits */
+    q3_judged_run run = {"m", "f", Q3_F16, 5, 7, 0, 0, 0, true, true, "", "", 0, NULL};
+    q3_finding f = {.name = "x", .rank = 1, .shape = {9}, .max_at = {8}, .token_bins = Q3_PROFILE_BINS};
+    q3_report_run(&lines, &run);
+    for (size_t i = 0; i < Q3_PROFILE_BINS; i++) f.token_profile[i] = profile[i % COUNT(profile)]; /* three digits */
     f.expected = values[0], f.max_ulp = values[1], f.max_ours = values[2], f.max_theirs = values[3];
     f.relative_l2 = values[4], f.gain = values[5], f.offset = values[6], f.max_bound_ratio = (double)NAN;
     f.elements = SIZE_MAX;
-    report_finding(&lines, &f);
-    report_part part = {"lines", lines.data, lines.size};
-    q3_status status = report_read(&r, &part, 1, &error);
+    q3_report_finding(&lines, &f);
+    q3_report_part part = {"lines", lines.data, lines.size};
+    q3_status status = q3_report_read(&r, &part, 1, &error);
     CHECKF(status == Q3_OK, "%s", error.text);
     if (status == Q3_OK) {
-        const finding *g = &r.entries[0].f;
+        const q3_finding *g = &r.entries[0].f;
         const double got[] = {
             g->expected, g->max_ulp, g->max_ours, g->max_theirs, g->relative_l2, g->gain, g->offset,
         };
         CHECK(memcmp(got, values, sizeof got) == 0 && g->max_bound_ratio != g->max_bound_ratio);
         CHECK(memcmp(g->token_profile, f.token_profile, sizeof f.token_profile) == 0);
-        CHECK(g->token_bins == PROFILE_BINS && g->channel_bins == 0);
+        CHECK(g->token_bins == Q3_PROFILE_BINS && g->channel_bins == 0);
         CHECK(g->elements == SIZE_MAX && g->max_at[0] == 8 && g->rank == 1 && g->given_as == NULL);
         CHECK(r.run.dtype == Q3_F16 && r.run.T == 5 && r.run.start == 7 && r.run.free_running && r.run.strict);
     }
-    report_close(&r);
+    q3_report_close(&r);
     release(&lines);
 }
 
@@ -337,14 +337,14 @@ static void test_hostile(void)
 {
     q3_text lines = {0}, text = {0}, html = {0};
     q3_error error = {""};
-    judged_run run = {"caf\xc3\xa9 \xff", hostile, Q3_F32, 1, 0, 1, 0, 1, false, false, "", "", 1, hostile};
-    finding f[2] = {{.name = TAP(0, "output"), .verdict = VERDICT_DIFFERS, .given_as = hostile},
-                    {.name = "lm_head.output", .verdict = VERDICT_EXACT}};
+    q3_judged_run run = {"caf\xc3\xa9 \xff", hostile, Q3_F32, 1, 0, 1, 0, 1, false, false, "", "", 1, hostile};
+    q3_finding f[2] = {{.name = TAP(0, "output"), .verdict = Q3_VERDICT_DIFFERS, .given_as = hostile},
+                    {.name = "lm_head.output", .verdict = Q3_VERDICT_EXACT}};
     snprintf(f[0].note, sizeof f[0].note, "%s", hostile);
     snprintf(f[0].reason, sizeof f[0].reason, "%s", hostile);
     snprintf(f[0].looks_like, sizeof f[0].looks_like, "%s", hostile);
-    report_run(&lines, &run);
-    for (size_t i = 0; i < 2; i++) report_finding(&lines, &f[i]);
+    q3_report_run(&lines, &run);
+    for (size_t i = 0; i < 2; i++) q3_report_finding(&lines, &f[i]);
     size_t newlines = 0;
     for (size_t i = 0; i < lines.size; i++) newlines += lines.data[i] == '\n';
     add_rest(&lines, 0, 1, 1);
@@ -372,20 +372,20 @@ static void test_hostile(void)
 static void test_diff(void)
 {
     q3_text lines = {0}, text = {0};
-    judged_run run = {"a", "b", Q3_F32, 0, 0, 0, 0, 0, false, false, "", "", 0, NULL};
-    report_run(&lines, &run);
-    CHECK(good_text(&text, lines.data, false, false) == OUTCOME_AGREES);
+    q3_judged_run run = {"a", "b", Q3_F32, 0, 0, 0, 0, 0, false, false, "", "", 0, NULL};
+    q3_report_run(&lines, &run);
+    CHECK(good_text(&text, lines.data, false, false) == Q3_OUTCOME_AGREES);
     CHECK_TEXT(text.data, "first    a\nsecond   b\n\nno tensors\n"
                           "both files hold the same tensors with equal values\nagrees\n");
-    finding f = {.name = "zebra", .verdict = VERDICT_EXACT, .rank = 1, .shape = {3}};
-    report_finding(&lines, &f);
-    f = (finding){.name = "ape", .verdict = VERDICT_MISSING, .reason = "only in the first file"};
-    report_finding(&lines, &f);
-    f = (finding){.name = TAP(7, "output"), .layer = 7, .verdict = VERDICT_EXACT};
-    report_finding(&lines, &f);
-    f = (finding){.name = "zebra", .verdict = VERDICT_EXACT, .rank = 1, .shape = {3}}; /* again */
-    report_finding(&lines, &f);
-    CHECK(good_text(&text, lines.data, true, false) == OUTCOME_DIFFERS);
+    q3_finding f = {.name = "zebra", .verdict = Q3_VERDICT_EXACT, .rank = 1, .shape = {3}};
+    q3_report_finding(&lines, &f);
+    f = (q3_finding){.name = "ape", .verdict = Q3_VERDICT_MISSING, .reason = "only in the first file"};
+    q3_report_finding(&lines, &f);
+    f = (q3_finding){.name = TAP(7, "output"), .layer = 7, .verdict = Q3_VERDICT_EXACT};
+    q3_report_finding(&lines, &f);
+    f = (q3_finding){.name = "zebra", .verdict = Q3_VERDICT_EXACT, .rank = 1, .shape = {3}}; /* again */
+    q3_report_finding(&lines, &f);
+    CHECK(good_text(&text, lines.data, true, false) == Q3_OUTCOME_DIFFERS);
     const char *tap = strstr(text.data, "exact       model.layers.7.output\nexact       zebra\nmissing     ape\n"
                              "            only in the first file\n\n2 exact, 1 missing\n");
     CHECKF(tap != NULL, "%s", text.data);
@@ -492,61 +492,61 @@ static uint64_t next(uint64_t *state)
     return *state >> 33;
 }
 
-static void random_finding(q3_text *lines, q3_tap_id id, size_t layer, verdict v, uint64_t *state)
+static void random_finding(q3_text *lines, q3_tap_id id, size_t layer, q3_verdict v, uint64_t *state)
 {
     char name[Q3_TAP_NAME_SIZE];
     q3_tap_name(name, id, layer);
-    finding f = {.name = name, .layer = layer, .verdict = v, .given_as = v == VERDICT_MISSING ? NULL : name,
+    q3_finding f = {.name = name, .layer = layer, .verdict = v, .given_as = v == Q3_VERDICT_MISSING ? NULL : name,
                  .rank = 2, .shape = {240, 2048}, .elements = 491520, .judged = 491520, .gain = 1};
-    if (v != VERDICT_EXACT && v != VERDICT_MISSING) {
-        f.token_bins = f.channel_bins = PROFILE_BINS;
-        for (size_t i = 0; i < PROFILE_BINS; i++) {
+    if (v != Q3_VERDICT_EXACT && v != Q3_VERDICT_MISSING) {
+        f.token_bins = f.channel_bins = Q3_PROFILE_BINS;
+        for (size_t i = 0; i < Q3_PROFILE_BINS; i++) {
             f.token_profile[i] = (float)(next(state) % 3);
             f.channel_profile[i] = (float)(next(state) % 3);
         }
         f.differ = next(state) % 4096 + 1;
-        f.max_ulp = v == VERDICT_DIFFERS ? 300.0 : 2.0;
+        f.max_ulp = v == Q3_VERDICT_DIFFERS ? 300.0 : 2.0;
         f.max_at[0] = next(state) % 240;
-        f.max_bound_ratio = v == VERDICT_DIFFERS ? 60.0 : (double)(next(state) % 1000) / 1000;
+        f.max_bound_ratio = v == Q3_VERDICT_DIFFERS ? 60.0 : (double)(next(state) % 1000) / 1000;
         f.expected = 5000;
     }
     if (id == Q3_TAP_TOPK_INDICES) {
-        f.margin_bins = PROFILE_BINS;
-        for (size_t i = 0; i < PROFILE_BINS; i++) f.margins[i] = (float)(next(state) % 1000 + 1) / 65536;
+        f.margin_bins = Q3_PROFILE_BINS;
+        for (size_t i = 0; i < Q3_PROFILE_BINS; i++) f.margins[i] = (float)(next(state) % 1000 + 1) / 65536;
     }
-    if (v == VERDICT_DIFFERS) snprintf(f.reason, sizeof f.reason, "some elements outside the bound");
-    report_finding(lines, &f);
+    if (v == Q3_VERDICT_DIFFERS) snprintf(f.reason, sizeof f.reason, "some elements outside the bound");
+    q3_report_finding(lines, &f);
 }
 
 /* A run over layers [first, end); q_rope of one layer is wrong. Front tensors are judged by every run. */
 static void write_many(q3_text *lines, size_t layers, size_t first, size_t end)
 {
-    judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_BF16, 240, 0, layers, first, end,
+    q3_judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_BF16, 240, 0, layers, first, end,
                       false, false, "", "", 0, NULL};
     uint64_t state = 7;
-    report_run(lines, &run);
+    q3_report_run(lines, &run);
     for (q3_tap_id id = first == 0 ? Q3_TAP_EMBED_TOKENS : Q3_TAP_COS; id <= Q3_TAP_SIN; id++)
-        random_finding(lines, id, 0, VERDICT_EXACT, &state);
+        random_finding(lines, id, 0, Q3_VERDICT_EXACT, &state);
     for (size_t layer = first; layer < end; layer++) {
         state = 1000 + layer;
         for (q3_tap_id id = Q3_TAP_INPUT_LAYERNORM; id <= Q3_TAP_LAYER; id++) {
             bool dense = id >= Q3_TAP_DENSE_GATE_PROJ && id <= Q3_TAP_DENSE_DOWN_PROJ_INPUT;
-            verdict v = next(&state) % 4 == 0 ? VERDICT_WITHIN : VERDICT_EXACT;
-            if (layer >= 30 && layer < 50) v = id == Q3_TAP_LAYER ? VERDICT_EXACT : VERDICT_MISSING;
-            if (layer == layers * 2 / 3 && id == Q3_TAP_Q_ROPE) v = VERDICT_DIFFERS;
+            q3_verdict v = next(&state) % 4 == 0 ? Q3_VERDICT_WITHIN : Q3_VERDICT_EXACT;
+            if (layer >= 30 && layer < 50) v = id == Q3_TAP_LAYER ? Q3_VERDICT_EXACT : Q3_VERDICT_MISSING;
+            if (layer == layers * 2 / 3 && id == Q3_TAP_Q_ROPE) v = Q3_VERDICT_DIFFERS;
             if (!dense) random_finding(lines, id, layer, v, &state);
         }
     }
     if (end < layers) return;
-    random_finding(lines, Q3_TAP_NORM, 0, VERDICT_EXACT, &state);
-    random_finding(lines, Q3_TAP_LM_HEAD, 0, VERDICT_WITHIN, &state);
+    random_finding(lines, Q3_TAP_NORM, 0, Q3_VERDICT_EXACT, &state);
+    random_finding(lines, Q3_TAP_LM_HEAD, 0, Q3_VERDICT_WITHIN, &state);
 }
 
 static void check_same(const char *lines, const q3_text *text, const q3_text *html)
 {
     q3_text other = {0}, page = {0};
     q3_error error = {""};
-    CHECK(good_text(&other, lines, true, false) == OUTCOME_DIFFERS);
+    CHECK(good_text(&other, lines, true, false) == Q3_OUTCOME_DIFFERS);
     CHECK(read_html(&page, lines, &error) == Q3_OK);
     CHECK(other.size == text->size && memcmp(other.data, text->data, text->size) == 0);
     CHECK(page.size == html->size && memcmp(page.data, html->data, html->size) == 0);
@@ -561,7 +561,7 @@ static void test_merge(void)
     q3_error error = {""};
     uint64_t state = 1;
     write_many(&whole, layers, 0, layers);
-    CHECK(good_text(&text, whole.data, true, false) == OUTCOME_DIFFERS);
+    CHECK(good_text(&text, whole.data, true, false) == Q3_OUTCOME_DIFFERS);
     CHECK(read_html(&html, whole.data, &error) == Q3_OK);
     for (int round = 0; round < 12; round++) {
         q3_text merged = {0}, parts[8] = {{0}};
@@ -589,14 +589,14 @@ static void test_merge(void)
 /* A run of layers [first, end) of 3, with the same trouble in each: the first `told` say what it looks like. */
 static void write_trouble(q3_text *lines, size_t first, size_t end, size_t told)
 {
-    judged_run run = {"m", "f", Q3_F32, 1, 0, 3, first, end, false, false, "", "", 0, NULL};
+    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 3, first, end, false, false, "", "", 0, NULL};
     char name[Q3_TAP_NAME_SIZE];
-    report_run(lines, &run);
+    q3_report_run(lines, &run);
     for (size_t layer = first; layer < end; layer++) {
-        finding f = {.name = name, .layer = layer, .verdict = VERDICT_DIFFERS};
+        q3_finding f = {.name = name, .layer = layer, .verdict = Q3_VERDICT_DIFFERS};
         q3_tap_name(name, Q3_TAP_LAYER, layer);
         if (layer < first + told) snprintf(f.looks_like, sizeof f.looks_like, "a mistake");
-        report_finding(lines, &f);
+        q3_report_finding(lines, &f);
     }
     add_rest(lines, first, end, 3);
 }
@@ -607,7 +607,7 @@ static void test_told_once(void)
     q3_text whole = {0}, text = {0}, html = {0};
     q3_error error = {""};
     write_trouble(&whole, 0, 3, 1);
-    CHECK(good_text(&text, whole.data, true, false) == OUTCOME_DIFFERS);
+    CHECK(good_text(&text, whole.data, true, false) == Q3_OUTCOME_DIFFERS);
     CHECK(read_html(&html, whole.data, &error) == Q3_OK);
     for (int overlap = 0; overlap < 2; overlap++) {
         q3_text merged = {0};
@@ -654,18 +654,18 @@ static void test_many_layers(void)
 static void test_long(void)
 {
     q3_text lines = {0}, text = {0};
-    judged_run run = {"m", "f", Q3_F32, 1, 0, 5, 0, 5, false, false, "", "", 0, NULL};
+    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 5, 0, 5, false, false, "", "", 0, NULL};
     char name[Q3_TAP_NAME_SIZE];
-    report_run(&lines, &run);
+    q3_report_run(&lines, &run);
     for (size_t layer = 0; layer < 5; layer++) {
         q3_tap_name(name, Q3_TAP_LAYER, layer);
-        finding f = {.name = name, .layer = layer, .verdict = VERDICT_SHAPE};
+        q3_finding f = {.name = name, .layer = layer, .verdict = Q3_VERDICT_SHAPE};
         memset(f.reason, 'a', 120); /* 98 columns fit behind the first 12 */
         memcpy(f.reason, "b c", 3);
         f.reason[98 + (layer == 1)] = f.reason[101] = ' '; /* layer 1: a column too many */
-        report_finding(&lines, &f);
+        q3_report_finding(&lines, &f);
     }
-    report_finding(&lines, &(finding){.name = "lm_head.output", .verdict = VERDICT_SHAPE});
+    q3_report_finding(&lines, &(q3_finding){.name = "lm_head.output", .verdict = Q3_VERDICT_SHAPE});
     add_rest(&lines, 0, 5, 5);
     good_text(&text, lines.data, false, false);
     const char *line = strstr(text.data, "            b c");
@@ -706,7 +706,7 @@ static void test_parts(void)
     write_many(&lines, 20, 0, 3);
     write_many(&lines, 20, 8, 9);
     write_many(&lines, 20, 11, 16);
-    CHECK(good_text(&text, lines.data, false, false) == OUTCOME_DIFFERS);
+    CHECK(good_text(&text, lines.data, false, false) == Q3_OUTCOME_DIFFERS);
     CHECK(strstr(text.data, "\nlayers   not judged: 3-7 9 10 16-19\n") != NULL);
     CHECK(strstr(text.data, "lm_head") == NULL);
     release(&lines);
@@ -717,15 +717,15 @@ static void test_parts(void)
     refused_parts(5, 7, "layers.5.", "", "lines: model.layers.5.input_layernorm.output" LOST);
     refused_parts(0, 9, "layers.3.self_attn.k_norm", "", "lines: model.layers.3.self_attn.k_norm.output" LOST);
     refused_parts(2, 9, "rotary_emb.sin", "", "lines: model.rotary_emb.sin" LOST);
-    random_finding(&more, Q3_TAP_Q_PROJ, 9, VERDICT_EXACT, &(uint64_t){1});
+    random_finding(&more, Q3_TAP_Q_PROJ, 9, Q3_VERDICT_EXACT, &(uint64_t){1});
     refused_parts(0, 9, NULL, more.data, "lines: model.layers.9" NO_RUN);
     release(&more);
-    random_finding(&more, Q3_TAP_Q_PROJ, 3, VERDICT_SHAPE, &(uint64_t){1});
+    random_finding(&more, Q3_TAP_Q_PROJ, 3, Q3_VERDICT_SHAPE, &(uint64_t){1});
     refused_parts(4, 7, NULL, more.data, "lines: model.layers.3" NO_RUN);
 #define TWO ".output: found two findings that differ, expected one"
     refused_parts(3, 7, NULL, more.data, "lines: model.layers.3.self_attn.q_proj" TWO);
     release(&more);
-    random_finding(&more, Q3_TAP_LAYER, 40, VERDICT_EXACT, &(uint64_t){1});
+    random_finding(&more, Q3_TAP_LAYER, 40, Q3_VERDICT_EXACT, &(uint64_t){1});
     char *digit = strstr(more.data, "\"elements\":491520");
     CHECK(digit != NULL);
     if (digit != NULL) digit[16] = '9'; /* a line of the same length */
@@ -734,9 +734,9 @@ static void test_parts(void)
     refused(more.data, "lines: model.layers.40" TWO);
     release(&lines);
     release(&more);
-    judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_F16, 240, 0, 9, 0, 1,
+    q3_judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_F16, 240, 0, 9, 0, 1,
                       false, false, "", "", 0, NULL};
-    report_run(&more, &run);
+    q3_report_run(&more, &run);
     refused_parts(8, 9, NULL, more.data, /* the run, 2, 25 and 2 lines stand before it */
                   "lines: line 31: found another run (model, file, dtype or options), expected parts of one");
     release(&more);

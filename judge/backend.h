@@ -1,0 +1,77 @@
+/* backend.h - the other implementation's tensors: whose names, which layout, which run. Private to judge/.
+ *
+ * aliases.c   what other systems call the taps
+ * backend.c   which tensors are given, and of which run
+ *
+ * All tensors here are float and lie token by token: [T, row], where a row is what one token has, its
+ * axes in the order of the tap's shape (scores and probs: [T,H,S], S = T). Expert ids are floats too. */
+#ifndef Q3_JUDGE_BACKEND_H
+#define Q3_JUDGE_BACKEND_H
+
+#include "host/files.h"
+#include "judge/judge.h"
+
+/* ==== Names (aliases.c) ====================================================================== */
+
+/* A name of another system (aliases.c lists them), or ours. */
+typedef struct q3_alias {
+    q3_tap_id id;
+    size_t count; /* taps id, id + 1, ... lie one behind the other along the last axis; 1 but for fused tensors */
+    size_t layer;
+    bool weak;    /* the tap's own name, if it is there too, is to be preferred */
+} q3_alias;
+
+/* Which tap a name means. False if none is known, or if it depends on the model and config is NULL. The tap
+ * need not exist in the model. */
+bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name);
+
+/* ==== The other implementation's file (backend.c) ============================================ */
+
+/* Where a tap's row lies. Element (j, k) of token t's row is element
+ * offset + (t - first) * token + j * stride[0] + k * stride[1] of the entry; rows with one axis have j = 0. */
+typedef struct backend_layout {
+    uint64_t offset, token, stride[2];
+} backend_layout;
+
+/* A tensor of the file that is a tap, or holds one. */
+typedef struct backend_tensor {
+    const q3_entry *entry;   /* entry->name: what the file calls it; NULL: the tap is not given */
+    size_t first;            /* tokens [first, T) are given: some keep only the last rows */
+    size_t layouts;          /* 0: the shape is wrong, note says "found [5,7], expected [6,7]"; 2: two
+                                readings fit (T = H, say), and the closer one is to be taken */
+    backend_layout layout[2];
+    bool merged;             /* experts' rows [T*A,n]: token by token, or expert by expert */
+    char note[128];          /* "" or what was recognised: "axes [H,T,hd]", "rows 0:144 of 240" */
+} backend_tensor;
+
+typedef struct backend {
+    const char *path;
+    q3_tensors *file;
+    const q3_config *config;
+    q3_dtype dtype;          /* metadata's; Q3_AUTO: it says none */
+    size_t T;                /* of input_ids or position_ids; 0: the file has neither */
+    int32_t *ids;            /* [T], owned; NULL: no input_ids */
+    size_t start;            /* of position_ids, else metadata's, else 0 */
+    bool has_start;          /* the file says where the run starts */
+    backend_tensor *tensors; /* [L * Q3_TAP_COUNT], owned; a tap outside the layers stands at layer 0 */
+    size_t unknown;          /* tensors that are no tap; the first one's name */
+    const char *unknown_name;
+} backend;
+
+/* Opens the file, finds the taps under all known names, reads ids and positions. Errors: metadata config
+ * that differs from the model's (names the key), positions that are not consecutive, two tensors that are
+ * the same tap, ids that are no integers. Shapes are looked at by backend_bind. */
+q3_status q3_backend_open(backend *b, const char *path, const q3_model *model, q3_error *error);
+void q3_backend_close(backend *b); /* {0} is allowed */
+/* T is known (b->T, or what check was told): fills first, layouts, layout and note of every tensor. */
+q3_status q3_backend_bind(backend *b, size_t T, q3_error *error);
+/* NULL if the tap is not given. */
+const backend_tensor *q3_backend_find(const backend *b, q3_tap_id id, size_t layer);
+/* Token t's row, t >= first. F64 is rounded to float32; integers become floats (ids beyond 2^24 lose
+ * bits, which no valid id has). */
+void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id, size_t layout,
+                 size_t t);
+/* "[5,7]", cut off if it is too long. */
+void q3_shape_text(char text[64], const uint64_t *shape, size_t rank);
+
+#endif

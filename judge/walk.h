@@ -1,0 +1,89 @@
+/* walk.h - the walk over the taps: what is known while a layer is judged, the bounds of what is computed from it,
+ * and figures of the difference. Private to judge/.
+ *
+ * walk.c        the walk, verdicts, and the other's values in place of ours
+ * bounds.c      what honest arithmetic may make of each element (MODEL.md section 12 derives it)
+ * statistics.c  how two tensors differ: figures that need no model */
+#ifndef Q3_JUDGE_WALK_H
+#define Q3_JUDGE_WALK_H
+
+#include "judge/backend.h"
+
+/* ==== Bounds (bounds.c) ====================================================================== */
+
+/* The walk over one layer. Rows and whole tensors as everywhere here; what runs after is computed from them. The
+ * variance of an element is 0 where the other gave it: what may differ there was judged. */
+typedef struct walk {
+    const q3_config *config;
+    const q3_weights *weights;
+    q3_dtype dtype;
+    size_t T, start;
+    double operand;           /* --accumulate: unit of what enters and leaves the sums; 0: float32 */
+    size_t layer;
+    float *inv_freq;          /* [hd/2] */
+    float scaling;            /* attention_scaling: of cos and sin */
+    float *input;             /* [T,M] what the layer starts from */
+    double *input_var;
+    float *tap[Q3_TAP_COUNT]; /* [T,row], NULL until the walk comes there; scores and probs: if given */
+    double *var[Q3_TAP_COUNT];
+    bool given[Q3_TAP_COUNT]; /* for all tokens */
+    bool *uncertain;          /* [T]: which experts this token has is not known */
+    /* Of the token whose attention is at hand, [H,T] each; and o_proj.input's bounds, [T,H*hd]. */
+    float *scores, *probs;
+    double *scores_var, *probs_var, *values_noise, *values_var;
+    float *weight_row;        /* [longest sum] */
+} walk;
+
+/* What an honest implementation may differ by, element by element: |theirs - ours| <= slack + noise +
+ * Q3_SIGMAS * sqrt(var). */
+typedef struct row_bound {
+    double *slack; /* roundings to D, which may stand elsewhere or be left out */
+    double *noise; /* sums and functions in float32, four standard deviations */
+    double *var;   /* what came in from tensors that were not given: a variance */
+    double own;    /* how many ulp of the element itself are in its slack, where that is not 0 */
+    double roundings; /* to D, on the way from the noise to the stored value */
+} row_bound;
+
+#define Q3_SIGMAS 6.0
+
+/* Bounds of token t's row of `id`, whose values are ours[n]; inputs are read from w. */
+void q3_bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *ours, size_t n);
+/* After a token's probs (w->probs, w->probs_var) are final: the bounds of its o_proj.input. */
+void q3_bound_values(walk *w, size_t t);
+
+/* ==== Figures (statistics.c) ==================================================================== */
+
+/* Sums over rows, in float64. */
+typedef struct figures {
+    q3_finding *f;
+    q3_dtype dtype;       /* whose ulp */
+    size_t T, channels;   /* a row has any number of elements; channel = index mod channels */
+    double xx, xy, yy, ee, x, y, finite; /* of pairs that are finite, and how many are */
+    bool broken;          /* one of a pair is not finite */
+    double *token_square, *channel_square; /* [T], [channels], owned */
+} figures;
+
+/* 2^e spacing of D at value (the smallest subnormal's near 0). D: float32, bfloat16, float16. */
+double q3_ulp(double value, q3_dtype dtype);
+bool q3_figures_begin(figures *g, q3_finding *f, q3_dtype dtype, size_t T, size_t channels); /* false: no memory */
+/* One row of n elements: token t; heads = n / channels gives the place's second entry. */
+void q3_figures_row(figures *g, size_t t, const float *ours, const float *theirs, size_t n);
+void q3_figures_end(figures *g);
+
+/* ==== The walk (walk.c) =================================================================== */
+
+/* What the other implementation is declared to do, and how it is judged. */
+typedef struct judge_options {
+    bool free_running;  /* our values stay in place */
+    double operand;     /* --accumulate: unit roundoff of what enters and leaves the sums; 0: float32 */
+    q3_dtype kv;        /* --kv: what keys and values are rounded to; Q3_AUTO: nothing */
+    void (*progress)(const char *what, size_t done, size_t all); /* may be NULL */
+} judge_options;
+
+/* Runs the run's layers over T tokens (ids, or hidden[T,M] if the first layer is above 0) and appends a line for
+ * every tap. state was made for config, weights and run; run->chunk is T. */
+q3_status q3_compare_run(q3_text *lines, q3_state *state, const q3_config *config, const q3_weights *weights,
+                      const q3_run *run, const backend *b, const int32_t *ids, const float *hidden, size_t T,
+                      const judge_options *options, q3_error *error);
+
+#endif
