@@ -49,8 +49,22 @@ extern "C" {
 
 #define Q3_VERSION "0.1.0"
 
+/* Q3_API is what a shared library shows: this header. Q3_PRIVATE_API is shown too, but only the judge
+ * and the command of the same version may use it: functions of host/ that change without notice. Who
+ * builds a Windows DLL defines Q3_BUILD_DLL; its users define nothing. */
+#if defined(_WIN32) && defined(Q3_BUILD_DLL)
+#define Q3_API __declspec(dllexport)
+#elif !defined(_WIN32) && (defined(__GNUC__) || defined(__clang__))
+#define Q3_API __attribute__((visibility("default")))
+#else
+#define Q3_API
+#endif
+#define Q3_PRIVATE_API Q3_API
+
 /* Q3_ABORT(file, line, text) is called when a precondition is broken and must not return. The default
- * needs no libc; whoever wants a message compiles the sources with another definition. */
+ * needs no libc. Whoever wants a message compiles the sources with -DQ3_ABORT=NAME and defines
+ * void NAME(const char *file, int line, const char *text), or gives a macro of three arguments,
+ * -D'Q3_ABORT(file, line, text)=...'. */
 #ifndef Q3_ABORT
 #if defined(__GNUC__) || defined(__clang__)
 #define Q3_ABORT(file, line, text) __builtin_trap()
@@ -58,7 +72,8 @@ extern "C" {
 #define Q3_ABORT(file, line, text) for (;;) *(volatile int *)0 = 0
 #endif
 #else
-void q3_abort(const char *file, int line, const char *text);
+/* The parentheses keep a macro with arguments from being expanded here. */
+void (Q3_ABORT)(const char *file, int line, const char *text);
 #endif
 #define Q3_CHECK(condition) \
     do { if (!(condition)) { Q3_ABORT(__FILE__, __LINE__, #condition); } } while (0)
@@ -127,7 +142,7 @@ typedef struct q3_config {
 } q3_config;
 
 /* Whether layer i has experts (else one dense MLP). Source: Qwen3MoeDecoderLayer.__init__. */
-bool q3_layer_is_sparse(const q3_config *config, size_t layer);
+Q3_API bool q3_layer_is_sparse(const q3_config *config, size_t layer);
 
 /* A weight as it lies in its file: little-endian float32, bfloat16 or float16 elements, row-major, at
  * any alignment. data NULL: absent (biases). Each element is rounded to the run's dtype as it is read. */
@@ -167,31 +182,31 @@ typedef struct q3_weights {
 
 /* value rounded once to D (float32, bfloat16 or float16), to nearest, ties to even, as a float32.
  * Overflow gives infinity, any NaN the quiet NaN 0x7fc00000. */
-float q3_round(double value, q3_dtype dtype);
+Q3_API float q3_round(double value, q3_dtype dtype);
 
 /* exp(x) in float64 for every x: overflow gives infinity, below -745.2 it is 0, NaN gives NaN. */
-double q3_exp(double x);
+Q3_API double q3_exp(double x);
 /* x / (1 + exp(-x)) in float64; -infinity gives -0. */
-double q3_silu(double x);
+Q3_API double q3_silu(double x);
 /* sine and cosine of |x| <= 2^20 (radians), rounded to float32. */
-float q3_sin(float x);
-float q3_cos(float x);
+Q3_API float q3_sin(float x);
+Q3_API float q3_cos(float x);
 /* The natural logarithm of a positive finite x, in float64. */
-double q3_log(double x);
+Q3_API double q3_log(double x);
 /* base^y rounded to float32, for float32 base > 0 and y with |y log(base)| <= 80. */
-float q3_pow(float base, float y);
+Q3_API float q3_pow(float base, float y);
 /* The square root, correctly rounded; of a negative number NaN. */
-double q3_sqrt(double x);
+Q3_API double q3_sqrt(double x);
 
 /* NULL if this compiler and processor keep the rules above, else the one that is broken: subnormals
  * flushed, rounding mode changed, sums reordered or kept wider, values that are not MPFR's. */
-const char *q3_selftest(void);
+Q3_API const char *q3_selftest(void);
 /* What check number `index` looks at, and whether it holds; NULL behind the last. */
-const char *q3_selftest_check(size_t index, bool *holds);
+Q3_API const char *q3_selftest_check(size_t index, bool *holds);
 
 /* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype. A NaN may keep its
  * payload here; operators store the quiet one. */
-void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dtype dtype);
+Q3_API void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dtype dtype);
 
 /* ==== Operators (qwen3moe.c) =================================================================
  * Outputs first. Nothing is allocated, nothing kept. No overlap between arguments unless said. Sizes
@@ -199,84 +214,86 @@ void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dt
  * rounding points stand above each definition, and in MODEL.md. */
 
 /* y[T,M]: rows ids[t] of embed_tokens[V,M]. Every id is in [0, V). */
-void q3_embedding(float *y, const int32_t *ids, q3_tensor embed_tokens, size_t T, size_t V, size_t M,
-                  q3_dtype dtype);
+Q3_API void q3_embedding(float *y, const int32_t *ids, q3_tensor embed_tokens, size_t T, size_t V,
+                         size_t M, q3_dtype dtype);
 
 /* y[T,M] = weight[M] * D(x / sqrt(mean(x^2) + eps)), row by row. y == x is allowed. The norm of q and
  * k is this one over rows of hd: T*H rows for q, T*K for k. */
-void q3_rmsnorm(float *y, const float *x, q3_tensor weight, size_t T, size_t M, float eps,
-                q3_dtype dtype);
+Q3_API void q3_rmsnorm(float *y, const float *x, q3_tensor weight, size_t T, size_t M, float eps,
+                       q3_dtype dtype);
 
 /* y[T,N] = x[T,K] weight[N,K]^T + bias[N]. bias.data NULL: none. lm_head and the router's gate too. */
-void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias, size_t T, size_t N,
-               size_t K, q3_dtype dtype);
+Q3_API void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias, size_t T,
+                      size_t N, size_t K, q3_dtype dtype);
 
 /* inv_freq[hd/2] for a run of `length` positions in all (which only dynamic RoPE looks at); returns
  * attention_scaling. hd is even. */
-float q3_rope_frequencies(float *inv_freq, const q3_rope *rope, size_t hd,
-                          size_t max_position_embeddings, size_t length);
+Q3_API float q3_rope_frequencies(float *inv_freq, const q3_rope *rope, size_t hd,
+                                 size_t max_position_embeddings, size_t length);
 
 /* cos[T,hd], sin[T,hd] of positions first, first + 1, ...; the second half of a row repeats the first.
  * Every position * inv_freq is at most 2^20. */
-void q3_rope_table(float *cos, float *sin, const float *inv_freq, float attention_scaling, size_t T,
-                   size_t first, size_t hd, q3_dtype dtype);
+Q3_API void q3_rope_table(float *cos, float *sin, const float *inv_freq, float attention_scaling,
+                          size_t T, size_t first, size_t hd, q3_dtype dtype);
 
 /* y[T,H,hd] = x * cos + rotate_half(x) * sin, each product and the sum rounded; element j is paired
  * with j + hd/2. y == x is allowed. */
-void q3_rope_apply(float *y, const float *x, const float *cos, const float *sin, size_t T, size_t H,
-                   size_t hd, q3_dtype dtype);
+Q3_API void q3_rope_apply(float *y, const float *x, const float *cos, const float *sin, size_t T,
+                          size_t H, size_t hd, q3_dtype dtype);
 
 /* Which cached rows a query at cache row r sees: [q3_first_key(r, window), r]. */
-size_t q3_first_key(size_t row, size_t window);
+Q3_API size_t q3_first_key(size_t row, size_t window);
 
 /* scores[H,T,S] = D(D(q k) * hd^-0.5), 0 where masked. q[T,H,hd]; k[S,K,hd]; query t stands at cache
  * row first + t < S; query head h reads key head h / (H/K). */
-void q3_attention_scores(float *scores, const float *q, const float *k, size_t T, size_t H, size_t K,
-                         size_t hd, size_t first, size_t S, size_t window, q3_dtype dtype);
+Q3_API void q3_attention_scores(float *scores, const float *q, const float *k, size_t T, size_t H,
+                                size_t K, size_t hd, size_t first, size_t S, size_t window,
+                                q3_dtype dtype);
 
 /* probs[H,T,S] = softmax of scores[H,T,S] over the keys that are seen, 0 elsewhere. probs == scores is
  * allowed. scratch: S float64. */
-void q3_attention_probs(float *probs, const float *scores, double *scratch, size_t T, size_t H,
-                        size_t first, size_t S, size_t window, q3_dtype dtype);
+Q3_API void q3_attention_probs(float *probs, const float *scores, double *scratch, size_t T,
+                               size_t H, size_t first, size_t S, size_t window, q3_dtype dtype);
 
 /* y[T,H,hd] = probs[H,T,S] v[S,K,hd], heads mapped as in the scores. */
-void q3_attention_values(float *y, const float *probs, const float *v, size_t T, size_t H, size_t K,
-                         size_t hd, size_t first, size_t S, size_t window, q3_dtype dtype);
+Q3_API void q3_attention_values(float *y, const float *probs, const float *v, size_t T, size_t H,
+                                size_t K, size_t hd, size_t first, size_t S, size_t window,
+                                q3_dtype dtype);
 
 /* probs[T,E] = softmax(logits[T,E]) over all experts, float32 in every run. probs == logits allowed. */
-void q3_router_probs(float *probs, const float *logits, size_t T, size_t E);
+Q3_API void q3_router_probs(float *probs, const float *logits, size_t T, size_t E);
 
 /* ids[T,A]: the A largest of probs[T,E] by falling probability; ties to the lowest id; NaN counts as
  * larger than any number, as in torch.topk. 1 <= A <= E. */
-void q3_router_topk(int32_t *ids, const float *probs, size_t T, size_t E, size_t A);
+Q3_API void q3_router_topk(int32_t *ids, const float *probs, size_t T, size_t E, size_t A);
 
 /* weights[T,A] = D(probs at ids), divided by their sum first if norm_topk_prob. */
-void q3_router_weights(float *weights, const float *probs, const int32_t *ids, size_t T, size_t E,
-                       size_t A, bool norm_topk_prob, q3_dtype dtype);
+Q3_API void q3_router_weights(float *weights, const float *probs, const int32_t *ids, size_t T,
+                              size_t E, size_t A, bool norm_topk_prob, q3_dtype dtype);
 
 typedef enum q3_projection { Q3_GATE_PROJ, Q3_UP_PROJ, Q3_DOWN_PROJ } q3_projection;
 
 /* y[T,A,N] = x W^T with W[N,K] the projection of expert ids[t,a]. x is [T,K] for gate_proj and up_proj
  * (every slot reads its token's row), [T,A,K] for down_proj. ids lie in [0, E); an expert stands at most
  * once in a row. scratch: T*(K+N) floats. A dense MLP is the case A = E = 1 with ids all 0. */
-void q3_expert_linear(float *y, const float *x, const int32_t *ids, const q3_mlp *experts,
-                      q3_projection projection, float *scratch, size_t T, size_t E, size_t A, size_t N,
-                      size_t K, q3_dtype dtype);
+Q3_API void q3_expert_linear(float *y, const float *x, const int32_t *ids, const q3_mlp *experts,
+                             q3_projection projection, float *scratch, size_t T, size_t E, size_t A,
+                             size_t N, size_t K, q3_dtype dtype);
 
 /* y[n] = silu(x[n]); y == x allowed. */
-void q3_silu_map(float *y, const float *x, size_t n, q3_dtype dtype);
+Q3_API void q3_silu_map(float *y, const float *x, size_t n, q3_dtype dtype);
 /* y[n] = a[n] * b[n]; y == a or y == b allowed. */
-void q3_multiply(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
+Q3_API void q3_multiply(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
 /* y[n] = a[n] + b[n]; y == a or y == b allowed. */
-void q3_residual_add(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
+Q3_API void q3_residual_add(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
 
 /* y[T,M] = sum over slots by ascending expert id of D(down[T,A,M] * weights[T,A]), from +0, rounded
  * after every addition. */
-void q3_expert_combine(float *y, const float *down, const int32_t *ids, const float *weights, size_t T,
-                       size_t A, size_t M, q3_dtype dtype);
+Q3_API void q3_expert_combine(float *y, const float *down, const int32_t *ids, const float *weights,
+                              size_t T, size_t A, size_t M, q3_dtype dtype);
 
 /* The index of the largest of values[n], the lowest on ties; NaN counts as the largest. n > 0. */
-size_t q3_argmax(const float *values, size_t n);
+Q3_API size_t q3_argmax(const float *values, size_t n);
 
 /* ==== Forward pass (qwen3moe.c) ============================================================== */
 
@@ -327,14 +344,14 @@ typedef struct q3_run {
 typedef struct q3_state q3_state;
 
 /* Bytes of memory for a state; 0 if they do not fit a size_t. */
-size_t q3_state_size(const q3_config *config, const q3_run *run);
+Q3_API size_t q3_state_size(const q3_config *config, const q3_run *run);
 /* Makes an empty state in memory of at least q3_state_size bytes, aligned for double. config, weights
  * and all they point to, and memory, belong to the caller and must outlive the state. NULL if
  * q3_selftest finds a broken rule. */
-q3_state *q3_state_init(void *memory, size_t size, const q3_config *config, const q3_weights *weights,
-                        const q3_run *run);
+Q3_API q3_state *q3_state_init(void *memory, size_t size, const q3_config *config,
+                               const q3_weights *weights, const q3_run *run);
 /* Forgets all cached tokens, so that the next call starts the run again. */
-void q3_state_reset(q3_state *state);
+Q3_API void q3_state_reset(q3_state *state);
 
 typedef struct q3_input {
     const int32_t *tokens; /* [count], if first_layer is 0 */
@@ -347,55 +364,55 @@ typedef struct q3_input {
 /* Runs the next `count` tokens through the layers. tap may be NULL. Before anything is changed:
  * Q3_ERROR_INPUT for a token outside the vocabulary or more tokens than fit, Q3_ERROR_ARITHMETIC if the
  * processor's modes were changed. */
-q3_status q3_forward(q3_state *state, const q3_input *input, q3_tap_fn *tap, void *user,
-                     q3_error *error);
+Q3_API q3_status q3_forward(q3_state *state, const q3_input *input, q3_tap_fn *tap, void *user,
+                            q3_error *error);
 /* Of the last call: logits[logit_rows,V], and hidden[count,M], the last layer's output (not normalised).
  * Both valid until the next call. */
-const float *q3_logits(const q3_state *state);
-const float *q3_hidden(const q3_state *state);
+Q3_API const float *q3_logits(const q3_state *state);
+Q3_API const float *q3_hidden(const q3_state *state);
 /* Tokens in the cache. */
-size_t q3_cached(const q3_state *state);
+Q3_API size_t q3_cached(const q3_state *state);
 
 /* ==== Tap names (names.c) ==================================================================== */
 
 #define Q3_TAP_NAME_SIZE 80
 
 /* Writes the tap's name, such as model.layers.3.self_attn.q_proj.output (MODEL.md section 8). */
-void q3_tap_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id, size_t layer);
+Q3_API void q3_tap_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id, size_t layer);
 /* The reverse. False if no tap is called that. */
-bool q3_tap_find(const char *name, q3_tap_id *id, size_t *layer);
+Q3_API bool q3_tap_find(const char *name, q3_tap_id *id, size_t *layer);
 /* Whether a run of this model over layers [first_layer, end_layer) has the tap. */
-bool q3_tap_exists(const q3_config *config, size_t first_layer, size_t end_layer, q3_tap_id id,
-                   size_t layer);
+Q3_API bool q3_tap_exists(const q3_config *config, size_t first_layer, size_t end_layer,
+                          q3_tap_id id, size_t layer);
 /* shape of the whole tensor of a run of T tokens; returns its rank. */
-size_t q3_tap_shape(size_t shape[3], const q3_config *config, q3_tap_id id, size_t T);
+Q3_API size_t q3_tap_shape(size_t shape[3], const q3_config *config, q3_tap_id id, size_t T);
 /* The dtype its values are rounded to and stored in. */
-q3_dtype q3_tap_dtype(q3_tap_id id, q3_dtype run);
+Q3_API q3_dtype q3_tap_dtype(q3_tap_id id, q3_dtype run);
 
 /* ==== Files (checkpoint.c) =================================================================== */
 
 typedef struct q3_model q3_model;
 
 /* Opens a Hugging Face model folder, or a bare config.json: reads and checks the config alone. */
-q3_status q3_model_open(q3_model **model, const char *path, q3_error *error);
+Q3_API q3_status q3_model_open(q3_model **model, const char *path, q3_error *error);
 /* Frees everything that came from the model. NULL is allowed. */
-void q3_model_close(q3_model *model);
-const q3_config *q3_model_config(const q3_model *model);
+Q3_API void q3_model_close(q3_model *model);
+Q3_API const q3_config *q3_model_config(const q3_model *model);
 /* The config's dtype; Q3_AUTO if it names none. */
-q3_dtype q3_model_dtype(const q3_model *model);
+Q3_API q3_dtype q3_model_dtype(const q3_model *model);
 /* Maps the weights that layers [first_layer, end_layer) of the run need (embed_tokens if first_layer is
  * 0; norm and lm_head if end_layer is L) and checks every name, dtype and shape. *dtype Q3_AUTO becomes
  * the config's dtype, else the weights' one dtype. A finite weight that overflows in *dtype is an
  * error. Call once. */
-q3_status q3_model_load(q3_model *model, q3_dtype *dtype, size_t first_layer, size_t end_layer,
-                        q3_error *error);
+Q3_API q3_status q3_model_load(q3_model *model, q3_dtype *dtype, size_t first_layer,
+                               size_t end_layer, q3_error *error);
 /* Valid after q3_model_load, until q3_model_close. */
-const q3_weights *q3_model_weights(const q3_model *model);
+Q3_API const q3_weights *q3_model_weights(const q3_model *model);
 /* The config after defaults as one line of JSON: 4.x names, keys sorted, no spaces, numbers as Python's
  * json writes them. Belongs to the model. */
-const char *q3_model_config_json(const q3_model *model);
+Q3_API const char *q3_model_config_json(const q3_model *model);
 /* Ids that end a generation, from generation_config.json, else config.json. Belongs to the model. */
-q3_status q3_model_eos(q3_model *model, const int32_t **ids, size_t *count, q3_error *error);
+Q3_API q3_status q3_model_eos(q3_model *model, const int32_t **ids, size_t *count, q3_error *error);
 
 /* What stands in a safetensors file under one name. */
 typedef struct q3_entry {
@@ -409,36 +426,36 @@ typedef struct q3_entry {
 typedef struct q3_tensors q3_tensors;
 
 /* Maps a safetensors file (F64, F32, BF16, F16, I64, I32 tensors). */
-q3_status q3_tensors_open(q3_tensors **tensors, const char *path, q3_error *error);
-void q3_tensors_close(q3_tensors *tensors);
-size_t q3_tensors_count(const q3_tensors *tensors);
+Q3_API q3_status q3_tensors_open(q3_tensors **tensors, const char *path, q3_error *error);
+Q3_API void q3_tensors_close(q3_tensors *tensors);
+Q3_API size_t q3_tensors_count(const q3_tensors *tensors);
 /* In the order of the file's header. Valid until closed, as is the next one; NULL if there is none. */
-const q3_entry *q3_tensors_at(const q3_tensors *tensors, size_t index);
-const q3_entry *q3_tensors_find(const q3_tensors *tensors, const char *name);
+Q3_API const q3_entry *q3_tensors_at(const q3_tensors *tensors, size_t index);
+Q3_API const q3_entry *q3_tensors_find(const q3_tensors *tensors, const char *name);
 /* A value of __metadata__, or NULL. */
-const char *q3_tensors_metadata(const q3_tensors *tensors, const char *key);
+Q3_API const char *q3_tensors_metadata(const q3_tensors *tensors, const char *key);
 /* count elements from first on, as floats (F64 rounded to float32; not for I32 and I64), or as integers
  * (not for the others). The range lies inside the tensor. */
-void q3_entry_floats(float *values, const q3_entry *entry, uint64_t first, size_t count);
-void q3_entry_integers(int64_t *values, const q3_entry *entry, uint64_t first, size_t count);
+Q3_API void q3_entry_floats(float *values, const q3_entry *entry, uint64_t first, size_t count);
+Q3_API void q3_entry_integers(int64_t *values, const q3_entry *entry, uint64_t first, size_t count);
 
 typedef struct q3_writer q3_writer;
 
 /* Starts a safetensors file of these tensors in this order. metadata: key, value, key, value, ..., NULL.
  * Written beside path under a temporary name until it is committed; path "-" is standard output, and the
  * file is then kept in memory until it is committed. entries are copied. */
-q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *entries, size_t count,
-                         const char *const *metadata, q3_error *error);
+Q3_API q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *entries,
+                                size_t count, const char *const *metadata, q3_error *error);
 /* Elements first, first + 1, ... of tensor `index`: floats that its dtype can hold, or integers. What is
  * never put reads as 0. */
-q3_status q3_writer_floats(q3_writer *writer, size_t index, uint64_t first, const float *values,
-                           size_t count, q3_error *error);
-q3_status q3_writer_integers(q3_writer *writer, size_t index, uint64_t first, const int64_t *values,
-                             size_t count, q3_error *error);
+Q3_API q3_status q3_writer_floats(q3_writer *writer, size_t index, uint64_t first,
+                                  const float *values, size_t count, q3_error *error);
+Q3_API q3_status q3_writer_integers(q3_writer *writer, size_t index, uint64_t first,
+                                    const int64_t *values, size_t count, q3_error *error);
 /* Puts the finished file in the place of path; the writer is gone in any case. */
-q3_status q3_writer_commit(q3_writer *writer, q3_error *error);
+Q3_API q3_status q3_writer_commit(q3_writer *writer, q3_error *error);
 /* Removes what was written. NULL is allowed. */
-void q3_writer_abandon(q3_writer *writer);
+Q3_API void q3_writer_abandon(q3_writer *writer);
 
 /* ==== Tokenizer (tokenizer.c) ================================================================
  * Text to ids and back, as Hugging Face tokenizers 0.23 does it with the Qwen tokenizer.json: added
@@ -454,29 +471,30 @@ typedef struct q3_tokenizer q3_tokenizer;
 
 /* Reads a tokenizer.json; *tokenizer is released by q3_tokenizer_free (NULL allowed).
  * Q3_ERROR_FILE: path cannot be read. Q3_ERROR_INPUT: not a tokenizer as above. Q3_ERROR_MEMORY. */
-q3_status q3_tokenizer_open(q3_tokenizer **tokenizer, const char *path, q3_error *error);
+Q3_API q3_status q3_tokenizer_open(q3_tokenizer **tokenizer, const char *path, q3_error *error);
 
 /* The same from text[length], which messages call name; nothing of text is kept. */
-q3_status q3_tokenizer_parse(q3_tokenizer **tokenizer, const char *name, const void *text,
-                             size_t length, q3_error *error);
+Q3_API q3_status q3_tokenizer_parse(q3_tokenizer **tokenizer, const char *name, const void *text,
+                                    size_t length, q3_error *error);
 
-void q3_tokenizer_free(q3_tokenizer *tokenizer);
+Q3_API void q3_tokenizer_free(q3_tokenizer *tokenizer);
 
 /* *ids[*count] are the tokens of text[length], any bytes (zeros too) that are UTF-8; no token is added.
  * *ids is a new block (never NULL on success) that the caller releases with free.
  * Q3_ERROR_INPUT: text is not UTF-8 (the message has the byte offset). Q3_ERROR_MEMORY. */
-q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, size_t length,
-                              int32_t **ids, size_t *count, q3_error *error);
+Q3_API q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, size_t length,
+                                     int32_t **ids, size_t *count, q3_error *error);
 
 /* *bytes[*length] is the text of ids[count], control tokens included; a zero follows it that is not
  * counted. Single tokens may hold a part of a character: a stream of them must be joined as bytes.
  * *bytes is a new block that the caller releases with free.
  * Q3_ERROR_INPUT: an id without a token (the message has its index). Q3_ERROR_MEMORY. */
-q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_t *ids, size_t count,
-                              uint8_t **bytes, size_t *length, q3_error *error);
+Q3_API q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_t *ids,
+                                     size_t count, uint8_t **bytes, size_t *length,
+                                     q3_error *error);
 
 /* The id of the token that stands for exactly these bytes ("<|im_end|>", " the"); -1 if there is none. */
-int32_t q3_token_id(const q3_tokenizer *tokenizer, const void *bytes, size_t length);
+Q3_API int32_t q3_token_id(const q3_tokenizer *tokenizer, const void *bytes, size_t length);
 
 /* ==== Chat (chat.c) ===========================================================================
  * Messages to the text that the model's chat template makes of them, as Hugging Face transformers renders
@@ -490,20 +508,21 @@ enum {
 
 /* The template of a model folder: chat_template.jinja, or tokenizer_config.json's chat_template where there
  * is no such file. *text[*length] is a new block that the caller releases with free. */
-q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *length, q3_error *error);
+Q3_API q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *length,
+                                  q3_error *error);
 
 /* messages[length] is JSON, a list of {"role", "content"} with strings, which messages call name; flags of
  * Q3_CHAT_. *text[*text_length] is a new block, released with free; a zero that is not counted follows.
  * Q3_ERROR_INPUT: an unknown template, an empty list, tool messages, any other key. */
-q3_status q3_chat_render(const void *chat_template, size_t template_length, const char *name,
-                         const void *messages, size_t length, unsigned flags, uint8_t **text,
-                         size_t *text_length, q3_error *error);
+Q3_API q3_status q3_chat_render(const void *chat_template, size_t template_length, const char *name,
+                                const void *messages, size_t length, unsigned flags, uint8_t **text,
+                                size_t *text_length, q3_error *error);
 
 /* ==== Counts and the module tree (info.c) ==================================================== */
 
 /* The tree that PyTorch prints for the Hugging Face model (transformers 4.51), lines ended by \n; to be
  * freed with free(). NULL: no memory. */
-char *q3_module_tree(const q3_config *config);
+Q3_API char *q3_module_tree(const q3_config *config);
 
 typedef struct q3_counts {
     uint64_t parameters;       /* tied weights once */
@@ -511,7 +530,7 @@ typedef struct q3_counts {
     uint64_t key_value_elements_per_token;
 } q3_counts;
 /* False if a count does not fit 64 bits. */
-bool q3_count(q3_counts *counts, const q3_config *config);
+Q3_API bool q3_count(q3_counts *counts, const q3_config *config);
 
 #ifdef __cplusplus
 }

@@ -15,7 +15,7 @@
 /* ---- messages ---------------------------------------------------------------------------------- */
 
 /* "PATH: file: found <what the system said>, expected <expected>" after a call that set errno. */
-q3_status q3_fail_file(q3_error *error, const char *path, const char *expected);
+Q3_PRIVATE_API q3_status q3_fail_file(q3_error *error, const char *path, const char *expected);
 
 /* ---- files in -------------------------------------------------------------------------------- */
 
@@ -27,15 +27,15 @@ typedef struct q3_mapping {
 } q3_mapping;
 
 /* Maps a whole file for reading (or reads it, where it cannot be mapped). */
-q3_status q3_map(q3_mapping *mapping, const char *path, q3_error *error);
+Q3_PRIVATE_API q3_status q3_map(q3_mapping *mapping, const char *path, q3_error *error);
 /* {0} is allowed. */
-void q3_unmap(q3_mapping *mapping);
+Q3_PRIVATE_API void q3_unmap(q3_mapping *mapping);
 
 /* Whether something stands at path, readable or not. */
-bool q3_exists(const char *path);
-bool q3_is_folder(const char *path);
+Q3_PRIVATE_API bool q3_exists(const char *path);
+Q3_PRIVATE_API bool q3_is_folder(const char *path);
 /* Whether both paths are one existing file; where the system does not tell, whether they are spelled alike. */
-bool q3_same_file(const char *a, const char *b);
+Q3_PRIVATE_API bool q3_same_file(const char *a, const char *b);
 
 /* ---- files out ------------------------------------------------------------------------------- */
 
@@ -43,20 +43,21 @@ typedef struct q3_output q3_output;
 
 /* Creates a new file beside path, called path.tmp0 or the next number that is free. Path "-": standard
  * output, which gets everything when it is committed. */
-q3_status q3_output_open(q3_output **output, const char *path, q3_error *error);
+Q3_PRIVATE_API q3_status q3_output_open(q3_output **output, const char *path, q3_error *error);
 /* Bytes at an offset; what lies between the end and the offset becomes zeros. */
-q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes, size_t count,
-                        q3_error *error);
+Q3_PRIVATE_API q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes,
+                                       size_t count, q3_error *error);
 /* Closes the file and puts it in the place of path; on an error nothing is left of it. The output
  * is gone in any case. */
-q3_status q3_output_commit(q3_output *output, q3_error *error);
+Q3_PRIVATE_API q3_status q3_output_commit(q3_output *output, q3_error *error);
 /* Removes the file. NULL is allowed. */
-void q3_output_abandon(q3_output *output);
+Q3_PRIVATE_API void q3_output_abandon(q3_output *output);
 
 /* ---- safetensors ------------------------------------------------------------------------------ */
 
 /* As q3_tensors_open, but a tensor of another dtype is no error: its entry has dtype Q3_AUTO and no values. */
-q3_status q3_tensors_open_any(q3_tensors **tensors, const char *path, q3_error *error);
+Q3_PRIVATE_API q3_status q3_tensors_open_any(q3_tensors **tensors, const char *path,
+                                             q3_error *error);
 
 /* ---- config.json ----------------------------------------------------------------------------- */
 
@@ -68,7 +69,7 @@ typedef struct q3_config_file {
 } q3_config_file;
 
 /* Reads a parsed config.json; *file is written on success alone. */
-q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error);
-void q3_config_free(q3_config_file *file);
+Q3_PRIVATE_API q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error);
+Q3_PRIVATE_API void q3_config_free(q3_config_file *file);
 
 #endif
