@@ -113,29 +113,19 @@ static q3_status judge(q3_text *lines, const command_line *command, q3_session *
         session->run.first_layer, session->run.end_layer, options->free_running, command->value[OPTION_STRICT] != NULL,
         accumulate != NULL ? accumulate : "", kv != NULL ? kv : "", b->unknown, b->unknown_name,
     };
-    q3_report_run(lines, &run);
+    q3_report_put_run(lines, &run);
     return q3_compare_run(lines, session->state, session->config, q3_model_weights(session->model), &session->run, b,
                        tokens->ids, *hidden, T, options, error);
 }
 
 /* ==== Reports out ============================================================================== */
 
-/* Each part ends with a newline. */
-static void join(q3_text *out, const q3_report_part *parts, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        q3_text_add(out, parts[i].lines);
-        if (parts[i].length > 0 && parts[i].lines[parts[i].length - 1] != '\n') q3_text_add(out, "\n");
-    }
-}
-
-static q3_status write_file(const char *path, const q3_text *text, q3_error *error)
+static q3_status write_file(const char *path, const char *text, size_t length, q3_error *error)
 {
     q3_output *output;
-    if (text->failed) return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", path);
     q3_status status = q3_output_open(&output, path, error);
     if (status != Q3_OK) return status;
-    status = q3_output_put(output, 0, (const uint8_t *)text->data, text->size, error);
+    status = q3_output_put(output, 0, (const uint8_t *)text, length, error);
     if (status == Q3_OK) return q3_output_commit(output, error);
     q3_output_abandon(output);
     return status;
@@ -157,26 +147,31 @@ q3_status check_outputs(const command_line *command, q3_error *error)
 static q3_status write_reports(const command_line *command, const q3_report_part *parts, size_t count, bool whole,
                                q3_error *error)
 {
-    q3_text text = {0}, html = {0}, lines = {0};
-    const char *name = parts[0].name;
-    q3_outcome result = Q3_OUTCOME_UNJUDGED;
+    q3_report *report = NULL;
+    char *text = NULL, *html = NULL, *lines = NULL;
+    size_t text_length = 0, html_length = 0, lines_length = 0;
+    q3_outcome outcome = Q3_OUTCOME_UNJUDGED;
     const char *json = command->value[OPTION_JSON_FILE], *page = command->value[OPTION_HTML];
-    bool all = command->value[OPTION_ALL] != NULL;
-    q3_status status = q3_report_text(&text, &result, parts, count, whole, all, is_terminal(stdout), error);
-    if (status == Q3_OK && page != NULL) status = q3_report_html(&html, parts, count, error);
-    if (status == Q3_OK && text.failed) status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", name);
-    if (json != NULL) join(&lines, parts, count);
-    if (status == Q3_OK && json != NULL) status = write_file(json, &lines, error);
+    unsigned flags = command->value[OPTION_ALL] != NULL ? Q3_REPORT_ALL : 0;
+    if (is_terminal(stdout)) flags |= Q3_REPORT_COLOUR;
+    q3_status status = q3_report_read(&report, parts, count, whole, error);
+    if (status == Q3_OK) outcome = q3_report_outcome(report);
+    if (status == Q3_OK) status = q3_report_text(report, flags, &text, &text_length, error);
+    if (status == Q3_OK && page != NULL) status = q3_report_html(report, &html, &html_length, error);
+    if (status == Q3_OK && json != NULL) status = q3_report_lines(report, &lines, &lines_length, error);
+    if (status == Q3_OK && json != NULL) status = write_file(json, lines, lines_length, error);
     if (status == Q3_OK) status = check_outputs(command, error); /* other spellings of a file that is there now */
-    if (status == Q3_OK && page != NULL) status = write_file(page, &html, error);
+    if (status == Q3_OK && page != NULL) status = write_file(page, html, html_length, error);
     bool taken = (json != NULL && strcmp(json, "-") == 0) || (page != NULL && strcmp(page, "-") == 0);
-    if (status == Q3_OK && !taken) fwrite(text.data, 1, text.size, stdout);
-    free(text.data);
-    free(html.data);
-    free(lines.data);
+    if (status == Q3_OK && !taken) fwrite(text, 1, text_length, stdout);
+    free(text);
+    free(html);
+    free(lines);
+    q3_report_close(report);
     if (status != Q3_OK) return status;
-    if (result == Q3_OUTCOME_DIFFERS) return VERB_DIFFERS;
-    return result == Q3_OUTCOME_AGREES ? Q3_OK : q3_fail(error, Q3_ERROR_INPUT, "%s: no tensor could be judged", name);
+    if (outcome == Q3_OUTCOME_DIFFERS) return VERB_DIFFERS;
+    if (outcome == Q3_OUTCOME_AGREES) return Q3_OK;
+    return q3_fail(error, Q3_ERROR_INPUT, "%s: no tensor could be judged", parts[0].name);
 }
 
 q3_status write_report(const command_line *command, const q3_text *lines, q3_error *error)

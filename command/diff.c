@@ -266,7 +266,7 @@ static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const sid
             status = compare_values(&f, a, ours, theirs, &alias, error);
         }
     }
-    if (status == Q3_OK) q3_report_finding(lines, &f);
+    if (status == Q3_OK) q3_report_put_finding(lines, &f);
     return status;
 }
 
@@ -286,7 +286,7 @@ static q3_status compare_files(q3_text *lines, const side *a, const side *b, q3_
         f.verdict = Q3_VERDICT_MISSING;
         f.given_as = q3_tensors_at(b->file, k)->name;
         snprintf(f.reason, sizeof f.reason, "only in the second file");
-        q3_report_finding(lines, &f);
+        q3_report_put_finding(lines, &f);
     }
     return Q3_OK;
 }
@@ -302,7 +302,7 @@ q3_status verb_diff(const command_line *command, q3_error *error)
     if (status == Q3_OK) status = side_open(&b, command->operand, error);
     if (status == Q3_OK) {
         q3_judged_run run = {.model = a.path, .file = b.path, .dtype = Q3_F32, .accumulate = "", .kv = ""};
-        q3_report_run(&lines, &run);
+        q3_report_put_run(&lines, &run);
         status = compare_files(&lines, &a, &b, error);
     }
     if (status == Q3_OK) status = write_report(command, &lines, error);

@@ -2,7 +2,6 @@
 #ifndef Q3_JUDGE_H
 #define Q3_JUDGE_H
 
-#include "host/text.h"
 #include "qwen3moe.h"
 
 /* ==== Findings =============================================================================== */
@@ -58,22 +57,53 @@ typedef struct q3_finding {
 
 /* ==== Reports ================================================================================ */
 
+/* A report is made of lines of JSON (MODEL.md 13): a line for the run and one for every tap. It is read from the
+ * lines of one run, or of several runs over parts of the layers, and then says what it found, as values or as text,
+ * as lines or as a page. One thread at a time may read or close a report; after that any number may look at it. */
+typedef struct q3_report q3_report;
+
+/* What the whole says; also the exit status of the command. */
 typedef enum q3_outcome { Q3_OUTCOME_AGREES, Q3_OUTCOME_DIFFERS, Q3_OUTCOME_UNJUDGED } q3_outcome;
 
-/* JSON lines of one run, or of several one after another, in any order; name is what messages call them. */
+/* Lines of one run, or of several one after another, in any order; name is what messages call them. */
 typedef struct q3_report_part {
-    const char *name, *lines;
+    const char *name, *lines; /* lines need no 0 behind them */
     size_t length;
 } q3_report_part;
 
-/* The text report of such lines: merged, sorted in the order of computation, equal lines once, what a tensor looks
- * like told where `check` of the whole would tell it. all: a row for every tensor. colour: for a terminal. The
- * outcome is also the exit status. Layers that no run judged are said; whole: they are an error. Errors: a line that
- * is no finding (its number), lines of different runs, two findings for one tensor that are not equal, a part of a
- * run that is lost. text grows; nothing is printed. */
-q3_status q3_report_text(q3_text *text, q3_outcome *result, const q3_report_part *parts, size_t count, bool whole, bool all,
-                      bool colour, q3_error *error);
-/* The same as one self-contained HTML page. */
-q3_status q3_report_html(q3_text *html, const q3_report_part *parts, size_t count, q3_error *error);
+/* Reads and merges the lines: findings in the order of computation, equal ones once, what a tensor looks like told
+ * where `check` of the whole would tell it. whole: every layer must have been run by some part. Errors: a line that
+ * is no finding (its number), parts of different runs, two findings for one tensor that are not equal, a part of a
+ * run that is lost; *report is then NULL. error may be NULL. The parts may be freed afterwards. */
+q3_status q3_report_read(q3_report **report, const q3_report_part *parts, size_t count, bool whole, q3_error *error);
+void q3_report_close(q3_report *report); /* NULL: nothing */
+
+q3_outcome q3_report_outcome(const q3_report *report);
+
+/* The findings; their texts live as long as the report. */
+size_t q3_report_count(const q3_report *report);
+const q3_finding *q3_report_finding(const q3_report *report, size_t index); /* index < count */
+/* The first that makes the outcome Q3_OUTCOME_DIFFERS; NULL: none does. */
+const q3_finding *q3_report_decisive(const q3_report *report);
+
+/* How much of the model the report speaks of. A tensor counts as judged with any verdict but missing and unjudged. */
+typedef struct q3_coverage {
+    size_t taps_judged;
+    size_t taps_expected; /* all taps of the layers that were run, and of the model's ends where they were */
+    size_t layers_judged; /* that have a judged tensor inside, which is not the layer's output */
+    size_t layers;        /* of the model; 0: a diff of two files */
+} q3_coverage;
+
+q3_coverage q3_report_coverage(const q3_report *report);
+
+/* Writers. Each returns a new block, ended by 0, that the caller gives to free(); *length is without the 0. The only
+ * error is no memory, and then *text is NULL. error may be NULL. */
+#define Q3_REPORT_ALL 1u    /* a row for every tensor, not for what is wrong alone */
+#define Q3_REPORT_COLOUR 2u /* with the escape codes of a terminal */
+q3_status q3_report_text(const q3_report *report, unsigned flags, char **text, size_t *length, q3_error *error);
+/* The lines as they were read, one part behind the other: what reading gives the same report. */
+q3_status q3_report_lines(const q3_report *report, char **lines, size_t *length, q3_error *error);
+/* One self-contained HTML page. */
+q3_status q3_report_html(const q3_report *report, char **html, size_t *length, q3_error *error);
 
 #endif

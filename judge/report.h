@@ -1,4 +1,4 @@
-/* report.h - a report that was read: what report.c, merge.c, wording.c, text.c and html.c share. */
+/* report.h - a report that was read, and what the files report*.c share. */
 #ifndef Q3_REPORT_H
 #define Q3_REPORT_H
 
@@ -19,8 +19,8 @@ typedef struct q3_judged_run {
 } q3_judged_run;
 
 /* Append one line. Numbers as q3_text_real writes them, so that reading gives the same double. */
-void q3_report_run(q3_text *lines, const q3_judged_run *run);
-void q3_report_finding(q3_text *lines, const q3_finding *f);
+void q3_report_put_run(q3_text *lines, const q3_judged_run *run);
+void q3_report_put_finding(q3_text *lines, const q3_finding *f);
 
 typedef struct report_entry {
     q3_finding f;         /* its texts are owned */
@@ -30,16 +30,18 @@ typedef struct report_entry {
     q3_tap_id id;
 } report_entry;
 
-typedef struct report {
-    const char *name;
+struct q3_report {
+    char *name;            /* for messages: the part's, or "reports" */
+    char *lines;           /* of all parts, each ended by a newline; a 0 behind them */
+    size_t length;         /* of lines */
     bool has_run;
-    q3_judged_run run;    /* its texts are owned; the layer range is that of the first run read */
-    bool *covered;     /* [layers]: some run judged it */
+    q3_judged_run run;     /* its texts are owned; the layer range is that of the first run read */
+    bool *covered;         /* [layers]: some run judged it */
     report_entry *entries; /* in the order of computation */
     size_t count, room;
-} report;
+};
 
-/* ==== Lines (report.c) ======================================================================= */
+/* ==== Lines (report_lines.c) ================================================================= */
 
 typedef struct report_line {
     bool is_run;
@@ -48,23 +50,23 @@ typedef struct report_line {
 } report_line;
 
 /* place: "FILE: line N", for messages. Where it fails, nothing is owned. */
-q3_status q3_report_line_read(report_line *line, const char *place, const char *text, size_t length, q3_error *error);
-void q3_report_run_free(q3_judged_run *run);
-void q3_report_finding_free(q3_finding *f);
+q3_status q3_report_read_line(report_line *line, const char *place, const char *text, size_t length, q3_error *error);
+void q3_report_free_run(q3_judged_run *run);
+void q3_report_free_finding(q3_finding *f);
 
-/* ==== Merging (merge.c) ====================================================================== */
+/* ==== Merging (report_merge.c) =============================================================== */
 
-/* Reads and merges the lines. The names of the parts must live as long as the report. */
-q3_status q3_report_read(report *r, const q3_report_part *parts, size_t count, q3_error *error);
-void q3_report_close(report *r);
+/* Takes one part's lines into the report. */
+q3_status q3_report_take(q3_report *r, const q3_report_part *part, q3_error *error);
+/* When all are in: equal lines once, in the order of computation; fails where a part of a run is lost. */
+q3_status q3_report_merge(q3_report *r, q3_error *error);
 
-/* Whether the verdict makes exit status 1. */
-bool q3_report_is_bad(const report *r, const q3_finding *f);
-/* The first entry that does; NULL: none. */
-const report_entry *q3_report_first_bad(const report *r);
-/* "agrees", "differs: TAP" or "could not judge", and the sentence before it. */
-q3_outcome q3_report_outcome(const report *r);
-void q3_report_sentence(q3_text *out, const report *r);
+/* ==== Summary (report_summary.c) ============================================================= */
+
+/* The first entry that makes exit status 1; NULL: none. */
+const report_entry *q3_report_first_bad(const q3_report *r);
+/* The sentence before "agrees", "differs: TAP" or "could not judge". */
+void q3_report_sentence(q3_text *out, const q3_report *r);
 /* "token 3, head 2, channel 5", for a place of this tensor. */
 void q3_report_place(q3_text *out, const report_entry *e, const size_t place[3]);
 /* "self_attn.q_proj", "lm_head"; and those that were judged together with a tensor, with commas. */
@@ -73,6 +75,8 @@ void q3_report_operators(q3_text *out, const q3_finding *f);
 /* A letter for each verdict. */
 extern const char q3_report_glyphs[Q3_VERDICT_COUNT];
 /* A string of JSON. */
-void q3_report_string(q3_text *out, const char *text);
+void q3_report_put_string(q3_text *out, const char *text);
+/* A writer's result: the text's block goes to the caller. */
+q3_status q3_report_give(q3_text *made, char **text, size_t *length, const q3_report *r, q3_error *error);
 
 #endif

@@ -412,7 +412,7 @@ static void trial_end(judging *j, trial *r, q3_tap_id id)
     }
     q3_tap_name(name, id, f->layer);
     f->name = name;
-    if (j->status == Q3_OK) q3_report_finding(j->lines, f);
+    if (j->status == Q3_OK) q3_report_put_finding(j->lines, f);
     trial_free(r);
 }
 

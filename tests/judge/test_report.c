@@ -1,4 +1,4 @@
-/* report.c, text.c and html.c: lines of JSON, merged, as text and as a page. What the page does in a browser:
+/* report*.c: lines of JSON, merged, asked, as text and as a page. What the page does in a browser:
  * scripts/ci/check_html.sh.
  *
  *   test_report            the tests
@@ -23,8 +23,17 @@ static q3_status read_text(q3_text *text, q3_outcome *result, const char *lines,
                            q3_error *error)
 {
     q3_report_part part = {"lines", lines, strlen(lines)};
+    q3_report *report;
     release(text);
-    return q3_report_text(text, result, &part, 1, false, all, colour, error);
+    q3_status status = q3_report_read(&report, &part, 1, false, error);
+    CHECK((status == Q3_OK) == (report != NULL));
+    if (status != Q3_OK) return status;
+    unsigned flags = (all ? Q3_REPORT_ALL : 0) | (colour ? Q3_REPORT_COLOUR : 0);
+    status = q3_report_text(report, flags, &text->data, &text->size, error);
+    CHECK(status == Q3_OK && text->data[text->size] == 0);
+    *result = q3_report_outcome(report);
+    q3_report_close(report);
+    return status;
 }
 
 /* What a run of layers [first, end) of `layers`, none of them dense, writes a line for, too: missing. */
@@ -39,7 +48,7 @@ static void add_rest(q3_text *lines, size_t first, size_t end, size_t layers)
             q3_tap_name(name, (q3_tap_id)id, layer);
             snprintf(key, sizeof key, "{\"tap\":\"%s\"", name);
             if (strstr(lines->data, key) == NULL)
-                q3_report_finding(lines, &(q3_finding){.name = name, .layer = layer, .verdict = Q3_VERDICT_MISSING});
+                q3_report_put_finding(lines, &(q3_finding){.name = name, .layer = layer, .verdict = Q3_VERDICT_MISSING});
         }
     }
 }
@@ -47,7 +56,12 @@ static void add_rest(q3_text *lines, size_t first, size_t end, size_t layers)
 static q3_status read_html(q3_text *html, const char *lines, q3_error *error)
 {
     q3_report_part part = {"lines", lines, strlen(lines)};
-    return q3_report_html(html, &part, 1, error);
+    q3_report *report;
+    q3_status status = q3_report_read(&report, &part, 1, false, error);
+    if (status != Q3_OK) return status;
+    status = q3_report_html(report, &html->data, &html->size, error);
+    q3_report_close(report);
+    return status;
 }
 
 /* The text of lines that are a report. */
@@ -203,8 +217,8 @@ static const char lines_of_two[] =
 
 static void write_three(q3_text *lines, const q3_judged_run *run)
 {
-    q3_report_run(lines, run);
-    for (size_t i = 0; i < COUNT(three_layers); i++) q3_report_finding(lines, &three_layers[i]);
+    q3_report_put_run(lines, run);
+    for (size_t i = 0; i < COUNT(three_layers); i++) q3_report_put_finding(lines, &three_layers[i]);
     add_rest(lines, 0, 3, 3);
 }
 
@@ -212,8 +226,8 @@ static void test_by_hand(void)
 {
     q3_text lines = {0}, text = {0};
     q3_judged_run run = run_of_three;
-    q3_report_run(&lines, &run);
-    q3_report_finding(&lines, &three_layers[4]);
+    q3_report_put_run(&lines, &run);
+    q3_report_put_finding(&lines, &three_layers[4]);
     CHECK_TEXT(lines.data, lines_of_two);
     release(&lines);
     write_three(&lines, &run);
@@ -237,8 +251,8 @@ static q3_outcome said(q3_text *text, q3_verdict layer, q3_verdict head, bool st
     q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 1, 0, 1, false, strict, "", "", 0, NULL};
     q3_finding f[2] = {{.name = TAP(0, "output"), .verdict = layer, .rank = 2, .shape = {1, 2}, .reason = "because"},
                     {.name = "lm_head.output", .verdict = head, .rank = 2, .shape = {1, 2}}};
-    q3_report_run(&lines, &run);
-    for (size_t i = 0; i < 2; i++) q3_report_finding(&lines, &f[i]);
+    q3_report_put_run(&lines, &run);
+    for (size_t i = 0; i < 2; i++) q3_report_put_finding(&lines, &f[i]);
     add_rest(&lines, 0, 1, 1);
     q3_outcome result = good_text(text, lines.data, false, colour);
     release(&lines);
@@ -295,6 +309,64 @@ static void test_numbers(void)
     }
 }
 
+/* ==== The report as an object ================================================================ */
+
+static void test_asking(void)
+{
+    q3_text lines = {0};
+    q3_report *r = NULL;
+    q3_error error = {""};
+    char *again = NULL;
+    size_t length = 0;
+    write_three(&lines, &run_of_three);
+    size_t half = (size_t)(strchr(strchr(lines.data, '\n') + 1, '\n') - lines.data);
+    const q3_report_part parts[] = {
+        {"first", lines.data, half}, {"empty", NULL, 0}, {"second", lines.data + half + 1, lines.size - half - 1},
+    };
+    CHECKF(q3_report_read(&r, parts, 3, true, &error) == Q3_OK, "%s", error.text);
+    if (r == NULL) return;
+    CHECK(q3_report_outcome(r) == Q3_OUTCOME_DIFFERS && q3_report_count(r) == 80);
+    CHECK_TEXT(q3_report_finding(r, 0)->name, "model.embed_tokens.output");
+    CHECK_TEXT(q3_report_finding(r, 79)->name, "lm_head.output");
+    CHECK(q3_report_decisive(r) != NULL && strcmp(q3_report_decisive(r)->name, three_layers[4].name) == 0);
+    /* Judged are all of three_layers but the unjudged output of layer 2 and the missing lm_head. */
+    q3_coverage all = q3_report_coverage(r);
+    CHECK(all.taps_judged == 7 && all.taps_expected == 80 && all.layers_judged == 3 && all.layers == 3);
+    CHECK(q3_report_lines(r, &again, &length, NULL) == Q3_OK && length == lines.size);
+    CHECK_TEXT(again, lines.data);
+    free(again);
+    q3_report_close(r);
+    q3_report_close(NULL);
+    CHECK(q3_report_read(&r, parts, 1, true, NULL) == Q3_ERROR_INPUT && r == NULL);
+    release(&lines);
+}
+
+/* The layer's output alone says nothing of what is inside it. */
+static void test_coverage(void)
+{
+    q3_text lines = {0};
+    q3_report *r = NULL;
+    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 4, 1, 3, false, false, "", "", 0, NULL};
+    const q3_finding given[] = {
+        {.name = TAP(1, "output"), .layer = 1, .verdict = Q3_VERDICT_EXACT},
+        {.name = TAP(2, "mlp.output"), .layer = 2, .verdict = Q3_VERDICT_SHAPE},
+        {.name = TAP(2, "output"), .layer = 2, .verdict = Q3_VERDICT_UNJUDGED},
+    };
+    q3_report_put_run(&lines, &run);
+    for (size_t i = 0; i < COUNT(given); i++) q3_report_put_finding(&lines, &given[i]);
+    add_rest(&lines, 1, 3, 4);
+    const q3_report_part part = {"lines", lines.data, lines.size};
+    CHECK(q3_report_read(&r, &part, 1, false, NULL) == Q3_OK);
+    if (r == NULL) return;
+    q3_coverage all = q3_report_coverage(r);
+    CHECK(all.taps_judged == 2 && all.taps_expected == 52 && all.layers_judged == 1 && all.layers == 4);
+    q3_report_close(r);
+    q3_error error = {""};
+    CHECK(q3_report_read(&r, &part, 1, true, &error) == Q3_ERROR_INPUT && r == NULL);
+    CHECK_TEXT(error.text, "lines: layer 0: found no report of it, expected one");
+    release(&lines);
+}
+
 /* Read back bit for bit, what is not finite too. */
 static void test_round_trip(void)
 {
@@ -304,20 +376,20 @@ static void test_round_trip(void)
     static const float profile[] = {0, 0.5f, 12.5f, 300, 0.125f, INFINITY, 250000};
     q3_text lines = {0};
     q3_error error = {""};
-    report r;
+    q3_report *r;
     q3_judged_run run = {"m", "f", Q3_F16, 5, 7, 0, 0, 0, true, true, "", "", 0, NULL};
     q3_finding f = {.name = "x", .rank = 1, .shape = {9}, .max_at = {8}, .token_bins = Q3_PROFILE_BINS};
-    q3_report_run(&lines, &run);
+    q3_report_put_run(&lines, &run);
     for (size_t i = 0; i < Q3_PROFILE_BINS; i++) f.token_profile[i] = profile[i % COUNT(profile)]; /* three digits */
     f.expected = values[0], f.max_ulp = values[1], f.max_ours = values[2], f.max_theirs = values[3];
     f.relative_l2 = values[4], f.gain = values[5], f.offset = values[6], f.max_bound_ratio = (double)NAN;
     f.elements = SIZE_MAX;
-    q3_report_finding(&lines, &f);
+    q3_report_put_finding(&lines, &f);
     q3_report_part part = {"lines", lines.data, lines.size};
-    q3_status status = q3_report_read(&r, &part, 1, &error);
+    q3_status status = q3_report_read(&r, &part, 1, false, &error);
     CHECKF(status == Q3_OK, "%s", error.text);
     if (status == Q3_OK) {
-        const q3_finding *g = &r.entries[0].f;
+        const q3_finding *g = q3_report_finding(r, 0);
         const double got[] = {
             g->expected, g->max_ulp, g->max_ours, g->max_theirs, g->relative_l2, g->gain, g->offset,
         };
@@ -325,9 +397,9 @@ static void test_round_trip(void)
         CHECK(memcmp(g->token_profile, f.token_profile, sizeof f.token_profile) == 0);
         CHECK(g->token_bins == Q3_PROFILE_BINS && g->channel_bins == 0);
         CHECK(g->elements == SIZE_MAX && g->max_at[0] == 8 && g->rank == 1 && g->given_as == NULL);
-        CHECK(r.run.dtype == Q3_F16 && r.run.T == 5 && r.run.start == 7 && r.run.free_running && r.run.strict);
+        CHECK(r->run.dtype == Q3_F16 && r->run.T == 5 && r->run.start == 7 && r->run.free_running && r->run.strict);
     }
-    q3_report_close(&r);
+    q3_report_close(r);
     release(&lines);
 }
 
@@ -343,8 +415,8 @@ static void test_hostile(void)
     snprintf(f[0].note, sizeof f[0].note, "%s", hostile);
     snprintf(f[0].reason, sizeof f[0].reason, "%s", hostile);
     snprintf(f[0].looks_like, sizeof f[0].looks_like, "%s", hostile);
-    q3_report_run(&lines, &run);
-    for (size_t i = 0; i < 2; i++) q3_report_finding(&lines, &f[i]);
+    q3_report_put_run(&lines, &run);
+    for (size_t i = 0; i < 2; i++) q3_report_put_finding(&lines, &f[i]);
     size_t newlines = 0;
     for (size_t i = 0; i < lines.size; i++) newlines += lines.data[i] == '\n';
     add_rest(&lines, 0, 1, 1);
@@ -373,18 +445,18 @@ static void test_diff(void)
 {
     q3_text lines = {0}, text = {0};
     q3_judged_run run = {"a", "b", Q3_F32, 0, 0, 0, 0, 0, false, false, "", "", 0, NULL};
-    q3_report_run(&lines, &run);
+    q3_report_put_run(&lines, &run);
     CHECK(good_text(&text, lines.data, false, false) == Q3_OUTCOME_AGREES);
     CHECK_TEXT(text.data, "first    a\nsecond   b\n\nno tensors\n"
                           "both files hold the same tensors with equal values\nagrees\n");
     q3_finding f = {.name = "zebra", .verdict = Q3_VERDICT_EXACT, .rank = 1, .shape = {3}};
-    q3_report_finding(&lines, &f);
+    q3_report_put_finding(&lines, &f);
     f = (q3_finding){.name = "ape", .verdict = Q3_VERDICT_MISSING, .reason = "only in the first file"};
-    q3_report_finding(&lines, &f);
+    q3_report_put_finding(&lines, &f);
     f = (q3_finding){.name = TAP(7, "output"), .layer = 7, .verdict = Q3_VERDICT_EXACT};
-    q3_report_finding(&lines, &f);
+    q3_report_put_finding(&lines, &f);
     f = (q3_finding){.name = "zebra", .verdict = Q3_VERDICT_EXACT, .rank = 1, .shape = {3}}; /* again */
-    q3_report_finding(&lines, &f);
+    q3_report_put_finding(&lines, &f);
     CHECK(good_text(&text, lines.data, true, false) == Q3_OUTCOME_DIFFERS);
     const char *tap = strstr(text.data, "exact       model.layers.7.output\nexact       zebra\nmissing     ape\n"
                              "            only in the first file\n\n2 exact, 1 missing\n");
@@ -515,7 +587,7 @@ static void random_finding(q3_text *lines, q3_tap_id id, size_t layer, q3_verdic
         for (size_t i = 0; i < Q3_PROFILE_BINS; i++) f.margins[i] = (float)(next(state) % 1000 + 1) / 65536;
     }
     if (v == Q3_VERDICT_DIFFERS) snprintf(f.reason, sizeof f.reason, "some elements outside the bound");
-    q3_report_finding(lines, &f);
+    q3_report_put_finding(lines, &f);
 }
 
 /* A run over layers [first, end); q_rope of one layer is wrong. Front tensors are judged by every run. */
@@ -524,7 +596,7 @@ static void write_many(q3_text *lines, size_t layers, size_t first, size_t end)
     q3_judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_BF16, 240, 0, layers, first, end,
                       false, false, "", "", 0, NULL};
     uint64_t state = 7;
-    q3_report_run(lines, &run);
+    q3_report_put_run(lines, &run);
     for (q3_tap_id id = first == 0 ? Q3_TAP_EMBED_TOKENS : Q3_TAP_COS; id <= Q3_TAP_SIN; id++)
         random_finding(lines, id, 0, Q3_VERDICT_EXACT, &state);
     for (size_t layer = first; layer < end; layer++) {
@@ -591,12 +663,12 @@ static void write_trouble(q3_text *lines, size_t first, size_t end, size_t told)
 {
     q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 3, first, end, false, false, "", "", 0, NULL};
     char name[Q3_TAP_NAME_SIZE];
-    q3_report_run(lines, &run);
+    q3_report_put_run(lines, &run);
     for (size_t layer = first; layer < end; layer++) {
         q3_finding f = {.name = name, .layer = layer, .verdict = Q3_VERDICT_DIFFERS};
         q3_tap_name(name, Q3_TAP_LAYER, layer);
         if (layer < first + told) snprintf(f.looks_like, sizeof f.looks_like, "a mistake");
-        q3_report_finding(lines, &f);
+        q3_report_put_finding(lines, &f);
     }
     add_rest(lines, first, end, 3);
 }
@@ -656,16 +728,16 @@ static void test_long(void)
     q3_text lines = {0}, text = {0};
     q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 5, 0, 5, false, false, "", "", 0, NULL};
     char name[Q3_TAP_NAME_SIZE];
-    q3_report_run(&lines, &run);
+    q3_report_put_run(&lines, &run);
     for (size_t layer = 0; layer < 5; layer++) {
         q3_tap_name(name, Q3_TAP_LAYER, layer);
         q3_finding f = {.name = name, .layer = layer, .verdict = Q3_VERDICT_SHAPE};
         memset(f.reason, 'a', 120); /* 98 columns fit behind the first 12 */
         memcpy(f.reason, "b c", 3);
         f.reason[98 + (layer == 1)] = f.reason[101] = ' '; /* layer 1: a column too many */
-        q3_report_finding(&lines, &f);
+        q3_report_put_finding(&lines, &f);
     }
-    q3_report_finding(&lines, &(q3_finding){.name = "lm_head.output", .verdict = Q3_VERDICT_SHAPE});
+    q3_report_put_finding(&lines, &(q3_finding){.name = "lm_head.output", .verdict = Q3_VERDICT_SHAPE});
     add_rest(&lines, 0, 5, 5);
     good_text(&text, lines.data, false, false);
     const char *line = strstr(text.data, "            b c");
@@ -736,7 +808,7 @@ static void test_parts(void)
     release(&more);
     q3_judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_F16, 240, 0, 9, 0, 1,
                       false, false, "", "", 0, NULL};
-    q3_report_run(&more, &run);
+    q3_report_put_run(&more, &run);
     refused_parts(8, 9, NULL, more.data, /* the run, 2, 25 and 2 lines stand before it */
                   "lines: line 31: found another run (model, file, dtype or options), expected parts of one");
     release(&more);
@@ -758,6 +830,8 @@ int main(int argc, char **argv)
     test_by_hand();
     test_outcomes();
     test_numbers();
+    test_asking();
+    test_coverage();
     test_round_trip();
     test_hostile();
     test_diff();

@@ -1,18 +1,9 @@
-/* merge.c - lines of one run, or of several over parts of its layers, put together into one report. */
+/* report_merge.c - lines of one run, or of several over parts of its layers, put together into one report. */
 #include "judge/report.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-void q3_report_close(report *r)
-{
-    for (size_t i = 0; i < r->count; i++) q3_report_finding_free(&r->entries[i].f);
-    if (r->has_run) q3_report_run_free(&r->run);
-    free(r->entries);
-    free(r->covered);
-    memset(r, 0, sizeof *r);
-}
 
 static bool same_text(const char *a, const char *b)
 {
@@ -29,7 +20,7 @@ static bool same_run(const q3_judged_run *a, const q3_judged_run *b)
 }
 
 /* The first run, or a part of the same one; it is kept or freed. */
-static q3_status take_run(report *r, q3_judged_run *run, const char *place, q3_error *error)
+static q3_status take_run(q3_report *r, q3_judged_run *run, const char *place, q3_error *error)
 {
     q3_status status = Q3_OK;
     if (!r->has_run) {
@@ -44,18 +35,18 @@ static q3_status take_run(report *r, q3_judged_run *run, const char *place, q3_e
         r->run = *run;
         r->has_run = true;
     } else {
-        q3_report_run_free(run);
+        q3_report_free_run(run);
     }
     return status;
 }
 
-static q3_status take_finding(report *r, q3_finding *f, const char *place, q3_error *error)
+static q3_status take_finding(q3_report *r, q3_finding *f, const char *place, q3_error *error)
 {
     if (r->count == r->room) {
         size_t room = 2 * r->room + 256;
         report_entry *grown = realloc(r->entries, room * sizeof *grown);
         if (grown == NULL) {
-            q3_report_finding_free(f);
+            q3_report_free_finding(f);
             return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory", place);
         }
         r->entries = grown;
@@ -91,8 +82,8 @@ static bool same_finding(const q3_finding *a, const q3_finding *b)
     q3_finding x = *a, y = *b;
     q3_text lines[2] = {{0}, {0}};
     if (x.looks_like[0] == 0 || y.looks_like[0] == 0) x.looks_like[0] = y.looks_like[0] = 0;
-    q3_report_finding(&lines[0], &x);
-    q3_report_finding(&lines[1], &y);
+    q3_report_put_finding(&lines[0], &x);
+    q3_report_put_finding(&lines[1], &y);
     bool same = lines[0].size == lines[1].size && memcmp(lines[0].data, lines[1].data, lines[0].size) == 0;
     free(lines[0].data);
     free(lines[1].data);
@@ -100,7 +91,7 @@ static bool same_finding(const q3_finding *a, const q3_finding *b)
 }
 
 /* As compare.c does in one run: a mistake that stands in every layer is told once. */
-static void tell_once(report *r)
+static void tell_once(q3_report *r)
 {
     bool told[Q3_TAP_COUNT][2] = {{false}};
     for (size_t i = 0; i < r->count; i++) {
@@ -113,7 +104,7 @@ static void tell_once(report *r)
 }
 
 /* Equal lines once, in the order of computation. */
-static q3_status merge(report *r, q3_error *error)
+static q3_status merge(q3_report *r, q3_error *error)
 {
     size_t kept = 0;
     if (r->count == 0) return Q3_OK;
@@ -124,7 +115,7 @@ static q3_status merge(report *r, q3_error *error)
         if (again && !same_finding(&before->f, &e.f))
             return q3_fail(error, Q3_ERROR_INPUT, "%s: %.200s: found two findings that differ, expected one", r->name,
                         e.f.name);
-        if (again) q3_report_finding_free(&e.f);
+        if (again) q3_report_free_finding(&e.f);
         memset(&r->entries[i].f, 0, sizeof e.f); /* its texts are freed, or move */
         if (!again) r->entries[kept++] = e;
     }
@@ -149,7 +140,7 @@ static q3_tap_id lost_tap(uint64_t seen)
     return Q3_TAP_COUNT;
 }
 
-static q3_status lost(const report *r, q3_tap_id id, size_t layer, q3_error *error)
+static q3_status lost(const q3_report *r, q3_tap_id id, size_t layer, q3_error *error)
 {
     char name[Q3_TAP_NAME_SIZE];
     q3_tap_name(name, id, layer);
@@ -158,7 +149,7 @@ static q3_status lost(const report *r, q3_tap_id id, size_t layer, q3_error *err
 
 /* A run writes a line for every tap of its layers, those before the first one and those behind the last one too:
  * all are there, and no others, else part of a report is lost. */
-static q3_status check_layers(const report *r, q3_error *error)
+static q3_status check_layers(const q3_report *r, q3_error *error)
 {
     size_t L = r->run.layers;
     uint64_t ends = 0, *seen = calloc(L, sizeof *seen);
@@ -187,7 +178,7 @@ static q3_status check_layers(const report *r, q3_error *error)
     return status;
 }
 
-static q3_status take_part(report *r, const q3_report_part *part, q3_error *error)
+q3_status q3_report_take(q3_report *r, const q3_report_part *part, q3_error *error)
 {
     q3_status status = Q3_OK;
     for (size_t at = 0, number = 1; at < part->length && status == Q3_OK; number++) {
@@ -198,24 +189,16 @@ static q3_status take_part(report *r, const q3_report_part *part, q3_error *erro
         at += length + 1;
         if (length == 0) continue;
         snprintf(place, sizeof place, "%.100s: line %zu", part->name, number);
-        status = q3_report_line_read(&line, place, begin, length, error);
+        status = q3_report_read_line(&line, place, begin, length, error);
         if (status != Q3_OK) break;
         status = line.is_run ? take_run(r, &line.run, place, error) : take_finding(r, &line.f, place, error);
     }
     return status;
 }
 
-q3_status q3_report_read(report *r, const q3_report_part *parts, size_t count, q3_error *error)
+q3_status q3_report_merge(q3_report *r, q3_error *error)
 {
-    q3_status status = Q3_OK;
-    memset(r, 0, sizeof *r);
-    r->name = count == 1 ? parts[0].name : "reports";
-    for (size_t i = 0; i < count && status == Q3_OK; i++) status = take_part(r, &parts[i], error);
-    if (status == Q3_OK && !r->has_run)
-        status = q3_fail(error, Q3_ERROR_INPUT, "%s: found no line of a run, expected reports that check or diff "
-                      "wrote", r->name);
-    if (status == Q3_OK) status = merge(r, error);
+    q3_status status = merge(r, error);
     if (status == Q3_OK && r->run.layers > 0) status = check_layers(r, error);
-    if (status != Q3_OK) q3_report_close(r);
     return status;
 }

@@ -1,4 +1,4 @@
-/* html.c - a report as one HTML page: no network, no other file. The top, the map and the table are plain HTML; a
+/* report_page.c - a report as one HTML page: no network, no other file. The top, the map and the table are plain HTML; a
  * small script draws the figures of one tensor from the JSON lines, which stand at the end of the page. */
 #include "judge/report.h"
 
@@ -270,7 +270,7 @@ static const char *cell_class(const q3_finding *f)
     return f->max_bound_ratio < 0.25 ? "w0" : f->max_bound_ratio < 0.5 ? "w1" : "w2";
 }
 
-static void add_cell(q3_text *out, const report *r, const report_entry *e)
+static void add_cell(q3_text *out, const q3_report *r, const report_entry *e)
 {
     add_count(out, "<button type=button data-i=", (uint64_t)(e - r->entries), " class=\"c ");
     q3_text_add(out, cell_class(&e->f));
@@ -292,7 +292,7 @@ static void add_term(q3_text *out, const char *term)
     q3_text_add(out, "<dd>");
 }
 
-static void add_run(q3_text *out, const report *r)
+static void add_run(q3_text *out, const q3_report *r)
 {
     const q3_judged_run *run = &r->run;
     bool all = true;
@@ -325,7 +325,7 @@ static void add_run(q3_text *out, const report *r)
     q3_text_add(out, "\n</dl>\n");
 }
 
-static void add_verdict(q3_text *out, const report *r)
+static void add_verdict(q3_text *out, const q3_report *r)
 {
     static const char *const texts[] = {
         [Q3_OUTCOME_AGREES] = "agrees", [Q3_OUTCOME_DIFFERS] = "differs: ", [Q3_OUTCOME_UNJUDGED] = "could not judge",
@@ -335,7 +335,7 @@ static void add_verdict(q3_text *out, const report *r)
     if (result == Q3_OUTCOME_DIFFERS) add_escaped(out, q3_report_first_bad(r)->f.name);
 }
 
-static void add_top(q3_text *out, const report *r)
+static void add_top(q3_text *out, const q3_report *r)
 {
     static const char *const classes[] = {
         [Q3_OUTCOME_AGREES] = "agrees", [Q3_OUTCOME_DIFFERS] = "differs", [Q3_OUTCOME_UNJUDGED] = "unjudged",
@@ -388,7 +388,7 @@ static void add_columns(q3_text *out, const bool used[Q3_TAP_COUNT])
     q3_text_add(out, "</thead>\n<tbody>\n");
 }
 
-static void add_layers(q3_text *out, const report *r)
+static void add_layers(q3_text *out, const q3_report *r)
 {
     bool used[Q3_TAP_COUNT] = {false}, any = false;
     for (size_t i = 0; i < r->count; i++)
@@ -416,7 +416,7 @@ static void add_layers(q3_text *out, const report *r)
 }
 
 /* What stands before the layers (rank 0), behind them, or is no tap. */
-static void add_ends(q3_text *out, const report *r, size_t rank)
+static void add_ends(q3_text *out, const q3_report *r, size_t rank)
 {
     char name[Q3_TAP_NAME_SIZE];
     bool any = false;
@@ -438,7 +438,7 @@ static void add_ends(q3_text *out, const report *r, size_t rank)
     if (any) q3_text_add(out, "</div>\n");
 }
 
-static void add_legend(q3_text *out, const report *r)
+static void add_legend(q3_text *out, const q3_report *r)
 {
     static const char *const meaning[Q3_VERDICT_COUNT] = {
         [Q3_VERDICT_EXACT] = "the same bits", [Q3_VERDICT_WITHIN] = "inside its bound; strong colour: near it",
@@ -467,7 +467,7 @@ static void add_legend(q3_text *out, const report *r)
 
 /* ==== The table ================================================================================ */
 
-static void add_row(q3_text *out, const report *r, const report_entry *e)
+static void add_row(q3_text *out, const q3_report *r, const report_entry *e)
 {
     const q3_finding *f = &e->f;
     q3_text plain = {0};
@@ -493,7 +493,7 @@ static void add_row(q3_text *out, const report *r, const report_entry *e)
 }
 
 /* What is neither exact nor within; what was not recorded stands in the map. */
-static void add_table(q3_text *out, const report *r)
+static void add_table(q3_text *out, const q3_report *r)
 {
     size_t rows = 0;
     for (size_t i = 0; i < r->count; i++) {
@@ -510,39 +510,36 @@ static void add_table(q3_text *out, const report *r)
 /* ==== The page ================================================================================= */
 
 /* The lines in the order of computation. No "</script>" in them: report_string escapes '<'. */
-static void add_data(q3_text *out, const report *r)
+static void add_data(q3_text *out, const q3_report *r)
 {
     q3_text_add(out, "<script type=application/json id=data>[\n");
     for (size_t i = 0; i < r->count; i++) {
         if (i > 0) q3_text_add(out, ",");
-        q3_report_finding(out, &r->entries[i].f);
+        q3_report_put_finding(out, &r->entries[i].f);
     }
     q3_text_add(out, "]</script>\n");
 }
 
-q3_status q3_report_html(q3_text *html, const q3_report_part *parts, size_t count, q3_error *error)
+q3_status q3_report_html(const q3_report *r, char **html, size_t *length, q3_error *error)
 {
-    report r;
-    q3_status status = q3_report_read(&r, parts, count, error);
-    if (status != Q3_OK) return status;
-    add_top(html, &r);
-    q3_text_add(html, "<div class=parts>\n<div>\n<h2>Layers and operators</h2>\n"
+    q3_text out = {0};
+    add_top(&out, r);
+    q3_text_add(&out, "<div class=parts>\n<div>\n<h2>Layers and operators</h2>\n"
                       "<p class=hint>Choose a cell to see its figures"
                       "<noscript> (needs JavaScript)</noscript>.</p>\n");
-    add_ends(html, &r, 0);
-    add_layers(html, &r);
-    add_ends(html, &r, SIZE_MAX - 1);
-    add_ends(html, &r, SIZE_MAX);
-    add_legend(html, &r);
-    q3_text_add(html, "</div>\n<section id=detail aria-live=polite hidden></section>\n</div>\n");
-    add_table(html, &r);
-    q3_text_add(html, "</main>\n");
-    add_data(html, &r);
-    q3_text_add(html, "<script>\n");
-    q3_text_add(html, script);
-    q3_text_add(html, script_bars);
-    q3_text_add(html, script_keys);
-    q3_text_add(html, "</script></body></html>\n");
-    q3_report_close(&r);
-    return html->failed ? q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the page", parts[0].name) : Q3_OK;
+    add_ends(&out, r, 0);
+    add_layers(&out, r);
+    add_ends(&out, r, SIZE_MAX - 1);
+    add_ends(&out, r, SIZE_MAX);
+    add_legend(&out, r);
+    q3_text_add(&out, "</div>\n<section id=detail aria-live=polite hidden></section>\n</div>\n");
+    add_table(&out, r);
+    q3_text_add(&out, "</main>\n");
+    add_data(&out, r);
+    q3_text_add(&out, "<script>\n");
+    q3_text_add(&out, script);
+    q3_text_add(&out, script_bars);
+    q3_text_add(&out, script_keys);
+    q3_text_add(&out, "</script></body></html>\n");
+    return q3_report_give(&out, html, length, r, error);
 }

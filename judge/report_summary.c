@@ -1,4 +1,4 @@
-/* wording.c - what the text and the page say alike: verdict of the whole, the sentence, places, numbers. */
+/* report_summary.c - what the text and the page say alike: verdict of the whole, the sentence, places, numbers. */
 #include "host/json.h"
 #include "judge/report.h"
 
@@ -12,21 +12,21 @@ const char q3_report_glyphs[Q3_VERDICT_COUNT] = {
     [Q3_VERDICT_UNJUDGED] = '?',
 };
 
-bool q3_report_is_bad(const report *r, const q3_finding *f)
+static bool is_bad(const q3_report *r, const q3_finding *f)
 {
     return f->verdict == Q3_VERDICT_DIFFERS || f->verdict == Q3_VERDICT_NON_FINITE || f->verdict == Q3_VERDICT_SHAPE ||
            (r->run.strict && f->verdict == Q3_VERDICT_ROUNDING) ||
            (r->run.layers == 0 && f->verdict == Q3_VERDICT_MISSING); /* a diff */
 }
 
-const report_entry *q3_report_first_bad(const report *r)
+const report_entry *q3_report_first_bad(const q3_report *r)
 {
     for (size_t i = 0; i < r->count; i++)
-        if (q3_report_is_bad(r, &r->entries[i].f)) return &r->entries[i];
+        if (is_bad(r, &r->entries[i].f)) return &r->entries[i];
     return NULL;
 }
 
-q3_outcome q3_report_outcome(const report *r)
+q3_outcome q3_report_outcome(const q3_report *r)
 {
     if (q3_report_first_bad(r) != NULL) return Q3_OUTCOME_DIFFERS;
     if (r->run.layers == 0) return Q3_OUTCOME_AGREES;
@@ -85,7 +85,7 @@ void q3_report_operators(q3_text *out, const q3_finding *f)
     if (f->between_count > Q3_TAP_COUNT) add_number(out, " and more, ", f->between_count), q3_text_add(out, " in all");
 }
 
-static void add_blame(q3_text *out, const report *r, const report_entry *e)
+static void add_blame(q3_text *out, const q3_report *r, const report_entry *e)
 {
     static const char *const verbs[Q3_VERDICT_COUNT] = {
         [Q3_VERDICT_ROUNDING] = " is rounded elsewhere", [Q3_VERDICT_DIFFERS] = " is wrong",
@@ -110,7 +110,7 @@ static void add_blame(q3_text *out, const report *r, const report_entry *e)
     q3_text_add(out, f->between_count == 1 ? ", which is not given" : ", which are not given");
 }
 
-void q3_report_sentence(q3_text *out, const report *r)
+void q3_report_sentence(q3_text *out, const q3_report *r)
 {
     const report_entry *bad = q3_report_first_bad(r), *rounded = NULL;
     size_t roundings = 0;

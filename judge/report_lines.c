@@ -1,4 +1,4 @@
-/* report.c - runs and findings as lines of JSON, and such lines read. */
+/* report_lines.c - runs and findings as lines of JSON, and such lines read. */
 #include "host/json.h"
 #include "judge/report.h"
 
@@ -10,7 +10,7 @@
 
 /* Control bytes, which names from a file may hold, and '<', which would end a script in a page, are escaped; bytes
  * that are not UTF-8, as in a path, become U+FFFD. */
-void q3_report_string(q3_text *out, const char *text)
+void q3_report_put_string(q3_text *out, const char *text)
 {
     q3_text_add(out, "\"");
     for (size_t left = strlen(text); left > 0;) {
@@ -52,7 +52,7 @@ static void put_text(q3_text *out, const char *key, const char *text)
 {
     put_key(out, key);
     if (text != NULL)
-        q3_report_string(out, text);
+        q3_report_put_string(out, text);
     else
         q3_text_add(out, "null");
 }
@@ -89,7 +89,7 @@ static void put_profile(q3_text *out, const char *key, const float *values, size
     q3_text_add(out, "]");
 }
 
-void q3_report_run(q3_text *out, const q3_judged_run *run)
+void q3_report_put_run(q3_text *out, const q3_judged_run *run)
 {
     q3_text_add(out, "{\"run\":{\"format\":\"qwen3moe-report-1\"");
     put_text(out, "model", run->model);
@@ -116,11 +116,11 @@ void q3_report_run(q3_text *out, const q3_judged_run *run)
 #define REALS(X) \
     X(expected) X(max_ulp) X(max_ours) X(max_theirs) X(max_bound_ratio) X(relative_l2) X(gain) X(offset)
 
-void q3_report_finding(q3_text *out, const q3_finding *f)
+void q3_report_put_finding(q3_text *out, const q3_finding *f)
 {
     char name[Q3_TAP_NAME_SIZE];
     q3_text_add(out, "{\"tap\":");
-    q3_report_string(out, f->name);
+    q3_report_put_string(out, f->name);
     put_text(out, "verdict", q3_verdict_names[f->verdict]);
     put_text(out, "given_as", f->given_as);
     put_text(out, "note", f->note);
@@ -151,7 +151,7 @@ void q3_report_finding(q3_text *out, const q3_finding *f)
     for (size_t i = 0; i < f->between_count; i++) {
         q3_tap_name(name, f->between[i].id, f->between[i].layer);
         if (i > 0) q3_text_add(out, ",");
-        q3_report_string(out, name);
+        q3_report_put_string(out, name);
     }
     q3_text_add(out, "]");
     put_profile(out, "token_profile", f->token_profile, f->token_bins);
@@ -383,14 +383,14 @@ static void free_text(const char *text)
     free((void *)(uintptr_t)text); /* the reader's own, though the structs say const */
 }
 
-void q3_report_finding_free(q3_finding *f)
+void q3_report_free_finding(q3_finding *f)
 {
     free_text(f->name);
     free_text(f->given_as);
     free((void *)(uintptr_t)f->between);
 }
 
-void q3_report_run_free(q3_judged_run *run)
+void q3_report_free_run(q3_judged_run *run)
 {
     free_text(run->model);
     free_text(run->file);
@@ -399,7 +399,7 @@ void q3_report_run_free(q3_judged_run *run)
     free_text(run->unknown_name);
 }
 
-q3_status q3_report_line_read(report_line *line, const char *place, const char *text, size_t length, q3_error *error)
+q3_status q3_report_read_line(report_line *line, const char *place, const char *text, size_t length, q3_error *error)
 {
     reader in = {.error = error};
     memset(line, 0, sizeof *line);
@@ -416,7 +416,7 @@ q3_status q3_report_line_read(report_line *line, const char *place, const char *
                          place, in.bad_key);
     q3_json_free(&in.json);
     if (in.status == Q3_OK) return Q3_OK;
-    q3_report_run_free(&line->run);
-    q3_report_finding_free(&line->f);
+    q3_report_free_run(&line->run);
+    q3_report_free_finding(&line->f);
     return in.status;
 }

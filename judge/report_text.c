@@ -1,4 +1,4 @@
-/* text.c - a report as the text that check, diff and report print. */
+/* report_text.c - a report as the text that check, diff and report print. */
 #include "host/json.h"
 #include "judge/report.h"
 
@@ -99,7 +99,7 @@ static void add_glyph(q3_text *out, q3_verdict v, bool colour)
 /* ==== Header =================================================================================== */
 
 /* "layers   not judged: 0 1 24-46" */
-static void add_not_judged(q3_text *out, const report *r)
+static void add_not_judged(q3_text *out, const q3_report *r)
 {
     bool any = false;
     for (size_t i = 0; i < r->run.layers; i++) {
@@ -116,7 +116,7 @@ static void add_not_judged(q3_text *out, const report *r)
     q3_text_add(out, any ? "\n" : "");
 }
 
-static void add_header(q3_text *out, const report *r)
+static void add_header(q3_text *out, const q3_report *r)
 {
     const q3_judged_run *run = &r->run;
     bool diff = run->layers == 0;
@@ -179,7 +179,7 @@ static bool in_layer(const report_entry *e)
 }
 
 /* The row of the layer that entry *i begins; *i goes on to the next layer's. */
-static map_row read_row(const report *r, size_t *i)
+static map_row read_row(const q3_report *r, size_t *i)
 {
     map_row row;
     size_t rank = r->entries[*i].rank;
@@ -215,7 +215,7 @@ static void add_row(q3_text *out, const map_row *row, bool colour)
 }
 
 /* Three and more layers that look the same stand in one row. */
-static void add_rows(q3_text *out, const report *r, size_t width, bool colour)
+static void add_rows(q3_text *out, const q3_report *r, size_t width, bool colour)
 {
     char label[48];
     for (size_t i = 0; i < r->count;) {
@@ -243,7 +243,7 @@ static void add_rows(q3_text *out, const report *r, size_t width, bool colour)
 }
 
 /* What stands before the layers (rank 0) or behind them, on one line. */
-static void add_ends(q3_text *out, const report *r, size_t rank, const char *label, size_t width, bool colour)
+static void add_ends(q3_text *out, const q3_report *r, size_t rank, const char *label, size_t width, bool colour)
 {
     char name[Q3_TAP_NAME_SIZE];
     bool any = false;
@@ -284,7 +284,7 @@ static void add_heads(q3_text *out, size_t width)
     q3_text_add(out, "\n");
 }
 
-static void add_map(q3_text *out, const report *r, bool colour)
+static void add_map(q3_text *out, const q3_report *r, bool colour)
 {
     size_t last = 0, width = 5;
     char label[48];
@@ -424,7 +424,7 @@ static void add_entry(q3_text *out, const report_entry *e, bool colour)
 }
 
 /* What is not as it should be; of many of one kind of tap the first three. */
-static void add_table(q3_text *out, const report *r, bool all, bool colour)
+static void add_table(q3_text *out, const q3_report *r, bool all, bool colour)
 {
     size_t shown[Q3_TAP_COUNT + 1][Q3_VERDICT_COUNT] = {{0}}, left = 0;
     bool any = false;
@@ -448,7 +448,7 @@ static void add_table(q3_text *out, const report *r, bool all, bool colour)
 
 /* ==== Totals =================================================================================== */
 
-static void add_totals(q3_text *out, const report *r)
+static void add_totals(q3_text *out, const q3_report *r)
 {
     size_t counts[Q3_VERDICT_COUNT] = {0};
     bool first = true;
@@ -466,7 +466,7 @@ static void add_totals(q3_text *out, const report *r)
 }
 
 /* The taps between the last given tensor and the unjudged ones. */
-static void add_missing_taps(q3_text *out, const report *r)
+static void add_missing_taps(q3_text *out, const q3_report *r)
 {
     q3_layer_tap taps[Q3_TAP_COUNT];
     q3_finding all = {.between = taps};
@@ -490,34 +490,23 @@ static void add_missing_taps(q3_text *out, const report *r)
     add_words(out, &line);
 }
 
-q3_status q3_report_text(q3_text *text, q3_outcome *result, const q3_report_part *parts, size_t count, bool whole, bool all,
-                      bool colour, q3_error *error)
+q3_status q3_report_text(const q3_report *r, unsigned flags, char **text, size_t *length, q3_error *error)
 {
-    report r;
-    q3_text sentence = {0};
-    q3_status status = q3_report_read(&r, parts, count, error);
-    if (status != Q3_OK) return status;
-    for (size_t i = 0; whole && status == Q3_OK && i < r.run.layers; i++)
-        if (!r.covered[i])
-            status = q3_fail(error, Q3_ERROR_INPUT, "%s: layer %zu: found no report of it, expected one", r.name, i);
-    if (status != Q3_OK) {
-        q3_report_close(&r);
-        return status;
-    }
-    add_header(text, &r);
-    add_map(text, &r, colour);
-    add_table(text, &r, all, colour);
-    add_totals(text, &r);
-    add_missing_taps(text, &r);
-    q3_report_sentence(&sentence, &r);
-    if (sentence.data != NULL) add_clean(text, sentence.data);
-    text->failed = text->failed || sentence.failed;
+    q3_text out = {0}, sentence = {0};
+    bool all = (flags & Q3_REPORT_ALL) != 0, colour = (flags & Q3_REPORT_COLOUR) != 0;
+    q3_outcome outcome = q3_report_outcome(r);
+    add_header(&out, r);
+    add_map(&out, r, colour);
+    add_table(&out, r, all, colour);
+    add_totals(&out, r);
+    add_missing_taps(&out, r);
+    q3_report_sentence(&sentence, r);
+    if (sentence.data != NULL) add_clean(&out, sentence.data);
+    out.failed = out.failed || sentence.failed;
     free(sentence.data);
-    *result = q3_report_outcome(&r);
-    bool differs = *result == Q3_OUTCOME_DIFFERS;
-    q3_text_add(text, differs ? "\ndiffers: " : *result == Q3_OUTCOME_AGREES ? "\nagrees" : "\ncould not judge");
-    if (differs) add_clean(text, q3_report_first_bad(&r)->f.name);
-    q3_text_add(text, "\n");
-    q3_report_close(&r);
-    return Q3_OK;
+    bool differs = outcome == Q3_OUTCOME_DIFFERS;
+    q3_text_add(&out, differs ? "\ndiffers: " : outcome == Q3_OUTCOME_AGREES ? "\nagrees" : "\ncould not judge");
+    if (differs) add_clean(&out, q3_report_decisive(r)->name);
+    q3_text_add(&out, "\n");
+    return q3_report_give(&out, text, length, r, error);
 }
