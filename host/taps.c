@@ -1,68 +1,163 @@
-/* names.c - what the taps are called, and their shapes. The names are Hugging Face's module paths. */
-#include "qwen3moe.h"
+/* taps.c - one row a tap: its name (Hugging Face's module path), its shape, where it stands. Needs
+ * no operating system: of the C library memcpy, strlen, strcmp and strncmp alone. */
+#include "host/taps.h"
 
 #include <string.h>
 
-/* Where a tap stands, and which models have it. */
-typedef enum tap_place { FRONT, EVERY_LAYER, SPARSE_LAYER, DENSE_LAYER, HEAD } tap_place;
+/* name and label of a module's output or input, in a layer and outside */
+#define OUT(module) module ".output", module
+#define IN(module) module ".input", module ".input"
+#define MODEL(what, end) "model." what end, what
 
-/* Sizes of a whole tensor, by letters: T tokens (S is T in a whole run), and the legend's others;
- * Q is H*hd, R is K*hd, d is hd. */
-typedef struct tap_row {
-    const char *name; /* behind model.layers.{i}. in a layer */
-    const char *shape;
-    tap_place place;
-} tap_row;
+#define FRONT Q3_PLACE_FRONT
+#define LAYER Q3_PLACE_LAYER
+#define SPARSE Q3_PLACE_SPARSE
+#define DENSE Q3_PLACE_DENSE
+#define HEAD Q3_PLACE_HEAD
+#define ROW Q3_LAYOUT_ROW
+#define HEADS Q3_LAYOUT_HEADS
+#define SQUARE Q3_LAYOUT_SQUARE
+#define SLOTS Q3_LAYOUT_SLOTS
+#define SLOT_ROWS Q3_LAYOUT_SLOT_ROWS
+#define NONE Q3_GROUP_NONE
+#define ATTENTION Q3_GROUP_ATTENTION
+#define ROUTER Q3_GROUP_ROUTER
+#define MLP Q3_GROUP_MLP
 
-static const tap_row taps[Q3_TAP_COUNT] = {
-    [Q3_TAP_EMBED_TOKENS] = {"model.embed_tokens.output", "TM", FRONT},
-    [Q3_TAP_COS] = {"model.rotary_emb.cos", "Td", FRONT},
-    [Q3_TAP_SIN] = {"model.rotary_emb.sin", "Td", FRONT},
-    [Q3_TAP_INPUT_LAYERNORM] = {"input_layernorm.output", "TM", EVERY_LAYER},
-    [Q3_TAP_Q_PROJ] = {"self_attn.q_proj.output", "TQ", EVERY_LAYER},
-    [Q3_TAP_K_PROJ] = {"self_attn.k_proj.output", "TR", EVERY_LAYER},
-    [Q3_TAP_V_PROJ] = {"self_attn.v_proj.output", "TR", EVERY_LAYER},
-    [Q3_TAP_Q_NORM] = {"self_attn.q_norm.output", "THd", EVERY_LAYER},
-    [Q3_TAP_K_NORM] = {"self_attn.k_norm.output", "TKd", EVERY_LAYER},
-    [Q3_TAP_Q_ROPE] = {"self_attn.q_rope.output", "THd", EVERY_LAYER},
-    [Q3_TAP_K_ROPE] = {"self_attn.k_rope.output", "TKd", EVERY_LAYER},
-    [Q3_TAP_SCORES] = {"self_attn.scores.output", "HTT", EVERY_LAYER},
-    [Q3_TAP_PROBS] = {"self_attn.probs.output", "HTT", EVERY_LAYER},
-    [Q3_TAP_O_PROJ_INPUT] = {"self_attn.o_proj.input", "TQ", EVERY_LAYER},
-    [Q3_TAP_O_PROJ] = {"self_attn.o_proj.output", "TM", EVERY_LAYER},
-    [Q3_TAP_POST_ATTENTION_INPUT] = {"post_attention_layernorm.input", "TM", EVERY_LAYER},
-    [Q3_TAP_POST_ATTENTION_LAYERNORM] = {"post_attention_layernorm.output", "TM", EVERY_LAYER},
-    [Q3_TAP_GATE] = {"mlp.gate.output", "TE", SPARSE_LAYER},
-    [Q3_TAP_ROUTER_PROBS] = {"mlp.router_probs.output", "TE", SPARSE_LAYER},
-    [Q3_TAP_TOPK_INDICES] = {"mlp.topk_indices.output", "TA", SPARSE_LAYER},
-    [Q3_TAP_TOPK_WEIGHTS] = {"mlp.topk_weights.output", "TA", SPARSE_LAYER},
-    [Q3_TAP_EXPERTS_GATE_PROJ] = {"mlp.experts.gate_proj.output", "TAF", SPARSE_LAYER},
-    [Q3_TAP_EXPERTS_UP_PROJ] = {"mlp.experts.up_proj.output", "TAF", SPARSE_LAYER},
-    [Q3_TAP_EXPERTS_ACT_FN] = {"mlp.experts.act_fn.output", "TAF", SPARSE_LAYER},
-    [Q3_TAP_EXPERTS_DOWN_PROJ_INPUT] = {"mlp.experts.down_proj.input", "TAF", SPARSE_LAYER},
-    [Q3_TAP_EXPERTS_DOWN_PROJ] = {"mlp.experts.down_proj.output", "TAM", SPARSE_LAYER},
-    [Q3_TAP_DENSE_GATE_PROJ] = {"mlp.gate_proj.output", "TI", DENSE_LAYER},
-    [Q3_TAP_DENSE_UP_PROJ] = {"mlp.up_proj.output", "TI", DENSE_LAYER},
-    [Q3_TAP_DENSE_ACT_FN] = {"mlp.act_fn.output", "TI", DENSE_LAYER},
-    [Q3_TAP_DENSE_DOWN_PROJ_INPUT] = {"mlp.down_proj.input", "TI", DENSE_LAYER},
-    [Q3_TAP_MLP] = {"mlp.output", "TM", EVERY_LAYER},
-    [Q3_TAP_LAYER] = {"output", "TM", EVERY_LAYER},
-    [Q3_TAP_NORM] = {"model.norm.output", "TM", HEAD},
-    [Q3_TAP_LM_HEAD] = {"lm_head.output", "TV", HEAD},
+/* How it ends: what the values are rounded to, and for a dense layer's tap its column. */
+#define RUN Q3_AUTO, Q3_TAP_COUNT
+#define F32 Q3_F32, Q3_TAP_COUNT
+#define I32 Q3_I32, Q3_TAP_COUNT
+#define LIKE(tap) Q3_AUTO, Q3_TAP_##tap
+
+/* Letters of a shape: T tokens (also for S, the keys of a whole run) and qwen3moe.h's others; Q is
+ * H*hd, R is K*hd, d is hd. */
+static const q3_tap_row rows[Q3_TAP_COUNT + 1] = {
+    /* name and label, code, shape, place, layout, group, how it ends */
+    [Q3_TAP_EMBED_TOKENS] = {MODEL("embed_tokens", ".output"), "", "TM", FRONT, ROW, NONE, RUN},
+    [Q3_TAP_COS] = {MODEL("rotary_emb.cos", ""), "", "Td", FRONT, ROW, NONE, RUN},
+    [Q3_TAP_SIN] = {MODEL("rotary_emb.sin", ""), "", "Td", FRONT, ROW, NONE, RUN},
+    [Q3_TAP_INPUT_LAYERNORM] = {OUT("input_layernorm"), "norm", "TM", LAYER, ROW, ATTENTION, RUN},
+    [Q3_TAP_Q_PROJ] = {OUT("self_attn.q_proj"), "q", "TQ", LAYER, HEADS, ATTENTION, RUN},
+    [Q3_TAP_K_PROJ] = {OUT("self_attn.k_proj"), "k", "TR", LAYER, HEADS, ATTENTION, RUN},
+    [Q3_TAP_V_PROJ] = {OUT("self_attn.v_proj"), "v", "TR", LAYER, HEADS, ATTENTION, RUN},
+    [Q3_TAP_Q_NORM] = {OUT("self_attn.q_norm"), "qn", "THd", LAYER, HEADS, ATTENTION, RUN},
+    [Q3_TAP_K_NORM] = {OUT("self_attn.k_norm"), "kn", "TKd", LAYER, HEADS, ATTENTION, RUN},
+    [Q3_TAP_Q_ROPE] = {OUT("self_attn.q_rope"), "qr", "THd", LAYER, HEADS, ATTENTION, RUN},
+    [Q3_TAP_K_ROPE] = {OUT("self_attn.k_rope"), "kr", "TKd", LAYER, HEADS, ATTENTION, RUN},
+    [Q3_TAP_SCORES] = {OUT("self_attn.scores"), "qk", "HTT", LAYER, SQUARE, ATTENTION, RUN},
+    [Q3_TAP_PROBS] = {OUT("self_attn.probs"), "p", "HTT", LAYER, SQUARE, ATTENTION, RUN},
+    [Q3_TAP_O_PROJ_INPUT] = {IN("self_attn.o_proj"), "pv", "TQ", LAYER, HEADS, ATTENTION, RUN},
+    [Q3_TAP_O_PROJ] = {OUT("self_attn.o_proj"), "o", "TM", LAYER, ROW, ATTENTION, RUN},
+    [Q3_TAP_POST_ATTENTION_INPUT] = {IN("post_attention_layernorm"), "res", "TM",
+        LAYER, ROW, ATTENTION, RUN},
+    [Q3_TAP_POST_ATTENTION_LAYERNORM] = {OUT("post_attention_layernorm"), "norm", "TM",
+        LAYER, ROW, ROUTER, RUN},
+    [Q3_TAP_GATE] = {OUT("mlp.gate"), "rout", "TE", SPARSE, ROW, ROUTER, RUN},
+    [Q3_TAP_ROUTER_PROBS] = {OUT("mlp.router_probs"), "rp", "TE", SPARSE, ROW, ROUTER, F32},
+    [Q3_TAP_TOPK_INDICES] = {OUT("mlp.topk_indices"), "ids", "TA", SPARSE, SLOTS, ROUTER, I32},
+    [Q3_TAP_TOPK_WEIGHTS] = {OUT("mlp.topk_weights"), "w", "TA", SPARSE, SLOTS, ROUTER, RUN},
+    [Q3_TAP_EXPERTS_GATE_PROJ] = {OUT("mlp.experts.gate_proj"), "gate", "TAF",
+        SPARSE, SLOT_ROWS, MLP, RUN},
+    [Q3_TAP_EXPERTS_UP_PROJ] = {OUT("mlp.experts.up_proj"), "up", "TAF",
+        SPARSE, SLOT_ROWS, MLP, RUN},
+    [Q3_TAP_EXPERTS_ACT_FN] = {OUT("mlp.experts.act_fn"), "act", "TAF",
+        SPARSE, SLOT_ROWS, MLP, RUN},
+    [Q3_TAP_EXPERTS_DOWN_PROJ_INPUT] = {IN("mlp.experts.down_proj"), "mul", "TAF",
+        SPARSE, SLOT_ROWS, MLP, RUN},
+    [Q3_TAP_EXPERTS_DOWN_PROJ] = {OUT("mlp.experts.down_proj"), "down", "TAM",
+        SPARSE, SLOT_ROWS, MLP, RUN},
+    [Q3_TAP_DENSE_GATE_PROJ] = {OUT("mlp.gate_proj"), "gate", "TI",
+        DENSE, ROW, MLP, LIKE(EXPERTS_GATE_PROJ)},
+    [Q3_TAP_DENSE_UP_PROJ] = {OUT("mlp.up_proj"), "up", "TI",
+        DENSE, ROW, MLP, LIKE(EXPERTS_UP_PROJ)},
+    [Q3_TAP_DENSE_ACT_FN] = {OUT("mlp.act_fn"), "act", "TI", DENSE, ROW, MLP, LIKE(EXPERTS_ACT_FN)},
+    [Q3_TAP_DENSE_DOWN_PROJ_INPUT] = {IN("mlp.down_proj"), "mul", "TI",
+        DENSE, ROW, MLP, LIKE(EXPERTS_DOWN_PROJ_INPUT)},
+    [Q3_TAP_MLP] = {OUT("mlp"), "mlp", "TM", LAYER, ROW, MLP, RUN},
+    [Q3_TAP_LAYER] = {"output", "output", "out", "TM", LAYER, ROW, MLP, RUN},
+    [Q3_TAP_NORM] = {MODEL("norm", ".output"), "", "TM", HEAD, ROW, NONE, RUN},
+    [Q3_TAP_LM_HEAD] = {OUT("lm_head"), "", "TV", HEAD, ROW, NONE, RUN},
+    [Q3_TAP_COUNT] = {"", "", "", "", Q3_PLACE_NONE, ROW, NONE, RUN},
 };
 
 static const char layers[] = "model.layers.";
 
-static bool in_layer(q3_tap_id id)
+const q3_tap_row *q3_tap_info(q3_tap_id id)
 {
-    return taps[id].place != FRONT && taps[id].place != HEAD;
+    Q3_CHECK(id <= Q3_TAP_COUNT);
+    return &rows[id];
 }
+
+bool q3_tap_in_layer(q3_tap_id id)
+{
+    q3_tap_place place = q3_tap_info(id)->place;
+    return place == LAYER || place == SPARSE || place == DENSE;
+}
+
+bool q3_tap_at_front(q3_tap_id id)
+{
+    return q3_tap_info(id)->place == FRONT;
+}
+
+bool q3_tap_at_head(q3_tap_id id)
+{
+    return q3_tap_info(id)->place == HEAD;
+}
+
+bool q3_tap_is_square(q3_tap_id id)
+{
+    return q3_tap_info(id)->layout == SQUARE;
+}
+
+bool q3_tap_has_heads(q3_tap_id id)
+{
+    return q3_tap_info(id)->layout == HEADS;
+}
+
+bool q3_tap_of_experts(q3_tap_id id)
+{
+    return q3_tap_info(id)->layout == SLOT_ROWS;
+}
+
+q3_tap_id q3_tap_column(q3_tap_id id)
+{
+    const q3_tap_row *row = q3_tap_info(id);
+    return row->place == DENSE ? row->like : id;
+}
+
+size_t q3_tap_row_size(const q3_config *config, q3_tap_id id, size_t T)
+{
+    size_t shape[3], rank = q3_tap_shape(shape, config, id, T);
+    if (q3_tap_is_square(id)) return shape[0] * shape[2];
+    return rank == 3 ? shape[1] * shape[2] : shape[1];
+}
+
+const char *q3_tap_axis(q3_tap_id id, size_t rank, size_t axis)
+{
+    q3_tap_layout layout = q3_tap_info(id)->layout;
+    if (axis == 0) return "token";
+    if (axis == 2) return layout == SQUARE ? "key" : "channel";
+    if (rank == 2) return layout == SLOTS ? "slot" : "channel";
+    return layout == SLOT_ROWS ? "slot" : "head";
+}
+
+const char *q3_tap_short_label(q3_tap_id id)
+{
+    static const char *const modules[] = {"self_attn.", "mlp."};
+    const char *label = q3_tap_info(id)->label;
+    for (size_t i = 0; i < sizeof modules / sizeof modules[0]; i++)
+        if (strncmp(label, modules[i], strlen(modules[i])) == 0) return label + strlen(modules[i]);
+    return label;
+}
+
+/* ==== What qwen3moe.h promises =============================================================== */
 
 void q3_tap_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id, size_t layer)
 {
     Q3_CHECK(id < Q3_TAP_COUNT);
     char *p = name;
-    if (in_layer(id)) {
+    if (q3_tap_in_layer(id)) {
         size_t digits = 1;
         memcpy(p, layers, sizeof layers - 1);
         p += sizeof layers - 1;
@@ -71,7 +166,7 @@ void q3_tap_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id, size_t layer)
         p += digits;
         *p++ = '.';
     }
-    memcpy(p, taps[id].name, strlen(taps[id].name) + 1);
+    memcpy(p, rows[id].name, strlen(rows[id].name) + 1);
 }
 
 bool q3_tap_find(const char *name, q3_tap_id *id, size_t *layer)
@@ -87,7 +182,7 @@ bool q3_tap_find(const char *name, q3_tap_id *id, size_t *layer)
         if (!written_so || *rest++ != '.') return false;
     }
     for (int i = 0; i < Q3_TAP_COUNT; i++) {
-        if (in_layer((q3_tap_id)i) != layered || strcmp(rest, taps[i].name) != 0) continue;
+        if (q3_tap_in_layer((q3_tap_id)i) != layered || strcmp(rest, rows[i].name) != 0) continue;
         *id = (q3_tap_id)i;
         *layer = number;
         return true;
@@ -98,12 +193,17 @@ bool q3_tap_find(const char *name, q3_tap_id *id, size_t *layer)
 bool q3_tap_exists(const q3_config *config, size_t first_layer, size_t end_layer, q3_tap_id id,
                    size_t layer)
 {
-    if (id == Q3_TAP_EMBED_TOKENS) return first_layer == 0;
-    if (taps[id].place == FRONT) return true;
-    if (taps[id].place == HEAD) return end_layer == config->num_hidden_layers;
-    if (layer < first_layer || layer >= end_layer) return false;
-    return taps[id].place == EVERY_LAYER ||
-           (taps[id].place == SPARSE_LAYER) == q3_layer_is_sparse(config, layer);
+    q3_tap_place place = q3_tap_info(id)->place;
+    bool inside = layer >= first_layer && layer < end_layer;
+    switch (place) {
+    case FRONT: return id != Q3_TAP_EMBED_TOKENS || first_layer == 0;
+    case LAYER: return inside;
+    case SPARSE: return inside && q3_layer_is_sparse(config, layer);
+    case DENSE: return inside && !q3_layer_is_sparse(config, layer);
+    case HEAD: return end_layer == config->num_hidden_layers;
+    case Q3_PLACE_NONE: break;
+    }
+    return false;
 }
 
 static size_t size_of(char letter, const q3_config *c, size_t T)
@@ -127,13 +227,13 @@ static size_t size_of(char letter, const q3_config *c, size_t T)
 size_t q3_tap_shape(size_t shape[3], const q3_config *config, q3_tap_id id, size_t T)
 {
     Q3_CHECK(id < Q3_TAP_COUNT);
-    size_t rank = strlen(taps[id].shape);
-    for (size_t i = 0; i < rank; i++) shape[i] = size_of(taps[id].shape[i], config, T);
+    size_t rank = strlen(rows[id].shape);
+    for (size_t i = 0; i < rank; i++) shape[i] = size_of(rows[id].shape[i], config, T);
     return rank;
 }
 
 q3_dtype q3_tap_dtype(q3_tap_id id, q3_dtype run)
 {
-    if (id == Q3_TAP_TOPK_INDICES) return Q3_I32;
-    return id == Q3_TAP_ROUTER_PROBS ? Q3_F32 : run;
+    q3_dtype own = q3_tap_info(id)->dtype;
+    return own == Q3_AUTO ? run : own;
 }
