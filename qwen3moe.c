@@ -1,13 +1,14 @@
-/* qwen3moe.c - the model: arithmetic, operators, forward pass.
+/* qwen3moe.c - the model: arithmetic, operators, forward pass, state, self-test.
  *
- * Freestanding: needs memcpy, memset and nothing else of libc, no libm. MODEL.md is the specification;
- * section numbers below are its. T, M, H, K, hd, E, A, F, V, S, D are qwen3moe.h's legend. */
+ * Freestanding: needs memcpy, memset and nothing else of libc, no libm. MODEL.md is the
+ * specification; section numbers below are its. T, M, H, K, N, C, hd, E, A, F, V, S, D are in
+ * qwen3moe.h's legend. */
 #include "qwen3moe.h"
 
 #include <float.h>
 #include <string.h>
 
-/* ==== What the compiler must keep =============================================================
+/* ==== What the compiler must keep ================================================================
  * The bits rest on IEEE 754 arithmetic done as written. Flags that give that up are refused here;
  * CMakeLists.txt puts the right ones behind the user's own. */
 #if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
@@ -29,16 +30,17 @@ _Static_assert(FLT_RADIX == 2 && FLT_MANT_DIG == 24 && FLT_MAX_EXP == 128, "floa
 _Static_assert(DBL_MANT_DIG == 53 && DBL_MAX_EXP == 1024, "double is not binary64");
 _Static_assert(sizeof(float) == 4 && sizeof(double) == 8, "float or double has padding");
 
-/* Contraction (a product and an addition fused into one rounding) must not show even where a compiler
- * insists on it. So a product feeds an addition only if it is exact: of two float32 values, by a power
- * of two, or of factors short enough. Any other product is divided, converted or stored first. */
+/* Contraction (a product and an addition fused into one rounding) must not show even where a
+ * compiler insists on it. So a product feeds an addition only if it is exact: of two float32
+ * values, by a power of two, or of factors short enough. Any other product is divided, converted or
+ * stored first. */
 static double stored(double product)
 {
     volatile double rounded = product;
     return rounded;
 }
 
-/* ==== Bits ================================================================================== */
+/* ==== Bits ==================================================================================== */
 
 static uint64_t bits_of(double x)
 {
@@ -61,8 +63,8 @@ static float float_of(uint32_t u)
     return x;
 }
 
-#define QUIET_NAN 0x7fc00000u
-#define FRACTION_MASK 0xfffffffffffffu
+#define QUIET_NAN 0x7FC00000u
+#define FRACTION_MASK 0xFFFFFFFFFFFFFu
 
 /* 2^k for -1022 <= k <= 1023 */
 static double power_of_two(int k)
@@ -83,36 +85,36 @@ static uint32_t load16(const uint8_t *p)
 {
     uint16_t u;
     memcpy(&u, p, 2);
-    return big_endian() ? (uint32_t)((u >> 8 | u << 8) & 0xffff) : u;
+    return big_endian() ? (uint32_t)((u >> 8 | u << 8) & 0xFFFF) : u;
 }
 
 static uint32_t load32(const uint8_t *p)
 {
     uint32_t u;
     memcpy(&u, p, 4);
-    return big_endian() ? u >> 24 | (u >> 8 & 0xff00) | (u << 8 & 0xff0000) | u << 24 : u;
+    return big_endian() ? u >> 24 | (u >> 8 & 0xFF00) | (u << 8 & 0xFF0000) | u << 24 : u;
 }
 
 /* ==== Conversions (MODEL.md section 2) ======================================================== */
 
 /* value rounded to nearest, ties to even, to a format of `precision` significant bits whose normal
- * numbers have exponents emin to emax; one rounding from float64. Counted in units of the result's last
- * place, an exact scaling, value is below 2^precision; adding 1.5 * 2^52 leaves it no fraction bits, so
- * that the addition itself rounds it to a whole number. */
+ * numbers have exponents emin to emax; one rounding from float64. Counted in units of the result's
+ * last place, an exact scaling, value is below 2^precision; adding 1.5 * 2^52 leaves it no fraction
+ * bits, so that the addition itself rounds it to a whole number. */
 static float round_to(double value, int precision, int emin, int emax)
 {
     uint64_t u = bits_of(value);
-    int exponent = (int)(u >> 52 & 0x7ff) - 1023;
+    int exponent = (int)(u >> 52 & 0x7FF) - 1023;
     float sign = u >> 63 ? -1.0f : 1.0f;
     if (exponent == 1024)
-        return (u & FRACTION_MASK) != 0 ? float_of(QUIET_NAN) : sign * float_of(0x7f800000u);
+        return (u & FRACTION_MASK) != 0 ? float_of(QUIET_NAN) : sign * float_of(0x7F800000u);
     if (exponent < emin) exponent = emin;
     double units = value * power_of_two(precision - 1 - exponent);
     double whole = (units + 0x1.8p52) - 0x1.8p52;
     double rounded = whole * power_of_two(exponent - precision + 1);
     if (rounded == 0.0) return sign * 0.0f;
     if (rounded >= 2.0 * power_of_two(emax) || rounded <= -2.0 * power_of_two(emax))
-        return sign * float_of(0x7f800000u);
+        return sign * float_of(0x7F800000u);
     return (float)rounded;
 }
 
@@ -125,7 +127,8 @@ float q3_round(double value, q3_dtype dtype)
 }
 
 /* A float32 step of Hugging Face's RoPE set-up: one operation in float64, rounded to float32. (Sum,
- * product and quotient of float32 values rounded to 53 and then to 24 bits are the float32 results.) */
+ * product and quotient of float32 values rounded to 53 and then to 24 bits are the float32
+ * results.) */
 static float single(double value)
 {
     return q3_round(value, Q3_F32);
@@ -134,9 +137,9 @@ static float single(double value)
 static float float_of_f16(uint32_t half)
 {
     uint32_t sign = (half & 0x8000u) << 16;
-    uint32_t exponent = half >> 10 & 0x1f;
-    uint32_t fraction = half & 0x3ff;
-    if (exponent == 31) return float_of(fraction != 0 ? QUIET_NAN : sign | 0x7f800000u);
+    uint32_t exponent = half >> 10 & 0x1F;
+    uint32_t fraction = half & 0x3FF;
+    if (exponent == 31) return float_of(fraction != 0 ? QUIET_NAN : sign | 0x7F800000u);
     if (exponent != 0) return float_of(sign | (exponent + 112) << 23 | fraction << 13);
     float magnitude = (float)fraction * 0x1p-24f; /* exact: subnormal or zero */
     return sign != 0 ? -magnitude : magnitude;
@@ -161,15 +164,17 @@ void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dt
     for (size_t i = 0; i < count; i++) values[i] = q3_round((double)values[i], dtype);
 }
 
-/* ==== Elementary functions (MODEL.md section 3) ===============================================
+/* ==== Elementary functions (MODEL.md section 3) ==================================================
  * Our own, so that the bits do not depend on a libm. No table and no fitted coefficients: Taylor
  * series whose steps divide by integers. */
 
 /* exp(x) = (high + low) * 2^k for |x| < 746.
- * Method    k = x / ln 2 rounded; r = x - k ln 2, |r| <= 0.3466, with ln 2 in two parts short enough
- *           for k times either to be exact; exp(r) = 1 + r + r^2/2 (1 + r/3 (1 + r/4 (... r/14))).
+ * Method    k = x / ln 2 rounded; r = x - k ln 2, |r| <= 0.3466, with ln 2 in two parts short
+ *           enough for k times either to be exact;
+ *           exp(r) = 1 + r + r^2/2 (1 + r/3 (1 + r/4 (... r/14))).
  *           Each step ends in a division, so no inexact product feeds an addition.
- * Accuracy  the series leaves 2^-63; high + low is within 2^-55.0 of the result (tests/exhaustive). */
+ * Accuracy  the series leaves 2^-63; high + low is within 2^-55.0 of the result
+ *           (tests/exhaustive). */
 static void exp_parts(double x, double *high, double *low, int *k)
 {
     const double ln2 = 0x1.62e42fefa39efp-1;
@@ -191,13 +196,14 @@ static void exp_parts(double x, double *high, double *low, int *k)
 }
 
 /* Special   NaN gives NaN; above 709.79 infinity, below -745.2 zero.
- * Accuracy  rounded to float32 it is correctly rounded for every float32 x; for float64 x the largest error
- *           found is 0.669 ulp, 0.782 where the result is subnormal (tests/exhaustive).
+ * Accuracy  rounded to float32 it is correctly rounded for every float32 x; for float64 x the
+ *           largest error found is 0.669 ulp, 0.782 where the result is subnormal
+ *           (tests/exhaustive).
  * The factor 2^k is applied in two halves, so that a subnormal result is rounded only once more. */
 double q3_exp(double x)
 {
     if (x != x) return x;
-    if (x > 709.79) return double_of((uint64_t)0x7ff << 52);
+    if (x > 709.79) return double_of((uint64_t)0x7FF << 52);
     if (x < -745.2) return 0.0;
     double high, low;
     int k;
@@ -206,8 +212,8 @@ double q3_exp(double x)
 }
 
 /* Special   -infinity gives -0, infinity itself.
- * Accuracy  rounded to float32 it is correctly rounded for every float32 x with |x| >= 2^-125; below,
- *           x/2 is the rounded value of a true result that lies 2^-250 above a tie. */
+ * Accuracy  rounded to float32 it is correctly rounded for every float32 x with |x| >= 2^-125;
+ *           below, x/2 is the rounded value of a true result that lies 2^-250 above a tie. */
 double q3_silu(double x)
 {
     if (x < -800.0) return -0.0;
@@ -231,8 +237,8 @@ static void two_sum(double a, double b, double *sum, double *error)
     *sum = s;
 }
 
-/* x = k pi/2 + high + low, |x| <= 2^20: pi/2 in four parts of at most 33 bits, k below 2^20, so that
- * every k * part is exact. Returns k. */
+/* x = k pi/2 + high + low, |x| <= 2^20: pi/2 in four parts of at most 33 bits, k below 2^20, so
+ * that every k * part is exact. Returns k. */
 static int reduce(double x, double *high, double *low)
 {
     int k = (int)(x / 0x1.921fb54442d18p+0 + (x < 0 ? -0.5 : 0.5));
@@ -254,8 +260,8 @@ static void sin_series(double r, double r_low, double *high, double *low)
     *low = (r - *high) + c;
 }
 
-/* cos(r + r_low), |r| <= 0.786: 1 - r^2/2 + r^4/24 (1 - r^2/30 (1 - r^2/56 (...))), to r^18, with the
- * rounding error of r^2 put back. */
+/* cos(r + r_low), |r| <= 0.786: 1 - r^2/2 + r^4/24 (1 - r^2/30 (1 - r^2/56 (...))), to r^18, with
+ * the rounding error of r^2 put back. */
 static void cos_series(double r, double r_low, double *high, double *low)
 {
     double z = stored(r * r), t = 1.0;
@@ -283,8 +289,8 @@ static float sin_quadrant(float x, unsigned quadrant)
     return (float)(quadrant & 2 ? -y : y);
 }
 
-/* Accuracy  correctly rounded for every float32 |x| <= 2^20 (tests/exhaustive); high + low is within 2^-54.4
- *           of sine and cosine. sin(-0) is -0. */
+/* Accuracy  correctly rounded for every float32 |x| <= 2^20 (tests/exhaustive); high + low is
+ *           within 2^-54.4 of sine and cosine. sin(-0) is -0. */
 float q3_sin(float x)
 {
     return x == 0.0f ? x : sin_quadrant(x, 0);
@@ -296,10 +302,12 @@ float q3_cos(float x)
 }
 
 /* log(x) = high + low, x positive, normal and finite.
- * Method    x = 2^e m, m in [0.707, 1.415); s = (m - 1)/(m + 1); log m = 2 (s + s^3/3 + s^5/5 + ...), to
- *           s^27, with the rounding error of the quotient s put back. Used for RoPE's frequencies, a few
- *           times a run: products are stored, speed does not matter.
- * Accuracy  high + low is within 2^-57.7 of the logarithm; q3_log's largest error found is 0.535 ulp. */
+ * Method    x = 2^e m, m in [0.707, 1.415); s = (m - 1)/(m + 1);
+ *           log m = 2 (s + s^3/3 + s^5/5 + ...), to s^27, with the rounding error of the quotient s
+ *           put back. Used for RoPE's frequencies, a few times a run: products are stored, speed
+ *           does not matter.
+ * Accuracy  high + low is within 2^-57.7 of the logarithm; the largest error found of q3_log is
+ *           0.535 ulp. */
 static void log_parts(double x, double *high, double *low)
 {
     uint64_t u = bits_of(x);
@@ -334,7 +342,8 @@ double q3_log(double x)
 }
 
 /* exp(y log(base)), the product y log(base) kept in two parts.
- * Accuracy  0 misrounded of 689,000 (theta, head_dim, j), dynamic bases included (tests/exhaustive). */
+ * Accuracy  0 misrounded of 689,000 (theta, head_dim, j), dynamic bases included
+ *           (tests/exhaustive). */
 float q3_pow(float base, float y)
 {
     Q3_CHECK(base > 0.0f && base <= FLT_MAX);
@@ -349,12 +358,12 @@ float q3_pow(float base, float y)
     return single((high + (low + stored(high * p_low))) * power_of_two(k));
 }
 
-/* Digit by digit on integers: 54 binary digits of the root of significand * 2^54, the last one and the
- * remainder for the rounding. */
+/* Digit by digit on integers: 54 binary digits of the root of significand * 2^54, the last one and
+ * the remainder for the rounding. */
 double q3_sqrt(double x)
 {
     uint64_t u = bits_of(x);
-    if (x == 0.0 || u == (uint64_t)0x7ff << 52) return x;
+    if (x == 0.0 || u == (uint64_t)0x7FF << 52) return x;
     if (!(x > 0.0)) return (double)float_of(QUIET_NAN);
     int exponent = (int)(u >> 52) - 1023;
     uint64_t significand = u & FRACTION_MASK;
@@ -376,13 +385,14 @@ double q3_sqrt(double x)
             root++;
         }
     }
-    root = (root >> 1) + (root & 1); /* never a tie: an odd root's square is odd, the number rooted is even */
+    /* Never a tie: an odd root's square is odd, the number rooted is even. */
+    root = (root >> 1) + (root & 1);
     return (double)root * power_of_two(exponent / 2 - 52);
 }
 
-/* ==== Dot products (MODEL.md section 2) =======================================================
- * float32 times float32 is exact in float64, so fused or not, the bits are the same; lanes leave the
- * compiler free to use vectors of any width up to 16. */
+/* ==== Dot products (MODEL.md section 2) ==========================================================
+ * float32 times float32 is exact in float64, so fused or not, the bits are the same; lanes leave
+ * the compiler free to use vectors of any width up to 16. */
 #define LANES 16
 
 /* lane[i mod 16] += w[i] * x[i], i ascending. Four products a visit keep a lane in its register. */
@@ -418,112 +428,7 @@ static double dot(const float *a, const float *b, size_t n)
     return fold(lane);
 }
 
-/* ==== Self-test (MODEL.md section 2) ==========================================================
- * What flags cannot promise: some compilers announce nothing, another library may have set the
- * processor's modes, or a caller the rounding mode. Inputs are volatile, so that nothing is folded. */
-
-/* Subnormals kept, rounding to nearest; a few instructions, also run at each call of q3_forward. */
-static const char *broken_mode(void)
-{
-    volatile float smallest_normal = FLT_MIN, half = 0.5f;
-    volatile double one = 1.0, tiny = 0x1p-53, more = 0x1.8p-53, smallest_double = DBL_MIN;
-    volatile float flushed = smallest_normal * half;
-    volatile double flushed_double = smallest_double * 0.5;
-    volatile double down = one + tiny, up = one + more, minus = -one - more;
-    if (flushed != float_of(0x00400000u) || flushed == 0.0f || flushed_double == 0.0)
-        return "found subnormals flushed to zero, expected them kept";
-    if (down != 1.0 || up != 1.0 + 0x1p-52 || minus != -1.0 - 0x1p-52)
-        return "found another rounding mode, expected to nearest, ties to even";
-    return NULL;
-}
-
-/* A sum whose last bit depends on its order. */
-static bool lanes_hold(void)
-{
-    float w[77], x[77];
-    uint32_t u = 12345;
-    for (size_t i = 0; i < 77; i++) {
-        u = u * 1664525u + 1013904223u;
-        w[i] = float_of((u & 0x807fffffu) | (96 + (u >> 24 & 63)) << 23);
-        u = u * 1664525u + 1013904223u;
-        x[i] = float_of(0x3f800000u | u >> 9);
-    }
-    return bits_of(dot(w, x, 77)) == UINT64_C(0xc207c2ba2f049b16);
-}
-
-static bool sums_as_written(void)
-{
-    volatile double one = 1.0, tiny = 0x1p-60, big = 0x1p53;
-    volatile double rest = (one + tiny) - one, steps = ((big + one) + one) + one;
-    return rest == 0.0 && steps == big;
-}
-
-static bool nan_is_unequal(void)
-{
-    volatile double zero = 0.0, nan = zero / zero;
-    return nan != nan;
-}
-
-/* The hardest argument of sine, and one of each other function. */
-static bool functions_hold(void)
-{
-    volatile float hard = 0x1.33333p13f, three = 3.0f;
-    volatile double one = 1.0;
-    return q3_sin(hard) == float_of(0xbeb1fa5du) && q3_cos(three) == float_of(0xbf7d7026u) &&
-           bits_of(q3_exp(-one)) == UINT64_C(0x3fd78b56362cef38) &&
-           q3_round(q3_silu(-1.5 * one), Q3_F32) == float_of(0xbe8c1a51u) &&
-           q3_pow(1e6f, 0.296875f * (float)one) == float_of(0x4271b7f3u) &&
-           bits_of(q3_sqrt(2.0 * one)) == UINT64_C(0x3ff6a09e667f3bcd);
-}
-
-/* Ties, just above a tie, and a subnormal. */
-static bool rounding_holds(void)
-{
-    volatile double one = 1.0, above = 0x1p-40;
-    return q3_round(one * 0x1.01p0, Q3_BF16) == 1.0f && q3_round(one * 0x1.03p0, Q3_BF16) == 0x1.04p0f &&
-           q3_round(one * 0x1.01p0 + above, Q3_BF16) == 0x1.02p0f &&
-           q3_round(one * 0x1.002p0, Q3_F16) == 1.0f && q3_round(-one * 0x1.006p0, Q3_F16) == -0x1.008p0f &&
-           q3_round(one * 0x1.8p-24 + above, Q3_F16) == 0x1p-23f &&
-           q3_round(one * 0x1.000001p0, Q3_F32) == 1.0f;
-}
-
-static bool modes_hold(void)
-{
-    return broken_mode() == NULL;
-}
-
-static const struct {
-    const char *what;
-    bool (*holds)(void);
-    const char *broken;
-} checks[] = {
-    {"subnormals kept, rounding to nearest", modes_hold, NULL},
-    {"sums as written, no wider than float64", sums_as_written,
-     "found sums reordered or kept wider than float64, expected them as written"},
-    {"NaN unequal to itself", nan_is_unequal, "found NaN equal to itself, expected IEEE 754"},
-    {"conversions round once, ties to even", rounding_holds,
-     "found a conversion that rounds otherwise, expected to nearest, ties to even"},
-    {"dot product in 16 lanes", lanes_hold,
-     "found a dot product added in another order, expected 16 lanes"},
-    {"elementary functions", functions_hold,
-     "found another value of an elementary function, expected MPFR's"},
-};
-
-const char *q3_selftest_check(size_t index, bool *holds)
-{
-    if (index >= sizeof checks / sizeof checks[0]) return NULL;
-    *holds = checks[index].holds();
-    return checks[index].what;
-}
-
-const char *q3_selftest(void)
-{
-    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
-        if (!checks[i].holds()) return i == 0 ? broken_mode() : checks[i].broken;
-    return NULL;
-}
-
-/* ==== Operators (MODEL.md section 4) ========================================================= */
+/* ==== Operators (MODEL.md section 4) ========================================================== */
 
 /* Weights are widened this many at a time: a multiple of LANES, small enough for the stack. */
 #define PIECE 512
@@ -537,8 +442,8 @@ static size_t least(size_t a, size_t b)
  * Shapes  y: f32[T,M]; ids: [T] in [0, V); embed_tokens: [V,M].
  * Source  nn.Embedding. No scale; a padding id has no effect.
  * Golden  golden/ops/embedding.safetensors */
-void q3_embedding(float *y, const int32_t *ids, q3_tensor embed_tokens, size_t T, size_t V, size_t M,
-                  q3_dtype dtype)
+void q3_embedding(float *y, const int32_t *ids, q3_tensor embed_tokens, size_t T, size_t V,
+                  size_t M, q3_dtype dtype)
 {
     for (size_t t = 0; t < T; t++) {
         Q3_CHECK(ids[t] >= 0 && (size_t)ids[t] < V);
@@ -570,14 +475,15 @@ void q3_rmsnorm(float *y, const float *x, q3_tensor weight, size_t T, size_t M, 
     }
 }
 
-/* y[t,o] = D(sum_k x[t,k] weight[o,k] + bias[o])
- * Shapes  x: f32[T,K]; y: f32[T,N]; weight: [N,K]; bias: [N] or absent.
- * Order   16 lanes over k; the bias last, before the one rounding. A row of the weight is read once for
- *         all tokens, TOKENS of which share its widened piece; each sum is the one that T = 1 gives.
+/* y[t,o] = D(sum_c x[t,c] weight[o,c] + bias[o])
+ * Shapes  x: f32[T,C]; y: f32[T,N]; weight: [N,C]; bias: [N] or absent.
+ * Order   16 lanes over c; the bias last, before the one rounding. A row of the weight is read once
+ *         for all tokens, TOKENS of which share its widened piece; each sum is the one that T = 1
+ *         gives.
  * Source  nn.Linear.
  * Golden  golden/ops/linear.safetensors, lm_head.safetensors */
 void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias, size_t T, size_t N,
-               size_t K, q3_dtype dtype)
+               size_t C, q3_dtype dtype)
 {
     enum { TOKENS = 8 };
     for (size_t o = 0; o < N; o++) {
@@ -586,11 +492,11 @@ void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias, size_
         for (size_t t0 = 0; t0 < T; t0 += TOKENS) {
             size_t tokens = least(TOKENS, T - t0);
             double lane[TOKENS][LANES] = {{0}};
-            for (size_t k = 0; k < K; k += PIECE) {
-                size_t n = least(PIECE, K - k);
-                q3_widen(w, weight, o * K + k, n, dtype);
+            for (size_t c = 0; c < C; c += PIECE) {
+                size_t n = least(PIECE, C - c);
+                q3_widen(w, weight, o * C + c, n, dtype);
                 for (size_t t = 0; t < tokens; t++)
-                    add_products(lane[t], w, x + (t0 + t) * K + k, n);
+                    add_products(lane[t], w, x + (t0 + t) * C + c, n);
             }
             for (size_t t = 0; t < tokens; t++) {
                 double sum = fold(lane[t]);
@@ -602,7 +508,8 @@ void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias, size_
 }
 
 /* ---- Rotary position embedding (MODEL.md section 5) ----
- * Hugging Face sets the table up in float32 tensors and Python floats; each float32 step is kept. */
+ * Hugging Face sets the table up in float32 tensors and Python floats; each float32 step is
+ * kept. */
 
 static double whole_below(double x)
 {
@@ -613,7 +520,8 @@ static double whole_below(double x)
 /* The dimension that turns `rotations` times within the original length. */
 static double yarn_dimension(double rotations, const q3_rope *rope, size_t hd)
 {
-    double turns = rope->original_max_position_embeddings / (rotations * 2.0 * 0x1.921fb54442d18p+1);
+    double original = rope->original_max_position_embeddings;
+    double turns = original / (rotations * 2.0 * 0x1.921fb54442d18p+1);
     return (double)hd * q3_log(turns) / (2.0 * q3_log(rope->rope_theta));
 }
 
@@ -667,7 +575,8 @@ static float llama3_frequency(float inv_freq, const q3_rope *rope)
     float shortest = single(original / rope->high_freq_factor);
     float factor = single(rope->factor), low = single(rope->low_freq_factor);
     float width = single(rope->high_freq_factor - rope->low_freq_factor);
-    float period = single((double)single(1.0 / (double)inv_freq) * (double)single(0x1.921fb54442d18p+2));
+    float wave = single(1.0 / (double)inv_freq);
+    float period = single((double)wave * (double)single(0x1.921fb54442d18p+2));
     if (period > longest) return single((double)inv_freq / (double)factor);
     if (period < shortest) return inv_freq;
     float turns = single((double)single(1.0 / (double)period) * (double)single(original));
@@ -677,8 +586,9 @@ static float llama3_frequency(float inv_freq, const q3_rope *rope)
     return single((double)slow + (double)single((double)smooth * (double)inv_freq));
 }
 
-/* Dynamic: theta * (factor * length / max - (factor - 1))^(hd / (hd - 2)) once length exceeds max. */
-static float dynamic_theta(const q3_rope *rope, size_t hd, size_t max_position_embeddings, size_t length)
+/* Dynamic: theta * (factor * length / max - (factor - 1))^(hd / (hd - 2)) if length exceeds max. */
+static float dynamic_theta(const q3_rope *rope, size_t hd, size_t max_position_embeddings,
+                           size_t length)
 {
     float theta = single(rope->rope_theta);
     if (length <= max_position_embeddings) return theta;
@@ -691,9 +601,10 @@ static float dynamic_theta(const q3_rope *rope, size_t hd, size_t max_position_e
 
 /* inv_freq[j] = 1 / theta^(2j/hd), then as the type says.
  * Shapes  inv_freq: f32[hd/2].
- * Order   theta^(2j/hd) correctly rounded to float32, then its reciprocal: two roundings, as in torch.
- * Source  compute_default_rope_parameters, ROPE_INIT_FUNCTIONS of modeling_rope_utils.py; YaRN by the
- *         factor given (4.56 and later, 5.0 and later), not by the ratio of lengths.
+ * Order   theta^(2j/hd) correctly rounded to float32, then its reciprocal: two roundings, as in
+ *         torch.
+ * Source  compute_default_rope_parameters, ROPE_INIT_FUNCTIONS of modeling_rope_utils.py; YaRN by
+ *         the factor given (4.56 and later, 5.0 and later), not by the ratio of lengths.
  * Golden  golden/ops/rope_table.safetensors */
 float q3_rope_frequencies(float *inv_freq, const q3_rope *rope, size_t hd,
                           size_t max_position_embeddings, size_t length)
@@ -771,8 +682,9 @@ size_t q3_first_key(size_t row, size_t window)
  * Order   16 lanes over hd; two roundings: the product first, then the scaled one.
  * Source  eager_attention_forward, before the mask is added; repeat_kv.
  * Golden  golden/ops/attention.safetensors */
-void q3_attention_scores(float *scores, const float *q, const float *k, size_t T, size_t H, size_t K,
-                         size_t hd, size_t first, size_t S, size_t window, q3_dtype dtype)
+void q3_attention_scores(float *scores, const float *q, const float *k, size_t T, size_t H,
+                         size_t K, size_t hd, size_t first, size_t S, size_t window,
+                         q3_dtype dtype)
 {
     Q3_CHECK(K != 0 && H % K == 0 && first + T <= S);
     double scale = (double)single(1.0 / q3_sqrt((double)hd));
@@ -791,10 +703,11 @@ void q3_attention_scores(float *scores, const float *q, const float *k, size_t T
 
 /* probs[h,t,s] = D(exp(scores - max) / sum of exp(scores - max)) over the keys seen, else 0
  * Shapes  probs, scores: f32[H,T,S]; scratch: f64[S].
- * Order   everything in float64; one accumulator, keys ascending, so that neither chunks nor the size of
- *         the cache show; one rounding.
+ * Order   everything in float64; one accumulator, keys ascending, so that neither chunks nor the
+ *         size of the cache show; one rounding.
  * Alias   probs == scores.
- * Source  nn.functional.softmax(dtype=torch.float32).to(query.dtype). A masked key that is finite adds exp(-huge) = 0.
+ * Source  nn.functional.softmax(dtype=torch.float32).to(query.dtype). A masked key that is finite
+ *         adds exp(-huge) = 0.
  * Golden  golden/ops/attention.safetensors */
 void q3_attention_probs(float *probs, const float *scores, double *scratch, size_t T, size_t H,
                         size_t first, size_t S, size_t window, q3_dtype dtype)
@@ -833,7 +746,8 @@ void q3_attention_values(float *y, const float *probs, const float *v, size_t T,
                     const float *row = v + (s * K + h / (H / K)) * hd + d;
                     for (size_t i = 0; i < n; i++) sum[i] += (double)probs[s] * (double)row[i];
                 }
-                for (size_t i = 0; i < n; i++) y[(t * H + h) * hd + d + i] = q3_round(sum[i], dtype);
+                for (size_t i = 0; i < n; i++)
+                    y[(t * H + h) * hd + d + i] = q3_round(sum[i], dtype);
             }
         }
     }
@@ -889,7 +803,8 @@ size_t q3_argmax(const float *values, size_t n)
 
 /* ids[t,:] = the A largest of probs[t,:]
  * Shapes  ids: i32[T,A]; probs: f32[T,E].
- * Order   falling probability, ties to the lowest id (torch.topk's own order of ties follows no rule).
+ * Order   falling probability, ties to the lowest id (torch.topk's own order of ties follows no
+ *         rule).
  * Golden  golden/ops/router.safetensors */
 void q3_router_topk(int32_t *ids, const float *probs, size_t T, size_t E, size_t A)
 {
@@ -903,7 +818,8 @@ void q3_router_topk(int32_t *ids, const float *probs, size_t T, size_t E, size_t
     }
 }
 
-/* weights[t,a] = D(p[t,a] / sum_a p[t,a]) if norm_topk_prob, else D(p[t,a]); p[t,a] = probs[t,ids[t,a]]
+/* weights[t,a] = D(p[t,a] / sum_a p[t,a]) if norm_topk_prob, else D(p[t,a]);
+ * p[t,a] = probs[t,ids[t,a]]
  * Shapes  weights: f32[T,A]; probs: f32[T,E]; ids: i32[T,A].
  * Order   the sum in float64 by rank; one rounding.
  * Source  Qwen3MoeTopKRouter.forward of 5.6 and later, 4.5x: the weights are cast to D before use.
@@ -931,27 +847,27 @@ static q3_tensor projection_of(const q3_mlp *mlp, q3_projection projection)
 }
 
 /* y[t,a,:] = x[t,:] W^T, or x[t,a,:] W^T for down_proj; W of expert ids[t,a]
- * Shapes  y: f32[T,A,N]; x: f32[T,K] or f32[T,A,K]; ids: i32[T,A]; scratch: f32[T*(K+N)].
- * Order   as q3_linear. Experts ascending; an expert's tokens are gathered, so that its weights are read
- *         once, and scattered back.
+ * Shapes  y: f32[T,A,N]; x: f32[T,C] or f32[T,A,C]; ids: i32[T,A]; scratch: f32[T*(C+N)].
+ * Order   as q3_linear. Experts ascending; an expert's tokens are gathered, so that its weights are
+ *         read once, and scattered back.
  * Source  Qwen3MoeExperts.forward (eager), Qwen3MoeMLP.forward.
  * Golden  golden/ops/swiglu_expert.safetensors, dense_mlp.safetensors */
 void q3_expert_linear(float *y, const float *x, const int32_t *ids, const q3_mlp *experts,
-                      q3_projection projection, float *scratch, size_t T, size_t E, size_t A, size_t N,
-                      size_t K, q3_dtype dtype)
+                      q3_projection projection, float *scratch, size_t T, size_t E, size_t A,
+                      size_t N, size_t C, q3_dtype dtype)
 {
     const q3_tensor no_bias = {NULL, Q3_F32};
-    float *in = scratch, *out = scratch + T * K;
+    float *in = scratch, *out = scratch + T * C;
     for (size_t e = 0; e < E; e++) {
         size_t n = 0;
         for (size_t slot = 0; slot < T * A; slot++) {
             if (ids[slot] < 0 || (size_t)ids[slot] != e) continue;
             size_t row = projection == Q3_DOWN_PROJ ? slot : slot / A;
             Q3_CHECK(n < T);
-            memcpy(in + n++ * K, x + row * K, K * sizeof *in);
+            memcpy(in + n++ * C, x + row * C, C * sizeof *in);
         }
         if (n == 0) continue;
-        q3_linear(out, in, projection_of(&experts[e], projection), no_bias, n, N, K, dtype);
+        q3_linear(out, in, projection_of(&experts[e], projection), no_bias, n, N, C, dtype);
         n = 0;
         for (size_t slot = 0; slot < T * A; slot++)
             if (ids[slot] >= 0 && (size_t)ids[slot] == e)
@@ -986,13 +902,13 @@ static size_t next_slot(const int32_t *ids, size_t A, int32_t previous)
     return best;
 }
 
-/* y[t,:] = D(... D(D(0 + c_1) + c_2) ... + c_A), c = D(down[t,a,:] * weights[t,a]), ascending expert id
+/* y[t,:] = D(... D(D(0 + c_1) + c_2) ... + c_A), c = D(down[t,a,:] * weights[t,a]) by ascending id
  * Shapes  y: f32[T,M]; down: f32[T,A,M]; ids: i32[T,A], distinct; weights: f32[T,A].
  * Order   from +0 (so that -0 becomes +0), rounded to D after every expert.
  * Source  final_hidden_states.index_add_ in Qwen3MoeExperts.forward (eager).
  * Golden  golden/ops/expert_combine.safetensors */
-void q3_expert_combine(float *y, const float *down, const int32_t *ids, const float *weights, size_t T,
-                       size_t A, size_t M, q3_dtype dtype)
+void q3_expert_combine(float *y, const float *down, const int32_t *ids, const float *weights,
+                       size_t T, size_t A, size_t M, q3_dtype dtype)
 {
     for (size_t t = 0; t < T; t++, y += M, down += A * M, ids += A, weights += A) {
         int32_t previous = -1;
@@ -1009,15 +925,10 @@ void q3_expert_combine(float *y, const float *down, const int32_t *ids, const fl
     }
 }
 
-/* ==== State ================================================================================== */
+/* ==== Forward pass (MODEL.md section 8) ==========================================================
+ * Layers outside, the call's tokens inside; operators only; a tap after each. */
 
-bool q3_layer_is_sparse(const q3_config *config, size_t layer)
-{
-    for (size_t i = 0; i < config->mlp_only_count; i++)
-        if (config->mlp_only_layers[i] == layer) return false;
-    return config->num_experts > 0 && (layer + 1) % config->decoder_sparse_step == 0;
-}
-
+/* What a run keeps from call to call, and the arrays that a call works in; T is at most chunk. */
 struct q3_state {
     const q3_config *config;
     const q3_weights *weights;
@@ -1043,125 +954,7 @@ struct q3_state {
     float *logits;       /* [chunk,V] */
 };
 
-/* The caller's memory, handed out piece by piece. base NULL: only measures. */
-typedef struct q3_arena {
-    uint8_t *base;
-    size_t used;
-    bool too_large;
-} q3_arena;
-
-static void *take(q3_arena *arena, size_t rows, size_t columns, size_t size)
-{
-    const size_t step = 64; /* a cache line */
-    if (arena->too_large || (columns != 0 && rows > SIZE_MAX / columns) ||
-        rows * columns > (SIZE_MAX - step - arena->used) / size) {
-        arena->too_large = true;
-        return NULL;
-    }
-    void *piece = arena->base == NULL ? NULL : arena->base + arena->used;
-    arena->used += (rows * columns * size + step - 1) / step * step;
-    return piece;
-}
-
-static size_t largest(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
-/* Sizes are those of arrays that the weights fill, so products of two of them fit; `take` sees to it
- * that those with chunk, rows and layers do. */
-static void lay_out(q3_state *s, q3_arena *arena, const q3_config *c, const q3_run *run)
-{
-    size_t T = run->chunk, M = c->hidden_size, hd = c->head_dim, E = c->num_experts;
-    size_t A = E > 0 ? c->num_experts_per_tok : 1, f = sizeof(float);
-    size_t wide = largest(c->intermediate_size, E > 0 ? c->moe_intermediate_size : 0);
-    size_t inner = largest(c->intermediate_size, E > 0 ? A * c->moe_intermediate_size : 0);
-    size_t key_values = c->num_key_value_heads * hd;
-    size_t cache = run->end_layer - run->first_layer;
-    if (cache != 0 && run->rows > SIZE_MAX / cache) arena->too_large = true;
-    cache *= run->rows;
-    s->keys = take(arena, cache, key_values, f);
-    s->values = take(arena, cache, key_values, f);
-    s->hidden = take(arena, T, M, f);
-    s->norm = take(arena, T, M, f);
-    s->branch = take(arena, T, M, f);
-    s->inv_freq = take(arena, 1, hd / 2, f);
-    s->cos = take(arena, T, hd, f);
-    s->sin = take(arena, T, hd, f);
-    s->q = take(arena, T, c->num_attention_heads * hd, f);
-    s->k = take(arena, T, key_values, f);
-    s->v = take(arena, T, key_values, f);
-    s->attention = take(arena, T, c->num_attention_heads * hd, f);
-    s->scores = take(arena, c->num_attention_heads, run->rows, f);
-    s->scratch = take(arena, 1, run->rows, sizeof(double));
-    s->router = take(arena, T, E, f);
-    s->topk_weights = take(arena, T, A, f);
-    s->topk_ids = take(arena, T, A, sizeof(int32_t));
-    s->gate = take(arena, T, inner, f);
-    s->up = take(arena, T, inner, f);
-    s->down = take(arena, T, A * M, f);
-    s->gathered = take(arena, T, M + wide, f);
-    s->logits = take(arena, run->end_layer == c->num_hidden_layers ? T : 0, c->vocab_size, f);
-}
-
-static void check_run(const q3_config *config, const q3_run *run)
-{
-    Q3_CHECK(run->dtype == Q3_F32 || run->dtype == Q3_BF16 || run->dtype == Q3_F16);
-    Q3_CHECK(run->first_layer <= run->end_layer && run->end_layer <= config->num_hidden_layers);
-    Q3_CHECK(run->chunk >= 1 && run->chunk <= run->rows && run->rows <= Q3_MAX_POSITIONS);
-    Q3_CHECK(run->start <= Q3_MAX_POSITIONS - run->rows);
-}
-
-size_t q3_state_size(const q3_config *config, const q3_run *run)
-{
-    q3_state measured;
-    q3_arena arena = {NULL, 0, false};
-    check_run(config, run);
-    take(&arena, 1, 1, sizeof measured);
-    lay_out(&measured, &arena, config, run);
-    return arena.too_large ? 0 : arena.used;
-}
-
-q3_state *q3_state_init(void *memory, size_t size, const q3_config *config, const q3_weights *weights,
-                        const q3_run *run)
-{
-    size_t needed = q3_state_size(config, run);
-    Q3_CHECK(memory != NULL && needed != 0 && size >= needed);
-    Q3_CHECK((uintptr_t)memory % _Alignof(double) == 0);
-    if (q3_selftest() != NULL) return NULL;
-    q3_arena arena = {memory, 0, false};
-    q3_state *s = take(&arena, 1, 1, sizeof *s);
-    memset(s, 0, sizeof *s);
-    s->config = config;
-    s->weights = weights;
-    s->run = *run;
-    lay_out(s, &arena, config, run);
-    return s;
-}
-
-void q3_state_reset(q3_state *state)
-{
-    state->cached = 0;
-}
-
-const float *q3_logits(const q3_state *state)
-{
-    return state->logits;
-}
-
-const float *q3_hidden(const q3_state *state)
-{
-    return state->hidden;
-}
-
-size_t q3_cached(const q3_state *state)
-{
-    return state->cached;
-}
-
-/* ==== Forward pass (MODEL.md section 8) =======================================================
- * Layers outside, the call's tokens inside; operators only; a tap after each. */
-
+/* One call of q3_forward. */
 typedef struct pass {
     q3_state *s;
     q3_tap_fn *tap;
@@ -1172,7 +965,8 @@ typedef struct pass {
 } pass;
 
 /* A tensor whose first axis is the tokens. */
-static void tap(const pass *p, q3_tap_id id, void *data, q3_dtype dtype, size_t rank, size_t n1, size_t n2)
+static void tap(const pass *p, q3_tap_id id, void *data, q3_dtype dtype, size_t rank, size_t n1,
+                size_t n2)
 {
     if (p->tap == NULL) return;
     q3_tap tap = {id, p->layer, dtype, rank, {p->T, n1, n2}, 0, p->first, data};
@@ -1213,7 +1007,8 @@ static void project(const pass *p, const q3_layer *w)
     tap(p, Q3_TAP_K_ROPE, s->k, D, 3, K, hd);
 }
 
-/* Self-attention and its residual sum. Token by token, so that the scores take H*rows and no square. */
+/* Self-attention and its residual sum. Token by token, so that the scores take H*rows and no
+ * square. */
 static void attend(const pass *p, const q3_layer *w)
 {
     q3_state *s = p->s;
@@ -1228,11 +1023,12 @@ static void attend(const pass *p, const q3_layer *w)
     memcpy(values + p->first * K * hd, s->v, T * K * hd * sizeof *values);
     for (size_t t = 0; t < T; t++) {
         size_t row = p->first + t, S = row + 1;
-        q3_attention_scores(s->scores, s->q + t * H * hd, keys, 1, H, K, hd, row, S, window, D);
+        float *q = s->q + t * H * hd, *sums = s->attention + t * H * hd;
+        q3_attention_scores(s->scores, q, keys, 1, H, K, hd, row, S, window, D);
         tap_token(p, Q3_TAP_SCORES, s->scores, row);
         q3_attention_probs(s->scores, s->scores, s->scratch, 1, H, row, S, window, D);
         tap_token(p, Q3_TAP_PROBS, s->scores, row);
-        q3_attention_values(s->attention + t * H * hd, s->scores, values, 1, H, K, hd, row, S, window, D);
+        q3_attention_values(sums, s->scores, values, 1, H, K, hd, row, S, window, D);
     }
     tap(p, Q3_TAP_O_PROJ_INPUT, s->attention, D, 2, H * hd, 1);
     q3_linear(s->branch, s->attention, w->o_proj, w->o_proj_bias, T, M, H * hd, D);
@@ -1250,25 +1046,27 @@ static void run_experts(const pass *p, const q3_layer *w)
     q3_dtype D = s->run.dtype;
     size_t T = p->T, M = c->hidden_size, E = c->num_experts, A = c->num_experts_per_tok;
     size_t F = c->moe_intermediate_size;
+    const q3_mlp *experts = w->experts;
+    int32_t *ids = s->topk_ids;
     q3_linear(s->router, s->norm, w->gate, no_bias, T, E, M, D);
     tap(p, Q3_TAP_GATE, s->router, D, 2, E, 1);
     q3_router_probs(s->router, s->router, T, E);
     tap(p, Q3_TAP_ROUTER_PROBS, s->router, Q3_F32, 2, E, 1);
-    q3_router_topk(s->topk_ids, s->router, T, E, A);
-    tap(p, Q3_TAP_TOPK_INDICES, s->topk_ids, Q3_I32, 2, A, 1);
-    q3_router_weights(s->topk_weights, s->router, s->topk_ids, T, E, A, c->norm_topk_prob, D);
+    q3_router_topk(ids, s->router, T, E, A);
+    tap(p, Q3_TAP_TOPK_INDICES, ids, Q3_I32, 2, A, 1);
+    q3_router_weights(s->topk_weights, s->router, ids, T, E, A, c->norm_topk_prob, D);
     tap(p, Q3_TAP_TOPK_WEIGHTS, s->topk_weights, D, 2, A, 1);
-    q3_expert_linear(s->gate, s->norm, s->topk_ids, w->experts, Q3_GATE_PROJ, s->gathered, T, E, A, F, M, D);
+    q3_expert_linear(s->gate, s->norm, ids, experts, Q3_GATE_PROJ, s->gathered, T, E, A, F, M, D);
     tap(p, Q3_TAP_EXPERTS_GATE_PROJ, s->gate, D, 3, A, F);
-    q3_expert_linear(s->up, s->norm, s->topk_ids, w->experts, Q3_UP_PROJ, s->gathered, T, E, A, F, M, D);
+    q3_expert_linear(s->up, s->norm, ids, experts, Q3_UP_PROJ, s->gathered, T, E, A, F, M, D);
     tap(p, Q3_TAP_EXPERTS_UP_PROJ, s->up, D, 3, A, F);
     q3_silu_map(s->gate, s->gate, T * A * F, D);
     tap(p, Q3_TAP_EXPERTS_ACT_FN, s->gate, D, 3, A, F);
     q3_multiply(s->gate, s->gate, s->up, T * A * F, D);
     tap(p, Q3_TAP_EXPERTS_DOWN_PROJ_INPUT, s->gate, D, 3, A, F);
-    q3_expert_linear(s->down, s->gate, s->topk_ids, w->experts, Q3_DOWN_PROJ, s->gathered, T, E, A, M, F, D);
+    q3_expert_linear(s->down, s->gate, ids, experts, Q3_DOWN_PROJ, s->gathered, T, E, A, M, F, D);
     tap(p, Q3_TAP_EXPERTS_DOWN_PROJ, s->down, D, 3, A, M);
-    q3_expert_combine(s->branch, s->down, s->topk_ids, s->topk_weights, T, A, M, D);
+    q3_expert_combine(s->branch, s->down, ids, s->topk_weights, T, A, M, D);
 }
 
 /* The MLP of a dense layer, into branch. */
@@ -1289,6 +1087,14 @@ static void run_dense(const pass *p, const q3_mlp *w)
     q3_linear(s->branch, s->gate, w->down_proj, no_bias, T, M, I, D);
 }
 
+bool q3_layer_is_sparse(const q3_config *config, size_t layer)
+{
+    for (size_t i = 0; i < config->mlp_only_count; i++)
+        if (config->mlp_only_layers[i] == layer) return false;
+    return config->num_experts > 0 && (layer + 1) % config->decoder_sparse_step == 0;
+}
+
+/* Attention and its residual sum, then experts or a dense MLP and theirs. */
 static void run_layer(const pass *p)
 {
     q3_state *s = p->s;
@@ -1316,20 +1122,27 @@ static void run_head(pass *p, size_t rows)
     q3_state *s = p->s;
     const q3_config *c = s->config;
     const q3_tensor no_bias = {NULL, Q3_F32};
-    size_t skipped = p->T - rows, M = c->hidden_size;
-    q3_rmsnorm(s->norm, s->hidden, s->weights->norm, p->T, M, single(c->rms_norm_eps), s->run.dtype);
-    tap(p, Q3_TAP_NORM, s->norm, s->run.dtype, 2, M, 1);
+    size_t skipped = p->T - rows, M = c->hidden_size, V = c->vocab_size;
+    q3_dtype D = s->run.dtype;
+    q3_rmsnorm(s->norm, s->hidden, s->weights->norm, p->T, M, single(c->rms_norm_eps), D);
+    tap(p, Q3_TAP_NORM, s->norm, D, 2, M, 1);
     if (rows == 0) return;
-    q3_linear(s->logits, s->norm + skipped * M, s->weights->lm_head, no_bias, rows, c->vocab_size, M,
-              s->run.dtype);
+    q3_linear(s->logits, s->norm + skipped * M, s->weights->lm_head, no_bias, rows, V, M, D);
     p->T = rows;
     p->first += skipped;
-    tap(p, Q3_TAP_LM_HEAD, s->logits, s->run.dtype, 2, c->vocab_size, 1);
+    tap(p, Q3_TAP_LM_HEAD, s->logits, D, 2, V, 1);
+}
+
+/* Starts a message. error may be NULL, here and below. */
+static void begin(q3_error *error)
+{
+    if (error != NULL) error->text[0] = 0;
 }
 
 /* Appends to a message; what does not fit is left out. */
 static void say(q3_error *error, const char *text)
 {
+    if (error == NULL) return;
     size_t at = 0;
     while (error->text[at] != 0) at++;
     for (; *text != 0 && at + 1 < sizeof error->text; text++) error->text[at++] = *text;
@@ -1351,9 +1164,10 @@ static void say_number(q3_error *error, size_t number)
 static q3_status check_input(const q3_state *s, const q3_input *input, q3_error *error)
 {
     size_t room = s->run.rows - s->cached, V = s->config->vocab_size;
-    Q3_CHECK(input->count >= 1 && input->count <= s->run.chunk && input->logit_rows <= input->count);
+    Q3_CHECK(input->count >= 1 && input->count <= s->run.chunk);
+    Q3_CHECK(input->logit_rows <= input->count);
     if (input->count > room) {
-        error->text[0] = 0;
+        begin(error);
         say(error, "tokens: found ");
         say_number(error, input->count);
         say(error, " more, expected at most ");
@@ -1363,7 +1177,7 @@ static q3_status check_input(const q3_state *s, const q3_input *input, q3_error 
     for (size_t t = 0; s->run.first_layer == 0 && t < input->count; t++) {
         int32_t id = input->tokens[t];
         if (id >= 0 && (size_t)id < V) continue;
-        error->text[0] = 0;
+        begin(error);
         say(error, "token ");
         say_number(error, s->cached + t);
         say(error, id < 0 ? ": found id -" : ": found id ");
@@ -1375,13 +1189,16 @@ static q3_status check_input(const q3_state *s, const q3_input *input, q3_error 
     return Q3_OK;
 }
 
-q3_status q3_forward(q3_state *s, const q3_input *input, q3_tap_fn *tap_fn, void *user, q3_error *error)
+static const char *broken_mode(void); /* of the self-test, below */
+
+q3_status q3_forward(q3_state *s, const q3_input *input, q3_tap_fn *tap_fn, void *user,
+                     q3_error *error)
 {
     q3_status status = check_input(s, input, error);
     if (status != Q3_OK) return status;
     const char *broken = broken_mode();
     if (broken != NULL) {
-        error->text[0] = 0;
+        begin(error);
         say(error, "arithmetic: ");
         say(error, broken);
         return Q3_ERROR_ARITHMETIC;
@@ -1397,7 +1214,8 @@ q3_status q3_forward(q3_state *s, const q3_input *input, q3_tap_fn *tap_fn, void
         memcpy(s->hidden, input->hidden, p.T * M * sizeof *s->hidden);
     }
     size_t length = input->length != 0 ? input->length : first + p.T;
-    float scaling = q3_rope_frequencies(s->inv_freq, &c->rope, hd, c->max_position_embeddings, length);
+    size_t limit = c->max_position_embeddings;
+    float scaling = q3_rope_frequencies(s->inv_freq, &c->rope, hd, limit, length);
     q3_rope_table(s->cos, s->sin, s->inv_freq, scaling, p.T, first, hd, D);
     tap(&p, Q3_TAP_COS, s->cos, D, 2, hd, 1);
     tap(&p, Q3_TAP_SIN, s->sin, D, 2, hd, 1);
@@ -1406,4 +1224,239 @@ q3_status q3_forward(q3_state *s, const q3_input *input, q3_tap_fn *tap_fn, void
     s->cached += p.T;
     if (s->run.end_layer == c->num_hidden_layers) run_head(&p, input->logit_rows);
     return Q3_OK;
+}
+
+/* ==== State =================================================================================== */
+
+/* The caller's memory, handed out piece by piece. base NULL: only measures. */
+typedef struct q3_arena {
+    uint8_t *base;
+    size_t used;
+    bool too_large;
+} q3_arena;
+
+/* The next piece: rows * columns elements of this size, on a cache line of its own. */
+static void *take(q3_arena *arena, size_t rows, size_t columns, size_t size)
+{
+    const size_t step = 64;
+    if (arena->too_large || (columns != 0 && rows > SIZE_MAX / columns) ||
+        rows * columns > (SIZE_MAX - step - arena->used) / size) {
+        arena->too_large = true;
+        return NULL;
+    }
+    void *piece = arena->base == NULL ? NULL : arena->base + arena->used;
+    arena->used += (rows * columns * size + step - 1) / step * step;
+    return piece;
+}
+
+static size_t largest(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Every array of a state, in turn. Sizes are those of arrays that the weights fill, so products of
+ * two of them fit; `take` sees to it that those with chunk, rows and layers do. */
+static void lay_out(q3_state *s, q3_arena *arena, const q3_config *c, const q3_run *run)
+{
+    size_t T = run->chunk, M = c->hidden_size, hd = c->head_dim, E = c->num_experts;
+    size_t A = E > 0 ? c->num_experts_per_tok : 1, f = sizeof(float);
+    size_t wide = largest(c->intermediate_size, E > 0 ? c->moe_intermediate_size : 0);
+    size_t inner = largest(c->intermediate_size, E > 0 ? A * c->moe_intermediate_size : 0);
+    size_t key_values = c->num_key_value_heads * hd;
+    size_t cache = run->end_layer - run->first_layer;
+    if (cache != 0 && run->rows > SIZE_MAX / cache) arena->too_large = true;
+    cache *= run->rows;
+    s->keys = take(arena, cache, key_values, f);
+    s->values = take(arena, cache, key_values, f);
+    s->hidden = take(arena, T, M, f);
+    s->norm = take(arena, T, M, f);
+    s->branch = take(arena, T, M, f);
+    s->inv_freq = take(arena, 1, hd / 2, f);
+    s->cos = take(arena, T, hd, f);
+    s->sin = take(arena, T, hd, f);
+    s->q = take(arena, T, c->num_attention_heads * hd, f);
+    s->k = take(arena, T, key_values, f);
+    s->v = take(arena, T, key_values, f);
+    s->attention = take(arena, T, c->num_attention_heads * hd, f);
+    s->scores = take(arena, c->num_attention_heads, run->rows, f);
+    s->scratch = take(arena, 1, run->rows, sizeof(double));
+    s->router = take(arena, T, E, f);
+    s->topk_weights = take(arena, T, A, f);
+    s->topk_ids = take(arena, T, A, sizeof(int32_t));
+    s->gate = take(arena, T, inner, f);
+    s->up = take(arena, T, inner, f);
+    s->down = take(arena, T, A * M, f);
+    s->gathered = take(arena, T, M + wide, f);
+    s->logits = take(arena, run->end_layer == c->num_hidden_layers ? T : 0, c->vocab_size, f);
+}
+
+/* A caller's mistakes. */
+static void check_run(const q3_config *config, const q3_run *run)
+{
+    Q3_CHECK(run->dtype == Q3_F32 || run->dtype == Q3_BF16 || run->dtype == Q3_F16);
+    Q3_CHECK(run->first_layer <= run->end_layer && run->end_layer <= config->num_hidden_layers);
+    Q3_CHECK(run->chunk >= 1 && run->chunk <= run->rows && run->rows <= Q3_MAX_POSITIONS);
+    Q3_CHECK(run->start <= Q3_MAX_POSITIONS - run->rows);
+}
+
+size_t q3_state_size(const q3_config *config, const q3_run *run)
+{
+    q3_state measured;
+    q3_arena arena = {NULL, 0, false};
+    check_run(config, run);
+    take(&arena, 1, 1, sizeof measured);
+    lay_out(&measured, &arena, config, run);
+    return arena.too_large ? 0 : arena.used;
+}
+
+q3_state *q3_state_init(void *memory, size_t size, const q3_config *config,
+                        const q3_weights *weights, const q3_run *run)
+{
+    size_t needed = q3_state_size(config, run);
+    Q3_CHECK(memory != NULL && needed != 0 && size >= needed);
+    Q3_CHECK((uintptr_t)memory % _Alignof(double) == 0);
+    if (q3_selftest() != NULL) return NULL;
+    q3_arena arena = {memory, 0, false};
+    q3_state *s = take(&arena, 1, 1, sizeof *s);
+    memset(s, 0, sizeof *s);
+    s->config = config;
+    s->weights = weights;
+    s->run = *run;
+    lay_out(s, &arena, config, run);
+    return s;
+}
+
+void q3_state_reset(q3_state *state)
+{
+    state->cached = 0;
+}
+
+const float *q3_logits(const q3_state *state)
+{
+    return state->logits;
+}
+
+const float *q3_hidden(const q3_state *state)
+{
+    return state->hidden;
+}
+
+size_t q3_cached(const q3_state *state)
+{
+    return state->cached;
+}
+
+/* ==== Self-test (MODEL.md section 2) =============================================================
+ * What flags cannot promise: some compilers announce nothing, another library may have set the
+ * processor's modes, or a caller the rounding mode. Inputs are volatile, so that nothing is
+ * folded. */
+
+/* Subnormals kept, rounding to nearest; a few instructions, also run at each call of q3_forward. */
+static const char *broken_mode(void)
+{
+    volatile float smallest_normal = FLT_MIN, half = 0.5f;
+    volatile double one = 1.0, tiny = 0x1p-53, more = 0x1.8p-53, smallest_double = DBL_MIN;
+    volatile float flushed = smallest_normal * half;
+    volatile double flushed_double = smallest_double * 0.5;
+    volatile double down = one + tiny, up = one + more, minus = -one - more;
+    if (flushed != float_of(0x00400000u) || flushed == 0.0f || flushed_double == 0.0)
+        return "found subnormals flushed to zero, expected them kept";
+    if (down != 1.0 || up != 1.0 + 0x1p-52 || minus != -1.0 - 0x1p-52)
+        return "found another rounding mode, expected to nearest, ties to even";
+    return NULL;
+}
+
+/* A sum whose last bit depends on its order. */
+static bool lanes_hold(void)
+{
+    float w[77], x[77];
+    uint32_t u = 12345;
+    for (size_t i = 0; i < 77; i++) {
+        u = u * 1664525u + 1013904223u;
+        w[i] = float_of((u & 0x807FFFFFu) | (96 + (u >> 24 & 63)) << 23);
+        u = u * 1664525u + 1013904223u;
+        x[i] = float_of(0x3F800000u | u >> 9);
+    }
+    return bits_of(dot(w, x, 77)) == UINT64_C(0xC207C2BA2F049B16);
+}
+
+static bool sums_as_written(void)
+{
+    volatile double one = 1.0, tiny = 0x1p-60, big = 0x1p53;
+    volatile double rest = (one + tiny) - one, steps = ((big + one) + one) + one;
+    return rest == 0.0 && steps == big;
+}
+
+static bool nan_is_unequal(void)
+{
+    volatile double zero = 0.0, nan = zero / zero;
+    return nan != nan;
+}
+
+/* The hardest argument of sine, and one of each other function. */
+static bool functions_hold(void)
+{
+    volatile float hard = 0x1.33333p13f, three = 3.0f;
+    volatile double one = 1.0;
+    return q3_sin(hard) == float_of(0xBEB1FA5Du) && q3_cos(three) == float_of(0xBF7D7026u) &&
+           bits_of(q3_exp(-one)) == UINT64_C(0x3FD78B56362CEF38) &&
+           q3_round(q3_silu(-1.5 * one), Q3_F32) == float_of(0xBE8C1A51u) &&
+           q3_pow(1e6f, 0.296875f * (float)one) == float_of(0x4271B7F3u) &&
+           bits_of(q3_sqrt(2.0 * one)) == UINT64_C(0x3FF6A09E667F3BCD);
+}
+
+/* Ties, just above a tie, and a subnormal. */
+static bool rounding_holds(void)
+{
+    volatile double one = 1.0, above = 0x1p-40;
+    return q3_round(one * 0x1.01p0, Q3_BF16) == 1.0f &&
+           q3_round(one * 0x1.03p0, Q3_BF16) == 0x1.04p0f &&
+           q3_round(one * 0x1.01p0 + above, Q3_BF16) == 0x1.02p0f &&
+           q3_round(one * 0x1.002p0, Q3_F16) == 1.0f &&
+           q3_round(-one * 0x1.006p0, Q3_F16) == -0x1.008p0f &&
+           q3_round(one * 0x1.8p-24 + above, Q3_F16) == 0x1p-23f &&
+           q3_round(one * 0x1.000001p0, Q3_F32) == 1.0f;
+}
+
+static bool modes_hold(void)
+{
+    return broken_mode() == NULL;
+}
+
+static const struct {
+    const char *what;
+    bool (*holds)(void);
+    const char *broken;
+} checks[] = {
+    {"subnormals kept, rounding to nearest", modes_hold, NULL},
+    {"sums as written, no wider than float64", sums_as_written,
+     "found sums reordered or kept wider than float64, expected them as written"},
+    {"NaN unequal to itself", nan_is_unequal, "found NaN equal to itself, expected IEEE 754"},
+    {"conversions round once, ties to even", rounding_holds,
+     "found a conversion that rounds otherwise, expected to nearest, ties to even"},
+    {"dot product in 16 lanes", lanes_hold,
+     "found a dot product added in another order, expected 16 lanes"},
+    {"elementary functions", functions_hold,
+     "found another value of an elementary function, expected MPFR's"},
+};
+
+const char *q3_selftest_check(size_t index, bool *holds)
+{
+    if (index >= sizeof checks / sizeof checks[0]) return NULL;
+    *holds = checks[index].holds();
+    return checks[index].what;
+}
+
+const char *q3_selftest(void)
+{
+    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
+        if (!checks[i].holds()) return i == 0 ? broken_mode() : checks[i].broken;
+    return NULL;
+}
+
+/* ==== Version ================================================================================= */
+
+const char *q3_version(void)
+{
+    return Q3_VERSION;
 }

@@ -1,22 +1,22 @@
 /* qwen3moe.h - the Qwen3-MoE transformer (Qwen3-235B-A22B, 30B-A3B, Coder-480B-A35B), exactly.
  *
  * A small reference that other implementations are judged against: it computes what Hugging Face
- * transformers computes in eager mode (4.56, 4.57, 5.6 or later), rounding where Hugging Face stores a
- * tensor, and nowhere else. Not for serving, training, quantised inference or threads.
+ * transformers computes in eager mode (4.56, 4.57, 5.6 or later), rounding where Hugging Face
+ * stores a tensor, and nowhere else. Not for serving, training, quantised inference or threads.
  *
  * Numbers. Activations are float32. A run has a dtype D: in a bfloat16 or float16 run every stored
  * value is a float32 that D can hold. Inside an operator the arithmetic is float64, and each stored
- * element is rounded once, to nearest, ties to even. Dot products multiply float32 by float32, which is
- * exact in float64, and add into 16 lanes (element i to lane i mod 16, ascending); then lane l takes
- * lane l + s for s = 8, 4, 2, 1. So the bits depend neither on the compiler nor on the processor, nor
- * on how the tokens are divided into calls. Needed: IEEE 754 binary32 and binary64, round to nearest,
- * subnormals kept, FLT_EVAL_METHOD 0 or 1, no -ffast-math. A NaN that is stored becomes the one quiet
- * NaN 0x7fc00000; NaN and infinity are not errors.
+ * element is rounded once, to nearest, ties to even. Dot products multiply float32 by float32,
+ * which is exact in float64, and add into 16 lanes (element i to lane i mod 16, ascending); then
+ * lane l takes lane l + s for s = 8, 4, 2, 1. So the bits depend neither on the compiler nor on the
+ * processor, nor on how the tokens are divided into calls. Needed: IEEE 754 binary32 and binary64,
+ * round to nearest, subnormals kept, FLT_EVAL_METHOD 0 or 1, no -ffast-math. A NaN that is stored
+ * becomes the one quiet NaN 0x7FC00000; NaN and infinity are not errors.
  *
  * Sizes (shapes are row-major, the last index runs fastest):
  *   T tokens   M hidden size   H query heads   K key/value heads   hd head dimension
  *   E experts  A experts per token   F expert width   I dense width   V vocabulary   L layers
- *   S cached positions
+ *   S cached positions   N outputs and C inputs of a linear map
  *
  * Use:
  *   q3_model *model;  q3_error error;  q3_dtype dtype = Q3_AUTO;
@@ -31,11 +31,22 @@
  *   if (q3_forward(state, &input, NULL, NULL, &error)) die(error.text);
  *   next = q3_argmax(q3_logits(state), config->vocab_size);
  *
- * Errors. A broken precondition is the caller's mistake and stops the program (Q3_CHECK, on in every
- * build). Bad input (a file, a config, a token) returns a status and fills q3_error with one line that
- * names the thing, what was found and what was expected; outputs are then untouched. The library never
- * prints or exits, and reads neither environment nor locale. Fields of structs are to be read only,
- * unless said otherwise; their layout may change. */
+ * Errors. A broken precondition is the caller's mistake and stops the program (Q3_CHECK, on in
+ * every build). Bad input (a file, a config, a token) returns a status and fills q3_error with one
+ * line that names the thing, what was found and what was expected; outputs are then untouched.
+ * Every `error` argument may be NULL: the status alone is then told. The library never prints or
+ * exits, and reads neither environment nor locale. Fields of structs are to be read only, unless
+ * said otherwise; their layout may change.
+ *
+ * Threads. There is no shared state: no variable of the library ever changes. Functions that take
+ * values and arrays alone may run at any time in any thread. Of the objects:
+ *   q3_config, q3_weights, what they point to   never changed; any number of states may share them
+ *   q3_model      q3_model_open, _load, _eos, _close: one thread; the others: any number
+ *   q3_state      one thread at a time
+ *   q3_tensors    q3_tensors_open, _close: one thread; the others: any number
+ *   q3_writer     one thread at a time
+ *   q3_tokenizer  q3_tokenizer_open, _parse, _free: one thread; the others: any number
+ * Two objects never get into each other's way. */
 #ifndef QWEN3MOE_H
 #define QWEN3MOE_H
 
@@ -47,11 +58,11 @@
 extern "C" {
 #endif
 
-#define Q3_VERSION "0.1.0"
+#define Q3_VERSION "0.1.0" /* of this header; CMakeLists.txt reads it here */
 
-/* Q3_API is what a shared library shows: this header. Q3_PRIVATE_API is shown too, but only the judge
- * and the command of the same version may use it: functions of host/ that change without notice. Who
- * builds a Windows DLL defines Q3_BUILD_DLL; its users define nothing. */
+/* Q3_API is what a shared library shows: this header. Q3_PRIVATE_API is shown too, but only the
+ * judge and the command of the same version may use it: functions of host/ that change without
+ * notice. Who builds a Windows DLL defines Q3_BUILD_DLL; its users define nothing. */
 #if defined(_WIN32) && defined(Q3_BUILD_DLL)
 #define Q3_API __declspec(dllexport)
 #elif !defined(_WIN32) && (defined(__GNUC__) || defined(__clang__))
@@ -61,10 +72,10 @@ extern "C" {
 #endif
 #define Q3_PRIVATE_API Q3_API
 
-/* Q3_ABORT(file, line, text) is called when a precondition is broken and must not return. The default
- * needs no libc. Whoever wants a message compiles the sources with -DQ3_ABORT=NAME and defines
- * void NAME(const char *file, int line, const char *text), or gives a macro of three arguments,
- * -D'Q3_ABORT(file, line, text)=...'. */
+/* Q3_ABORT(file, line, text) is called when a precondition is broken and must not return. The
+ * default needs no libc. Whoever wants a message compiles the sources with -DQ3_ABORT=NAME and
+ * defines void NAME(const char *file, int line, const char *text), or gives a macro of three
+ * arguments, -D'Q3_ABORT(file, line, text)=...'. */
 #ifndef Q3_ABORT
 #if defined(__GNUC__) || defined(__clang__)
 #define Q3_ABORT(file, line, text) __builtin_trap()
@@ -77,6 +88,9 @@ void (Q3_ABORT)(const char *file, int line, const char *text);
 #endif
 #define Q3_CHECK(condition) \
     do { if (!(condition)) { Q3_ABORT(__FILE__, __LINE__, #condition); } } while (0)
+
+/* The Q3_VERSION that the library was built with. */
+Q3_API const char *q3_version(void);
 
 typedef enum q3_status {
     Q3_OK = 0,
@@ -95,14 +109,14 @@ typedef enum q3_dtype {
     Q3_AUTO                  /* q3_model_load: as the model folder says */
 } q3_dtype;
 
-/* ==== The model's description ================================================================ */
+/* ==== The model's description ================================================================= */
 
 typedef enum q3_rope_type {
     Q3_ROPE_DEFAULT, Q3_ROPE_LINEAR, Q3_ROPE_DYNAMIC, Q3_ROPE_YARN, Q3_ROPE_LLAMA3
 } q3_rope_type;
 
-/* rope_scaling of the 4.x config together with rope_theta (rope_parameters in 5.x). What a type does
- * not use is 0. An absent number is a NaN-free "not given": has_attention_factor says so. */
+/* rope_scaling of the 4.x config together with rope_theta (rope_parameters in 5.x). What a type
+ * does not use is 0. An absent number is a NaN-free "not given": has_attention_factor says so. */
 typedef struct q3_rope {
     q3_rope_type type;
     double rope_theta;                       /* > 1 */
@@ -144,8 +158,9 @@ typedef struct q3_config {
 /* Whether layer i has experts (else one dense MLP). Source: Qwen3MoeDecoderLayer.__init__. */
 Q3_API bool q3_layer_is_sparse(const q3_config *config, size_t layer);
 
-/* A weight as it lies in its file: little-endian float32, bfloat16 or float16 elements, row-major, at
- * any alignment. data NULL: absent (biases). Each element is rounded to the run's dtype as it is read. */
+/* A weight as it lies in its file: little-endian float32, bfloat16 or float16 elements, row-major,
+ * at any alignment. data NULL: absent (biases). Each element is rounded to the run's dtype as it is
+ * read. */
 typedef struct q3_tensor {
     const void *data;
     q3_dtype dtype;
@@ -178,10 +193,10 @@ typedef struct q3_weights {
     const q3_layer *layers; /* L of them; those that do not run may be zeros */
 } q3_weights;
 
-/* ==== Arithmetic (qwen3moe.c) ================================================================ */
+/* ==== Arithmetic (qwen3moe.c) ================================================================= */
 
 /* value rounded once to D (float32, bfloat16 or float16), to nearest, ties to even, as a float32.
- * Overflow gives infinity, any NaN the quiet NaN 0x7fc00000. */
+ * Overflow gives infinity, any NaN the quiet NaN 0x7FC00000. */
 Q3_API float q3_round(double value, q3_dtype dtype);
 
 /* exp(x) in float64 for every x: overflow gives infinity, below -745.2 it is 0, NaN gives NaN. */
@@ -198,41 +213,36 @@ Q3_API float q3_pow(float base, float y);
 /* The square root, correctly rounded; of a negative number NaN. */
 Q3_API double q3_sqrt(double x);
 
-/* NULL if this compiler and processor keep the rules above, else the one that is broken: subnormals
- * flushed, rounding mode changed, sums reordered or kept wider, values that are not MPFR's. */
-Q3_API const char *q3_selftest(void);
-/* What check number `index` looks at, and whether it holds; NULL behind the last. */
-Q3_API const char *q3_selftest_check(size_t index, bool *holds);
-
-/* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype. A NaN may keep its
- * payload here; operators store the quiet one. */
+/* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype. A NaN may
+ * keep its payload here; operators store the quiet one. */
 Q3_API void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dtype dtype);
 
-/* ==== Operators (qwen3moe.c) =================================================================
- * Outputs first. Nothing is allocated, nothing kept. No overlap between arguments unless said. Sizes
- * may be 0 where that makes sense (T = 0 does nothing). The formulas, the order of each sum and the
- * rounding points stand above each definition, and in MODEL.md. */
+/* ==== Operators (qwen3moe.c) =====================================================================
+ * Outputs first. Nothing is allocated, nothing kept. No overlap between arguments unless said.
+ * Sizes may be 0 where that makes sense (T = 0 does nothing). The formulas, the order of each sum
+ * and the rounding points stand above each definition, and in MODEL.md. */
 
 /* y[T,M]: rows ids[t] of embed_tokens[V,M]. Every id is in [0, V). */
 Q3_API void q3_embedding(float *y, const int32_t *ids, q3_tensor embed_tokens, size_t T, size_t V,
                          size_t M, q3_dtype dtype);
 
-/* y[T,M] = weight[M] * D(x / sqrt(mean(x^2) + eps)), row by row. y == x is allowed. The norm of q and
- * k is this one over rows of hd: T*H rows for q, T*K for k. */
+/* y[T,M] = weight[M] * D(x / sqrt(mean(x^2) + eps)), row by row. y == x is allowed. The norm of q
+ * and k is this one over rows of hd: T*H rows for q, T*K for k. */
 Q3_API void q3_rmsnorm(float *y, const float *x, q3_tensor weight, size_t T, size_t M, float eps,
                        q3_dtype dtype);
 
-/* y[T,N] = x[T,K] weight[N,K]^T + bias[N]. bias.data NULL: none. lm_head and the router's gate too. */
+/* y[T,N] = x[T,C] weight[N,C]^T + bias[N]. bias.data NULL: none. lm_head and the router's gate
+ * too. */
 Q3_API void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias, size_t T,
-                      size_t N, size_t K, q3_dtype dtype);
+                      size_t N, size_t C, q3_dtype dtype);
 
 /* inv_freq[hd/2] for a run of `length` positions in all (which only dynamic RoPE looks at); returns
  * attention_scaling. hd is even. */
 Q3_API float q3_rope_frequencies(float *inv_freq, const q3_rope *rope, size_t hd,
                                  size_t max_position_embeddings, size_t length);
 
-/* cos[T,hd], sin[T,hd] of positions first, first + 1, ...; the second half of a row repeats the first.
- * Every position * inv_freq is at most 2^20. */
+/* cos[T,hd], sin[T,hd] of positions first, first + 1, ...; the second half of a row repeats the
+ * first. Every position * inv_freq is at most 2^20. */
 Q3_API void q3_rope_table(float *cos, float *sin, const float *inv_freq, float attention_scaling,
                           size_t T, size_t first, size_t hd, q3_dtype dtype);
 
@@ -244,14 +254,14 @@ Q3_API void q3_rope_apply(float *y, const float *x, const float *cos, const floa
 /* Which cached rows a query at cache row r sees: [q3_first_key(r, window), r]. */
 Q3_API size_t q3_first_key(size_t row, size_t window);
 
-/* scores[H,T,S] = D(D(q k) * hd^-0.5), 0 where masked. q[T,H,hd]; k[S,K,hd]; query t stands at cache
- * row first + t < S; query head h reads key head h / (H/K). */
+/* scores[H,T,S] = D(D(q k) * hd^-0.5), 0 where masked. q[T,H,hd]; k[S,K,hd]; query t stands at
+ * cache row first + t < S; query head h reads key head h / (H/K). */
 Q3_API void q3_attention_scores(float *scores, const float *q, const float *k, size_t T, size_t H,
                                 size_t K, size_t hd, size_t first, size_t S, size_t window,
                                 q3_dtype dtype);
 
-/* probs[H,T,S] = softmax of scores[H,T,S] over the keys that are seen, 0 elsewhere. probs == scores is
- * allowed. scratch: S float64. */
+/* probs[H,T,S] = softmax of scores[H,T,S] over the keys that are seen, 0 elsewhere. probs == scores
+ * is allowed. scratch: S float64. */
 Q3_API void q3_attention_probs(float *probs, const float *scores, double *scratch, size_t T,
                                size_t H, size_t first, size_t S, size_t window, q3_dtype dtype);
 
@@ -260,11 +270,12 @@ Q3_API void q3_attention_values(float *y, const float *probs, const float *v, si
                                 size_t K, size_t hd, size_t first, size_t S, size_t window,
                                 q3_dtype dtype);
 
-/* probs[T,E] = softmax(logits[T,E]) over all experts, float32 in every run. probs == logits allowed. */
+/* probs[T,E] = softmax(logits[T,E]) over all experts, float32 in every run. probs == logits
+ * allowed. */
 Q3_API void q3_router_probs(float *probs, const float *logits, size_t T, size_t E);
 
-/* ids[T,A]: the A largest of probs[T,E] by falling probability; ties to the lowest id; NaN counts as
- * larger than any number, as in torch.topk. 1 <= A <= E. */
+/* ids[T,A]: the A largest of probs[T,E] by falling probability; ties to the lowest id; NaN counts
+ * as larger than any number, as in torch.topk. 1 <= A <= E. */
 Q3_API void q3_router_topk(int32_t *ids, const float *probs, size_t T, size_t E, size_t A);
 
 /* weights[T,A] = D(probs at ids), divided by their sum first if norm_topk_prob. */
@@ -273,12 +284,13 @@ Q3_API void q3_router_weights(float *weights, const float *probs, const int32_t 
 
 typedef enum q3_projection { Q3_GATE_PROJ, Q3_UP_PROJ, Q3_DOWN_PROJ } q3_projection;
 
-/* y[T,A,N] = x W^T with W[N,K] the projection of expert ids[t,a]. x is [T,K] for gate_proj and up_proj
- * (every slot reads its token's row), [T,A,K] for down_proj. ids lie in [0, E); an expert stands at most
- * once in a row. scratch: T*(K+N) floats. A dense MLP is the case A = E = 1 with ids all 0. */
+/* y[T,A,N] = x W^T with W[N,C] the projection of expert ids[t,a]. x is [T,C] for gate_proj and
+ * up_proj (every slot reads its token's row), [T,A,C] for down_proj. ids lie in [0, E); an expert
+ * stands at most once in a row. scratch: T*(C+N) floats. A dense MLP is the case A = E = 1 with ids
+ * all 0. */
 Q3_API void q3_expert_linear(float *y, const float *x, const int32_t *ids, const q3_mlp *experts,
                              q3_projection projection, float *scratch, size_t T, size_t E, size_t A,
-                             size_t N, size_t K, q3_dtype dtype);
+                             size_t N, size_t C, q3_dtype dtype);
 
 /* y[n] = silu(x[n]); y == x allowed. */
 Q3_API void q3_silu_map(float *y, const float *x, size_t n, q3_dtype dtype);
@@ -295,9 +307,9 @@ Q3_API void q3_expert_combine(float *y, const float *down, const int32_t *ids, c
 /* The index of the largest of values[n], the lowest on ties; NaN counts as the largest. n > 0. */
 Q3_API size_t q3_argmax(const float *values, size_t n);
 
-/* ==== Forward pass (qwen3moe.c) ============================================================== */
+/* ==== Forward pass (qwen3moe.c) =============================================================== */
 
-/* Every named tensor of a pass, in the order of computation. names.c has the names. */
+/* Every named tensor of a pass, in the order of computation. host/taps.c has the names. */
 typedef enum q3_tap_id {
     Q3_TAP_EMBED_TOKENS, Q3_TAP_COS, Q3_TAP_SIN,
     Q3_TAP_INPUT_LAYERNORM, /* the first of a layer's taps */
@@ -323,7 +335,7 @@ typedef struct q3_tap {
     size_t shape[3];   /* of this piece; scores and probs: [H, tokens, keys so far] */
     size_t token_axis; /* 1 for scores and probs, else 0 */
     size_t first;      /* row of the run that the piece's first token is */
-    void *data;        /* float, or int32_t for topk_indices; may be changed: the pass goes on from it */
+    void *data;        /* float, or int32_t for topk_indices; may be changed, and counts then */
 } q3_tap;
 
 /* Called once for every piece. Expert ids written by a tap must be distinct and lie in [0, E). */
@@ -332,8 +344,8 @@ typedef void q3_tap_fn(void *user, const q3_tap *tap);
 /* What a state is made for. */
 typedef struct q3_run {
     q3_dtype dtype;     /* Q3_F32, Q3_BF16 or Q3_F16 */
-    size_t first_layer; /* layers [first_layer, end_layer) run; the embedding only if first_layer is 0, */
-    size_t end_layer;   /* the final norm and lm_head only if end_layer is L */
+    size_t first_layer; /* layers [first_layer, end_layer) run; the embedding only if this is 0, */
+    size_t end_layer;   /* the final norm and lm_head only if this is L */
     size_t start;       /* position of the run's first token */
     size_t rows;        /* tokens the cache can hold, >= 1; start + rows <= Q3_MAX_POSITIONS */
     size_t chunk;       /* most tokens of one call, 1 to rows; no bit depends on it */
@@ -345,9 +357,9 @@ typedef struct q3_state q3_state;
 
 /* Bytes of memory for a state; 0 if they do not fit a size_t. */
 Q3_API size_t q3_state_size(const q3_config *config, const q3_run *run);
-/* Makes an empty state in memory of at least q3_state_size bytes, aligned for double. config, weights
- * and all they point to, and memory, belong to the caller and must outlive the state. NULL if
- * q3_selftest finds a broken rule. */
+/* Makes an empty state in memory of at least q3_state_size bytes, aligned for double. config,
+ * weights and all they point to, and memory, belong to the caller and must outlive the state. NULL
+ * if q3_selftest finds a broken rule. */
 Q3_API q3_state *q3_state_init(void *memory, size_t size, const q3_config *config,
                                const q3_weights *weights, const q3_run *run);
 /* Forgets all cached tokens, so that the next call starts the run again. */
@@ -355,25 +367,34 @@ Q3_API void q3_state_reset(q3_state *state);
 
 typedef struct q3_input {
     const int32_t *tokens; /* [count], if first_layer is 0 */
-    const float *hidden;   /* [count,M], output of layer first_layer - 1, if first_layer is above 0 */
+    const float *hidden;   /* [count,M], if not: the output of layer first_layer - 1 */
     size_t count;          /* 1 to chunk, and no more than rows of the cache are left */
-    size_t length;         /* positions of the whole run (dynamic RoPE); 0: those up to this call's end */
+    size_t length;         /* positions of the whole run (dynamic RoPE); 0: up to this call's end */
     size_t logit_rows;     /* lm_head on the last so many of the tokens, 0 to count */
 } q3_input;
 
 /* Runs the next `count` tokens through the layers. tap may be NULL. Before anything is changed:
- * Q3_ERROR_INPUT for a token outside the vocabulary or more tokens than fit, Q3_ERROR_ARITHMETIC if the
- * processor's modes were changed. */
+ * Q3_ERROR_INPUT for a token outside the vocabulary or more tokens than fit, Q3_ERROR_ARITHMETIC if
+ * the processor's modes were changed. */
 Q3_API q3_status q3_forward(q3_state *state, const q3_input *input, q3_tap_fn *tap, void *user,
                             q3_error *error);
-/* Of the last call: logits[logit_rows,V], and hidden[count,M], the last layer's output (not normalised).
- * Both valid until the next call. */
+/* Of the last call: logits[logit_rows,V], and hidden[count,M], the last layer's output (not
+ * normalised). Both valid until the next call. */
 Q3_API const float *q3_logits(const q3_state *state);
 Q3_API const float *q3_hidden(const q3_state *state);
 /* Tokens in the cache. */
 Q3_API size_t q3_cached(const q3_state *state);
 
-/* ==== Tap names (names.c) ==================================================================== */
+/* ==== Self-test (qwen3moe.c) =====================================================================
+ * Run whenever a state is made, and its first check at each call of q3_forward. */
+
+/* NULL if this compiler and processor keep the rules above, else the one that is broken: subnormals
+ * flushed, rounding mode changed, sums reordered or kept wider, values that are not MPFR's. */
+Q3_API const char *q3_selftest(void);
+/* What check number `index` looks at, and whether it holds; NULL behind the last. */
+Q3_API const char *q3_selftest_check(size_t index, bool *holds);
+
+/* ==== Tap names (host/taps.c) ================================================================= */
 
 #define Q3_TAP_NAME_SIZE 80
 
@@ -389,7 +410,7 @@ Q3_API size_t q3_tap_shape(size_t shape[3], const q3_config *config, q3_tap_id i
 /* The dtype its values are rounded to and stored in. */
 Q3_API q3_dtype q3_tap_dtype(q3_tap_id id, q3_dtype run);
 
-/* ==== Files (checkpoint.c) =================================================================== */
+/* ==== Files (host/checkpoint.c, host/safetensors.c) =========================================== */
 
 typedef struct q3_model q3_model;
 
@@ -400,18 +421,19 @@ Q3_API void q3_model_close(q3_model *model);
 Q3_API const q3_config *q3_model_config(const q3_model *model);
 /* The config's dtype; Q3_AUTO if it names none. */
 Q3_API q3_dtype q3_model_dtype(const q3_model *model);
-/* Maps the weights that layers [first_layer, end_layer) of the run need (embed_tokens if first_layer is
- * 0; norm and lm_head if end_layer is L) and checks every name, dtype and shape. *dtype Q3_AUTO becomes
- * the config's dtype, else the weights' one dtype. A finite weight that overflows in *dtype is an
- * error. Call once. */
+/* Maps the weights that layers [first_layer, end_layer) of the run need (embed_tokens if
+ * first_layer is 0; norm and lm_head if end_layer is L) and checks every name, dtype and shape.
+ * *dtype Q3_AUTO becomes the config's dtype, else the weights' one dtype. A finite weight that
+ * overflows in *dtype is an error. Call once. */
 Q3_API q3_status q3_model_load(q3_model *model, q3_dtype *dtype, size_t first_layer,
                                size_t end_layer, q3_error *error);
 /* Valid after q3_model_load, until q3_model_close. */
 Q3_API const q3_weights *q3_model_weights(const q3_model *model);
-/* The config after defaults as one line of JSON: 4.x names, keys sorted, no spaces, numbers as Python's
- * json writes them. Belongs to the model. */
+/* The config after defaults as one line of JSON: 4.x names, keys sorted, no spaces, numbers as
+ * Python's json writes them. Belongs to the model. */
 Q3_API const char *q3_model_config_json(const q3_model *model);
-/* Ids that end a generation, from generation_config.json, else config.json. Belongs to the model. */
+/* Ids that end a generation, from generation_config.json, else config.json. Belongs to the
+ * model. */
 Q3_API q3_status q3_model_eos(q3_model *model, const int32_t **ids, size_t *count, q3_error *error);
 
 /* What stands in a safetensors file under one name. */
@@ -429,25 +451,26 @@ typedef struct q3_tensors q3_tensors;
 Q3_API q3_status q3_tensors_open(q3_tensors **tensors, const char *path, q3_error *error);
 Q3_API void q3_tensors_close(q3_tensors *tensors);
 Q3_API size_t q3_tensors_count(const q3_tensors *tensors);
-/* In the order of the file's header. Valid until closed, as is the next one; NULL if there is none. */
+/* In the order of the file's header. Valid until closed, as is the next one; NULL if there is
+ * none. */
 Q3_API const q3_entry *q3_tensors_at(const q3_tensors *tensors, size_t index);
 Q3_API const q3_entry *q3_tensors_find(const q3_tensors *tensors, const char *name);
 /* A value of __metadata__, or NULL. */
 Q3_API const char *q3_tensors_metadata(const q3_tensors *tensors, const char *key);
-/* count elements from first on, as floats (F64 rounded to float32; not for I32 and I64), or as integers
- * (not for the others). The range lies inside the tensor. */
+/* count elements from first on, as floats (F64 rounded to float32; not for I32 and I64), or as
+ * integers (not for the others). The range lies inside the tensor. */
 Q3_API void q3_entry_floats(float *values, const q3_entry *entry, uint64_t first, size_t count);
 Q3_API void q3_entry_integers(int64_t *values, const q3_entry *entry, uint64_t first, size_t count);
 
 typedef struct q3_writer q3_writer;
 
-/* Starts a safetensors file of these tensors in this order. metadata: key, value, key, value, ..., NULL.
- * Written beside path under a temporary name until it is committed; path "-" is standard output, and the
- * file is then kept in memory until it is committed. entries are copied. */
+/* Starts a safetensors file of these tensors in this order. metadata: key, value, key, value, ...,
+ * NULL. Written beside path under a temporary name until it is committed; path "-" is standard
+ * output, and the file is then kept in memory until it is committed. entries are copied. */
 Q3_API q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *entries,
                                 size_t count, const char *const *metadata, q3_error *error);
-/* Elements first, first + 1, ... of tensor `index`: floats that its dtype can hold, or integers. What is
- * never put reads as 0. */
+/* Elements first, first + 1, ... of tensor `index`: floats that its dtype can hold, or integers.
+ * What is never put reads as 0. */
 Q3_API q3_status q3_writer_floats(q3_writer *writer, size_t index, uint64_t first,
                                   const float *values, size_t count, q3_error *error);
 Q3_API q3_status q3_writer_integers(q3_writer *writer, size_t index, uint64_t first,
@@ -457,16 +480,16 @@ Q3_API q3_status q3_writer_commit(q3_writer *writer, q3_error *error);
 /* Removes what was written. NULL is allowed. */
 Q3_API void q3_writer_abandon(q3_writer *writer);
 
-/* ==== Tokenizer (tokenizer.c) ================================================================
+/* ==== Tokenizer (tokenizer.c) ====================================================================
  * Text to ids and back, as Hugging Face tokenizers 0.23 does it with the Qwen tokenizer.json: added
- * tokens are cut out of the raw text; what lies between them is normalised (NFC of Unicode 9.0, or not
- * at all), split by the Qwen pattern (letters and numbers of Unicode 16.0) and merged by byte-level BPE.
- * A file that asks for anything else is refused, and the message names the key. Refused although
- * Hugging Face takes them: truncation or padding not null, dropout above 0, no pre_tokenizer or decoder,
- * a key or an id given twice, ids of added tokens other than Hugging Face's own numbering, ids above
- * 2^31 - 1, added tokens with lstrip, rstrip, single_word or normalized, unk_token, byte_fallback.
- * A byte whose letter is not in the vocabulary gives no id, as there. No limit on the length of a text or
- * of a word; time is O(n log n). A tokenizer is not changed by use: threads may share one. */
+ * tokens are cut out of the raw text; what lies between them is normalised (NFC of Unicode 9.0, or
+ * not at all), split by the Qwen pattern (letters and numbers of Unicode 16.0) and merged by
+ * byte-level BPE. A file that asks for anything else is refused, and the message names the key.
+ * Refused although Hugging Face takes them: truncation or padding not null, dropout above 0, no
+ * pre_tokenizer or decoder, a key or an id given twice, ids of added tokens other than Hugging
+ * Face's own numbering, ids above 2^31 - 1, added tokens with lstrip, rstrip, single_word or
+ * normalized, unk_token, byte_fallback. A byte whose letter is not in the vocabulary gives no id,
+ * as there. No limit on the length of a text or of a word; time is O(n log n). */
 typedef struct q3_tokenizer q3_tokenizer;
 
 /* Reads a tokenizer.json; *tokenizer is released by q3_tokenizer_free (NULL allowed).
@@ -479,8 +502,8 @@ Q3_API q3_status q3_tokenizer_parse(q3_tokenizer **tokenizer, const char *name, 
 
 Q3_API void q3_tokenizer_free(q3_tokenizer *tokenizer);
 
-/* *ids[*count] are the tokens of text[length], any bytes (zeros too) that are UTF-8; no token is added.
- * *ids is a new block (never NULL on success) that the caller releases with free.
+/* *ids[*count] are the tokens of text[length], any bytes (zeros too) that are UTF-8; no token is
+ * added. *ids is a new block (never NULL on success) that the caller releases with free.
  * Q3_ERROR_INPUT: text is not UTF-8 (the message has the byte offset). Q3_ERROR_MEMORY. */
 Q3_API q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, size_t length,
                                      int32_t **ids, size_t *count, q3_error *error);
@@ -493,35 +516,37 @@ Q3_API q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_
                                      size_t count, uint8_t **bytes, size_t *length,
                                      q3_error *error);
 
-/* The id of the token that stands for exactly these bytes ("<|im_end|>", " the"); -1 if there is none. */
+/* The id of the token that stands for exactly these bytes ("<|im_end|>", " the"); -1 if there is
+ * none. */
 Q3_API int32_t q3_token_id(const q3_tokenizer *tokenizer, const void *bytes, size_t length);
 
-/* ==== Chat (chat.c) ===========================================================================
- * Messages to the text that the model's chat template makes of them, as Hugging Face transformers renders
- * it. Templates are recognised by the SHA-256 of their text and rendered by code: golden/tiny's, Qwen3 of
- * April 2025 and its later revision, Instruct-2507, Thinking-2507. Tokenize the text as any other: control
- * tokens in contents become control ids there too. */
+/* ==== Chat (host/chat.c) =========================================================================
+ * Messages to the text that the model's chat template makes of them, as Hugging Face transformers
+ * renders it. Templates are recognised by the SHA-256 of their text and rendered by code:
+ * golden/tiny's, Qwen3 of April 2025 and its later revision, Instruct-2507, Thinking-2507. Tokenize
+ * the text as any other: control tokens in contents become control ids there too. */
 enum {
-    Q3_CHAT_NO_PROMPT = 1,   /* add_generation_prompt false: no opening of the assistant's answer */
-    Q3_CHAT_NO_THINKING = 2  /* enable_thinking false; without effect where the template has no such switch */
+    Q3_CHAT_NO_PROMPT = 1,  /* add_generation_prompt false: no opening of the assistant's answer */
+    Q3_CHAT_NO_THINKING = 2 /* enable_thinking false; no effect where the template has no switch */
 };
 
-/* The template of a model folder: chat_template.jinja, or tokenizer_config.json's chat_template where there
- * is no such file. *text[*length] is a new block that the caller releases with free. */
+/* The template of a model folder: chat_template.jinja, or tokenizer_config.json's chat_template
+ * where there is no such file. *text[*length] is a new block that the caller releases with free. */
 Q3_API q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *length,
                                   q3_error *error);
 
-/* messages[length] is JSON, a list of {"role", "content"} with strings, which messages call name; flags of
- * Q3_CHAT_. *text[*text_length] is a new block, released with free; a zero that is not counted follows.
- * Q3_ERROR_INPUT: an unknown template, an empty list, tool messages, any other key. */
+/* messages[length] is JSON, a list of {"role", "content"} with strings, which messages call name;
+ * flags of Q3_CHAT_. *text[*text_length] is a new block, released with free; a zero that is not
+ * counted follows. Q3_ERROR_INPUT: an unknown template, an empty list, tool messages, any other
+ * key. */
 Q3_API q3_status q3_chat_render(const void *chat_template, size_t template_length, const char *name,
                                 const void *messages, size_t length, unsigned flags, uint8_t **text,
                                 size_t *text_length, q3_error *error);
 
-/* ==== Counts and the module tree (info.c) ==================================================== */
+/* ==== Counts and the module tree (host/info.c) ================================================ */
 
-/* The tree that PyTorch prints for the Hugging Face model (transformers 4.51), lines ended by \n; to be
- * freed with free(). NULL: no memory. */
+/* The tree that PyTorch prints for the Hugging Face model (transformers 4.51), lines ended by \n;
+ * to be freed with free(). NULL: no memory. */
 Q3_API char *q3_module_tree(const q3_config *config);
 
 typedef struct q3_counts {

@@ -383,7 +383,7 @@ int main(int argc, char **argv)
     _setmode(_fileno(stdout), _O_BINARY);
 #endif
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
-        puts("qwen3moe " Q3_VERSION);
+        printf("qwen3moe %s\n", q3_version());
         return finish(Q3_OK, &error);
     }
     if (argc == 2 && strcmp(argv[1], "--help") == 0) {
