@@ -121,20 +121,20 @@ static double sum_noise(size_t n)
 /* y[t,o] of tokens x w; slots and ids as in q3_expert_linear, or one slot and NULL. */
 static void judge_linear(const teacher *t, const q3_tap *tap, const float *theirs, const float *x,
                          bool x_by_slot, const q3_tensor *weights, size_t stride, const float *ids,
-                         size_t slots, q3_tensor bias, size_t N, size_t K)
+                         size_t slots, q3_tensor bias, size_t N, size_t C)
 {
     const float *ours = tap->data;
-    float *row = malloc(K * sizeof *row), b = 0.0f;
+    float *row = malloc(C * sizeof *row), b = 0.0f;
     for (size_t r = 0; r < t->T * slots && x != NULL; r++) {
         const q3_tensor *w = weights + (ids != NULL ? (size_t)ids[r] * stride : 0);
-        const float *in = x + (x_by_slot ? r : r / slots) * K;
+        const float *in = x + (x_by_slot ? r : r / slots) * C;
         for (size_t o = 0; o < N; o++) {
             double size = 0.0;
-            q3_widen(row, *w, o * K, K, t->dtype);
-            for (size_t k = 0; k < K; k++) size += fabs((double)row[k] * (double)in[k]);
+            q3_widen(row, *w, o * C, C, t->dtype);
+            for (size_t k = 0; k < C; k++) size += fabs((double)row[k] * (double)in[k]);
             if (bias.data != NULL) q3_widen(&b, bias, o, 1, t->dtype);
             size += fabs((double)b);
-            judge(t, tap, LINEAR, r * N + o, ours[r * N + o], theirs[r * N + o], 1.0, sum_noise(K) * size, 1);
+            judge(t, tap, LINEAR, r * N + o, ours[r * N + o], theirs[r * N + o], 1.0, sum_noise(C) * size, 1);
         }
     }
     free(row);

@@ -471,7 +471,7 @@ static void test_dots_exactly_rounded(void)
             q3_linear(&y, x, weight, b, 1, 1, n, run);
             double want = exact_dot(w, x, n, bias, run);
             CHECKF(bits64((double)y) == bits64(want),
-                   "kind %lu, K = %lu: got %016" PRIx64 ", want %016" PRIx64, (unsigned long)kind,
+                   "kind %lu, C = %lu: got %016" PRIx64 ", want %016" PRIx64, (unsigned long)kind,
                    (unsigned long)n, bits64((double)y), bits64(want));
         }
     }
@@ -479,7 +479,7 @@ static void test_dots_exactly_rounded(void)
 
 /* Two last elements take away what the first n - 2 add up to, so that the stored result consists of
  * the float64 rounding errors alone: any other order of additions then shows. Also the error bound:
- * K/16 + 5 additions deep, each off by at most 2^-53 of the sum of magnitudes. */
+ * C/16 + 5 additions deep, each off by at most 2^-53 of the sum of magnitudes. */
 static void test_order_of_lanes(void)
 {
     uint64_t counter = 1000000;
@@ -496,7 +496,7 @@ static void test_order_of_lanes(void)
         }
         float y, want = (float)plain_dot(w, x, n, 16, false);
         q3_linear(&y, x, pack(bytes, w, n, Q3_F32), no_bias, 1, 1, n, Q3_F32);
-        CHECKF(bits32(y) == bits32(want), "K = %lu: got %08" PRIx32 ", want %08" PRIx32,
+        CHECKF(bits32(y) == bits32(want), "C = %lu: got %08" PRIx32 ", want %08" PRIx32,
                (unsigned long)n, bits32(y), bits32(want));
         unlike[0] += (float)plain_dot(w, x, n, 1, false) != want;
         unlike[1] += (float)plain_dot(w, x, n, 8, false) != want;
@@ -505,7 +505,7 @@ static void test_order_of_lanes(void)
         double magnitude = 0.0, truth = exact_dot(w, x, n, 0.0f, Q3_F64);
         for (size_t i = 0; i < n; i++) magnitude += fabs((double)w[i] * (double)x[i]);
         double bound = (double)(n / 16 + 5) * 0x1p-53 * magnitude + 0x1p-24 * fabs(truth);
-        CHECKF(fabs((double)y - truth) <= bound, "K = %lu: beyond the bound", (unsigned long)n);
+        CHECKF(fabs((double)y - truth) <= bound, "C = %lu: beyond the bound", (unsigned long)n);
     }
     /* The test's own power: other orders must be seen. */
     for (size_t i = 0; i < 4; i++)
@@ -513,7 +513,7 @@ static void test_order_of_lanes(void)
                (unsigned long)unlike[i], (unsigned long)cases);
 }
 
-/* A token's row is the same alone and among any number of others, for any K, cancelling too. */
+/* A token's row is the same alone and among any number of others, for any C, cancelling too. */
 static void test_tokens_together(void)
 {
     enum { MOST = 19, ROWS = 3 };
@@ -534,7 +534,7 @@ static void test_tokens_together(void)
         q3_linear(y, x, weight, bias, T, ROWS, n, Q3_F32);
         for (size_t t = 0; t < T; t++) {
             q3_linear(alone, x + t * n, weight, bias, 1, ROWS, n, Q3_F32);
-            CHECKF(memcmp(alone, y + t * ROWS, sizeof alone) == 0, "T = %lu, token %lu, K = %lu",
+            CHECKF(memcmp(alone, y + t * ROWS, sizeof alone) == 0, "T = %lu, token %lu, C = %lu",
                    (unsigned long)T, (unsigned long)t, (unsigned long)n);
         }
     }

@@ -301,35 +301,36 @@ static void norm(op_case *c)
     same(c, "in place", x, y, n);
 }
 
-/* A float32 sum of K products in any order loses at most (2 + 4 sqrt K) e sum |w x|: the worst case
- * grows with K, but roundings are as often up as down, and 4 sqrt K held beside massive channels
- * and on several libraries. Usually it loses e sqrt(K) times the root of the sum of squares. Seen,
+/* A float32 sum of C products in any order loses at most (2 + 4 sqrt C) e sum |w x|: the worst case
+ * grows with C, but roundings are as often up as down, and 4 sqrt C held beside massive channels
+ * and on several libraries. Usually it loses e sqrt(C) times the root of the sum of squares. Seen,
  * in all operators that use this: 0.23. */
 static void sum_bounds(double *loss, double *usual, const float *x, const float *w,
-                       const float *bias, size_t N, size_t K)
+                       const float *bias, size_t N, size_t C)
 {
     for (size_t o = 0; o < N; o++) {
         double sum = bias == NULL ? 0.0 : magnitude((double)bias[o]), squares = sum * sum;
-        for (size_t k = 0; k < K; k++) {
-            double product = magnitude((double)x[k] * (double)w[o * K + k]);
+        for (size_t k = 0; k < C; k++) {
+            double product = magnitude((double)x[k] * (double)w[o * C + k]);
             sum += product;
             squares += product * product;
         }
-        loss[o] = (2.0 + 4.0 * root((double)K)) * E24 * sum;
-        usual[o] = root((double)K * squares) * E24;
+        loss[o] = (2.0 + 4.0 * root((double)C)) * E24 * sum;
+        usual[o] = root((double)C * squares) * E24;
     }
 }
 
 static void linear(op_case *c)
 {
     bool head = strcmp(c->operator_name, "lm_head") == 0;
-    size_t T = size_of(c, "T"), N = size_of(c, head ? "V" : "N"), K = size_of(c, head ? "M" : "K");
-    float *y = floats(c, T * N), *x = load(c, "x", T * K), *w = load(c, "weight", N * K);
+    size_t T = size_of(c, "T"), N = size_of(c, head ? "V" : "N");
+    size_t C = size_of(c, head ? "M" : "K"); /* the golden file's name of it */
+    float *y = floats(c, T * N), *x = load(c, "x", T * C), *w = load(c, "weight", N * C);
     float *bias = find(c, "bias") == NULL ? NULL : load(c, "bias", N);
     double *loss = doubles(c, T * N), *usual = doubles(c, T * N);
-    q3_linear(y, x, weight(c, "weight"), weight(c, "bias"), T, N, K, c->dtype);
+    q3_linear(y, x, weight(c, "weight"), weight(c, "bias"), T, N, C, c->dtype);
     for (size_t t = 0; t < T; t++) {
-        sum_bounds(loss + t * N, usual + t * N, x + t * K, w, bias, N, K);
+        sum_bounds(loss + t * N, usual + t * N, x + t * C, w, bias, N, C);
     }
     close_to(c, "y", y, load(c, "y", T * N), T * N, loss, usual);
 }
@@ -563,13 +564,13 @@ static void projection(op_case *c, const char *what, const char *weights, q3_pro
                        const float *x, bool by_slot, const int32_t *ids, const q3_mlp *experts,
                        const size_t sizes[5])
 {
-    size_t T = sizes[0], E = sizes[1], A = sizes[2], N = sizes[3], K = sizes[4], n = T * A * N;
-    float *w = load(c, weights, E * N * K), *y = floats(c, n), *scratch = floats(c, T * (K + N));
+    size_t T = sizes[0], E = sizes[1], A = sizes[2], N = sizes[3], C = sizes[4], n = T * A * N;
+    float *w = load(c, weights, E * N * C), *y = floats(c, n), *scratch = floats(c, T * (C + N));
     double *loss = doubles(c, n), *usual = doubles(c, n);
-    q3_expert_linear(y, x, ids, experts, which, scratch, T, E, A, N, K, c->dtype);
+    q3_expert_linear(y, x, ids, experts, which, scratch, T, E, A, N, C, c->dtype);
     for (size_t i = 0; i < T * A; i++) {
-        const float *row = x + (by_slot ? i : i / A) * K;
-        sum_bounds(loss + i * N, usual + i * N, row, w + (size_t)ids[i] * N * K, NULL, N, K);
+        const float *row = x + (by_slot ? i : i / A) * C;
+        sum_bounds(loss + i * N, usual + i * N, row, w + (size_t)ids[i] * N * C, NULL, N, C);
     }
     close_to(c, what, y, load(c, what, n), n, loss, usual);
 }
