@@ -1,11 +1,11 @@
-/* mistakes.c - one layer's forward pass with one mistake in it. What the other implementation gave is put in the
+/* evaluate.c - one layer's forward pass with one mistake in it. What the other implementation gave is put in the
  * place of what is computed, so a mistake shows in the tensors behind it as far as the next given ones. */
-#include "judge/diagnose.h"
+#include "judge/diagnosis.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-size_t tap_row(const evidence *e, q3_tap_id id)
+size_t q3_row_of(const evidence *e, q3_tap_id id)
 {
     size_t shape[3], rank = q3_tap_shape(shape, e->config, id, e->T);
     if (id == Q3_TAP_SCORES || id == Q3_TAP_PROBS) return shape[0] * shape[2];
@@ -56,14 +56,14 @@ static double one_score(const attention *a, size_t t, size_t h, size_t s)
     for (size_t d = 0; d < hd; d++) {
         double x = (double)q[d], y = (double)k[d];
         if (kind == SCORE_QUERY_FIRST) x = (double)q3_round(x * scale, D);
-        if (kind == CACHE_FORMAT) y = to_format(y, format_in(a->value));
+        if (kind == CACHE_FORMAT) y = q3_to_format(y, format_in(a->value));
         sum += x * y;
     }
     if (kind == SCORE_QUERY_FIRST) return (double)q3_round(sum, D);
     if (kind != SCORE_ONCE) sum = (double)q3_round(sum, D);
     if (kind == SCORE_SCALE) scale *= a->value;
     double score = (double)q3_round(sum * scale, D);
-    return kind == SCORE_CAPPED ? (double)q3_round(softcapped(score, a->value, D), D) : score;
+    return kind == SCORE_CAPPED ? (double)q3_round(q3_softcapped(score, a->value, D), D) : score;
 }
 
 /* Keys [first, end) that token t sees. */
@@ -93,10 +93,10 @@ static void softmax(const attention *a, float *probs, size_t first, size_t end)
     for (size_t s = first; s < end; s++) {
         double d = a->row[s] - max;
         if (a->at_probs == PROB_BASE_2) d *= 0x1.62e42fefa39efp-1;
-        a->row[s] = low ? to_format(q3_exp(to_format(d, f)), f) : q3_exp(d);
+        a->row[s] = low ? q3_to_format(q3_exp(q3_to_format(d, f)), f) : q3_exp(d);
         sum += a->row[s];
     }
-    if (low) sum = to_format(sum, f);
+    if (low) sum = q3_to_format(sum, f);
     for (size_t s = first; s < end; s++) probs[s] = q3_round(a->row[s] / sum, D);
 }
 
@@ -107,7 +107,7 @@ static double one_value(const attention *a, size_t t, size_t h, size_t s, size_t
     size_t K = c->num_key_value_heads, hd = c->head_dim, head = head_of(c, h, a->at_values);
     const float *from = a->at_values == VALUE_FROM_KEYS ? a->k : a->v;
     double x = (double)from[(cached_row(t, s, a->at_values) * K + head) * hd + d];
-    return a->at_values == CACHE_FORMAT ? to_format(x, format_in(a->value)) : x;
+    return a->at_values == CACHE_FORMAT ? q3_to_format(x, format_in(a->value)) : x;
 }
 
 /* One token and head, into y: its row of scores, of probs, or its hd sums. */
@@ -154,9 +154,9 @@ static bool run_attention(pass *p, q3_tap_id want, float *y)
     a.at_values = kind_at(p, Q3_TAP_O_PROJ_INPUT);
     if (want != Q3_TAP_SCORES && e->given[Q3_TAP_SCORES]) a.scores = e->tap[Q3_TAP_SCORES];
     if (want == Q3_TAP_O_PROJ_INPUT && e->given[Q3_TAP_PROBS]) a.probs = e->tap[Q3_TAP_PROBS];
-    a.q = pass_get(p, Q3_TAP_Q_ROPE);
-    a.k = pass_get(p, a.at_scores == CACHE_UNROTATED ? Q3_TAP_K_NORM : Q3_TAP_K_ROPE);
-    a.v = want == Q3_TAP_O_PROJ_INPUT ? pass_get(p, Q3_TAP_V_PROJ) : a.k;
+    a.q = q3_pass_get(p, Q3_TAP_Q_ROPE);
+    a.k = q3_pass_get(p, a.at_scores == CACHE_UNROTATED ? Q3_TAP_K_NORM : Q3_TAP_K_ROPE);
+    a.v = want == Q3_TAP_O_PROJ_INPUT ? q3_pass_get(p, Q3_TAP_V_PROJ) : a.k;
     a.row = malloc((e->T + 1) * sizeof *a.row);
     float *probs = malloc((e->T + 1) * sizeof *probs);
     bool good = a.q != NULL && a.k != NULL && a.v != NULL && a.row != NULL && probs != NULL;
@@ -190,10 +190,10 @@ static bool run_residual(pass *p, q3_tap_id id, mistake_kind kind, float *y)
 {
     const evidence *e = p->e;
     bool last = id == Q3_TAP_LAYER;
-    const float *stream = last ? pass_get(p, Q3_TAP_POST_ATTENTION_INPUT) : e->input;
-    const float *branch = pass_get(p, last ? Q3_TAP_MLP : Q3_TAP_O_PROJ);
+    const float *stream = last ? q3_pass_get(p, Q3_TAP_POST_ATTENTION_INPUT) : e->input;
+    const float *branch = q3_pass_get(p, last ? Q3_TAP_MLP : Q3_TAP_O_PROJ);
     if (kind == SUM_NORMED)
-        stream = pass_get(p, last ? Q3_TAP_POST_ATTENTION_LAYERNORM : Q3_TAP_INPUT_LAYERNORM);
+        stream = q3_pass_get(p, last ? Q3_TAP_POST_ATTENTION_LAYERNORM : Q3_TAP_INPUT_LAYERNORM);
     if (kind == SUM_WITHOUT_ATTENTION) stream = last ? e->input : NULL;
     if (stream == NULL || branch == NULL) return false;
     for (size_t i = 0; i < e->T * e->config->hidden_size; i++) {
@@ -212,13 +212,13 @@ static bool run_router(pass *p, mistake_kind kind, float *y)
 {
     const evidence *e = p->e;
     size_t E = e->config->num_experts, count = e->T * E;
-    const float *logits = pass_get(p, Q3_TAP_GATE);
+    const float *logits = q3_pass_get(p, Q3_TAP_GATE);
     if (logits == NULL) return false;
     q3_router_probs(y, logits, e->T, E);
     if (kind == ROUTER_TWICE) q3_router_probs(y, y, e->T, E);
     for (size_t i = 0; i < count; i++) {
         if (kind == ROUTER_SIGMOID) y[i] = (float)(1 / (1 + q3_exp(-(double)logits[i])));
-        if (kind == ROUTER_FORMAT) y[i] = (float)to_format((double)y[i], format_in(p->m->value));
+        if (kind == ROUTER_FORMAT) y[i] = (float)q3_to_format((double)y[i], format_in(p->m->value));
     }
     return true;
 }
@@ -251,7 +251,7 @@ static bool run_choice(pass *p, mistake_kind kind, float *y)
 {
     const evidence *e = p->e;
     size_t E = e->config->num_experts, A = e->config->num_experts_per_tok;
-    const float *probs = pass_get(p, Q3_TAP_ROUTER_PROBS), *logits = pass_get(p, Q3_TAP_GATE);
+    const float *probs = q3_pass_get(p, Q3_TAP_ROUTER_PROBS), *logits = q3_pass_get(p, Q3_TAP_GATE);
     float *row = malloc(E * sizeof *row);
     int32_t *ids = malloc(A * sizeof *ids);
     bool good = probs != NULL && logits != NULL && row != NULL && ids != NULL;
@@ -312,8 +312,8 @@ static bool run_weights(pass *p, mistake_kind kind, float *y)
 {
     const evidence *e = p->e;
     size_t E = e->config->num_experts, A = e->config->num_experts_per_tok;
-    const float *probs = pass_get(p, Q3_TAP_ROUTER_PROBS), *logits = pass_get(p, Q3_TAP_GATE);
-    const float *ids = pass_get(p, Q3_TAP_TOPK_INDICES);
+    const float *probs = q3_pass_get(p, Q3_TAP_ROUTER_PROBS), *logits = q3_pass_get(p, Q3_TAP_GATE);
+    const float *ids = q3_pass_get(p, Q3_TAP_TOPK_INDICES);
     bool normed = e->config->norm_topk_prob;
     if (kind == WEIGHT_PLAIN || kind == WEIGHT_LOGITS) normed = false;
     if (kind == WEIGHT_NORMED || kind == WEIGHT_CHOSEN) normed = true;
@@ -329,8 +329,8 @@ static bool run_weights(pass *p, mistake_kind kind, float *y)
 static double normal_below(double x)
 {
     double term = x, sum = x;
-    if (!(absolute(x) < 8)) return x > 0 ? 1 : x != x ? x : 0;
-    for (int n = 3; absolute(term) > 1e-18 * absolute(sum) && n < 500; n += 2) {
+    if (!(q3_absolute(x) < 8)) return x > 0 ? 1 : x != x ? x : 0;
+    for (int n = 3; q3_absolute(term) > 1e-18 * q3_absolute(sum) && n < 500; n += 2) {
         term = term * x * x / n;
         sum += term;
     }
@@ -354,8 +354,8 @@ static double activation(double x, mistake_kind kind, q3_dtype D)
 
 static bool run_activation(pass *p, bool sparse, mistake_kind kind, float *y)
 {
-    const float *x = pass_get(p, sparse ? Q3_TAP_EXPERTS_GATE_PROJ : Q3_TAP_DENSE_GATE_PROJ);
-    size_t count = p->e->T * tap_row(p->e, sparse ? Q3_TAP_EXPERTS_GATE_PROJ : Q3_TAP_DENSE_GATE_PROJ);
+    const float *x = q3_pass_get(p, sparse ? Q3_TAP_EXPERTS_GATE_PROJ : Q3_TAP_DENSE_GATE_PROJ);
+    size_t count = p->e->T * q3_row_of(p->e, sparse ? Q3_TAP_EXPERTS_GATE_PROJ : Q3_TAP_DENSE_GATE_PROJ);
     for (size_t i = 0; x != NULL && i < count; i++)
         y[i] = q3_round(activation((double)x[i], kind, p->e->dtype), p->e->dtype);
     return x != NULL;
@@ -365,14 +365,14 @@ static bool run_product(pass *p, bool sparse, mistake_kind kind, float *y)
 {
     q3_tap_id gate = sparse ? Q3_TAP_EXPERTS_GATE_PROJ : Q3_TAP_DENSE_GATE_PROJ;
     q3_tap_id act = sparse ? Q3_TAP_EXPERTS_ACT_FN : Q3_TAP_DENSE_ACT_FN;
-    const float *a = pass_get(p, kind == UP_ONCE ? gate : act);
-    const float *b = pass_get(p, sparse ? Q3_TAP_EXPERTS_UP_PROJ : Q3_TAP_DENSE_UP_PROJ);
+    const float *a = q3_pass_get(p, kind == UP_ONCE ? gate : act);
+    const float *b = q3_pass_get(p, sparse ? Q3_TAP_EXPERTS_UP_PROJ : Q3_TAP_DENSE_UP_PROJ);
     q3_dtype D = p->e->dtype;
     if (a == NULL || b == NULL || (kind == UP_ONCE && p->e->given[act])) return false;
-    for (size_t i = 0; i < p->e->T * tap_row(p->e, gate); i++) {
+    for (size_t i = 0; i < p->e->T * q3_row_of(p->e, gate); i++) {
         double up = (double)b[i], left = kind == UP_ONCE ? q3_silu((double)a[i]) : (double)a[i];
         if (kind == UP_PLUS_ONE) up = (double)q3_round(up + 1, D);
-        if (kind == UP_CLAMPED && absolute(up) > p->m->value) up = up < 0 ? -p->m->value : p->m->value;
+        if (kind == UP_CLAMPED && q3_absolute(up) > p->m->value) up = up < 0 ? -p->m->value : p->m->value;
         y[i] = q3_round(left * up, D);
     }
     return true;
@@ -382,8 +382,8 @@ static bool run_combine(pass *p, mistake_kind kind, float *y)
 {
     const evidence *e = p->e;
     size_t A = e->config->num_experts_per_tok, M = e->config->hidden_size;
-    const float *down = pass_get(p, Q3_TAP_EXPERTS_DOWN_PROJ), *ids = pass_get(p, Q3_TAP_TOPK_INDICES);
-    const float *weights = pass_get(p, Q3_TAP_TOPK_WEIGHTS);
+    const float *down = q3_pass_get(p, Q3_TAP_EXPERTS_DOWN_PROJ), *ids = q3_pass_get(p, Q3_TAP_TOPK_INDICES);
+    const float *weights = q3_pass_get(p, Q3_TAP_TOPK_WEIGHTS);
     int32_t *whole = malloc((A + 1) * sizeof *whole);
     float *w = malloc((A + 1) * sizeof *w);
     bool good = down != NULL && ids != NULL && weights != NULL && whole != NULL && w != NULL;
@@ -408,37 +408,12 @@ static bool run_combine(pass *p, mistake_kind kind, float *y)
 
 /* ==== The pass ================================================================================= */
 
-/* Which taps each tap is computed from; input: what the layer starts from. */
-static const struct { q3_tap_id id, from[3]; size_t count; } sources[] = {
-    {Q3_TAP_Q_PROJ, {Q3_TAP_INPUT_LAYERNORM}, 1}, {Q3_TAP_K_PROJ, {Q3_TAP_INPUT_LAYERNORM}, 1},
-    {Q3_TAP_V_PROJ, {Q3_TAP_INPUT_LAYERNORM}, 1}, {Q3_TAP_Q_NORM, {Q3_TAP_Q_PROJ}, 1},
-    {Q3_TAP_K_NORM, {Q3_TAP_K_PROJ}, 1}, {Q3_TAP_Q_ROPE, {Q3_TAP_Q_NORM, Q3_TAP_COS, Q3_TAP_SIN}, 3},
-    {Q3_TAP_K_ROPE, {Q3_TAP_K_NORM, Q3_TAP_COS, Q3_TAP_SIN}, 3},
-    {Q3_TAP_SCORES, {Q3_TAP_Q_ROPE, Q3_TAP_K_ROPE}, 2}, {Q3_TAP_PROBS, {Q3_TAP_SCORES}, 1},
-    {Q3_TAP_O_PROJ_INPUT, {Q3_TAP_PROBS, Q3_TAP_V_PROJ}, 2}, {Q3_TAP_O_PROJ, {Q3_TAP_O_PROJ_INPUT}, 1},
-    {Q3_TAP_POST_ATTENTION_INPUT, {Q3_TAP_O_PROJ}, 1},
-    {Q3_TAP_POST_ATTENTION_LAYERNORM, {Q3_TAP_POST_ATTENTION_INPUT}, 1},
-    {Q3_TAP_GATE, {Q3_TAP_POST_ATTENTION_LAYERNORM}, 1}, {Q3_TAP_ROUTER_PROBS, {Q3_TAP_GATE}, 1},
-    {Q3_TAP_TOPK_INDICES, {Q3_TAP_ROUTER_PROBS}, 1},
-    {Q3_TAP_TOPK_WEIGHTS, {Q3_TAP_ROUTER_PROBS, Q3_TAP_TOPK_INDICES, Q3_TAP_GATE}, 3},
-    {Q3_TAP_EXPERTS_GATE_PROJ, {Q3_TAP_POST_ATTENTION_LAYERNORM, Q3_TAP_TOPK_INDICES}, 2},
-    {Q3_TAP_EXPERTS_UP_PROJ, {Q3_TAP_POST_ATTENTION_LAYERNORM, Q3_TAP_TOPK_INDICES}, 2},
-    {Q3_TAP_EXPERTS_ACT_FN, {Q3_TAP_EXPERTS_GATE_PROJ}, 1},
-    {Q3_TAP_EXPERTS_DOWN_PROJ_INPUT, {Q3_TAP_EXPERTS_ACT_FN, Q3_TAP_EXPERTS_UP_PROJ}, 2},
-    {Q3_TAP_EXPERTS_DOWN_PROJ, {Q3_TAP_EXPERTS_DOWN_PROJ_INPUT, Q3_TAP_TOPK_INDICES}, 2},
-    {Q3_TAP_DENSE_GATE_PROJ, {Q3_TAP_POST_ATTENTION_LAYERNORM}, 1},
-    {Q3_TAP_DENSE_UP_PROJ, {Q3_TAP_POST_ATTENTION_LAYERNORM}, 1},
-    {Q3_TAP_DENSE_ACT_FN, {Q3_TAP_DENSE_GATE_PROJ}, 1},
-    {Q3_TAP_DENSE_DOWN_PROJ_INPUT, {Q3_TAP_DENSE_ACT_FN, Q3_TAP_DENSE_UP_PROJ}, 2},
-    {Q3_TAP_LAYER, {Q3_TAP_POST_ATTENTION_INPUT, Q3_TAP_MLP}, 2}, {Q3_TAP_LM_HEAD, {Q3_TAP_NORM}, 1},
-};
-
 static bool is_sparse(const evidence *e)
 {
     return q3_layer_is_sparse(e->config, e->layer);
 }
 
-bool tap_is_dense(const evidence *e)
+bool q3_in_dense_layer(const evidence *e)
 {
     return e->id >= Q3_TAP_INPUT_LAYERNORM && e->id <= Q3_TAP_LAYER && !is_sparse(e);
 }
@@ -447,15 +422,11 @@ bool tap_is_dense(const evidence *e)
 static bool reaches(const pass *p, q3_tap_id id)
 {
     const evidence *e = p->e;
-    static const q3_tap_id sparse[3] = {Q3_TAP_EXPERTS_DOWN_PROJ, Q3_TAP_TOPK_INDICES, Q3_TAP_TOPK_WEIGHTS};
+    const q3_node *node = q3_graph_node(e->config, id, e->layer);
     if (id != e->id && e->given[id] && e->tap[id] != NULL) return false;
     if (p->m->at >> id & 1) return true;
-    for (size_t i = 0; id == Q3_TAP_MLP && is_sparse(e) && i < 3; i++)
-        if (reaches(p, sparse[i])) return true;
-    if (id == Q3_TAP_MLP && !is_sparse(e)) return reaches(p, Q3_TAP_DENSE_DOWN_PROJ_INPUT);
-    for (size_t i = 0; i < sizeof sources / sizeof sources[0]; i++)
-        for (size_t k = 0; sources[i].id == id && k < sources[i].count; k++)
-            if (reaches(p, sources[i].from[k])) return true;
+    for (size_t i = 0; node != NULL && i < node->count; i++)
+        if (reaches(p, node->from[i])) return true;
     return false;
 }
 
@@ -465,21 +436,21 @@ static bool run_operator(pass *p, q3_tap_id id, float *y)
     bool sparse = is_sparse(p->e);
     switch ((int)id) {
     case Q3_TAP_EMBED_TOKENS: return run_embedding(p, kind, y);
-    case Q3_TAP_COS: case Q3_TAP_SIN: return slip_table(p, id, kind, y);
+    case Q3_TAP_COS: case Q3_TAP_SIN: return q3_evaluate_table(p, id, kind, y);
     case Q3_TAP_INPUT_LAYERNORM: case Q3_TAP_Q_NORM: case Q3_TAP_K_NORM: case Q3_TAP_POST_ATTENTION_LAYERNORM:
-    case Q3_TAP_NORM: return slip_norm(p, id, kind, y);
-    case Q3_TAP_Q_ROPE: case Q3_TAP_K_ROPE: return slip_rope(p, id, kind, y);
+    case Q3_TAP_NORM: return q3_evaluate_norm(p, id, kind, y);
+    case Q3_TAP_Q_ROPE: case Q3_TAP_K_ROPE: return q3_evaluate_rope(p, id, kind, y);
     case Q3_TAP_SCORES: case Q3_TAP_PROBS: case Q3_TAP_O_PROJ_INPUT: return run_attention(p, id, y);
     case Q3_TAP_POST_ATTENTION_INPUT: case Q3_TAP_LAYER: return run_residual(p, id, kind, y);
     case Q3_TAP_ROUTER_PROBS: return run_router(p, kind, y);
     case Q3_TAP_TOPK_INDICES: return run_choice(p, kind, y);
     case Q3_TAP_TOPK_WEIGHTS: return run_weights(p, kind, y);
     case Q3_TAP_EXPERTS_GATE_PROJ: case Q3_TAP_EXPERTS_UP_PROJ: case Q3_TAP_EXPERTS_DOWN_PROJ:
-        return slip_experts(p, id, kind, y);
+        return q3_evaluate_experts(p, id, kind, y);
     case Q3_TAP_EXPERTS_ACT_FN: case Q3_TAP_DENSE_ACT_FN: return run_activation(p, sparse, kind, y);
     case Q3_TAP_EXPERTS_DOWN_PROJ_INPUT: case Q3_TAP_DENSE_DOWN_PROJ_INPUT: return run_product(p, sparse, kind, y);
-    case Q3_TAP_MLP: return sparse ? run_combine(p, kind, y) : slip_map(p, id, kind, y);
-    default: return slip_map(p, id, kind, y);
+    case Q3_TAP_MLP: return sparse ? run_combine(p, kind, y) : q3_evaluate_map(p, id, kind, y);
+    default: return q3_evaluate_map(p, id, kind, y);
     }
 }
 
@@ -502,14 +473,14 @@ static double work_of(const evidence *e, q3_tap_id id, size_t row)
     }
 }
 
-const float *pass_get(pass *p, q3_tap_id id)
+const float *q3_pass_get(pass *p, q3_tap_id id)
 {
     const evidence *e = p->e;
     if (p->known[id]) return p->result[id];
     p->known[id] = true;
     p->result[id] = id == e->id ? e->ours : e->tap[id];
     if (!reaches(p, id)) return p->result[id];
-    size_t row = tap_row(e, id);
+    size_t row = q3_row_of(e, id);
     p->result[id] = NULL;
     p->work += work_of(e, id, row);
     p->made[id] = calloc(e->T, row * sizeof **p->made);
@@ -518,15 +489,15 @@ const float *pass_get(pass *p, q3_tap_id id)
     return p->result[id];
 }
 
-const float *pass_run(pass *p, const evidence *e, const mistake *m)
+const float *q3_pass_run(pass *p, const evidence *e, const mistake *m)
 {
     memset(p, 0, sizeof *p);
     p->e = e;
     p->m = m;
-    return reaches(p, e->id) ? pass_get(p, e->id) : NULL;
+    return reaches(p, e->id) ? q3_pass_get(p, e->id) : NULL;
 }
 
-void pass_free(pass *p)
+void q3_pass_free(pass *p)
 {
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) free(p->made[i]);
     memset(p, 0, sizeof *p);

@@ -1,6 +1,6 @@
-/* patterns.c - what can be said of a difference without knowing the operator: a factor, channels that have
+/* locate.c - what can be said of a difference without knowing the operator: a factor, channels that have
  * another's values, tokens in another order; else at least where it is. */
-#include "judge/diagnose.h"
+#include "judge/diagnosis.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,7 +53,7 @@ static void look(shape *s, bool rounding)
             size_t at = t * e->row + i;
             judged += e->bound[at] >= 0;
             bool differs = e->bound[at] >= 0 && e->ours[at] != e->theirs[at];
-            bool wrong = rounding ? differs : !agrees(e, at, e->ours[at]);
+            bool wrong = rounding ? differs : !q3_agrees(e, at, e->ours[at]);
             if (!wrong) continue;
             s->tokens[t]++;
             s->channels[i % s->N]++;
@@ -124,7 +124,7 @@ static void try_factor(diagnosis *d, shape *s, bool whole)
                 s->y[t * e->row + i] = q3_round(factor * (double)s->base[t * e->row + i], rounded_to(e));
     if (whole) snprintf(text, sizeof text, "scaled by a factor %.6g (gain)", factor);
     else snprintf(text, sizeof text, "only %s wrong: scaled by a factor %.6g", where, factor);
-    weigh(d, s->y, text);
+    q3_weigh(d, s->y, text);
 }
 
 /* Every token with its own factor. */
@@ -146,7 +146,7 @@ static void try_token_factors(diagnosis *d, shape *s)
     }
     char text[160];
     snprintf(text, sizeof text, "each token scaled by a factor of its own, %.4g to %.4g", least, most);
-    if (e->row > 2) weigh(d, s->y, text);
+    if (e->row > 2) q3_weigh(d, s->y, text);
 }
 
 /* A constant added to every element, or to every channel its own, as a bias is. */
@@ -169,7 +169,7 @@ static void try_offset(diagnosis *d, shape *s, bool by_channel)
             s->y[i] = q3_round((double)s->base[i] + offset, rounded_to(e));
         if (!by_channel) snprintf(text, sizeof text, "a constant added, %.4g", offset);
     }
-    weigh(d, s->y, text);
+    q3_weigh(d, s->y, text);
 }
 
 /* ==== Values of another place ================================================================== */
@@ -186,7 +186,7 @@ static void try_channel(diagnosis *d, shape *s)
         for (size_t t = e->first; t < e->T && good; t++)
             for (size_t at = t * e->row + c; at < (t + 1) * e->row && good; at += s->N) {
                 if (before && t == e->first) continue;
-                good = agrees(e, at, before ? e->ours[at - e->row] : e->ours[at - c + other]);
+                good = q3_agrees(e, at, before ? e->ours[at - e->row] : e->ours[at - c + other]);
             }
         if (!good) continue;
         memcpy(s->y, e->ours, e->T * e->row * sizeof *s->y);
@@ -195,7 +195,7 @@ static void try_channel(diagnosis *d, shape *s)
                 s->y[at] = before ? e->ours[at - e->row] : e->ours[at - c + other];
         if (before) snprintf(text, sizeof text, "channel %zu keeps the values of the token before", c);
         else snprintf(text, sizeof text, "channel %zu has the values of channel %zu", c, other);
-        weigh(d, s->y, text);
+        q3_weigh(d, s->y, text);
     }
 }
 
@@ -210,7 +210,7 @@ static void try_shift(diagnosis *d, shape *s)
         bool up = k % 2 == 1;
         if (up ? c + by >= s->N : c < by) continue;
         size_t at = s->first_token * e->row + s->first_part * s->N + c;
-        if (!agrees(e, at, e->ours[up ? at + by : at - by])) continue;
+        if (!q3_agrees(e, at, e->ours[up ? at + by : at - by])) continue;
         memcpy(s->y, e->ours, e->T * e->row * sizeof *s->y);
         for (size_t i = 0; i < e->T * e->row; i++) {
             size_t channel = i % e->row % s->N;
@@ -220,7 +220,7 @@ static void try_shift(diagnosis *d, shape *s)
         if (up) snprintf(text, sizeof text, "channels from %zu on shifted, each has the next but %zu", c, by - 1);
         else snprintf(text, sizeof text, "channels from %zu on shifted, each has the one %zu before", c, by);
         if (up && by == 1) snprintf(text, sizeof text, "channels from %zu on shifted by one", c);
-        weigh(d, s->y, text);
+        q3_weigh(d, s->y, text);
     }
 }
 
@@ -240,25 +240,25 @@ static void try_tokens(diagnosis *d, shape *s)
     if (s->token_count == 2) {
         swap_rows(s, s->first_token, s->last_token);
         snprintf(text, sizeof text, "tokens %zu and %zu swapped", s->first_token, s->last_token);
-        weigh(d, s->y, text);
+        q3_weigh(d, s->y, text);
     }
     for (size_t other = e->first; other < e->T && s->token_count == 1; other++) {
         memcpy(s->y, e->ours, e->T * n * sizeof *s->y);
         memcpy(s->y + s->first_token * n, e->ours + other * n, n * sizeof *s->y);
         snprintf(text, sizeof text, "token %zu has the values of token %zu", s->first_token, other);
-        if (other != s->first_token) weigh(d, s->y, text);
+        if (other != s->first_token) q3_weigh(d, s->y, text);
     }
     if (e->T > e->first + 1) {
         memcpy(s->y + (e->first + 1) * n, e->ours + e->first * n, (e->T - e->first - 1) * n * sizeof *s->y);
         memcpy(s->y + e->first * n, e->ours + e->first * n, n * sizeof *s->y);
-        weigh(d, s->y, "values of the token before, shifted by one");
+        q3_weigh(d, s->y, "values of the token before, shifted by one");
         memcpy(s->y + e->first * n, e->ours + (e->first + 1) * n, (e->T - e->first - 1) * n * sizeof *s->y);
         memcpy(s->y + (e->T - 1) * n, e->ours + (e->T - 1) * n, n * sizeof *s->y);
-        weigh(d, s->y, "values of the next token, shifted by one");
+        q3_weigh(d, s->y, "values of the next token, shifted by one");
     }
     for (size_t i = e->first * n; i < e->T * n; i++)
         s->y[i] = e->ours[i - i % s->N + (i % s->N + s->N / 2) % s->N];
-    if (s->N % 2 == 0) weigh(d, s->y, "halves of the channels swapped");
+    if (s->N % 2 == 0) q3_weigh(d, s->y, "halves of the channels swapped");
 }
 
 /* ==== Values that are lost ===================================================================== */
@@ -269,17 +269,17 @@ static void try_values(diagnosis *d, shape *s)
     const evidence *e = s->e;
     size_t begin = e->first * e->row, end = e->T * e->row, nans = 0;
     for (size_t f = 0; f < 2; f++) {
-        for (size_t i = begin; i < end; i++) s->y[i] = (float)to_format((double)e->ours[i], (format)f);
-        weigh(d, s->y, names[f]);
+        for (size_t i = begin; i < end; i++) s->y[i] = (float)q3_to_format((double)e->ours[i], (format)f);
+        q3_weigh(d, s->y, names[f]);
     }
     for (size_t i = begin; i < end; i++) {
         bool lost = e->ours[i] != e->ours[i];
         s->y[i] = lost ? 0.0f : e->ours[i];
         nans += lost;
     }
-    if (nans > 0) weigh(d, s->y, "NaN replaced by 0");
+    if (nans > 0) q3_weigh(d, s->y, "NaN replaced by 0");
     for (size_t i = begin; i < end; i++) s->y[i] = 0.0f;
-    weigh(d, s->y, "zeros");
+    q3_weigh(d, s->y, "zeros");
 }
 
 /* Zeros here and there, and everything else larger by one factor. */
@@ -301,7 +301,7 @@ static void try_dropout(diagnosis *d, shape *s)
     char text[160];
     snprintf(text, sizeof text, "dropout left on, %zu of %zu elements are 0 and the others times %.4g", zeros, all,
              factor);
-    if (zeros > 0 && zeros * 2 < all && factor > 1.005) weigh(d, s->y, text);
+    if (zeros > 0 && zeros * 2 < all && factor > 1.005) q3_weigh(d, s->y, text);
 }
 
 /* ==== Where ==================================================================================== */
@@ -335,7 +335,7 @@ static void say_expert(diagnosis *d, const shape *s)
     const evidence *e = d->e;
     const float *ids = e->tap[Q3_TAP_TOPK_INDICES];
     size_t A = e->config->num_experts_per_tok;
-    if ((e->id != Q3_TAP_MLP && e->id != Q3_TAP_LAYER) || tap_is_dense(e)) return;
+    if ((e->id != Q3_TAP_MLP && e->id != Q3_TAP_LAYER) || q3_in_dense_layer(e)) return;
     if (ids == NULL || s->token_count < 2) return;
     for (size_t expert = 0; expert < e->config->num_experts; expert++) {
         size_t with = 0, right_without = 0, other = 0;
@@ -389,7 +389,7 @@ static void prepare(shape *s)
     s->y = calloc(e->T, e->row * sizeof *s->y);
 }
 
-void find_patterns(diagnosis *d)
+void q3_locate(diagnosis *d)
 {
     shape s = {.e = d->e};
     pass exact;
@@ -400,7 +400,7 @@ void find_patterns(diagnosis *d)
     }
     prepare(&s);
     bool good = s.tokens != NULL && s.channels != NULL && s.parts != NULL && s.by_expert != NULL && s.y != NULL;
-    bool map = pass_run(&exact, d->e, &m) != NULL;
+    bool map = q3_pass_run(&exact, d->e, &m) != NULL;
     s.base = map ? exact.made[d->e->id] : d->e->ours;
     if (good) look(&s, d->rounding);
     if (good && s.token_count > 0) {
@@ -418,7 +418,7 @@ void find_patterns(diagnosis *d)
         if (d->strength == NOTHING && !d->rounding) say_place(d, &s);
     }
     d->no_memory = d->no_memory || !good || exact.no_memory;
-    pass_free(&exact);
+    q3_pass_free(&exact);
     free(s.tokens);
     free(s.channels);
     free(s.parts);

@@ -1,11 +1,11 @@
-/* slips.c - the operators of a layer that know weights or angles, each with the mistakes that real implementations
+/* operators.c - the operators of a layer that know weights or angles, each with the mistakes that real implementations
  * made in it. Slow and plain: a tensor in trouble is looked at once. */
-#include "judge/diagnose.h"
+#include "judge/diagnosis.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-double absolute(double x)
+double q3_absolute(double x)
 {
     return x < 0 ? -x : x;
 }
@@ -26,14 +26,14 @@ static float cut_tf32(double value, uint32_t add)
 /* E4M3: 4 significant bits, normal from 2^-6, at most 448. */
 static double to_fp8(double value)
 {
-    double size = absolute(value), unit = 0x1p-9;
+    double size = q3_absolute(value), unit = 0x1p-9;
     if (!(size <= 448)) return value != value ? value : value < 0 ? -448 : 448;
     while (size >= 16 * unit) unit *= 2;
     double units = (size / unit + 0x1.8p52) - 0x1.8p52;
     return value < 0 ? -units * unit : units * unit;
 }
 
-double to_format(double value, format f)
+double q3_to_format(double value, format f)
 {
     switch (f) {
     case FORMAT_BF16: return (double)q3_round(value, Q3_BF16);
@@ -49,9 +49,9 @@ double to_format(double value, format f)
     return (double)cut_tf32(value, 0xfff + (u >> 13 & 1));
 }
 
-double softcapped(double x, double cap, q3_dtype dtype)
+double q3_softcapped(double x, double cap, q3_dtype dtype)
 {
-    double y = (double)q3_round((double)q3_round(x, dtype) / cap, dtype), u = q3_exp(-2 * absolute(y));
+    double y = (double)q3_round((double)q3_round(x, dtype) / cap, dtype), u = q3_exp(-2 * q3_absolute(y));
     double bent = (double)q3_round((1 - u) / (1 + u), dtype) * cap;
     return y < 0 ? -bent : bent;
 }
@@ -74,7 +74,7 @@ static double largest_weight(const map *m, q3_dtype dtype)
         size_t n = m->N * m->K - i < 64 ? m->N * m->K - i : 64;
         q3_widen(row, m->weight, i, n, dtype);
         for (size_t k = 0; k < n; k++)
-            if (absolute((double)row[k]) > most) most = absolute((double)row[k]);
+            if (q3_absolute((double)row[k]) > most) most = q3_absolute((double)row[k]);
     }
     return most;
 }
@@ -100,7 +100,7 @@ static void weight_row(float *row, const map *m, mistake_kind kind, size_t o, do
     if (kind == MAP_INT8) {
         scale = 0;
         for (size_t k = 0; k < K; k++)
-            if (absolute((double)row[k]) / 127 > scale) scale = absolute((double)row[k]) / 127;
+            if (q3_absolute((double)row[k]) / 127 > scale) scale = q3_absolute((double)row[k]) / 127;
     }
     scale = (double)(float)scale;
     if ((kind != MAP_INT8 && kind != MAP_FP8) || !(scale > 0)) return;
@@ -144,14 +144,14 @@ static float one_sum(const float *w, const float *x, size_t K, float bias, const
     }
     if (kind == MAP_BIAS_AFTER) total = (double)q3_round(total, dtype);
     total += (double)bias;
-    if (kind == MAP_CAST) total = to_format(total, f);
-    if (kind == MAP_CAPPED) total = softcapped(total, m->value, dtype);
+    if (kind == MAP_CAST) total = q3_to_format(total, f);
+    if (kind == MAP_CAPPED) total = q3_softcapped(total, m->value, dtype);
     return q3_round(total, kind == MAP_NOT_ROUNDED ? Q3_F32 : dtype);
 }
 
 static void round_operands(float *y, const float *x, size_t n, format f)
 {
-    for (size_t i = 0; i < n; i++) y[i] = (float)to_format((double)x[i], f);
+    for (size_t i = 0; i < n; i++) y[i] = (float)q3_to_format((double)x[i], f);
 }
 
 static bool run_map(float *y, const map *m, const pass *p, mistake_kind kind)
@@ -201,13 +201,13 @@ static bool map_of(map *m, pass *p, q3_tap_id id)
     size_t r = 0;
     while (r < sizeof rows / sizeof rows[0] && rows[r].id != id) r++;
     if (r == sizeof rows / sizeof rows[0]) return false;
-    m->x = pass_get(p, rows[r].input);
+    m->x = q3_pass_get(p, rows[r].input);
     m->weight = rows[r].weight;
     m->bias = rows[r].bias;
     m->second = rows[r].second;
     m->T = e->T;
-    m->N = tap_row(e, id);
-    m->K = tap_row(e, rows[r].input);
+    m->N = q3_row_of(e, id);
+    m->K = q3_row_of(e, rows[r].input);
     m->is_second = id == Q3_TAP_DENSE_UP_PROJ;
     return m->x != NULL && m->weight.data != NULL;
 }
@@ -225,7 +225,7 @@ static void softmax_rows(float *y, size_t T, size_t n)
     q3_router_probs(y, y, T, n);
 }
 
-bool slip_map(pass *p, q3_tap_id id, mistake_kind kind, float *y)
+bool q3_evaluate_map(pass *p, q3_tap_id id, mistake_kind kind, float *y)
 {
     map m;
     if (!map_of(&m, p, id)) return false;
@@ -233,7 +233,7 @@ bool slip_map(pass *p, q3_tap_id id, mistake_kind kind, float *y)
                   kind == MAP_BIAS_TWICE || kind == MAP_BIAS_AFTER;
     if ((second && m.second.data == NULL) || (bias && m.bias.data == NULL)) return false;
     if (kind == MAP_INTERLEAVED && id != Q3_TAP_DENSE_GATE_PROJ && id != Q3_TAP_DENSE_UP_PROJ) return false;
-    if (kind == MAP_STREAM) m.x = pass_get(p, Q3_TAP_POST_ATTENTION_INPUT);
+    if (kind == MAP_STREAM) m.x = q3_pass_get(p, Q3_TAP_POST_ATTENTION_INPUT);
     if (kind == MAP_OTHER_WEIGHT && id == Q3_TAP_K_PROJ) m.bias = p->e->weights->layers[p->e->layer].v_proj_bias;
     if (kind == MAP_OTHER_WEIGHT && id == Q3_TAP_V_PROJ) m.bias = p->e->weights->layers[p->e->layer].k_proj_bias;
     if (m.x == NULL || !has_tail(p->m, kind, m.K)) return false;
@@ -260,9 +260,9 @@ static bool run_expert(float *y, float *in, float *out, pass *p, q3_tap_id id, m
     size_t A = v->config->num_experts_per_tok, n = 0;
     bool down = id == Q3_TAP_EXPERTS_DOWN_PROJ, up = id == Q3_TAP_EXPERTS_UP_PROJ;
     q3_tap_id input = down ? Q3_TAP_EXPERTS_DOWN_PROJ_INPUT : Q3_TAP_POST_ATTENTION_LAYERNORM;
-    const float *x = pass_get(p, input), *ids = pass_get(p, Q3_TAP_TOPK_INDICES);
-    const float *weights = kind == MAP_WEIGHTED ? pass_get(p, Q3_TAP_TOPK_WEIGHTS) : NULL;
-    size_t N = tap_row(v, id) / A, K = down ? tap_row(v, input) / A : tap_row(v, input);
+    const float *x = q3_pass_get(p, input), *ids = q3_pass_get(p, Q3_TAP_TOPK_INDICES);
+    const float *weights = kind == MAP_WEIGHTED ? q3_pass_get(p, Q3_TAP_TOPK_WEIGHTS) : NULL;
+    size_t N = q3_row_of(v, id) / A, K = down ? q3_row_of(v, input) / A : q3_row_of(v, input);
     if (x == NULL || ids == NULL || (kind == MAP_WEIGHTED && weights == NULL)) return false;
     for (size_t slot = 0; slot < v->T * A; slot++) {
         if (ids[slot] != (float)e) continue;
@@ -286,7 +286,7 @@ static bool run_expert(float *y, float *in, float *out, pass *p, q3_tap_id id, m
     return true;
 }
 
-bool slip_experts(pass *p, q3_tap_id id, mistake_kind kind, float *y)
+bool q3_evaluate_experts(pass *p, q3_tap_id id, mistake_kind kind, float *y)
 {
     const evidence *v = p->e;
     size_t A = v->config->num_experts_per_tok, M = v->config->hidden_size, F = v->config->moe_intermediate_size;
@@ -324,7 +324,7 @@ static bool norm_of(norm *m, pass *p, q3_tap_id id)
     switch ((int)id) {
     case Q3_TAP_INPUT_LAYERNORM: m->weight = l->input_layernorm, m->other = l->post_attention_layernorm; break;
     case Q3_TAP_POST_ATTENTION_LAYERNORM:
-        m->x = pass_get(p, Q3_TAP_POST_ATTENTION_INPUT);
+        m->x = q3_pass_get(p, Q3_TAP_POST_ATTENTION_INPUT);
         m->weight = l->post_attention_layernorm, m->other = l->input_layernorm;
         break;
     case Q3_TAP_NORM:
@@ -333,7 +333,7 @@ static bool norm_of(norm *m, pass *p, q3_tap_id id)
     default: {
         bool q = id == Q3_TAP_Q_NORM;
         size_t heads = q ? e->config->num_attention_heads : e->config->num_key_value_heads;
-        m->x = pass_get(p, q ? Q3_TAP_Q_PROJ : Q3_TAP_K_PROJ);
+        m->x = q3_pass_get(p, q ? Q3_TAP_Q_PROJ : Q3_TAP_K_PROJ);
         m->weight = q ? l->q_norm : l->k_norm, m->other = q ? l->k_norm : l->q_norm;
         m->rows *= heads, m->n = hd;
     } }
@@ -367,7 +367,7 @@ static bool norm_rows(float *y, const norm *m, const pass *p, mistake_kind kind)
     float *w = malloc((m->n + 1) * sizeof *w);
     for (size_t r = 0; x != NULL && w != NULL && r < m->rows; r++) {
         double variance = mean_square(x, m, r, kind);
-        if (kind == NORM_VARIANCE_FORMAT) variance = to_format(variance, format_in(p->m));
+        if (kind == NORM_VARIANCE_FORMAT) variance = q3_to_format(variance, format_in(p->m));
         double root = kind == NORM_EPS_OUTSIDE ? q3_sqrt(variance) + eps : q3_sqrt(variance + eps);
         q3_widen(w, kind == NORM_OTHER_WEIGHT ? m->other : m->weight, 0, m->n, D);
         for (size_t i = 0; i < m->n; i++) {
@@ -387,14 +387,14 @@ static bool norm_rows(float *y, const norm *m, const pass *p, mistake_kind kind)
 static float *rotated_first(pass *p, const norm *m)
 {
     const evidence *e = p->e;
-    const float *cos = pass_get(p, Q3_TAP_COS), *sin = pass_get(p, Q3_TAP_SIN);
+    const float *cos = q3_pass_get(p, Q3_TAP_COS), *sin = q3_pass_get(p, Q3_TAP_SIN);
     if (cos == NULL || sin == NULL) return NULL;
     float *x = calloc(m->rows, m->n * sizeof *x);
     if (x != NULL) q3_rope_apply(x, m->x, cos, sin, e->T, m->rows / (e->T > 0 ? e->T : 1), m->n, e->dtype);
     return x;
 }
 
-bool slip_norm(pass *p, q3_tap_id id, mistake_kind kind, float *y)
+bool q3_evaluate_norm(pass *p, q3_tap_id id, mistake_kind kind, float *y)
 {
     norm m;
     float *own = NULL;
@@ -405,7 +405,7 @@ bool slip_norm(pass *p, q3_tap_id id, mistake_kind kind, float *y)
     if (kind == NORM_ALL_HEADS) m.together = m.rows / (p->e->T > 0 ? p->e->T : 1);
     if (kind == NORM_UNROUNDED_SUM) {
         m.x = p->e->input;
-        m.branch = id == Q3_TAP_POST_ATTENTION_LAYERNORM ? pass_get(p, Q3_TAP_O_PROJ) : NULL;
+        m.branch = id == Q3_TAP_POST_ATTENTION_LAYERNORM ? q3_pass_get(p, Q3_TAP_O_PROJ) : NULL;
         if (m.branch == NULL) return false;
     }
     if (kind == NORM_MISSING) {
@@ -421,7 +421,7 @@ bool slip_norm(pass *p, q3_tap_id id, mistake_kind kind, float *y)
     good = good && norm_rows(y, &m, p, kind);
     free(own);
     if (good && kind == NORM_ROTATED) {
-        const float *cos = pass_get(p, Q3_TAP_COS), *sin = pass_get(p, Q3_TAP_SIN);
+        const float *cos = q3_pass_get(p, Q3_TAP_COS), *sin = q3_pass_get(p, Q3_TAP_SIN);
         if (cos == NULL || sin == NULL || id != p->e->id) return false;
         q3_rope_apply(y, y, cos, sin, p->e->T, m.rows / (p->e->T > 0 ? p->e->T : 1), m.n, p->e->dtype);
     }
@@ -443,19 +443,19 @@ static void make_table(float *cos, float *sin, float *inv_freq, const evidence *
     float scaling = q3_rope_frequencies(inv_freq, &rope, hd, e->config->max_position_embeddings, e->start + e->T);
     if (kind == TABLE_NO_FACTOR) scaling = 1.0f;
     for (size_t j = 0; j < half && kind == TABLE_FREQUENCY_FORMAT; j++)
-        inv_freq[j] = (float)to_format((double)inv_freq[j], f);
+        inv_freq[j] = (float)q3_to_format((double)inv_freq[j], f);
     for (size_t t = 0; t < e->T; t++) {
         double position = (double)(e->start + t);
         if (kind == TABLE_OFFSET) position += m->value;
         if (kind == TABLE_FROM_ZERO) position = (double)t;
         if (kind == TABLE_CONSTANT || kind == ROPE_POSITION) position = m->value;
-        if (kind == TABLE_POSITION_FORMAT) position = to_format(position, f);
+        if (kind == TABLE_POSITION_FORMAT) position = q3_to_format(position, f);
         for (size_t j = 0; j < half; j++) {
             float angle = (float)(position * (double)inv_freq[j]);
-            if (!(absolute((double)angle) <= 0x1p20)) angle = 0.0f;
+            if (!(q3_absolute((double)angle) <= 0x1p20)) angle = 0.0f;
             double c = (double)(float)((double)q3_cos(angle) * (double)scaling);
             double s = (double)(float)((double)q3_sin(angle) * (double)scaling);
-            if (kind == TABLE_FORMAT) c = to_format(c, f), s = to_format(s, f);
+            if (kind == TABLE_FORMAT) c = q3_to_format(c, f), s = q3_to_format(s, f);
             float *first = kind == TABLE_SWAPPED ? sin : cos, *second = kind == TABLE_SWAPPED ? cos : sin;
             if (first != NULL) first[t * hd + j] = first[t * hd + half + j] = q3_round(c, e->dtype);
             if (second != NULL) second[t * hd + j] = second[t * hd + half + j] = q3_round(s, e->dtype);
@@ -463,7 +463,7 @@ static void make_table(float *cos, float *sin, float *inv_freq, const evidence *
     }
 }
 
-bool slip_table(pass *p, q3_tap_id id, mistake_kind kind, float *y)
+bool q3_evaluate_table(pass *p, q3_tap_id id, mistake_kind kind, float *y)
 {
     float *inv_freq = malloc((p->e->config->head_dim + 1) * sizeof *inv_freq);
     if (inv_freq == NULL) return false;
@@ -508,14 +508,14 @@ static bool partial_table(float *cos, float *sin, const evidence *e)
     return true;
 }
 
-bool slip_rope(pass *p, q3_tap_id id, mistake_kind kind, float *y)
+bool q3_evaluate_rope(pass *p, q3_tap_id id, mistake_kind kind, float *y)
 {
     const evidence *e = p->e;
     bool q = id == Q3_TAP_Q_ROPE, own = kind == ROPE_POSITION || kind == ROPE_PARTIAL, good = true;
     size_t hd = e->config->head_dim, heads = q ? e->config->num_attention_heads : e->config->num_key_value_heads;
     q3_tap_id before = q ? Q3_TAP_Q_NORM : Q3_TAP_K_NORM;
-    if (kind == ROPE_NORM_AFTER) return !e->given[before] && slip_norm(p, before, NORM_AFTER_ROPE, y);
-    const float *x = pass_get(p, before), *cos = pass_get(p, Q3_TAP_COS), *sin = pass_get(p, Q3_TAP_SIN);
+    if (kind == ROPE_NORM_AFTER) return !e->given[before] && q3_evaluate_norm(p, before, NORM_AFTER_ROPE, y);
+    const float *x = q3_pass_get(p, before), *cos = q3_pass_get(p, Q3_TAP_COS), *sin = q3_pass_get(p, Q3_TAP_SIN);
     float *table = own ? calloc(e->T, 2 * hd * sizeof *table) : NULL, *inv_freq = calloc(hd + 1, sizeof *inv_freq);
     if (x == NULL || inv_freq == NULL || (own ? table == NULL : cos == NULL || sin == NULL)) good = false;
     if (good && own) cos = table, sin = table + e->T * hd;

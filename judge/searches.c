@@ -1,6 +1,6 @@
 /* searches.c - mistakes with a number or a choice in them that has to be found first: positions, theta, eps, a
  * limit, which expert's weights, which experts are left out. What is found is then tried like any other. */
-#include "judge/diagnose.h"
+#include "judge/diagnosis.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 /* x with so many significant decimal digits. */
 static double shortened(double x, int digits)
 {
-    double unit = 1, size = absolute(x), limit = 1;
+    double unit = 1, size = q3_absolute(x), limit = 1;
     for (int i = 0; i < digits; i++) limit *= 10;
     if (!(size > 1e-30 && size < 1e30)) return x;
     while (size / unit >= limit) unit *= 10;
@@ -26,7 +26,7 @@ static double shortened(double x, int digits)
 static bool row_agrees(const evidence *e, const float *y, size_t t)
 {
     for (size_t i = t * e->row; i < (t + 1) * e->row; i++)
-        if (!agrees(e, i, y[i])) return false;
+        if (!q3_agrees(e, i, y[i])) return false;
     return true;
 }
 
@@ -42,7 +42,7 @@ static void say_positions(char *text, size_t room, const evidence *e, const doub
 }
 
 /* Rows of cos, sin or rotated queries and keys, each with the position that it fits. */
-void search_positions(diagnosis *d)
+void q3_search_positions(diagnosis *d)
 {
     const evidence *e = d->e;
     bool table = e->id == Q3_TAP_COS || e->id == Q3_TAP_SIN;
@@ -57,7 +57,7 @@ void search_positions(diagnosis *d)
         mistake m = {.at = table ? TAP_BIT(Q3_TAP_COS) | TAP_BIT(Q3_TAP_SIN) : TAP_BIT(e->id), .value = p};
         m.kind = table ? TABLE_CONSTANT : ROPE_POSITION;
         pass run;
-        const float *row = pass_run(&run, e, &m);
+        const float *row = q3_pass_run(&run, e, &m);
         for (size_t t = e->first; row != NULL && t < e->T; t++) {
             bool follows = t > e->first && known[t - 1] && position[t - 1] + 1 == p;
             if ((known[t] && !follows) || !row_agrees(e, row, t)) continue;
@@ -67,12 +67,12 @@ void search_positions(diagnosis *d)
             memcpy(y + t * e->row, row + t * e->row, e->row * sizeof *y);
         }
         d->no_memory = d->no_memory || run.no_memory;
-        pass_free(&run);
+        q3_pass_free(&run);
     }
     char text[160];
     if (found == e->T - e->first && found > 0) {
         say_positions(text, sizeof text, e, position);
-        weigh(d, y, text);
+        q3_weigh(d, y, text);
     }
     free(y);
     free(position);
@@ -107,21 +107,21 @@ static double theta_of(const evidence *e)
     const float *row = e->theirs + t * hd;
     for (size_t j = half - 1; j > 0; j--) {
         double c = (double)row[j], exponent = 2 * (double)j / (double)hd;
-        if (!(absolute(c) < 1)) continue;
+        if (!(q3_absolute(c) < 1)) continue;
         double a = arc_cosine(c), near = theta > 0 ? p * power_of(theta, -exponent) : a, best = a;
         if (!(near < 1e7)) break;
         double whole = (double)(int64_t)(near / turn);
         for (double k = whole > 1 ? whole - 1 : 0; k <= whole + 1; k++) {
-            if (absolute(k * turn + a - near) < absolute(best - near)) best = k * turn + a;
-            if (k > 0 && absolute(k * turn - a - near) < absolute(best - near)) best = k * turn - a;
+            if (q3_absolute(k * turn + a - near) < q3_absolute(best - near)) best = k * turn + a;
+            if (k > 0 && q3_absolute(k * turn - a - near) < q3_absolute(best - near)) best = k * turn - a;
         }
-        if (theta > 0 && absolute(best - near) > 0.7) break;
+        if (theta > 0 && q3_absolute(best - near) > 0.7) break;
         if (best > 0.05) theta = power_of(best / p, -1 / exponent);
     }
     return theta;
 }
 
-void search_theta(diagnosis *d)
+void q3_search_theta(diagnosis *d)
 {
     const evidence *e = d->e;
     uint64_t at = TAP_BIT(Q3_TAP_COS) | TAP_BIT(Q3_TAP_SIN);
@@ -129,7 +129,7 @@ void search_theta(diagnosis *d)
     if (e->id != Q3_TAP_COS || d->rounding || d->strength == FULL || e->start + e->T < 3 || !plain) return;
     double theta = theta_of(e);
     for (int digits = 1; digits <= 5 && theta > 1 && theta < 1e12 && d->strength != FULL; digits++)
-        attempt(d, at, TABLE_THETA, shortened(theta, digits), "rope_theta %.9g instead of %.9g",
+        q3_attempt(d, at, TABLE_THETA, shortened(theta, digits), "rope_theta %.9g instead of %.9g",
                 shortened(theta, digits), e->config->rope.rope_theta);
 }
 
@@ -155,7 +155,7 @@ static double eps_of(const evidence *e, const float *plain, const float *x, size
     return eps;
 }
 
-void search_eps(diagnosis *d)
+void q3_search_eps(diagnosis *d)
 {
     const evidence *e = d->e;
     bool heads = e->id == Q3_TAP_Q_NORM || e->id == Q3_TAP_K_NORM;
@@ -166,17 +166,17 @@ void search_eps(diagnosis *d)
     const float *x = heads ? e->tap[from] : e->input;
     if (e->id == Q3_TAP_POST_ATTENTION_LAYERNORM) x = e->tap[Q3_TAP_POST_ATTENTION_INPUT];
     else if (!heads && e->id != Q3_TAP_INPUT_LAYERNORM && e->id != Q3_TAP_NORM) return;
-    const float *plain = pass_run(&run, e, &m);
+    const float *plain = q3_pass_run(&run, e, &m);
     double eps = plain != NULL && x != NULL ? eps_of(e, plain, x, heads ? e->config->head_dim : e->row) : -1;
-    pass_free(&run);
+    q3_pass_free(&run);
     for (int digits = 1; digits <= 3 && eps > 0 && d->strength != FULL; digits++)
-        attempt(d, m.at, NORM_EPS, shortened(eps, digits), "eps %.9g instead of %.9g", shortened(eps, digits),
+        q3_attempt(d, m.at, NORM_EPS, shortened(eps, digits), "eps %.9g instead of %.9g", shortened(eps, digits),
                 e->config->rms_norm_eps);
 }
 
 /* ==== A limit of up ============================================================================ */
 
-void search_limit(diagnosis *d)
+void q3_search_limit(diagnosis *d)
 {
     const evidence *e = d->e;
     bool sparse = e->id == Q3_TAP_EXPERTS_DOWN_PROJ_INPUT;
@@ -185,12 +185,12 @@ void search_limit(diagnosis *d)
     if (!sparse && e->id != Q3_TAP_DENSE_DOWN_PROJ_INPUT) return;
     if (act == NULL || d->rounding || d->strength == FULL) return;
     for (size_t i = e->first * e->row; i < e->T * e->row; i++) {
-        if (act[i] == 0.0f || agrees(e, i, e->ours[i])) continue;
-        sum += absolute((double)e->theirs[i] / (double)act[i]);
+        if (act[i] == 0.0f || q3_agrees(e, i, e->ours[i])) continue;
+        sum += q3_absolute((double)e->theirs[i] / (double)act[i]);
         count++;
     }
     for (int digits = 1; digits <= 4 && count > 0 && d->strength != FULL; digits++)
-        attempt(d, TAP_BIT(e->id), UP_CLAMPED, shortened(sum / count, digits), "up clamped at %.9g",
+        q3_attempt(d, TAP_BIT(e->id), UP_CLAMPED, shortened(sum / count, digits), "up clamped at %.9g",
                 shortened(sum / count, digits));
 }
 
@@ -222,14 +222,14 @@ static size_t maker_of(const evidence *e, const float *x, size_t slot, size_t N,
                       : e->id == Q3_TAP_EXPERTS_UP_PROJ ? m->up_proj : m->down_proj;
         bool good = true;
         q3_linear(y, x, w, none, 1, n, K, e->dtype);
-        for (size_t i = 0; i < n && good; i++) good = agrees(e, slot * N + i, y[i]);
+        for (size_t i = 0; i < n && good; i++) good = q3_agrees(e, slot * N + i, y[i]);
         if (good) return other;
     }
     return E;
 }
 
 /* Each expert's maker, from the first slot of it that is wrong. */
-void search_experts(diagnosis *d)
+void q3_search_experts(diagnosis *d)
 {
     const evidence *e = d->e;
     size_t A = e->config->num_experts_per_tok, E = e->config->num_experts, changed = 0;
@@ -243,7 +243,7 @@ void search_experts(diagnosis *d)
     for (size_t i = 0; map != NULL && i < E; i++) map[i] = i;
     for (size_t slot = e->first * A; map != NULL && slot < e->T * A; slot++) {
         size_t id = (size_t)ids[slot], bad = 0;
-        for (size_t i = slot * N; i < (slot + 1) * N; i++) bad += !agrees(e, i, e->ours[i]);
+        for (size_t i = slot * N; i < (slot + 1) * N; i++) bad += !q3_agrees(e, i, e->ours[i]);
         if (bad == 0 || map[id] != id) continue;
         map[id] = maker_of(e, x + (down ? slot : slot / A) * K, slot, N, K);
         if (map[id] == E) map[id] = id;
@@ -253,13 +253,13 @@ void search_experts(diagnosis *d)
         char text[160];
         mistake m = {TAP_BIT(e->id), MAP_EXPERTS, 0, map};
         say_experts(text, sizeof text, map, E);
-        attempt_with(d, &m, text);
+        q3_attempt_with(d, &m, text);
     }
     free(map);
 }
 
 /* Where the experts' own tensors are not given: all ids one further, and every two of few experts exchanged. */
-void search_hidden_experts(diagnosis *d)
+void q3_search_hidden_experts(diagnosis *d)
 {
     const evidence *e = d->e;
     size_t E = e->config->num_experts;
@@ -274,7 +274,7 @@ void search_hidden_experts(diagnosis *d)
         if (k >= 2 && ++b == E) b = ++a + 1;
         if (k >= 2) map[a] = b, map[b] = a;
         say_experts(text, sizeof text, map, E);
-        attempt_with(d, &m, text);
+        q3_attempt_with(d, &m, text);
     }
     free(map);
 }
@@ -298,7 +298,7 @@ static size_t missing_slots(const evidence *e, size_t t, float *y)
 }
 
 /* Experts that some tokens' sums lack: over capacity, not traced. */
-void search_missing(diagnosis *d)
+void q3_search_missing(diagnosis *d)
 {
     const evidence *e = d->e;
     size_t A = e->config->num_experts_per_tok, tokens = 0, first = 0, slot = 0;
@@ -324,7 +324,7 @@ void search_missing(diagnosis *d)
         snprintf(text, sizeof text,
                  "experts missing from the sum in %zu of %zu tokens (first: token %zu, expert %zu)", tokens,
                  e->T - e->first, first, (size_t)e->tap[Q3_TAP_TOPK_INDICES][first * A + slot]);
-        weigh(d, y, text);
+        q3_weigh(d, y, text);
     }
     free(y);
 }
