@@ -76,6 +76,9 @@ void q3_report_operators(q3_text *out, const q3_finding *f);
 extern const char q3_report_glyphs[Q3_VERDICT_COUNT];
 /* A string of JSON. */
 void q3_report_put_string(q3_text *out, const char *text);
+/* Of the page, line by line; NULL ends them (page_assets.c). */
+extern const char *const q3_page_style[];
+extern const char *const q3_page_script[];
 /* A writer's result: the text's block goes to the caller. */
 q3_status q3_report_give(q3_text *made, char **text, size_t *length, const q3_report *r, q3_error *error);
 

@@ -1,0 +1,136 @@
+// The script of the report's page (report_page.c): shows the figures of one tensor from the JSON lines, which stand
+// at the end of the page (MODEL.md 13), and lets arrows go through the map. Text from files is set as text, never as
+// HTML; what becomes HTML are numbers.
+'use strict';(() => {
+const data = JSON.parse(document.getElementById('data').textContent);
+const panel = document.getElementById('detail'), map = document.querySelector('.map');
+const cells = document.querySelectorAll('.c[data-i]');
+const make = (tag, text) => Object.assign(document.createElement(tag), {textContent: text});
+const short = (v, digits) =>
+  typeof v !== 'number' ? v : v >= 2 ** 100 ? 'inf' : String(+v.toPrecision(digits));
+const show = v => short(v, 4);
+const share = (part, all) => all > 0 ? show(100 * part / all) + ' %' : '0 %';
+
+// What the entries of a place count, as q3_report_place says it.
+function axes(f) {
+  const slot = /\.(topk_|experts\.)/.test(f.tap);
+  const last = /self_attn\.(scores|probs)\./.test(f.tap) ? 'key' : 'channel';
+  return f.shape.length < 3 ? ['token', slot ? 'slot' : last] : ['token', slot ? 'slot' : 'head', last];
+}
+const place = (f, at) => at.map((n, i) => axes(f)[i] + ' ' + n).join(', ');
+const both = (ours, theirs) => ': ours ' + show(ours) + ', theirs ' + show(theirs);
+
+// Rows of the panel for a tensor of numbers.
+function differences(f, add) {
+  const expected = f.judged ? ', at most ' + share(f.expected, f.judged) + ' expected' : '';
+  add('differ', f.differ + ' of ' + f.elements + ' (' + share(f.differ, f.elements) + ')' + expected);
+  if (!f.differ) return;
+  add('above 1 ulp', String(f.over_1_ulp));
+  if (f.judged) add('outside', String(f.outside));
+  add('largest', show(f.max_ulp) + ' ulp at ' + place(f, f.max_at) + both(f.max_ours, f.max_theirs));
+  if (f.judged) add('bound', 'up to ' + show(f.max_bound_ratio) + ' times as much');
+  add('relative L2', show(f.relative_l2));
+  add('gain, offset', short(f.gain, 6) + ', ' + show(f.offset));
+  add('worst', 'token ' + f.worst_token + ', channel ' + f.worst_channel);
+}
+
+// All rows of the panel, [label, text] each.
+function figures(f) {
+  const rows = [], add = (label, value) => value && rows.push([label, value]);
+  const ids = /\.topk_indices\./.test(f.tap), bad = f.bad;
+  add('verdict', f.verdict);
+  add('why', f.reason);
+  add('looks like', f.looks_like);
+  add('given as', f.given_as !== f.tap && f.given_as);
+  add('read as', f.note);
+  add('shape', f.shape.length ? '[' + f.shape.join(', ') + ']' : '');
+  const finite = bad && !ids && Number.isFinite(bad.ours) && Number.isFinite(bad.theirs);
+  if (bad) add(f.judged || ids ? 'first outside' : 'first', place(f, bad.at) + both(bad.ours, bad.theirs) +
+    (finite ? '; ' + show(bad.ulp) + ' ulp' + (f.judged ? ', bound ' + show(bad.bound_ulp) : '') : ''));
+  if (f.elements && ids) add('tokens', f.near_ties + ' near-ties, ' + f.wrong_sets + ' wrong sets, ' +
+    f.other_order + ' in another order');
+  if (f.elements && !ids) differences(f, add);
+  add(f.verdict === 'unjudged' ? 'record too' : 'judged with', f.operators.join(', '));
+  return rows;
+}
+
+// A bar for each bin; bin i of n holds the places ceil(i * count / n) to ceil((i + 1) * count / n) - 1. Heights are
+// logarithms, so that one ulp is seen beside a thousand.
+function bars(title, axis, values, count, height) {
+  const figure = make('figure'), range = make('div'), n = values.length, heights = values.map(height);
+  const most = Math.max(...heights), peak = heights.indexOf(most), from = i => Math.ceil(i * count / n);
+  const name = i => from(i) + 1 < from(i + 1) ? axis + 's ' + from(i) + ' to ' + (from(i + 1) - 1)
+    : axis + ' ' + from(i);
+  const bar = (h, i) => '<rect x=' + (10 * i + 1) + ' width=8 y=' + (100 - h) + ' height=' + h +
+    (i === peak ? ' class=peak' : '') + '><title></title></rect>';
+  figure.append(make('figcaption', title + '; ' + name(peak) + ': ' + show(values[peak])));
+  figure.insertAdjacentHTML('beforeend', '<svg role=img preserveAspectRatio=none viewBox="0 0 ' + 10 * n +
+    ' 100">' + heights.map(h => most > 0 ? 96 * h / most : 0).map(bar).join('') + '</svg>');
+  figure.querySelectorAll('title').forEach((t, i) => t.append(name(i) + ': ' + show(values[i])));
+  figure.querySelector('svg').setAttribute('aria-label', figure.firstChild.textContent);
+  range.className = 'range';
+  range.append(make('span', axis + ' 0'), make('span', axis + ' ' + (count - 1)));
+  figure.append(range);
+  panel.append(figure);
+}
+
+// Heights, of a profile and of margins; what is not finite is as high as can be.
+const real = v => typeof v === 'number' ? Math.min(v, 2 ** 100) : 2 ** 100;
+const steps = v => Math.log2(1 + real(v));
+const closeness = v => Math.min(Math.max(-Math.log2(Math.max(real(v), 0)), 0), 40);
+
+// Shows line i of the data.
+function open(i) {
+  const f = data[i], last = axes(f).at(-1), list = make('dl'), close = make('button', 'close');
+  close.className = 'close';
+  close.onclick = () => { panel.hidden = true; };
+  for (const [label, value] of figures(f)) list.append(make('dt', label), make('dd', value));
+  panel.replaceChildren(close, make('h2', f.tap), list);
+  if (f.differ && f.token_profile.length)
+    bars('Largest difference by token, in ulp (log scale)', 'token', f.token_profile, f.shape[0], steps);
+  if (f.differ && f.channel_profile.some(v => v !== 0))
+    bars('The same by ' + last, last, f.channel_profile, f.shape.at(-1), steps);
+  if (f.margins.length)
+    bars('Margin of the router, p_k - p_(k+1); tall: close to a tie (log scale)', 'token', f.margins,
+      f.shape[0], closeness);
+  panel.hidden = false;
+  panel.scrollTop = 0;
+  for (const c of cells) c.setAttribute('aria-pressed', c.dataset.i === String(i));
+}
+
+// In the map one cell at a time is a tab stop; arrows go on from there.
+function stop(cell) {
+  map.querySelectorAll('button').forEach(b => { b.tabIndex = b === cell ? 0 : -1; });
+}
+document.addEventListener('click', e => {
+  const cell = e.target.closest('button[data-i]');
+  if (!cell) return;
+  open(+cell.dataset.i);
+  if (map && map.contains(cell)) stop(cell);
+  if (cell.className === 'name') panel.scrollIntoView({block: 'nearest'});
+});
+document.addEventListener('keydown', e => {
+  if (e.key === 'Escape') panel.hidden = true;
+  const step = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[e.key];
+  const cell = e.target.closest('.map td');
+  if (!step || !cell) return;
+  let row = cell.parentNode.rowIndex, column = cell.cellIndex, next;
+  do {
+    row += step[0];
+    column += step[1];
+    next = map.rows[row]?.cells[column];
+  } while (next && next.matches('td') && !next.querySelector('button'));
+  const button = next?.querySelector('button');
+  if (!button) return;
+  e.preventDefault();
+  stop(button);
+  button.focus();
+});
+
+if (map) stop(map.querySelector('button'));
+for (const c of cells) c.title = c.getAttribute('aria-label');
+const first = document.querySelector('[data-first]');
+const box = first?.closest('.tall'), [at, from] = [first, box].map(e => e?.getBoundingClientRect());
+box?.scrollBy(at.left - from.left - box.clientWidth / 2, at.top - from.top - box.clientHeight / 2);
+if (first && matchMedia('(min-width: 70rem)').matches) open(+first.dataset.i);
+})();
