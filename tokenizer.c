@@ -9,12 +9,11 @@
 
 q3_status q3_no_memory(q3_error *error)
 {
-    if (error != NULL)
-        snprintf(error->text, sizeof error->text, "tokenizer: not enough memory");
+    if (error != NULL) snprintf(error->text, sizeof error->text, "tokenizer: not enough memory");
     return Q3_ERROR_MEMORY;
 }
 
-/* ---- tables and tokens ----------------------------------------------------------- */
+/* ==== Tables and tokens ======================================================================= */
 
 /* Writes what a token's text (UTF-8) stands for to out, which has room for n bytes, and its
  * length to *length. Returns 0, or 1 if the text has to stand for itself. */
@@ -50,8 +49,7 @@ size_t q3_token_slot(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size
         h = mix(h, word);
     }
     word = 0;
-    for (size_t i = 0; i < n; i++)
-        word = word << 8 | p[i];
+    for (size_t i = 0; i < n; i++) word = word << 8 | p[i];
     return mix(h, word) & t->slot_mask;
 }
 
@@ -80,20 +78,17 @@ static const q3_pair *find_pair(const q3_tokenizer *t, uint32_t left, uint32_t r
 {
     for (size_t s = q3_pair_slot(t, left, right);; s = (s + 1) & t->pair_mask) {
         const q3_pair *p = &t->pairs[s];
-        if ((p->left == left && p->right == right) || p->result == Q3_NONE)
-            return p;
+        if ((p->left == left && p->right == right) || p->result == Q3_NONE) return p;
     }
 }
 
 /* The index from low to high - 1 with this id, or Q3_NONE. */
 uint32_t q3_find_id(const q3_tokenizer *t, size_t low, size_t high, int32_t id)
 {
-    if (id >= 0 && (size_t)id >= low && (size_t)id < high && t->ids[id] == id)
-        return (uint32_t)id;
+    if (id >= 0 && (size_t)id >= low && (size_t)id < high && t->ids[id] == id) return (uint32_t)id;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if (t->ids[middle] == id)
-            return (uint32_t)middle;
+        if (t->ids[middle] == id) return (uint32_t)middle;
         if (t->ids[middle] < id)
             low = middle + 1;
         else
@@ -120,7 +115,7 @@ typedef struct work {
     size_t cache_size;
 } work;
 
-/* ---- split ----------------------------------------------------------------------- */
+/* ==== Split =================================================================================== */
 
 /* The end of the run of one class at p. */
 static inline const uint8_t *run(const uint16_t *properties, const uint8_t *p, const uint8_t *end,
@@ -129,8 +124,7 @@ static inline const uint8_t *run(const uint16_t *properties, const uint8_t *p, c
     uint32_t code;
     while (p < end) {
         size_t step = q3_take(p, &code);
-        if ((properties[code] & Q3_CLASS) != class)
-            break;
+        if ((properties[code] & Q3_CLASS) != class) break;
         p += step;
     }
     return p;
@@ -139,13 +133,10 @@ static inline const uint8_t *run(const uint16_t *properties, const uint8_t *p, c
 /* The length of 's 't 'm 'd 're 've 'll at p (any case; U+017F is a case of s), or 0. */
 static size_t contraction(const uint8_t *p, const uint8_t *end)
 {
-    if (end - p < 2)
-        return 0;
+    if (end - p < 2) return 0;
     uint8_t a = p[1] | 0x20, b = end - p > 2 ? p[2] | 0x20 : 0;
-    if (p[1] < 0x80 && (a == 's' || a == 't' || a == 'm' || a == 'd'))
-        return 2;
-    if (p[1] == 0xC5 && p[2] == 0xBF)
-        return 3;
+    if (p[1] < 0x80 && (a == 's' || a == 't' || a == 'm' || a == 'd')) return 2;
+    if (p[1] == 0xC5 && p[2] == 0xBF) return 3;
     if (p[1] < 0x80 && end - p > 2 && p[2] < 0x80 &&
         (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')))
         return 3;
@@ -159,40 +150,32 @@ static size_t piece_length(const uint16_t *properties, const uint8_t *p, const u
     const uint8_t *q = p + q3_take(p, &code), *stop, *line = NULL;
     class = properties[code] & Q3_CLASS;
     size_t n = code == '\'' ? contraction(p, end) : 0;
-    if (n > 0)
-        return n;
-    if (class == Q3_LETTER)
-        return (size_t)(run(properties, q, end, Q3_LETTER) - p);
-    if (class == Q3_NUMBER)
-        return (size_t)(q - p);
+    if (n > 0) return n;
+    if (class == Q3_LETTER) return (size_t)(run(properties, q, end, Q3_LETTER) - p);
+    if (class == Q3_NUMBER) return (size_t)(q - p);
     if (q < end && code != '\r' && code != '\n') {
         q3_take(q, &next);
         if ((properties[next] & Q3_CLASS) == Q3_LETTER)
             return (size_t)(run(properties, q, end, Q3_LETTER) - p);
-        if (code == ' ' && (properties[next] & Q3_CLASS) == Q3_OTHER)
-            class = Q3_OTHER;
+        if (code == ' ' && (properties[next] & Q3_CLASS) == Q3_OTHER) class = Q3_OTHER;
     }
     if (class == Q3_OTHER) {
         stop = run(properties, q, end, Q3_OTHER);
-        while (stop < end && (*stop == '\r' || *stop == '\n'))
-            stop++;
+        while (stop < end && (*stop == '\r' || *stop == '\n')) stop++;
         return (size_t)(stop - p);
     }
     const uint8_t *last = p;
     for (stop = p; stop < end; stop += n) {
         n = q3_take(stop, &code);
-        if ((properties[code] & Q3_CLASS) != Q3_SPACE)
-            break;
+        if ((properties[code] & Q3_CLASS) != Q3_SPACE) break;
         last = stop;
-        if (code == '\r' || code == '\n')
-            line = stop + 1;
+        if (code == '\r' || code == '\n') line = stop + 1;
     }
-    if (line != NULL)
-        return (size_t)(line - p);
+    if (line != NULL) return (size_t)(line - p);
     return (size_t)((stop == end || last == p ? stop : last) - p);
 }
 
-/* ---- merges ---------------------------------------------------------------------- */
+/* ==== Merges ================================================================================== */
 
 typedef struct symbol {
     uint32_t token, previous, next, result;
@@ -205,8 +188,7 @@ static void heap_push(q3_buffer *heap, uint64_t key)
 {
     uint64_t *h = heap->data;
     size_t i = heap->count++;
-    for (; i > 0 && h[(i - 1) / 2] > key; i = (i - 1) / 2)
-        h[i] = h[(i - 1) / 2];
+    for (; i > 0 && h[(i - 1) / 2] > key; i = (i - 1) / 2) h[i] = h[(i - 1) / 2];
     h[i] = key;
 }
 
@@ -216,8 +198,7 @@ static uint64_t heap_pop(q3_buffer *heap)
     size_t i = 0, n = heap->count;
     for (size_t child; (child = 2 * i + 1) < n; i = child) {
         child += child + 1 < n && h[child + 1] < h[child];
-        if (h[child] >= key)
-            break;
+        if (h[child] >= key) break;
         h[i] = h[child];
     }
     h[i] = key;
@@ -231,15 +212,12 @@ static void set_pair(work *w, uint32_t i, bool few)
     symbol *s = w->symbols.data;
     uint32_t *ranks = w->ranks.data;
     ranks[i] = Q3_NONE;
-    if (s[i].next == Q3_NONE)
-        return;
+    if (s[i].next == Q3_NONE) return;
     const q3_pair *p = find_pair(w->t, s[i].token, s[s[i].next].token);
-    if (p->result == Q3_NONE)
-        return;
+    if (p->result == Q3_NONE) return;
     ranks[i] = p->rank;
     s[i].result = p->result;
-    if (!few)
-        heap_push(&w->heap, (uint64_t)p->rank << 32 | i);
+    if (!few) heap_push(&w->heap, (uint64_t)p->rank << 32 | i);
 }
 
 /* The symbol whose pair has the lowest rank, the leftmost of equals; Q3_NONE if no pair is left. */
@@ -279,26 +257,21 @@ static bool merge_piece(work *w, const uint8_t *p, size_t n)
             m++;
         }
     }
-    if (m == 0)
-        return true;
+    if (m == 0) return true;
     s[m - 1].next = Q3_NONE;
     w->symbols.count = m;
     bool few = m <= FEW;
-    for (uint32_t i = 0; i < m; i++)
-        set_pair(w, i, few);
+    for (uint32_t i = 0; i < m; i++) set_pair(w, i, few);
     for (uint32_t i; (i = lowest_pair(w, few)) != Q3_NONE;) {
         uint32_t gone = s[i].next;
         s[i].token = s[i].result;
         s[i].next = s[gone].next;
         ranks[gone] = Q3_NONE;
-        if (s[i].next != Q3_NONE)
-            s[s[i].next].previous = i;
+        if (s[i].next != Q3_NONE) s[s[i].next].previous = i;
         set_pair(w, i, few);
-        if (s[i].previous != Q3_NONE)
-            set_pair(w, s[i].previous, few);
+        if (s[i].previous != Q3_NONE) set_pair(w, s[i].previous, few);
     }
-    if (!q3_reserve(&w->ids, m, sizeof(int32_t)))
-        return false;
+    if (!q3_reserve(&w->ids, m, sizeof(int32_t))) return false;
     for (uint32_t i = 0; i != Q3_NONE; i = s[i].next)
         ((int32_t *)w->ids.data)[w->ids.count++] = w->t->ids[s[i].token];
     return true;
@@ -314,8 +287,7 @@ static bool encode_piece(work *w, const uint8_t *p, size_t n)
         entry = &w->cache[mix(mix(mix(n, key[0]), key[1]), key[2]) & (w->cache_size - 1)];
         if (entry->length == n && entry->key[0] == key[0] && entry->key[1] == key[1] &&
             entry->key[2] == key[2]) {
-            if (!q3_reserve(&w->ids, entry->count, sizeof(int32_t)))
-                return false;
+            if (!q3_reserve(&w->ids, entry->count, sizeof(int32_t))) return false;
             memcpy((int32_t *)w->ids.data + before, entry->ids, entry->count * sizeof(int32_t));
             w->ids.count += entry->count;
             return true;
@@ -323,8 +295,7 @@ static bool encode_piece(work *w, const uint8_t *p, size_t n)
     }
     uint32_t whole = w->t->ignore_merges ? q3_find_token(w->t, 0, p, n) : Q3_NONE;
     if (whole < w->t->vocabulary) {
-        if (!q3_reserve(&w->ids, 1, sizeof(int32_t)))
-            return false;
+        if (!q3_reserve(&w->ids, 1, sizeof(int32_t))) return false;
         ((int32_t *)w->ids.data)[w->ids.count++] = w->t->ids[whole];
     } else if (!merge_piece(w, p, n)) {
         return false;
@@ -332,26 +303,23 @@ static bool encode_piece(work *w, const uint8_t *p, size_t n)
     size_t count = w->ids.count - before;
     if (entry != NULL && count <= 8) {
         memcpy(entry->key, key, sizeof key);
-        if (count > 0)
-            memcpy(entry->ids, (int32_t *)w->ids.data + before, count * sizeof(int32_t));
+        if (count > 0) memcpy(entry->ids, (int32_t *)w->ids.data + before, count * sizeof(int32_t));
         entry->length = (uint8_t)n;
         entry->count = (uint8_t)count;
     }
     return true;
 }
 
-/* ---- encode and decode ----------------------------------------------------------- */
+/* ==== Encode and decode ======================================================================= */
 
 /* Encodes the text between two added tokens, which starts and ends the text for NFC and the
  * pattern. */
 static bool encode_gap(work *w, const uint8_t *p, size_t n)
 {
-    if (w->t->nfc && !q3_normalise(&w->nfc, &p, &n))
-        return false;
+    if (w->t->nfc && !q3_normalise(&w->nfc, &p, &n)) return false;
     for (size_t length; n > 0; p += length, n -= length) {
         length = piece_length(w->t->properties, p, p + n);
-        if (!encode_piece(w, p, length))
-            return false;
+        if (!encode_piece(w, p, length)) return false;
     }
     return true;
 }
@@ -375,10 +343,8 @@ static const q3_added_token *find_added(const q3_tokenizer *t, const uint8_t *p,
     const q3_added_token *found = NULL, *a = t->added;
     size_t low = 0, high = t->added_count;
     for (size_t depth = 0; low < high; depth++) {
-        if (a[low].length == depth)
-            found = &a[low++];
-        if (depth == n)
-            break;
+        if (a[low].length == depth) found = &a[low++];
+        if (depth == n) break;
         low = first_with(a, low, high, depth, p[depth]);
         high = first_with(a, low, high, depth, p[depth] + 1);
     }
@@ -408,8 +374,7 @@ static q3_status check_utf8(const uint8_t *p, size_t n, q3_error *error)
     uint32_t code;
     for (size_t i = 0, step; i < n; i += step) {
         step = q3_ascii_bytes(p + i, n - i);
-        if (step == 0)
-            step = q3_utf8_decode(p + i, n - i, &code);
+        if (step == 0) step = q3_utf8_decode(p + i, n - i, &code);
         if (step == 0) {
             if (error != NULL)
                 snprintf(error->text, sizeof error->text, "text: byte %llu: found 0x%02X, "
@@ -426,18 +391,15 @@ q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, s
     work w = {.t = tokenizer, .nfc = {.properties = tokenizer->properties}};
     const uint8_t *bytes = length > 0 ? text : (const uint8_t *)"";
     q3_status status = check_utf8(bytes, length, error);
-    if (status != Q3_OK)
-        return status;
+    if (status != Q3_OK) return status;
     if (length >= Q3_NONE) {
         if (error != NULL)
             snprintf(error->text, sizeof error->text, "text: found 4 GiB or more, expected less");
         return Q3_ERROR_INPUT;
     }
     /* A short text is not worth a cache; without memory for one there is none. */
-    for (w.cache_size = 64; w.cache_size < length / 64 && w.cache_size < 16384;)
-        w.cache_size *= 2;
-    if (length > 2048)
-        w.cache = calloc(w.cache_size, sizeof *w.cache);
+    for (w.cache_size = 64; w.cache_size < length / 64 && w.cache_size < 16384;) w.cache_size *= 2;
+    if (length > 2048) w.cache = calloc(w.cache_size, sizeof *w.cache);
     bool done = q3_reserve(&w.ids, length / 4 + 1, sizeof(int32_t)) &&
                 encode_text(&w, bytes, length);
     free(w.nfc.out.data);
@@ -489,7 +451,6 @@ q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_t *ids,
 int32_t q3_token_id(const q3_tokenizer *tokenizer, const void *bytes, size_t length)
 {
     uint32_t i = q3_find_token(tokenizer, 0, bytes, length);
-    if (i == Q3_NONE)
-        i = q3_find_token(tokenizer, 1, bytes, length);
+    if (i == Q3_NONE) i = q3_find_token(tokenizer, 1, bytes, length);
     return i == Q3_NONE ? -1 : tokenizer->ids[i];
 }

@@ -19,11 +19,13 @@
 #endif
 
 static const char *const option_names[OPTION_COUNT] = {
-    [OPTION_CHUNK] = "--chunk", [OPTION_N] = "-n", [OPTION_SEED] = "--seed", [OPTION_START] = "--start",
+    [OPTION_CHUNK] = "--chunk", [OPTION_N] = "-n", [OPTION_SEED] = "--seed",
+    [OPTION_START] = "--start",
     [OPTION_TEMPERATURE] = "--temperature", [OPTION_TOP_K] = "--top-k", [OPTION_TOP_P] = "--top-p",
 };
 
-/* Digits of an unsigned integer up to `end`; false if there are none, or anything else, or too many. */
+/* Digits of an unsigned integer up to `end`; false if there are none, or anything else, or too
+ * many. */
 static bool parse_integer(const char *text, const char *end, uint64_t *value)
 {
     uint64_t n = 0;
@@ -38,8 +40,8 @@ static bool parse_integer(const char *text, const char *end, uint64_t *value)
     return true;
 }
 
-q3_status integer_option(const command_line *command, option_id option, uint64_t least, uint64_t most,
-                         uint64_t absent, uint64_t *value, q3_error *error)
+q3_status integer_option(const command_line *command, option_id option, uint64_t least,
+                         uint64_t most, uint64_t absent, uint64_t *value, q3_error *error)
 {
     const char *text = command->value[option];
     *value = absent;
@@ -47,7 +49,7 @@ q3_status integer_option(const command_line *command, option_id option, uint64_t
     if (parse_integer(text, text + strlen(text), value) && *value >= least && *value <= most)
         return Q3_OK;
     return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.40s, expected an integer from %llu to %llu",
-                option_names[option], text, (unsigned long long)least, (unsigned long long)most);
+                   option_names[option], text, (unsigned long long)least, (unsigned long long)most);
 }
 
 q3_status number_option(const command_line *command, option_id option, double absent, double *value,
@@ -67,7 +69,7 @@ q3_status number_option(const command_line *command, option_id option, double ab
     const uint8_t *bytes = (const uint8_t *)text;
     if (digits && at == length && q3_decimal_to_double(bytes, bytes + length, value)) return Q3_OK;
     return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.40s, expected a decimal number such as 0.7",
-                option_names[option], text);
+                   option_names[option], text);
 }
 
 static q3_status parse_token_list(const char *text, token_list *tokens, q3_error *error)
@@ -82,8 +84,9 @@ static q3_status parse_token_list(const char *text, token_list *tokens, q3_error
         const char *end = p + strcspn(p, ",");
         if (!parse_integer(p, end, &id) || id > INT32_MAX) {
             free(ids);
-            return q3_fail(error, Q3_ERROR_INPUT, "--tokens: found \"%.*s\" at place %zu, expected ids such as 1,2,3",
-                        (int)(end - p < 40 ? end - p : 40), p, i + 1);
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "--tokens: found \"%.*s\" at place %zu, expected ids such as 1,2,3",
+                           (int)(end - p < 40 ? end - p : 40), p, i + 1);
         }
         ids[i] = (int32_t)id;
         p = end + 1;
@@ -97,7 +100,8 @@ q3_status read_whole(const char *path, uint8_t **bytes, size_t *length, q3_error
 {
     bool standard = strcmp(path, "-") == 0;
     FILE *file = standard ? stdin : fopen(path, "rb");
-    if (file == NULL) return q3_fail(error, Q3_ERROR_FILE, "%s: cannot open: %s", path, strerror(errno));
+    if (file == NULL)
+        return q3_fail(error, Q3_ERROR_FILE, "%s: cannot open: %s", path, strerror(errno));
 #ifdef _WIN32
     if (standard) _setmode(_fileno(stdin), _O_BINARY);
 #endif
@@ -109,7 +113,8 @@ q3_status read_whole(const char *path, uint8_t **bytes, size_t *length, q3_error
             size_t larger = room == 0 ? 65536 : room * 2;
             uint8_t *grown = larger > room ? realloc(all, larger) : NULL;
             if (grown == NULL) {
-                status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory after %zu bytes", path, used);
+                status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory after %zu bytes", path,
+                                 used);
                 break;
             }
             all = grown;
@@ -149,8 +154,8 @@ q3_status open_tokenizer(q3_tokenizer **tokenizer, const command_line *command, 
     return status;
 }
 
-q3_status encode_text(const command_line *command, const char *name, const uint8_t *text, size_t length,
-                      token_list *tokens, q3_error *error)
+q3_status encode_text(const command_line *command, const char *name, const uint8_t *text,
+                      size_t length, token_list *tokens, q3_error *error)
 {
     q3_tokenizer *tokenizer;
     q3_status status = open_tokenizer(&tokenizer, command, error);
@@ -165,13 +170,15 @@ q3_status encode_text(const command_line *command, const char *name, const uint8
 q3_status check_chat_options(const command_line *command, q3_error *error)
 {
     static const struct { option_id id; const char *name; } options[] = {
-        {OPTION_NO_GENERATION_PROMPT, "--no-generation-prompt"}, {OPTION_NO_THINKING, "--no-thinking"},
+        {OPTION_NO_GENERATION_PROMPT, "--no-generation-prompt"},
+        {OPTION_NO_THINKING, "--no-thinking"},
         {OPTION_TEXT, "--text"},
     };
     bool chat = command->value[OPTION_CHAT] != NULL || command->value[OPTION_USER] != NULL;
     for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
         if (command->value[options[i].id] != NULL && !chat)
-            return q3_fail(error, Q3_ERROR_INPUT, "%s: found it alone, expected --chat with it", options[i].name);
+            return q3_fail(error, Q3_ERROR_INPUT, "%s: found it alone, expected --chat with it",
+                           options[i].name);
     return Q3_OK;
 }
 
@@ -194,12 +201,13 @@ static char *user_message(const uint8_t *text, size_t n, size_t *length)
     return json;
 }
 
-q3_status render_chat(const command_line *command, const uint8_t *user, size_t user_length, uint8_t **text,
-                      size_t *length, q3_error *error)
+q3_status render_chat(const command_line *command, const uint8_t *user, size_t user_length,
+                      uint8_t **text, size_t *length, q3_error *error)
 {
     const char *path = command->value[OPTION_CHAT], *name = path != NULL ? path : "--user";
-    unsigned flags = (command->value[OPTION_NO_GENERATION_PROMPT] != NULL ? Q3_CHAT_NO_PROMPT : 0u) |
-                     (command->value[OPTION_NO_THINKING] != NULL ? Q3_CHAT_NO_THINKING : 0u);
+    unsigned flags = 0;
+    if (command->value[OPTION_NO_GENERATION_PROMPT] != NULL) flags |= Q3_CHAT_NO_PROMPT;
+    if (command->value[OPTION_NO_THINKING] != NULL) flags |= Q3_CHAT_NO_THINKING;
     uint8_t *template = NULL, *messages = NULL;
     size_t template_length = 0, message_length = 0;
     q3_status status = q3_chat_template(command->model, &template, &template_length, error);
@@ -207,17 +215,19 @@ q3_status render_chat(const command_line *command, const uint8_t *user, size_t u
         status = read_whole(path, &messages, &message_length, error);
     } else if (status == Q3_OK) {
         messages = (uint8_t *)user_message(user, user_length, &message_length);
-        if (messages == NULL) status = q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu bytes", user_length);
+        if (messages == NULL)
+            status = q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu bytes", user_length);
     }
     if (status == Q3_OK)
-        status = q3_chat_render(template, template_length, name, messages, message_length, flags, text,
-                                length, error);
+        status = q3_chat_render(template, template_length, name, messages, message_length, flags,
+                                text, length, error);
     free(messages);
     free(template);
     return status;
 }
 
-q3_status read_tokens(const command_line *command, const char *text, token_list *tokens, q3_error *error)
+q3_status read_tokens(const command_line *command, const char *text, token_list *tokens,
+                      q3_error *error)
 {
     const char *list = command->value[OPTION_TOKENS], *chat = command->value[OPTION_CHAT];
     bool user = command->value[OPTION_USER] != NULL, given = text != NULL && strcmp(text, "-") != 0;
@@ -225,7 +235,7 @@ q3_status read_tokens(const command_line *command, const char *text, token_list 
     if (status != Q3_OK) return status;
     if ((list != NULL) + (chat != NULL) + (text != NULL || user) > 1)
         return q3_fail(error, Q3_ERROR_INPUT, "%s: found a text too, expected one of the two",
-                    list != NULL ? "--tokens" : "--chat");
+                       list != NULL ? "--tokens" : "--chat");
     if (list != NULL) return parse_token_list(list, tokens, error);
     uint8_t *bytes = NULL, *rendered = NULL;
     size_t length = given ? strlen(text) : 0;
@@ -248,8 +258,8 @@ static q3_status read_layers(const char *text, size_t layers, q3_run *run, q3_er
     const char *colon = strchr(text, ':');
     if (colon == NULL || !parse_integer(text, colon, &first) ||
         !parse_integer(colon + 1, text + strlen(text), &end) || first >= end || end > layers)
-        return q3_fail(error, Q3_ERROR_INPUT, "--layers: found %.40s, expected A:B with 0 <= A < B <= %zu",
-                    text, layers);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "--layers: found %.40s, expected A:B with 0 <= A < B <= %zu", text, layers);
     run->first_layer = (size_t)first;
     run->end_layer = (size_t)end;
     return Q3_OK;
@@ -263,8 +273,8 @@ q3_status session_open(q3_session *session, const command_line *command, q3_erro
     for (q3_dtype d = Q3_F32; dtype != NULL && d <= Q3_F16; d++)
         if (strcmp(dtype, q3_dtype_name(d)) == 0) session->run.dtype = d;
     if (dtype != NULL && session->run.dtype == Q3_AUTO)
-        return q3_fail(error, Q3_ERROR_INPUT, "--dtype: found %.40s, expected float32, bfloat16 or float16",
-                    dtype);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "--dtype: found %.40s, expected float32, bfloat16 or float16", dtype);
     q3_status status = q3_model_open(&session->model, command->model, error);
     if (status != Q3_OK) return status;
     session->config = q3_model_config(session->model);
@@ -282,12 +292,13 @@ q3_status session_check_tokens(const q3_session *session, const token_list *toke
     if (tokens->count == 0)
         return q3_fail(error, Q3_ERROR_INPUT, "tokens: found none, expected at least one");
     if (tokens->count > room || more > room - tokens->count)
-        return q3_fail(error, Q3_ERROR_INPUT, "positions: found %zu tokens from %zu on, expected all below %zu",
-                    tokens->count + more, session->run.start, Q3_MAX_POSITIONS);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "positions: found %zu tokens from %zu on, expected all below %zu",
+                       tokens->count + more, session->run.start, Q3_MAX_POSITIONS);
     for (size_t i = 0; i < tokens->count; i++)
         if (tokens->ids[i] < 0 || (size_t)tokens->ids[i] >= V)
             return q3_fail(error, Q3_ERROR_INPUT, "token %zu: found id %ld, expected 0 to %zu", i,
-                        (long)tokens->ids[i], V - 1);
+                           (long)tokens->ids[i], V - 1);
     return Q3_OK;
 }
 
@@ -295,16 +306,19 @@ q3_status session_load(q3_session *session, const command_line *command, q3_erro
 {
     q3_run *run = &session->run;
     show_progress("load", 0, 1);
-    q3_status status = q3_model_load(session->model, &run->dtype, run->first_layer, run->end_layer, error);
+    q3_status status = q3_model_load(session->model, &run->dtype, run->first_layer, run->end_layer,
+                                     error);
     show_progress("load", 1, 1);
     if (status != Q3_OK) return status;
     size_t size = q3_state_size(session->config, run);
     session->memory = size == 0 ? NULL : malloc(size);
     if (session->memory == NULL)
-        return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for a state of %zu bytes", command->model, size);
+        return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for a state of %zu bytes",
+                       command->model, size);
     session->state = q3_state_init(session->memory, size, session->config,
                                    q3_model_weights(session->model), run);
-    if (session->state == NULL) return q3_fail(error, Q3_ERROR_ARITHMETIC, "arithmetic: %s", q3_selftest());
+    if (session->state == NULL)
+        return q3_fail(error, Q3_ERROR_ARITHMETIC, "arithmetic: %s", q3_selftest());
     return Q3_OK;
 }
 

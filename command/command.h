@@ -8,10 +8,13 @@
 #include <stdio.h>
 
 typedef enum option_id {
-    OPTION_ACCUMULATE, OPTION_ALL, OPTION_CHAT, OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE, OPTION_FREE,
+    OPTION_ACCUMULATE, OPTION_ALL, OPTION_CHAT, OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE,
+    OPTION_FREE,
     OPTION_FROM, OPTION_HTML, OPTION_IDS, OPTION_JSON, OPTION_JSON_FILE, OPTION_JSONL, OPTION_KV,
-    OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT, OPTION_NO_THINKING, OPTION_OUTPUT, OPTION_PROMPT,
-    OPTION_SEED, OPTION_START, OPTION_STRICT, OPTION_TAPS, OPTION_TEMPERATURE, OPTION_TEXT, OPTION_TOKENS,
+    OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT, OPTION_NO_THINKING, OPTION_OUTPUT,
+    OPTION_PROMPT,
+    OPTION_SEED, OPTION_START, OPTION_STRICT, OPTION_TAPS, OPTION_TEMPERATURE, OPTION_TEXT,
+    OPTION_TOKENS,
     OPTION_TOP_K, OPTION_TOP_P, OPTION_USER, OPTION_HELP,
     OPTION_COUNT
 } option_id;
@@ -42,8 +45,8 @@ q3_status verb_selftest(const command_line *command, q3_error *error);
 #define VERB_DIFFERS ((q3_status)1)
 
 /* The value of an integer option in [least, most]; `absent` if it was not given. */
-q3_status integer_option(const command_line *command, option_id option, uint64_t least, uint64_t most,
-                         uint64_t absent, uint64_t *value, q3_error *error);
+q3_status integer_option(const command_line *command, option_id option, uint64_t least,
+                         uint64_t most, uint64_t absent, uint64_t *value, q3_error *error);
 /* The value of a decimal option; `absent` if it was not given. */
 q3_status number_option(const command_line *command, option_id option, double absent, double *value,
                         q3_error *error);
@@ -55,18 +58,19 @@ typedef struct token_list {
 } token_list;
 
 /* The tokens of --tokens, or of `text`, or of standard input if text is NULL or "-". */
-q3_status read_tokens(const command_line *command, const char *text, token_list *tokens, q3_error *error);
+q3_status read_tokens(const command_line *command, const char *text, token_list *tokens,
+                      q3_error *error);
 /* The model's tokenizer.json. */
 q3_status open_tokenizer(q3_tokenizer **tokenizer, const command_line *command, q3_error *error);
 /* The tokens of text[0..length); `name` for messages. tokenizer.json of the model is read. */
-q3_status encode_text(const command_line *command, const char *name, const uint8_t *text, size_t length,
-                      token_list *tokens, q3_error *error);
+q3_status encode_text(const command_line *command, const char *name, const uint8_t *text,
+                      size_t length, token_list *tokens, q3_error *error);
 /* The options of a chat stand beside one. */
 q3_status check_chat_options(const command_line *command, q3_error *error);
-/* What the model's chat template makes of the messages in --chat's file, or of one user turn if user is
- * not NULL; owned. */
-q3_status render_chat(const command_line *command, const uint8_t *user, size_t user_length, uint8_t **text,
-                      size_t *length, q3_error *error);
+/* What the model's chat template makes of the messages in --chat's file, or of one user turn if
+ * user is not NULL; owned. */
+q3_status render_chat(const command_line *command, const uint8_t *user, size_t user_length,
+                      uint8_t **text, size_t *length, q3_error *error);
 /* A whole file (path "-": standard input) and a zero behind it, owned. */
 q3_status read_whole(const char *path, uint8_t **bytes, size_t *length, q3_error *error);
 
@@ -92,11 +96,12 @@ bool is_terminal(FILE *file);
 /* "what: done of all" on standard error, if that is a terminal; done == all ends the line. */
 void show_progress(const char *what, size_t done, size_t all);
 
-/* ==== Reports (check.c) ====================================================================== */
+/* ==== Reports (check.c) ======================================================================= */
 
 /* No output of --json and --html is an input, or the other output. */
 q3_status check_outputs(const command_line *command, q3_error *error);
-/* The report of check or diff: text to standard output, --json and --html to their files; what the verb returns. */
+/* The report of check or diff: text to standard output, --json and --html to their files; what the
+ * verb returns. */
 q3_status write_report(const command_line *command, const q3_text *lines, q3_error *error);
 
 #endif

@@ -55,8 +55,8 @@ static void plan_free(dump_plan *plan)
 }
 
 /* Adds the tensor if no --taps was given or one fits; returns its index, or SIZE_MAX. */
-static size_t plan_add(dump_plan *plan, const command_line *command, const char *name, q3_dtype dtype, size_t rank,
-                       const size_t *shape)
+static size_t plan_add(dump_plan *plan, const command_line *command, const char *name,
+                       q3_dtype dtype, size_t rank, const size_t *shape)
 {
     bool wanted = command->tap_count == 0;
     for (size_t i = 0; i < command->tap_count; i++) {
@@ -74,13 +74,14 @@ static size_t plan_add(dump_plan *plan, const command_line *command, const char 
     return plan->count++;
 }
 
-static void plan_tap(dump_plan *plan, const command_line *command, const q3_session *session, size_t T, q3_tap_id id,
-                     size_t layer)
+static void plan_tap(dump_plan *plan, const command_line *command, const q3_session *session,
+                     size_t T, q3_tap_id id, size_t layer)
 {
     char name[Q3_TAP_NAME_SIZE];
     size_t shape[3], *index = &plan->index[layer * Q3_TAP_COUNT + (size_t)id];
     *index = SIZE_MAX;
-    if (!q3_tap_exists(session->config, session->run.first_layer, session->run.end_layer, id, layer))
+    if (!q3_tap_exists(session->config, session->run.first_layer, session->run.end_layer, id,
+                       layer))
         return;
     q3_tap_name(name, id, layer);
     size_t rank = q3_tap_shape(shape, session->config, id, T);
@@ -109,8 +110,9 @@ static q3_status plan_make(dump_plan *plan, const command_line *command, const q
         plan_tap(plan, command, session, T, (q3_tap_id)i, 0);
     for (size_t i = 0; i < command->tap_count; i++)
         if (!plan->used[i])
-            return q3_fail(error, Q3_ERROR_INPUT, "--taps: found %.200s, expected a pattern that fits a tap",
-                        command->taps[i]);
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "--taps: found %.200s, expected a pattern that fits a tap",
+                           command->taps[i]);
     return Q3_OK;
 }
 
@@ -122,12 +124,13 @@ static void write_tap(void *user, const q3_tap *tap)
     if (index == SIZE_MAX || d->status != Q3_OK) return;
     size_t row = 1;
     for (size_t i = tap->token_axis + 1; i < tap->rank; i++) row *= tap->shape[i];
-    if (tap->token_axis == 1) { /* [H, tokens, keys so far] into [H, T, T]; what is masked stays 0 */
+    if (tap->token_axis == 1) { /* [H, tokens, keys so far] into [H, T, T]; the masked stay 0 */
         const float *values = tap->data;
         for (size_t h = 0; h < tap->shape[0]; h++)
             for (size_t t = 0; t < tap->shape[1] && d->status == Q3_OK; t++, values += row)
-                d->status = q3_writer_floats(d->writer, index, (uint64_t)(h * d->T + tap->first + t) * d->T,
-                                             values, row, d->error);
+                d->status = q3_writer_floats(d->writer, index,
+                                             (uint64_t)(h * d->T + tap->first + t) * d->T, values,
+                                             row, d->error);
         return;
     }
     size_t count = tap->shape[0] * row;
@@ -167,17 +170,18 @@ static q3_status check_metadata(const q3_tensors *file, const char *path, const 
 {
     const char *found = q3_tensors_metadata(file, key);
     if (found == NULL || strcmp(found, expected) == 0) return Q3_OK;
-    return q3_fail(error, Q3_ERROR_INPUT, "%s: metadata %s: found %.160s, expected %.160s", path, key, found,
-                expected);
+    return q3_fail(error, Q3_ERROR_INPUT, "%s: metadata %s: found %.160s, expected %.160s", path,
+                   key, found, expected);
 }
 
 /* The ids of --from, where it has any: taken if none were given, else they must be the same. */
-static q3_status source_ids(const dump_source *source, const char *path, token_list *tokens, size_t T,
-                            q3_error *error)
+static q3_status source_ids(const dump_source *source, const char *path, token_list *tokens,
+                            size_t T, q3_error *error)
 {
     const q3_entry *ids = q3_tensors_find(source->file, "input_ids");
     bool given = tokens->count != 0;
-    if (ids == NULL || ids->rank != 1 || ids->shape[0] != T || (ids->dtype != Q3_I64 && ids->dtype != Q3_I32))
+    if (ids == NULL || ids->rank != 1 || ids->shape[0] != T ||
+        (ids->dtype != Q3_I64 && ids->dtype != Q3_I32))
         return Q3_OK;
     if (!given) tokens->ids = malloc(T * sizeof *tokens->ids);
     if (tokens->ids == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", T);
@@ -186,8 +190,9 @@ static q3_status source_ids(const dump_source *source, const char *path, token_l
         int64_t id;
         q3_entry_integers(&id, ids, t, 1);
         if (given && id != tokens->ids[t])
-            return q3_fail(error, Q3_ERROR_INPUT, "%s: input_ids: found %lld for token %zu, expected %ld as given",
-                        path, (long long)id, t, (long)tokens->ids[t]);
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: input_ids: found %lld for token %zu, expected %ld as given", path,
+                           (long long)id, t, (long)tokens->ids[t]);
         if (!given) tokens->ids[t] = id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
     }
     return Q3_OK;
@@ -201,49 +206,59 @@ static q3_status source_open(dump_source *source, const command_line *command, q
     char name[Q3_TAP_NAME_SIZE];
     size_t M = session->config->hidden_size;
     if (path == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "--from: found none, expected a file with the output of layer %zu",
-                    session->run.first_layer - 1);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "--from: found none, expected a file with the output of layer %zu",
+                       session->run.first_layer - 1);
     q3_status status = q3_tensors_open(&source->file, path, error);
     if (status == Q3_OK)
-        status = check_metadata(source->file, path, "config", q3_model_config_json(session->model), error);
+        status = check_metadata(source->file, path, "config", q3_model_config_json(session->model),
+                                error);
     if (status == Q3_OK && session->run.dtype != Q3_AUTO)
-        status = check_metadata(source->file, path, "dtype", q3_dtype_name(session->run.dtype), error);
+        status = check_metadata(source->file, path, "dtype", q3_dtype_name(session->run.dtype),
+                                error);
     if (status != Q3_OK) return status;
     q3_tap_name(name, Q3_TAP_LAYER, session->run.first_layer - 1);
     const q3_entry *hidden = source->hidden = q3_tensors_find(source->file, name);
-    if (hidden == NULL) return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found none, expected it", path, name);
+    if (hidden == NULL)
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found none, expected it", path, name);
     if (hidden->rank != 2 || hidden->shape[0] == 0 || hidden->shape[0] > Q3_MAX_POSITIONS ||
         hidden->shape[1] != M || hidden->dtype == Q3_I32 || hidden->dtype == Q3_I64)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found another shape or integers, expected floats [T,%zu]",
-                    path, name, M);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%s: %s: found another shape or integers, expected floats [T,%zu]", path,
+                       name, M);
     *T = (size_t)hidden->shape[0];
     if (tokens->count != 0 && tokens->count != *T)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found %zu rows, expected %zu, one a token", path, name,
-                    *T, tokens->count);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found %zu rows, expected %zu, one a token",
+                       path, name, *T, tokens->count);
     return source_ids(source, path, tokens, *T, error);
 }
 
 /* --start, else what --from's metadata says, else 0; if both are there they must agree. */
-static q3_status read_start(const command_line *command, const dump_source *source, q3_session *session,
-                            q3_error *error)
+static q3_status read_start(const command_line *command, const dump_source *source,
+                            q3_session *session, q3_error *error)
 {
     const char *given = source->file != NULL ? q3_tensors_metadata(source->file, "start") : NULL;
     uint64_t absent = 0, start;
     for (const char *p = given; p != NULL && *p != 0; p++) {
         if (*p < '0' || *p > '9' || absent > Q3_MAX_POSITIONS)
-            return q3_fail(error, Q3_ERROR_INPUT, "%s: metadata start: found %.40s, expected a position below %zu",
-                        command->value[OPTION_FROM], given, Q3_MAX_POSITIONS);
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: metadata start: found %.40s, expected a position below %zu",
+                           command->value[OPTION_FROM], given, Q3_MAX_POSITIONS);
         absent = absent * 10 + (uint64_t)(*p - '0');
     }
-    q3_status status = integer_option(command, OPTION_START, 0, Q3_MAX_POSITIONS - 1, absent, &start, error);
+    q3_status status = integer_option(command, OPTION_START, 0, Q3_MAX_POSITIONS - 1, absent,
+                                      &start, error);
     if (status == Q3_OK && given != NULL && start != absent)
-        return q3_fail(error, Q3_ERROR_INPUT, "--start: found %llu, expected %llu as in the metadata of %s",
-                    (unsigned long long)start, (unsigned long long)absent, command->value[OPTION_FROM]);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "--start: found %llu, expected %llu as in the metadata of %s",
+                       (unsigned long long)start, (unsigned long long)absent,
+                       command->value[OPTION_FROM]);
     session->run.start = (size_t)(start < Q3_MAX_POSITIONS ? start : Q3_MAX_POSITIONS);
     return status;
 }
 
-static q3_status run_pieces(dumping *d, const token_list *tokens, const dump_source *source, float *hidden)
+static q3_status run_pieces(dumping *d, const token_list *tokens, const dump_source *source,
+                            float *hidden)
 {
     const q3_session *session = d->session;
     size_t M = session->config->hidden_size;
@@ -265,12 +280,14 @@ static q3_status run_pieces(dumping *d, const token_list *tokens, const dump_sou
 }
 
 static q3_status write_file(const command_line *command, q3_session *session, const dump_plan *plan,
-                            const token_list *tokens, const dump_source *source, size_t T, q3_error *error)
+                            const token_list *tokens, const dump_source *source, size_t T,
+                            q3_error *error)
 {
     char start[24];
     snprintf(start, sizeof start, "%zu", session->run.start);
     const char *metadata[] = {
-        "format", "qwen3moe-taps-1", "producer", "qwen3moe", "dtype", q3_dtype_name(session->run.dtype),
+        "format", "qwen3moe-taps-1", "producer", "qwen3moe", "dtype",
+        q3_dtype_name(session->run.dtype),
         "start", start, "config", q3_model_config_json(session->model), NULL,
     };
     size_t A = session->config->num_experts > 0 ? session->config->num_experts_per_tok : 1;
@@ -280,8 +297,8 @@ static q3_status write_file(const command_line *command, q3_session *session, co
     if (d.integers == NULL || (source->hidden != NULL && hidden == NULL))
         d.status = q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", chunk);
     if (d.status == Q3_OK)
-        d.status = q3_writer_open(&d.writer, command->value[OPTION_OUTPUT], plan->entries, plan->count,
-                                  metadata, error);
+        d.status = q3_writer_open(&d.writer, command->value[OPTION_OUTPUT], plan->entries,
+                                  plan->count, metadata, error);
     if (d.status == Q3_OK) d.status = write_ids(d.writer, plan, session, tokens, T, error);
     if (d.status == Q3_OK) d.status = run_pieces(&d, tokens, source, hidden);
     if (d.status == Q3_OK)
@@ -302,15 +319,17 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
     if (session->run.first_layer > 0)
         status = source_open(source, command, session, tokens, &T, error);
     else if (command->value[OPTION_FROM] != NULL)
-        status = q3_fail(error, Q3_ERROR_INPUT, "--from: found it, expected none unless --layers starts above 0");
+        status = q3_fail(error, Q3_ERROR_INPUT,
+                         "--from: found it, expected none unless --layers starts above 0");
     if (status == Q3_OK) status = read_start(command, source, session, error);
     if (status == Q3_OK)
         status = integer_option(command, OPTION_CHUNK, 1, Q3_MAX_POSITIONS, 32, &chunk, error);
     if (status == Q3_OK && (session->run.first_layer == 0 || tokens->count != 0))
         status = session_check_tokens(session, tokens, 0, error);
     if (status == Q3_OK && T > Q3_MAX_POSITIONS - session->run.start)
-        status = q3_fail(error, Q3_ERROR_INPUT, "positions: found %zu tokens from %zu on, expected all below %zu",
-                      T, session->run.start, Q3_MAX_POSITIONS);
+        status = q3_fail(error, Q3_ERROR_INPUT,
+                         "positions: found %zu tokens from %zu on, expected all below %zu", T,
+                         session->run.start, Q3_MAX_POSITIONS);
     if (status != Q3_OK) return status;
     session->run.rows = T;
     session->run.chunk = chunk < T ? (size_t)chunk : T;
@@ -325,7 +344,8 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
         const q3_entry *e = &plan->entries[i];
         uint64_t elements = 1;
         for (size_t r = 0; r < e->rank; r++) elements *= e->shape[r];
-        bytes += elements * (e->dtype == Q3_I64 ? 8 : e->dtype == Q3_BF16 || e->dtype == Q3_F16 ? 2 : 4);
+        bool half = e->dtype == Q3_BF16 || e->dtype == Q3_F16;
+        bytes += elements * (e->dtype == Q3_I64 ? 8 : half ? 2 : 4);
     }
     bool standard = strcmp(command->value[OPTION_OUTPUT], "-") == 0; /* which then holds the file */
     fprintf(standard ? stderr : stdout, "%s: %zu tensors of %zu tokens, %s, %llu bytes of data\n",
@@ -348,7 +368,8 @@ q3_status verb_dump(const command_line *command, q3_error *error)
     if (given)
         status = read_tokens(command, command->value[OPTION_PROMPT], &tokens, error);
     else if (session.run.first_layer == 0)
-        status = q3_fail(error, Q3_ERROR_INPUT, "tokens: found none, expected --tokens 1,2,3 or --prompt TEXT");
+        status = q3_fail(error, Q3_ERROR_INPUT,
+                         "tokens: found none, expected --tokens 1,2,3 or --prompt TEXT");
     if (status == Q3_OK) status = dump(command, &session, &tokens, &source, &plan, error);
     plan_free(&plan);
     q3_tensors_close(source.file);

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-/* ==== Sampling ===============================================================================
+/* ==== Sampling ===================================================================================
  * Hugging Face's filters in its order: temperature, top-k, top-p; then one draw. The generator is
  * splitmix64, named in MODEL.md; no other program's draws are reproduced. */
 
@@ -33,7 +33,8 @@ static int compare_candidates(const void *left, const void *right)
     return a->id < b->id ? -1 : a->id > b->id;
 }
 
-static q3_status sampler_open(token_sampler *s, const command_line *command, size_t vocab_size, q3_error *error)
+static q3_status sampler_open(token_sampler *s, const command_line *command, size_t vocab_size,
+                              q3_error *error)
 {
     const char *const *value = command->value;
     memset(s, 0, sizeof *s);
@@ -44,25 +45,29 @@ static q3_status sampler_open(token_sampler *s, const command_line *command, siz
     if (status == Q3_OK) status = number_option(command, OPTION_TOP_P, 1.0, &s->top_p, error);
     if (status == Q3_OK)
         status = integer_option(command, OPTION_TOP_K, 0, INT32_MAX, 0, &s->top_k, error);
-    if (status == Q3_OK) status = integer_option(command, OPTION_SEED, 0, UINT64_MAX, 0, &s->state, error);
+    if (status == Q3_OK)
+        status = integer_option(command, OPTION_SEED, 0, UINT64_MAX, 0, &s->state, error);
     if (status != Q3_OK) return status;
     if (s->temperature <= 0.0)
-        return q3_fail(error, Q3_ERROR_INPUT, "--temperature: found %.40s, expected a number above 0",
-                    value[OPTION_TEMPERATURE]);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "--temperature: found %.40s, expected a number above 0",
+                       value[OPTION_TEMPERATURE]);
     if (s->top_p <= 0.0 || s->top_p > 1.0)
-        return q3_fail(error, Q3_ERROR_INPUT, "--top-p: found %.40s, expected a number above 0, at most 1",
-                    value[OPTION_TOP_P]);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "--top-p: found %.40s, expected a number above 0, at most 1",
+                       value[OPTION_TOP_P]);
     if (s->greedy) return Q3_OK;
     s->candidates = malloc(vocab_size * sizeof *s->candidates);
-    return s->candidates != NULL ? Q3_OK : q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu candidates", vocab_size);
+    return s->candidates != NULL ? Q3_OK : q3_fail(error, Q3_ERROR_MEMORY,
+                                                   "no memory for %zu candidates", vocab_size);
 }
 
 /* 53 bits of splitmix64's next number, as a multiple of 2^-53 in [0, 1). */
 static double next_uniform(uint64_t *state)
 {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    uint64_t z = *state += 0x9E3779B97F4A7C15u;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
     return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
 }
 
@@ -72,12 +77,14 @@ static size_t keep_top_k(const token_sampler *s)
     size_t kept = s->vocab_size;
     if (s->top_k == 0 || s->top_k >= kept) return kept;
     kept = (size_t)s->top_k;
-    while (kept < s->vocab_size && s->candidates[kept].score == s->candidates[kept - 1].score) kept++;
+    while (kept < s->vocab_size && s->candidates[kept].score == s->candidates[kept - 1].score)
+        kept++;
     return kept;
 }
 
-/* How many of them top-p leaves: from the small end, those go whose summed probability is at most
- * 1 - top_p; one always stays. Turns scores into exp(score - max) and returns their sum in *mass. */
+/* How many of them top-p leaves: from the small end, those go whose summed probability is at
+ * most 1 - top_p; one always stays. Turns scores into exp(score - max) and returns their sum in
+ * *mass. */
 static size_t keep_top_p(token_sampler *s, size_t kept, double *mass)
 {
     double max = s->candidates[0].score, total = 0.0, small = 0.0;
@@ -104,7 +111,8 @@ static q3_status choose(token_sampler *s, const float *logits, int32_t *id, q3_e
     for (size_t i = 0; i < s->vocab_size; i++) {
         double score = (double)q3_round((double)logits[i] / s->temperature, Q3_F32);
         if (score - score != 0.0) /* NaN or infinite */
-            return q3_fail(error, Q3_ERROR_INPUT, "logits: found NaN or infinity for id %zu, expected numbers", i);
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "logits: found NaN or infinity for id %zu, expected numbers", i);
         s->candidates[i].score = score;
         s->candidates[i].id = (int32_t)i;
     }
@@ -120,7 +128,7 @@ static q3_status choose(token_sampler *s, const float *logits, int32_t *id, q3_e
     return Q3_OK;
 }
 
-/* ==== generate =============================================================================== */
+/* ==== Generate ================================================================================ */
 
 /* Where the new tokens go: ids on one line, or text as it comes. */
 typedef struct token_output {
@@ -156,19 +164,22 @@ static bool is_among(const int32_t *ids, size_t count, int32_t id)
 static q3_status prefill(q3_session *session, const token_list *tokens, q3_error *error)
 {
     for (size_t first = 0; first < tokens->count;) {
-        size_t left = tokens->count - first, count = left < session->run.chunk ? left : session->run.chunk;
+        size_t left = tokens->count - first, chunk = session->run.chunk;
+        size_t count = left < chunk ? left : chunk;
         q3_input input = {.tokens = tokens->ids + first, .count = count,
-                          .length = session->run.start + tokens->count, .logit_rows = count == left};
+                          .length = session->run.start + tokens->count,
+                          .logit_rows = count == left};
         q3_status status = q3_forward(session->state, &input, NULL, NULL, error);
         if (status != Q3_OK) return status;
         first += count;
-        if (tokens->count > session->run.chunk) show_progress("prompt: token", first, tokens->count);
+        if (tokens->count > session->run.chunk)
+            show_progress("prompt: token", first, tokens->count);
     }
     return Q3_OK;
 }
 
-static q3_status continue_prompt(q3_session *session, const token_list *tokens, uint64_t n, token_sampler *sampler,
-                                 token_output *out, q3_error *error)
+static q3_status continue_prompt(q3_session *session, const token_list *tokens, uint64_t n,
+                                 token_sampler *sampler, token_output *out, q3_error *error)
 {
     const int32_t *eos;
     size_t eos_count, made = 0;
@@ -190,8 +201,8 @@ static q3_status continue_prompt(q3_session *session, const token_list *tokens, 
     if (status != Q3_OK) return status;
     putchar('\n');
     fflush(stdout);
-    fprintf(stderr, "prompt: %zu tokens in %ld ms; generated: %zu tokens in %ld ms\n", tokens->count,
-            (long)((middle - begin) * 1000 / CLOCKS_PER_SEC), made,
+    fprintf(stderr, "prompt: %zu tokens in %ld ms; generated: %zu tokens in %ld ms\n",
+            tokens->count, (long)((middle - begin) * 1000 / CLOCKS_PER_SEC), made,
             (long)((clock() - middle) * 1000 / CLOCKS_PER_SEC));
     return Q3_OK;
 }
@@ -206,7 +217,8 @@ q3_status verb_generate(const command_line *command, q3_error *error)
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
     status = integer_option(command, OPTION_N, 0, Q3_MAX_POSITIONS, 64, &n, error);
-    if (status == Q3_OK) status = sampler_open(&sampler, command, session.config->vocab_size, error);
+    if (status == Q3_OK)
+        status = sampler_open(&sampler, command, session.config->vocab_size, error);
     if (status == Q3_OK) status = read_tokens(command, command->operand, &tokens, error);
     if (status == Q3_OK) status = session_check_tokens(&session, &tokens, (size_t)n, error);
     if (status == Q3_OK && command->value[OPTION_IDS] == NULL)
@@ -224,7 +236,7 @@ q3_status verb_generate(const command_line *command, q3_error *error)
     return status;
 }
 
-/* ==== score ================================================================================== */
+/* ==== Score =================================================================================== */
 
 /* -log softmax(logits)[id] in float64. */
 static double negative_log_likelihood(const float *logits, size_t vocab_size, int32_t id)
@@ -246,13 +258,15 @@ static void print_number(double value)
     fputs(text, stdout);
 }
 
-static q3_status score_tokens(q3_session *session, const token_list *tokens, bool lines, q3_error *error)
+static q3_status score_tokens(q3_session *session, const token_list *tokens, bool lines,
+                              q3_error *error)
 {
     size_t V = session->config->vocab_size, T = tokens->count;
     double total = 0.0;
     for (size_t first = 0; first < T;) {
         size_t count = T - first < session->run.chunk ? T - first : session->run.chunk;
-        q3_input input = {.tokens = tokens->ids + first, .count = count, .length = T, .logit_rows = count};
+        q3_input input = {.tokens = tokens->ids + first, .count = count, .length = T,
+                          .logit_rows = count};
         q3_status status = q3_forward(session->state, &input, NULL, NULL, error);
         if (status != Q3_OK) return status;
         for (size_t t = 0; t < count && first + t + 1 < T; t++) {
@@ -284,14 +298,17 @@ q3_status verb_score(const command_line *command, q3_error *error)
     uint8_t *text = NULL;
     size_t length = 0;
     if (command->operand == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "score: found no FILE, expected a text file, or - for standard input");
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "score: found no FILE, expected a text file, or - for standard input");
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
     status = read_whole(command->operand, &text, &length, error);
-    if (status == Q3_OK) status = encode_text(command, command->operand, text, length, &tokens, error);
+    if (status == Q3_OK)
+        status = encode_text(command, command->operand, text, length, &tokens, error);
     if (status == Q3_OK) status = session_check_tokens(&session, &tokens, 0, error);
     if (status == Q3_OK && tokens.count < 2)
-        status = q3_fail(error, Q3_ERROR_INPUT, "%s: found 1 token, expected at least 2", command->operand);
+        status = q3_fail(error, Q3_ERROR_INPUT, "%s: found 1 token, expected at least 2",
+                         command->operand);
     if (status == Q3_OK) {
         session.run.rows = tokens.count;
         session.run.chunk = tokens.count < 32 ? tokens.count : 32;

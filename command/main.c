@@ -19,10 +19,11 @@ void q3_abort(const char *file, int line, const char *text)
     abort();
 }
 
-/* ==== Options ================================================================================ */
+/* ==== Options ================================================================================= */
 
 enum {
-    INFO = 1, GENERATE = 2, TOKENIZE = 4, DUMP = 8, SCORE = 16, SELFTEST = 32, CHECK = 64, DIFF = 128,
+    INFO = 1, GENERATE = 2, TOKENIZE = 4, DUMP = 8, SCORE = 16, SELFTEST = 32, CHECK = 64,
+    DIFF = 128,
     REPORT = 256, REPORTS = CHECK | DIFF | REPORT, ALL = 511
 };
 
@@ -35,20 +36,26 @@ typedef struct option_row {
 
 static const option_row options[OPTION_COUNT] = {
     [OPTION_ACCUMULATE] = {"--accumulate", "bf16|f16|tf32", CHECK,
-                           "the other implementation's sums read and give numbers of this precision"},
+                           "the other implementation's sums read and give numbers of this "
+                           "precision"},
     [OPTION_ALL] = {"--all", NULL, REPORTS, "a line for every tensor"},
     [OPTION_CHAT] = {"--chat", "FILE", TOKENIZE | GENERATE,
                      "a JSON list of {\"role\",\"content\"} through the model's chat template"},
-    [OPTION_CHUNK] = {"--chunk", "N", DUMP, "tokens of the prompt computed together (32); no bit depends on it"},
+    [OPTION_CHUNK] = {"--chunk", "N", DUMP,
+                      "tokens of the prompt computed together (32); no bit depends on it"},
     [OPTION_DECODE] = {"--decode", NULL, TOKENIZE, "ids on standard input to text: the raw bytes"},
     [OPTION_DTYPE] = {"--dtype", "float32|bfloat16|float16", GENERATE | DUMP | SCORE | CHECK,
-                      "of the run (check: what the file says; the config's dtype, else the weights')"},
-    [OPTION_FREE] = {"--free", NULL, CHECK, "go on from our own values, not from the other implementation's"},
-    [OPTION_FROM] = {"--from", "FILE", DUMP, "a dump that holds the output of layer A-1, for --layers A:B"},
+                      "of the run (check: what the file says; the config's dtype, else the "
+                      "weights')"},
+    [OPTION_FREE] = {"--free", NULL, CHECK,
+                     "go on from our own values, not from the other implementation's"},
+    [OPTION_FROM] = {"--from", "FILE", DUMP,
+                     "a dump that holds the output of layer A-1, for --layers A:B"},
     [OPTION_HTML] = {"--html", "FILE", REPORTS, "write the report as one page of HTML too"},
     [OPTION_IDS] = {"--ids", NULL, GENERATE, "print the new ids on one line instead of text"},
     [OPTION_JSON] = {"--json", NULL, INFO, "print one JSON object"},
-    [OPTION_JSON_FILE] = {"--json", "FILE", REPORTS, "write the report as lines of JSON too, for report"},
+    [OPTION_JSON_FILE] = {"--json", "FILE", REPORTS,
+                          "write the report as lines of JSON too, for report"},
     [OPTION_JSONL] = {"--jsonl", NULL, TOKENIZE | SCORE,
                       "tokenize: each input line is a JSON string; score: one object a token"},
     [OPTION_KV] = {"--kv", "float16|bfloat16", CHECK,
@@ -62,13 +69,17 @@ static const option_row options[OPTION_COUNT] = {
     [OPTION_PROMPT] = {"--prompt", "TEXT", DUMP | CHECK, "the text to run"},
     [OPTION_SEED] = {"--seed", "N", GENERATE, "of the generator (0); turns sampling on"},
     [OPTION_START] = {"--start", "P", DUMP, "position of the first token (0)"},
-    [OPTION_STRICT] = {"--strict", NULL, CHECK, "a rounding point that lies elsewhere counts as a difference"},
+    [OPTION_STRICT] = {"--strict", NULL, CHECK,
+                       "a rounding point that lies elsewhere counts as a difference"},
     [OPTION_TAPS] = {"--taps", "GLOB", DUMP, "save only the taps that fit; may be repeated"},
-    [OPTION_TEMPERATURE] = {"--temperature", "X", GENERATE, "divide the logits by X (1); turns sampling on"},
+    [OPTION_TEMPERATURE] = {"--temperature", "X", GENERATE,
+                            "divide the logits by X (1); turns sampling on"},
     [OPTION_TEXT] = {"--text", NULL, TOKENIZE, "with --chat: print the rendered text itself"},
     [OPTION_TOKENS] = {"--tokens", "1,2,3", GENERATE | DUMP | CHECK, "token ids instead of text"},
-    [OPTION_TOP_K] = {"--top-k", "N", GENERATE, "keep the N likeliest tokens (0: all); turns sampling on"},
-    [OPTION_TOP_P] = {"--top-p", "X", GENERATE, "keep the likeliest tokens of mass X (1); turns sampling on"},
+    [OPTION_TOP_K] = {"--top-k", "N", GENERATE,
+                      "keep the N likeliest tokens (0: all); turns sampling on"},
+    [OPTION_TOP_P] = {"--top-p", "X", GENERATE,
+                      "keep the likeliest tokens of mass X (1); turns sampling on"},
     [OPTION_USER] = {"--user", NULL, GENERATE, "wrap PROMPT as one user turn of the chat template"},
     [OPTION_HELP] = {"--help", NULL, ALL, "print this"},
 };
@@ -82,17 +93,22 @@ typedef struct verb_row {
 } verb_row;
 
 static const verb_row verbs[] = {
-    {"info", INFO, "MODEL", NULL, "print the module tree and the counts; needs config.json alone", verb_info},
-    {"generate", GENERATE, "MODEL", "[PROMPT]", "continue a prompt (standard input if not given)", verb_generate},
-    {"tokenize", TOKENIZE, "MODEL", "[TEXT]", "text to token ids, or back (standard input if not given)",
-     verb_tokenize},
+    {"info", INFO, "MODEL", NULL, "print the module tree and the counts; needs config.json alone",
+     verb_info},
+    {"generate", GENERATE, "MODEL", "[PROMPT]", "continue a prompt (standard input if not given)",
+     verb_generate},
+    {"tokenize", TOKENIZE, "MODEL", "[TEXT]",
+     "text to token ids, or back (standard input if not given)", verb_tokenize},
     {"dump", DUMP, "MODEL", NULL, "run tokens and save every intermediate tensor", verb_dump},
-    {"check", CHECK, "MODEL", "BACKEND.safetensors", "judge another implementation's tensors", verb_check},
-    {"diff", DIFF, "A.safetensors", "B.safetensors", "compare two files of tensors; needs no model", verb_diff},
-    {"report", REPORT, "FILE.jsonl", "...", "merge reports that check wrote with --json", verb_report},
+    {"check", CHECK, "MODEL", "BACKEND.safetensors", "judge another implementation's tensors",
+     verb_check},
+    {"diff", DIFF, "A.safetensors", "B.safetensors", "compare two files of tensors; needs no model",
+     verb_diff},
+    {"report", REPORT, "FILE.jsonl", "...", "merge reports that check wrote with --json",
+     verb_report},
     {"score", SCORE, "MODEL", "FILE", "perplexity of a text", verb_score},
-    {"selftest", SELFTEST, NULL, NULL, "check this compiler's and processor's arithmetic; takes no MODEL",
-     verb_selftest},
+    {"selftest", SELFTEST, NULL, NULL,
+     "check this compiler's and processor's arithmetic; takes no MODEL", verb_selftest},
 };
 
 #define VERB_COUNT (sizeof verbs / sizeof verbs[0])
@@ -102,14 +118,17 @@ static void print_help(const verb_row *verb)
     if (verb == NULL) {
         puts("usage: qwen3moe VERB MODEL ... [options]\n\n"
              "MODEL is a Hugging Face model folder of a Qwen3-MoE.\n");
-        for (size_t i = 0; i < VERB_COUNT; i++) printf("  %-10s %s\n", verbs[i].name, verbs[i].help);
+        for (size_t i = 0; i < VERB_COUNT; i++)
+            printf("  %-10s %s\n", verbs[i].name, verbs[i].help);
         puts("\nqwen3moe VERB --help prints a verb's options, qwen3moe --version the version.\n"
-             "Exit status: 0 done or agrees, 1 differs, 2 bad usage, bad input or nothing to judge.");
+             "Exit status: 0 done or agrees, 1 differs, 2 bad usage, bad input or nothing to "
+             "judge.");
         return;
     }
-    printf("usage: qwen3moe %s%s%s%s%s [options]\n\n%s\n\n", verb->name, verb->first != NULL ? " " : "",
-           verb->first != NULL ? verb->first : "", verb->operand != NULL ? " " : "",
-           verb->operand != NULL ? verb->operand : "", verb->help);
+    printf("usage: qwen3moe %s%s%s%s%s [options]\n\n%s\n\n", verb->name,
+           verb->first != NULL ? " " : "", verb->first != NULL ? verb->first : "",
+           verb->operand != NULL ? " " : "", verb->operand != NULL ? verb->operand : "",
+           verb->help);
     for (size_t i = 0; i < OPTION_COUNT; i++) {
         if ((options[i].verbs & verb->bit) == 0) continue;
         printf("  %s%s%s\n      %s\n", options[i].name, options[i].value != NULL ? " " : "",
@@ -121,7 +140,8 @@ static void print_help(const verb_row *verb)
 static size_t find_option(const verb_row *verb, const char *argument, const char **value)
 {
     size_t length = strcspn(argument, "=");
-    *value = strncmp(argument, "--", 2) == 0 && argument[length] == '=' ? argument + length + 1 : NULL;
+    bool joined = strncmp(argument, "--", 2) == 0 && argument[length] == '=';
+    *value = joined ? argument + length + 1 : NULL;
     if (*value == NULL) length = strlen(argument);
     for (size_t i = 0; i < OPTION_COUNT; i++)
         if ((options[i].verbs & verb->bit) != 0 && strlen(options[i].name) == length &&
@@ -130,38 +150,43 @@ static size_t find_option(const verb_row *verb, const char *argument, const char
     return OPTION_COUNT;
 }
 
-static q3_status take_option(command_line *command, const verb_row *verb, int argc, char **argv, int *at,
-                             q3_error *error)
+static q3_status take_option(command_line *command, const verb_row *verb, int argc, char **argv,
+                             int *at, q3_error *error)
 {
     const char *argument = argv[*at], *value;
     size_t i = find_option(verb, argument, &value);
     if (i == OPTION_COUNT)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.60s, expected an option of it (--help lists them)",
-                    verb->name, argument);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%s: found %.60s, expected an option of it (--help lists them)", verb->name,
+                       argument);
     if (options[i].value == NULL && value != NULL)
         return q3_fail(error, Q3_ERROR_INPUT, "%s: found a value, expected none", options[i].name);
     if (options[i].value != NULL && value == NULL) {
         if (*at + 1 >= argc)
-            return q3_fail(error, Q3_ERROR_INPUT, "%s: found nothing behind it, expected %s", options[i].name,
-                        options[i].value);
+            return q3_fail(error, Q3_ERROR_INPUT, "%s: found nothing behind it, expected %s",
+                           options[i].name, options[i].value);
         value = argv[++*at];
     }
     if (i == OPTION_TAPS)
         command->taps[command->tap_count++] = value;
     else if (command->value[i] != NULL && i != OPTION_HELP)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: found it twice, expected it once", options[i].name);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: found it twice, expected it once",
+                       options[i].name);
     command->value[i] = value != NULL ? value : "";
     return Q3_OK;
 }
 
-static q3_status take_operand(command_line *command, const verb_row *verb, const char *text, q3_error *error)
+static q3_status take_operand(command_line *command, const verb_row *verb, const char *text,
+                              q3_error *error)
 {
     size_t most = verb->bit == REPORT ? SIZE_MAX : verb->operand != NULL ? 2 : 1;
     if (verb->first == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.60s, expected no operand", verb->name, text);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.60s, expected no operand", verb->name,
+                       text);
     if (command->operand_count == most)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.60s too, expected %s%s%s", verb->name, text, verb->first,
-                    verb->operand != NULL ? " " : " alone", verb->operand != NULL ? verb->operand : "");
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.60s too, expected %s%s%s", verb->name,
+                       text, verb->first, verb->operand != NULL ? " " : " alone",
+                       verb->operand != NULL ? verb->operand : "");
     if (command->operand_count == 0) command->model = text;
     if (command->operand_count == 1) command->operand = text;
     command->operands[command->operand_count++] = text;
@@ -169,7 +194,8 @@ static q3_status take_operand(command_line *command, const verb_row *verb, const
 }
 
 /* argv[2..] of a verb. Options may stand anywhere before "--"; "-" is an operand. */
-static q3_status take_apart(command_line *command, const verb_row *verb, int argc, char **argv, q3_error *error)
+static q3_status take_apart(command_line *command, const verb_row *verb, int argc, char **argv,
+                            q3_error *error)
 {
     bool options_end = false;
     for (int i = 2; i < argc; i++) {
@@ -183,12 +209,12 @@ static q3_status take_apart(command_line *command, const verb_row *verb, int arg
         if (status != Q3_OK) return status;
     }
     if (command->model == NULL && command->value[OPTION_HELP] == NULL && verb->first != NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: found no %s, expected a %s", verb->name, verb->first,
-                    strcmp(verb->first, "MODEL") == 0 ? "model folder" : "file");
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: found no %s, expected a %s", verb->name,
+                       verb->first, strcmp(verb->first, "MODEL") == 0 ? "model folder" : "file");
     return Q3_OK;
 }
 
-/* ==== info =================================================================================== */
+/* ==== Info ==================================================================================== */
 
 q3_status verb_info(const command_line *command, q3_error *error)
 {
@@ -204,18 +230,22 @@ q3_status verb_info(const command_line *command, q3_error *error)
     if (tree == NULL)
         status = q3_fail(error, Q3_ERROR_MEMORY, "no memory");
     else if (!q3_count(&counts, config))
-        status = q3_fail(error, Q3_ERROR_INPUT, "%s: found sizes whose product is above 2^61, expected less",
-                      command->model);
+        status = q3_fail(error, Q3_ERROR_INPUT,
+                         "%s: found sizes whose product is above 2^61, expected less",
+                         command->model);
     if (status == Q3_OK) {
         unsigned long long parameters = counts.parameters, active = counts.active_per_token;
         unsigned long long cache = counts.key_value_elements_per_token * size;
         if (command->value[OPTION_JSON] == NULL)
-            printf("%s\nparameters %llu\nactive per token %llu\nweights %s %llu\nkey/value per token %llu\n",
+            printf("%s\nparameters %llu\nactive per token %llu\nweights %s %llu\n"
+                   "key/value per token %llu\n",
                    tree, parameters, active, q3_dtype_name(dtype), parameters * size, cache);
         else
-            printf("{\"config\":%s,\"parameters\":%llu,\"active_per_token\":%llu,\"weights_dtype\":\"%s\","
-                   "\"weights_bytes\":%llu,\"key_value_bytes_per_token\":%llu}\n",
-                   q3_model_config_json(model), parameters, active, q3_dtype_name(dtype), parameters * size,
+            printf("{\"config\":%s,\"parameters\":%llu,\"active_per_token\":%llu,"
+                   "\"weights_dtype\":\"%s\",\"weights_bytes\":%llu,"
+                   "\"key_value_bytes_per_token\":%llu}\n",
+                   q3_model_config_json(model), parameters, active, q3_dtype_name(dtype),
+                   parameters * size,
                    cache);
     }
     free(tree);
@@ -223,10 +253,10 @@ q3_status verb_info(const command_line *command, q3_error *error)
     return status;
 }
 
-/* ==== tokenize =============================================================================== */
+/* ==== Tokenize ================================================================================ */
 
-static q3_status print_ids(const q3_tokenizer *tokenizer, const char *name, size_t line, const uint8_t *text,
-                           size_t length, q3_error *error)
+static q3_status print_ids(const q3_tokenizer *tokenizer, const char *name, size_t line,
+                           const uint8_t *text, size_t length, q3_error *error)
 {
     int32_t *ids;
     size_t count;
@@ -242,8 +272,8 @@ static q3_status print_ids(const q3_tokenizer *tokenizer, const char *name, size
 }
 
 /* Each line a JSON string, LF or CRLF at its end; a last line without one counts too. */
-static q3_status tokenize_lines(const q3_tokenizer *tokenizer, const char *name, uint8_t *text, size_t length,
-                                q3_error *error)
+static q3_status tokenize_lines(const q3_tokenizer *tokenizer, const char *name, uint8_t *text,
+                                size_t length, q3_error *error)
 {
     q3_status status = Q3_OK;
     for (size_t at = 0, line = 1; at < length && status == Q3_OK; line++) {
@@ -255,15 +285,17 @@ static q3_status tokenize_lines(const q3_tokenizer *tokenizer, const char *name,
         if (status != Q3_OK) {
             q3_fail(error, status, "%s: line %zu: %.400s", name, line, inner.text);
         } else if (q3_json_type_of(&json, 0) != Q3_JSON_STRING) {
-            status = q3_fail(error, Q3_ERROR_INPUT, "%s: line %zu: found another JSON value, expected a string",
-                          name, line);
+            status = q3_fail(error, Q3_ERROR_INPUT,
+                             "%s: line %zu: found another JSON value, expected a string", name,
+                             line);
             q3_json_free(&json);
         } else {
             uint8_t *bytes = malloc(n + 1);
             if (bytes == NULL)
                 status = q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu bytes", n);
             else
-                status = print_ids(tokenizer, name, line, bytes, q3_json_string(&json, 0, bytes), error);
+                status = print_ids(tokenizer, name, line, bytes, q3_json_string(&json, 0, bytes),
+                                   error);
             free(bytes);
             q3_json_free(&json);
         }
@@ -292,8 +324,9 @@ static q3_status decode_ids(const q3_tokenizer *tokenizer, const char *name, con
         if (at == begin || id > INT32_MAX ||
             (at < length && (text[at] == 0 || strchr(" \t\r\n\v\f", text[at]) == NULL))) {
             free(ids);
-            return q3_fail(error, Q3_ERROR_INPUT, "%s: byte %zu: found no token id, expected ids between white space",
-                        name, begin);
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: byte %zu: found no token id, expected ids between white space",
+                           name, begin);
         }
         ids[count++] = (int32_t)id;
     }
@@ -307,8 +340,8 @@ static q3_status decode_ids(const q3_tokenizer *tokenizer, const char *name, con
 }
 
 /* What tokenize works on: the operand, standard input, or the rendered --chat. */
-static q3_status read_input(const command_line *command, const char **name, uint8_t **bytes, size_t *length,
-                            q3_error *error)
+static q3_status read_input(const command_line *command, const char **name, uint8_t **bytes,
+                            size_t *length, q3_error *error)
 {
     const char *text = command->operand;
     *name = "standard input";
@@ -328,9 +361,11 @@ static q3_status read_input(const command_line *command, const char **name, uint
 static q3_status check_tokenize(const command_line *command, q3_error *error)
 {
     bool chat = command->value[OPTION_CHAT] != NULL;
-    int ways = chat + (command->value[OPTION_DECODE] != NULL) + (command->value[OPTION_JSONL] != NULL);
+    int ways =
+        chat + (command->value[OPTION_DECODE] != NULL) + (command->value[OPTION_JSONL] != NULL);
     if (ways > 1)
-        return q3_fail(error, Q3_ERROR_INPUT, "tokenize: found %d of --chat, --decode and --jsonl, expected one", ways);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "tokenize: found %d of --chat, --decode and --jsonl, expected one", ways);
     if (chat && command->operand != NULL)
         return q3_fail(error, Q3_ERROR_INPUT, "--chat: found a text too, expected one of the two");
     return check_chat_options(command, error);
@@ -361,7 +396,7 @@ q3_status verb_tokenize(const command_line *command, q3_error *error)
     return status;
 }
 
-/* ==== main =================================================================================== */
+/* ==== Main ==================================================================================== */
 
 /* What was printed reached its place, or an error says so. */
 static int finish(q3_status status, q3_error *error)
@@ -394,9 +429,9 @@ int main(int argc, char **argv)
         if (strcmp(argv[1], verbs[i].name) == 0) verb = &verbs[i];
     if (verb == NULL)
         return finish(q3_fail(&error, Q3_ERROR_INPUT,
-                           "found %.60s, expected info, generate, tokenize, dump, check, diff, report, score or "
-                           "selftest (--help)",
-                           argc > 1 ? argv[1] : "no verb"), &error);
+                              "found %.60s, expected info, generate, tokenize, dump, check, diff, "
+                              "report, score or selftest (--help)",
+                              argc > 1 ? argv[1] : "no verb"), &error);
     command_line command = {0};
     command.taps = calloc((size_t)argc, sizeof *command.taps);
     command.operands = calloc((size_t)argc, sizeof *command.operands);

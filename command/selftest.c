@@ -1,5 +1,5 @@
-/* selftest.c - `qwen3moe selftest`: what this compiler and processor do, and a hash of what the operators
- * give here, which must be the same everywhere. */
+/* selftest.c - `qwen3moe selftest`: what this compiler and processor do, and a hash of what the
+ * operators give here, which must be the same everywhere. */
 #include "command/command.h"
 
 #include <float.h>
@@ -11,7 +11,8 @@ static void fill(float *values, size_t count, uint32_t *state)
 {
     for (size_t i = 0; i < count; i++) {
         *state = *state * 1664525u + 1013904223u;
-        uint32_t u = (*state & 0x80000000u) | (119 + (*state >> 27 & 15)) << 23 | (*state >> 4 & 0x7fffff);
+        uint32_t u =
+            (*state & 0x80000000u) | (119 + (*state >> 27 & 15)) << 23 | (*state >> 4 & 0x7FFFFF);
         memcpy(&values[i], &u, 4);
     }
 }
@@ -23,7 +24,7 @@ static uint64_t add_hash(uint64_t hash, const float *values, size_t count)
         uint32_t u;
         memcpy(&u, &values[i], 4);
         for (int shift = 0; shift < 32; shift += 8)
-            hash = (hash ^ (u >> shift & 0xff)) * UINT64_C(0x100000001b3);
+            hash = (hash ^ (u >> shift & 0xFF)) * UINT64_C(0x100000001B3);
     }
     return hash;
 }
@@ -36,7 +37,7 @@ static q3_tensor fill_weight(uint8_t *bytes, size_t count, uint32_t *state)
         uint32_t u;
         fill(&value, 1, state);
         memcpy(&u, &value, 4);
-        bytes[2 * i] = (uint8_t)(u >> 16 & 0xff);
+        bytes[2 * i] = (uint8_t)(u >> 16 & 0xFF);
         bytes[2 * i + 1] = (uint8_t)(u >> 24);
     }
     q3_tensor tensor = {bytes, Q3_BF16};
@@ -53,7 +54,8 @@ static uint64_t hash_operators(uint64_t hash, q3_dtype dtype)
                                  .beta_slow = 1, .truncate = true};
     const q3_tensor no_bias = {NULL, Q3_F32};
     uint8_t bytes[2 * H * HD * M];
-    float x[T * M], q[T * H * HD], k[T * K * HD], v[T * K * HD], inv_freq[HD / 2], cos[T * HD], sin[T * HD];
+    float x[T * M], q[T * H * HD], k[T * K * HD], v[T * K * HD], inv_freq[HD / 2], cos[T * HD],
+    sin[T * HD];
     float scores[H * T * T], y[T * H * HD], logits[T * E], weights[T * A], down[T * A * M];
     double scratch[T];
     int32_t ids[T * A];
@@ -111,8 +113,8 @@ static void print_environment(void)
 q3_status verb_selftest(const command_line *command, q3_error *error)
 {
     /* Our own bits; a change is a line in CHANGELOG.md. */
-    const uint64_t expected = UINT64_C(0xe44155dc59f230f8);
-    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    const uint64_t expected = UINT64_C(0xE44155DC59F230F8);
+    uint64_t hash = UINT64_C(0xCBF29CE484222325);
     const char *what;
     bool holds, all = true;
     (void)command;
@@ -123,7 +125,7 @@ q3_status verb_selftest(const command_line *command, q3_error *error)
         all = all && holds;
     }
     for (q3_dtype d = Q3_F32; d <= Q3_F16; d++) hash = hash_operators(hash, d);
-    printf("operators %08lx%08lx: %s\n", (unsigned long)(hash >> 32), (unsigned long)(hash & 0xffffffff),
-           hash == expected ? "holds" : "broken");
+    printf("operators %08lx%08lx: %s\n", (unsigned long)(hash >> 32),
+           (unsigned long)(hash & 0xFFFFFFFF), hash == expected ? "holds" : "broken");
     return all && hash == expected ? Q3_OK : VERB_DIFFERS;
 }

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- SHA-256 (FIPS 180-4) -------------------------------------------------------- */
+/* ==== SHA-256 (FIPS 180-4) ==================================================================== */
 
 static uint32_t rotate(uint32_t x, unsigned n)
 {
@@ -18,16 +18,16 @@ static uint32_t rotate(uint32_t x, unsigned n)
 static void sha256_block(uint32_t state[8], const uint8_t *p)
 {
     static const uint32_t k[64] = {
-        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4,
-        0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe,
-        0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f,
-        0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7,
-        0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc,
-        0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
-        0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116,
-        0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
-        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7,
-        0xc67178f2,
+        0x428A2F98, 0x71374491, 0xB5C0FBCF, 0xE9B5DBA5, 0x3956C25B, 0x59F111F1, 0x923F82A4,
+        0xAB1C5ED5, 0xD807AA98, 0x12835B01, 0x243185BE, 0x550C7DC3, 0x72BE5D74, 0x80DEB1FE,
+        0x9BDC06A7, 0xC19BF174, 0xE49B69C1, 0xEFBE4786, 0x0FC19DC6, 0x240CA1CC, 0x2DE92C6F,
+        0x4A7484AA, 0x5CB0A9DC, 0x76F988DA, 0x983E5152, 0xA831C66D, 0xB00327C8, 0xBF597FC7,
+        0xC6E00BF3, 0xD5A79147, 0x06CA6351, 0x14292967, 0x27B70A85, 0x2E1B2138, 0x4D2C6DFC,
+        0x53380D13, 0x650A7354, 0x766A0ABB, 0x81C2C92E, 0x92722C85, 0xA2BFE8A1, 0xA81A664B,
+        0xC24B8B70, 0xC76C51A3, 0xD192E819, 0xD6990624, 0xF40E3585, 0x106AA070, 0x19A4C116,
+        0x1E376C08, 0x2748774C, 0x34B0BCB5, 0x391C0CB3, 0x4ED8AA4A, 0x5B9CCA4F, 0x682E6FF3,
+        0x748F82EE, 0x78A5636F, 0x84C87814, 0x8CC70208, 0x90BEFFFA, 0xA4506CEB, 0xBEF9A3F7,
+        0xC67178F2,
     };
     uint32_t w[64], v[8];
     for (size_t i = 0; i < 16; i++)
@@ -48,33 +48,27 @@ static void sha256_block(uint32_t state[8], const uint8_t *p)
         v[4] += a;
         v[0] = a + b;
     }
-    for (size_t i = 0; i < 8; i++)
-        state[i] += v[i];
+    for (size_t i = 0; i < 8; i++) state[i] += v[i];
 }
 
 /* The digest of p[0..n) in hexadecimal. */
 static void sha256(const uint8_t *p, size_t n, char out[65])
 {
     uint32_t state[8] = {
-        0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab,
-        0x5be0cd19,
+        0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB,
+        0x5BE0CD19,
     };
     uint8_t last[128] = {0};
     size_t whole = n / 64 * 64, rest = n - whole, end = rest < 56 ? 64 : 128;
-    for (size_t i = 0; i < whole; i += 64)
-        sha256_block(state, p + i);
-    if (rest > 0)
-        memcpy(last, p + whole, rest);
+    for (size_t i = 0; i < whole; i += 64) sha256_block(state, p + i);
+    if (rest > 0) memcpy(last, p + whole, rest);
     last[rest] = 0x80;
-    for (size_t i = 0; i < 8; i++)
-        last[end - 1 - i] = (uint8_t)((uint64_t)n * 8 >> 8 * i);
-    for (size_t i = 0; i < end; i += 64)
-        sha256_block(state, last + i);
-    for (size_t i = 0; i < 8; i++)
-        snprintf(out + 8 * i, 9, "%08lx", (unsigned long)state[i]);
+    for (size_t i = 0; i < 8; i++) last[end - 1 - i] = (uint8_t)((uint64_t)n * 8 >> 8 * i);
+    for (size_t i = 0; i < end; i += 64) sha256_block(state, last + i);
+    for (size_t i = 0; i < 8; i++) snprintf(out + 8 * i, 9, "%08lx", (unsigned long)state[i]);
 }
 
-/* ---- templates ------------------------------------------------------------------- */
+/* ==== Templates =============================================================================== */
 
 /* What differs between them. All write <|im_start|>ROLE\nCONTENT<|im_end|>\n for each message. */
 typedef struct style {
@@ -102,7 +96,7 @@ static const style styles[] = {
      "<think>\n"},
 };
 
-/* ---- rendering ------------------------------------------------------------------- */
+/* ==== Rendering =============================================================================== */
 
 typedef struct span {
     const char *p;
@@ -128,10 +122,8 @@ static bool ends(span s, const char *with)
 /* Newlines alone: no spaces, no carriage returns. */
 static span strip(span s, bool left, bool right)
 {
-    for (; left && s.n > 0 && s.p[0] == '\n'; s.n--)
-        s.p++;
-    while (right && s.n > 0 && s.p[s.n - 1] == '\n')
-        s.n--;
+    for (; left && s.n > 0 && s.p[0] == '\n'; s.n--) s.p++;
+    while (right && s.n > 0 && s.p[s.n - 1] == '\n') s.n--;
     return s;
 }
 
@@ -140,8 +132,7 @@ static size_t find(span s, const char *what, bool last)
 {
     size_t n = strlen(what), found = s.n;
     for (size_t i = 0; i + n <= s.n && (last || found == s.n); i++)
-        if (memcmp(s.p + i, what, n) == 0)
-            found = i;
+        if (memcmp(s.p + i, what, n) == 0) found = i;
     return found;
 }
 
@@ -156,12 +147,10 @@ static void split_reasoning(span *content, span *reasoning)
 {
     size_t first = find(*content, "</think>", false), last = find(*content, "</think>", true);
     *reasoning = (span){content->p, 0};
-    if (first == content->n)
-        return;
+    if (first == content->n) return;
     *reasoning = strip((span){content->p, first}, false, true);
     size_t open = find(*reasoning, "<think>", true);
-    if (open < reasoning->n)
-        *reasoning = behind(*reasoning, open + strlen("<think>"));
+    if (open < reasoning->n) *reasoning = behind(*reasoning, open + strlen("<think>"));
     *reasoning = strip(*reasoning, true, true);
     *content = strip(behind(*content, last + strlen("</think>")), true, false);
 }
@@ -208,8 +197,7 @@ static bool render(q3_buffer *out, const style *s, const message *messages, size
     for (size_t i = 0; i < count && room; i++) {
         span role = messages[i].role, content = messages[i].content, reasoning = none;
         bool assistant = is(role, "assistant"), think = false;
-        if (!s->any_role && !assistant && !is(role, "user") && !is(role, "system"))
-            continue;
+        if (!s->any_role && !assistant && !is(role, "user") && !is(role, "system")) continue;
         if (assistant && s->reasoning) {
             split_reasoning(&content, &reasoning);
             think = i > query && (i == count - 1 || reasoning.n > 0);
@@ -220,15 +208,14 @@ static bool render(q3_buffer *out, const style *s, const message *messages, size
         else
             room = put_message(out, role, none, none, none, content);
     }
-    if (flags & Q3_CHAT_NO_PROMPT)
-        return room;
+    if (flags & Q3_CHAT_NO_PROMPT) return room;
     bool empty = s->optional && (flags & Q3_CHAT_NO_THINKING) != 0;
     return room && put(out, text_span("<|im_start|>assistant\n")) &&
            put(out, text_span(s->opening)) &&
            put(out, text_span(empty ? "<think>\n\n</think>\n\n" : ""));
 }
 
-/* ---- messages and files ---------------------------------------------------------- */
+/* ==== Messages and files ====================================================================== */
 
 /* One string of a message, unescaped into memory, of which *used bytes are taken. */
 static q3_status read_string(const q3_json *j, uint32_t node, size_t index, const char *key,
@@ -264,8 +251,7 @@ static q3_status read_messages(const q3_json *j, message *messages, char *memory
         q3_status s = read_string(j, node, i, "role", memory, &used, &messages[i].role, error);
         if (s == Q3_OK)
             s = read_string(j, node, i, "content", memory, &used, &messages[i].content, error);
-        if (s != Q3_OK)
-            return s;
+        if (s != Q3_OK) return s;
     }
     return Q3_OK;
 }
@@ -279,8 +265,7 @@ q3_status q3_chat_render(const void *chat_template, size_t template_length, cons
     char digest[65];
     q3_json j;
     q3_buffer out = {0};
-    if (template_length > 0 && source[template_length - 1] == '\n')
-        template_length--;
+    if (template_length > 0 && source[template_length - 1] == '\n') template_length--;
     sha256(source, template_length, digest);
     for (size_t i = 0; i < sizeof styles / sizeof *styles; i++)
         s = strcmp(digest, styles[i].sha256) == 0 ? &styles[i] : s;
@@ -289,15 +274,14 @@ q3_status q3_chat_render(const void *chat_template, size_t template_length, cons
                        "expected one of those that are built in (render the text elsewhere and "
                        "pass --tokens)", digest);
     q3_status status = q3_json_parse(&j, name, messages, length, error);
-    if (status != Q3_OK)
-        return status;
+    if (status != Q3_OK) return status;
     size_t count = j.nodes[0].count;
     message *list = malloc((count + 1) * sizeof *list);
     char *memory = malloc(length + 1);
     if (q3_json_type_of(&j, 0) != Q3_JSON_ARRAY || count == 0)
         status = q3_fail(error, Q3_ERROR_INPUT, "%s: messages: found %s, expected a list of them",
                          name, q3_json_type_of(&j, 0) == Q3_JSON_ARRAY ? "an empty list"
-                                                                       : "no list");
+                         : "no list");
     else if (list == NULL || memory == NULL)
         status = q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory", name);
     else
@@ -323,8 +307,7 @@ static q3_status read_config(const char *path, uint8_t **text, size_t *length, q
     q3_mapping file = {0};
     q3_json j = {.nodes = NULL};
     q3_status s = q3_map(&file, path, error);
-    if (s == Q3_OK)
-        s = q3_json_parse(&j, path, file.data, file.size, error);
+    if (s == Q3_OK) s = q3_json_parse(&j, path, file.data, file.size, error);
     if (s == Q3_OK) {
         uint32_t node = q3_json_find(&j, 0, "chat_template");
         uint8_t *copy = malloc(file.size + 1);
@@ -356,8 +339,7 @@ q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *length, q
         s = read_config(config, text, length, error);
     } else if ((s = q3_map(&file, own, error)) == Q3_OK) {
         uint8_t *copy = malloc(file.size + 1);
-        if (copy != NULL && file.size > 0)
-            memcpy(copy, file.data, file.size);
+        if (copy != NULL && file.size > 0) memcpy(copy, file.data, file.size);
         if (copy == NULL) {
             s = q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory", own);
         } else {

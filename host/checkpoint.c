@@ -35,17 +35,15 @@ static q3_status no_memory(const char *path, q3_error *error)
     return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to read it", path);
 }
 
-/* ---- config.json and generation_config.json -------------------------------------------------- */
+/* ==== config.json and generation_config.json ================================================== */
 
 /* Maps and parses a JSON file. path must live as long as the document. */
 static q3_status open_json(q3_mapping *text, q3_json *document, const char *path, q3_error *error)
 {
     q3_status status = q3_map(text, path, error);
-    if (status != Q3_OK)
-        return status;
+    if (status != Q3_OK) return status;
     status = q3_json_parse(document, path, text->data, text->size, error);
-    if (status != Q3_OK)
-        q3_unmap(text);
+    if (status != Q3_OK) q3_unmap(text);
     return status;
 }
 
@@ -68,8 +66,7 @@ static void forget_weights(q3_model *model)
 
 void q3_model_close(q3_model *model)
 {
-    if (model == NULL)
-        return;
+    if (model == NULL) return;
     forget_weights(model);
     free(model->eos);
     q3_config_free(&model->config);
@@ -97,8 +94,7 @@ static q3_status open_config(q3_model *model, const char *path, q3_error *error)
 q3_status q3_model_open(q3_model **model, const char *path, q3_error *error)
 {
     q3_model *m = calloc(1, sizeof *m);
-    if (m == NULL)
-        return no_memory(path, error);
+    if (m == NULL) return no_memory(path, error);
     q3_status status = open_config(m, path, error);
     if (status == Q3_OK)
         *model = m;
@@ -130,8 +126,7 @@ static q3_status read_eos(q3_model *model, const q3_json *j, uint32_t node, q3_e
     uint32_t count = type == Q3_JSON_NULL ? 0 : type == Q3_JSON_ARRAY ? j->nodes[node].count : 1;
     uint32_t value = type == Q3_JSON_ARRAY ? node + 1 : node;
     int32_t *ids = calloc((size_t)count + 1, sizeof *ids);
-    if (ids == NULL)
-        return no_memory(j->name, error);
+    if (ids == NULL) return no_memory(j->name, error);
     for (uint32_t i = 0; i < count; i++, value = j->nodes[value].next) {
         uint64_t id = 0;
         if (!q3_json_uint(j, value, &id) || id > INT32_MAX) {
@@ -152,10 +147,8 @@ static q3_status find_eos(q3_model *model, q3_error *error)
     q3_json document = {0};
     uint32_t node = q3_json_find(&model->document, 0, "eos_token_id");
     char *path = NULL;
-    if (model->folder != NULL)
-        path = q3_join(model->folder, "generation_config.json", "");
-    if (model->folder != NULL && path == NULL)
-        return no_memory(model->folder, error);
+    if (model->folder != NULL) path = q3_join(model->folder, "generation_config.json", "");
+    if (model->folder != NULL && path == NULL) return no_memory(model->folder, error);
     if (path == NULL || !q3_exists(path)) {
         free(path);
         return read_eos(model, &model->document, node, error);
@@ -186,7 +179,7 @@ q3_status q3_model_eos(q3_model *model, const int32_t **ids, size_t *count, q3_e
     return status;
 }
 
-/* ---- which tensors there are ----------------------------------------------------------------- */
+/* ==== Which tensors there are ================================================================= */
 
 typedef struct item {
     const char *name;
@@ -218,8 +211,7 @@ static int compare_files(const void *a, const void *b)
 static item *find_item(const listing *list, const char *name)
 {
     item key = {.name = name};
-    if (list->count == 0)
-        return NULL;
+    if (list->count == 0) return NULL;
     return bsearch(&key, list->items, list->count, sizeof key, compare_names);
 }
 
@@ -227,30 +219,25 @@ static item *find_item(const listing *list, const char *name)
 static q3_status list_file(q3_model *model, listing *list, q3_error *error)
 {
     model->shards = calloc(1, sizeof *model->shards);
-    if (model->shards == NULL)
-        return no_memory(list->path, error);
+    if (model->shards == NULL) return no_memory(list->path, error);
     model->shard_count = 1;
     model->shards[0].path = q3_join(list->path, "", "");
-    if (model->shards[0].path == NULL)
-        return no_memory(list->path, error);
+    if (model->shards[0].path == NULL) return no_memory(list->path, error);
     q3_status status = q3_tensors_open(&model->shards[0].tensors, list->path, error);
-    if (status != Q3_OK)
-        return status;
+    if (status != Q3_OK) return status;
     list->count = q3_tensors_count(model->shards[0].tensors);
     list->items = calloc(list->count + 1, sizeof *list->items);
-    if (list->items == NULL)
-        return no_memory(list->path, error);
+    if (list->items == NULL) return no_memory(list->path, error);
     for (size_t i = 0; i < list->count; i++)
         list->items[i].name = q3_tensors_at(model->shards[0].tensors, i)->name;
-    if (list->count > 0)
-        qsort(list->items, list->count, sizeof *list->items, compare_names);
+    if (list->count > 0) qsort(list->items, list->count, sizeof *list->items, compare_names);
     return Q3_OK;
 }
 
 /* A plain name of a file in the folder. */
 static bool is_file_name(const char *name)
 {
-    return name[0] != '\0' && strpbrk(name, "/\\:") == NULL && strcmp(name, ".") != 0 &&
+    return name[0] != 0 && strpbrk(name, "/\\:") == NULL && strcmp(name, ".") != 0 &&
            strcmp(name, "..") != 0;
 }
 
@@ -258,26 +245,21 @@ static bool is_file_name(const char *name)
 static q3_status number_shards(q3_model *model, listing *list, q3_error *error)
 {
     size_t shards = 0;
-    if (list->count > 0)
-        qsort(list->items, list->count, sizeof *list->items, compare_files);
+    if (list->count > 0) qsort(list->items, list->count, sizeof *list->items, compare_files);
     for (size_t i = 0; i < list->count; i++) {
         shards += i == 0 || strcmp(list->items[i - 1].file, list->items[i].file) != 0;
         list->items[i].shard = shards - 1;
     }
     model->shards = calloc(shards + 1, sizeof *model->shards);
-    if (model->shards == NULL)
-        return no_memory(list->path, error);
+    if (model->shards == NULL) return no_memory(list->path, error);
     model->shard_count = shards;
     for (size_t i = 0; i < list->count; i++) {
         shard *s = &model->shards[list->items[i].shard];
         s->listed++;
-        if (s->path == NULL)
-            s->path = q3_join(model->folder, list->items[i].file, "");
-        if (s->path == NULL)
-            return no_memory(list->path, error);
+        if (s->path == NULL) s->path = q3_join(model->folder, list->items[i].file, "");
+        if (s->path == NULL) return no_memory(list->path, error);
     }
-    if (list->count > 0)
-        qsort(list->items, list->count, sizeof *list->items, compare_names);
+    if (list->count > 0) qsort(list->items, list->count, sizeof *list->items, compare_names);
     return Q3_OK;
 }
 
@@ -286,7 +268,7 @@ static const char *keep_string(const q3_json *j, uint32_t node, char **at)
 {
     char *text = *at;
     size_t length = q3_json_string(j, node, (uint8_t *)text);
-    text[length] = '\0';
+    text[length] = 0;
     *at += length + 1;
     return memchr(text, 0, length) == NULL ? text : NULL;
 }
@@ -299,16 +281,14 @@ static q3_status read_weight_map(q3_model *model, listing *list, const q3_json *
     list->count = j->nodes[map].count;
     list->items = calloc(list->count + 1, sizeof *list->items);
     list->texts = malloc((size_t)j->nodes[0].end + 1);
-    if (list->items == NULL || list->texts == NULL)
-        return no_memory(list->path, error);
+    if (list->items == NULL || list->texts == NULL) return no_memory(list->path, error);
     char *at = list->texts;
     for (size_t i = 0; i < list->count; i++, key = j->nodes[key + 1].next) {
         item *it = &list->items[i];
         it->name = keep_string(j, key, &at);
         if (it->name == NULL)
             return q3_json_fail(j, key, "weight_map", "a name without zeros", error);
-        if (q3_json_type_of(j, key + 1) == Q3_JSON_STRING)
-            it->file = keep_string(j, key + 1, &at);
+        if (q3_json_type_of(j, key + 1) == Q3_JSON_STRING) it->file = keep_string(j, key + 1, &at);
         if (it->file == NULL || !is_file_name(it->file))
             return q3_json_fail(j, key + 1, it->name, "the name of a file in the folder", error);
     }
@@ -320,8 +300,7 @@ static q3_status list_index(q3_model *model, listing *list, q3_error *error)
     q3_mapping text = {0};
     q3_json document = {0};
     q3_status status = open_json(&text, &document, list->path, error);
-    if (status != Q3_OK)
-        return status;
+    if (status != Q3_OK) return status;
     status = read_weight_map(model, list, &document, error);
     q3_json_free(&document);
     q3_unmap(&text);
@@ -354,28 +333,28 @@ static q3_status open_shard(q3_model *model, const listing *list, size_t number,
 {
     shard *s = &model->shards[number];
     q3_status status = q3_tensors_open(&s->tensors, s->path, error);
-    if (status != Q3_OK)
-        return status;
+    if (status != Q3_OK) return status;
     for (size_t i = 0; i < q3_tensors_count(s->tensors); i++) {
         const q3_entry *entry = q3_tensors_at(s->tensors, i);
         const item *it = find_item(list, entry->name);
         if (it == NULL || it->shard != number)
-            return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.120s: found a tensor that the index "
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%.200s: %.120s: found a tensor that the index "
                            "%s, expected those it puts here", s->path, entry->name,
                            it == NULL ? "does not list" : "puts into another file");
     }
-    if (q3_tensors_count(s->tensors) == s->listed)
-        return Q3_OK;
+    if (q3_tensors_count(s->tensors) == s->listed) return Q3_OK;
     for (size_t i = 0; i < list->count; i++) {
         const item *it = &list->items[i];
         if (it->shard == number && q3_tensors_find(s->tensors, it->name) == NULL)
-            return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.120s: found nothing, expected the "
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%.200s: %.120s: found nothing, expected the "
                            "tensor that the index puts here", s->path, it->name);
     }
     return Q3_OK;
 }
 
-/* ---- which tensors there must be ------------------------------------------------------------- */
+/* ==== Which tensors there must be ============================================================= */
 
 /* The same walk over the model's tensors is made three times. */
 typedef enum walk {
@@ -406,7 +385,7 @@ static void shape_text(char text[200], size_t rank, const uint64_t *shape)
         used += n > 0 ? (size_t)n : 0;
     }
     text[used] = ']';
-    text[used + 1] = '\0';
+    text[used + 1] = 0;
 }
 
 /* Finite elements that become infinite in dtype: the first one's index, or count if there is none.
@@ -416,15 +395,13 @@ static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype d
     const uint8_t *bytes = entry->data;
     /* half way between the largest finite value and the next power of two */
     uint32_t least = dtype == Q3_F16 ? 0x477FF000 : 0x7F7F8000, infinite = 0x7F800000;
-    if (dtype == Q3_F32 || entry->dtype == Q3_F16 || entry->dtype == dtype)
-        return count;
+    if (dtype == Q3_F32 || entry->dtype == Q3_F16 || entry->dtype == dtype) return count;
     size_t size = entry->dtype == Q3_F32 ? 4 : 2;
     for (uint64_t i = 0; i < count; i++) {
         const uint8_t *p = bytes + i * size;
         uint32_t bits = size == 4 ? (uint32_t)p[0] | (uint32_t)p[1] << 8 : 0;
         bits |= (uint32_t)p[size - 2] << 16 | (uint32_t)(p[size - 1] & 0x7F) << 24;
-        if (bits >= least && bits < infinite)
-            return i;
+        if (bits >= least && bits < infinite) return i;
     }
     return count;
 }
@@ -434,16 +411,14 @@ static q3_status check_range(loader *l, const char *path, const q3_entry *entry)
     uint64_t count = 1;
     char digits[32];
     float value = 0.0f;
-    for (size_t i = 0; i < entry->rank; i++)
-        count *= entry->shape[i];
+    for (size_t i = 0; i < entry->rank; i++) count *= entry->shape[i];
     uint64_t at = first_overflow(entry, count, l->dtype);
-    if (at == count)
-        return Q3_OK;
+    if (at == count) return Q3_OK;
     q3_entry_floats(&value, entry, at, 1);
     q3_json_repr((double)value, digits);
-    return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found %s in element %" PRIu64
-                   ", expected what is finite in %s", path, entry->name, digits, at,
-                   q3_dtype_name(l->dtype));
+    return q3_fail(l->error, Q3_ERROR_INPUT,
+                   "%.200s: %.120s: found %s in element %" PRIu64 ", expected what is finite in %s",
+                   path, entry->name, digits, at, q3_dtype_name(l->dtype));
 }
 
 /* Dtype and shape of a tensor that is needed; *out says where it lies. */
@@ -492,10 +467,8 @@ static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint
     }
     shard *s = &l->model->shards[it->shard];
     q3_status status = Q3_OK;
-    if (s->tensors == NULL)
-        status = open_shard(l->model, &l->list, it->shard, l->error);
-    if (status != Q3_OK)
-        return status;
+    if (s->tensors == NULL) status = open_shard(l->model, &l->list, it->shard, l->error);
+    if (status != Q3_OK) return status;
     const q3_entry *entry = q3_tensors_find(s->tensors, name);
     Q3_CHECK(entry != NULL);
     return l->walk == WALK_FILL ? fill(l, s->path, entry, rank, shape, out)
@@ -515,8 +488,7 @@ static q3_status walk_mlp(loader *l, const char *prefix, size_t width, q3_mlp *m
 {
     size_t M = l->model->config.config.hidden_size;
     q3_status status = visit_in(l, prefix, "gate_proj.weight", width, M, &mlp->gate_proj);
-    if (status == Q3_OK)
-        status = visit_in(l, prefix, "up_proj.weight", width, M, &mlp->up_proj);
+    if (status == Q3_OK) status = visit_in(l, prefix, "up_proj.weight", width, M, &mlp->up_proj);
     if (status == Q3_OK)
         status = visit_in(l, prefix, "down_proj.weight", M, width, &mlp->down_proj);
     return status;
@@ -548,10 +520,8 @@ static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
     }
     status = visit(l, name, E, 2 * F, M, &gate_up);
     snprintf(name, sizeof name, "%sdown_proj", prefix);
-    if (status == Q3_OK)
-        status = visit(l, name, E, M, F, &down);
-    if (status != Q3_OK || l->walk != WALK_FILL)
-        return status;
+    if (status == Q3_OK) status = visit(l, name, E, M, F, &down);
+    if (status != Q3_OK || l->walk != WALK_FILL) return status;
     for (size_t e = 0; e < E; e++)
         experts[e] = (q3_mlp){slice(gate_up, e * 2 * F * M), slice(gate_up, (e * 2 + 1) * F * M),
                               slice(down, e * M * F)};
@@ -583,8 +553,7 @@ static q3_status walk_layer(loader *l, size_t i, q3_layer *layer, q3_mlp *expert
         if (!tensor[t].bias || c->attention_bias)
             status = visit_in(l, prefix, tensor[t].name, tensor[t].a, tensor[t].b, tensor[t].out);
     }
-    if (status != Q3_OK)
-        return status;
+    if (status != Q3_OK) return status;
     if (!q3_layer_is_sparse(c, i)) {
         snprintf(prefix, sizeof prefix, "model.layers.%lu.mlp.", (unsigned long)i);
         return walk_mlp(l, prefix, c->intermediate_size, &layer->mlp);
@@ -608,7 +577,8 @@ static q3_status check_tied(loader *l, q3_tensor head)
         q3_widen(a, embedding, (size_t)i, n, Q3_F32);
         q3_widen(b, head, (size_t)i, n, Q3_F32);
         if (memcmp(a, b, n * sizeof *a) != 0)
-            return q3_fail(l->error, Q3_ERROR_INPUT, "%.300s: lm_head.weight: found values that "
+            return q3_fail(l->error, Q3_ERROR_INPUT,
+                           "%.300s: lm_head.weight: found values that "
                            "are not the embedding's, expected none or equal ones "
                            "(tie_word_embeddings)", l->list.path);
     }
@@ -628,15 +598,12 @@ static q3_status walk_ends(loader *l)
     if (all || l->first_layer == 0 || (last && tied))
         status = visit(l, "model.embed_tokens.weight", c->vocab_size, c->hidden_size, 0,
                        &w->embed_tokens);
-    if (!all && !last)
-        return status;
-    if (status == Q3_OK)
-        status = visit(l, "model.norm.weight", c->hidden_size, 0, 0, &w->norm);
+    if (!all && !last) return status;
+    if (status == Q3_OK) status = visit(l, "model.norm.weight", c->hidden_size, 0, 0, &w->norm);
     if (status == Q3_OK && (!tied || has_head))
         status = visit(l, "lm_head.weight", c->vocab_size, c->hidden_size, 0, &head);
     if (status == Q3_OK && l->walk == WALK_FILL) {
-        if (tied && has_head)
-            status = check_tied(l, head);
+        if (tied && has_head) status = check_tied(l, head);
         w->lm_head = tied ? w->embed_tokens : head;
     }
     return status;
@@ -653,20 +620,20 @@ static q3_status walk_model(loader *l)
         q3_layer unused = {0};
         q3_layer *layer = l->walk == WALK_FILL ? &l->model->layers[i] : &unused;
         status = walk_layer(l, i, layer, l->walk == WALK_FILL ? experts : NULL);
-        if (experts != NULL && q3_layer_is_sparse(c, i))
-            experts += c->num_experts;
+        if (experts != NULL && q3_layer_is_sparse(c, i)) experts += c->num_experts;
     }
     return status;
 }
 
-/* ---- loading --------------------------------------------------------------------------------- */
+/* ==== Loading ================================================================================= */
 
 /* Every listed tensor is one of the model's. */
 static q3_status check_unknown(const loader *l)
 {
     for (size_t i = 0; l->list.expected < l->list.count && i < l->list.count; i++) {
         if (!l->list.items[i].expected)
-            return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found a tensor that the "
+            return q3_fail(l->error, Q3_ERROR_INPUT,
+                           "%.200s: %.120s: found a tensor that the "
                            "model does not have, expected none", l->list.path,
                            l->list.items[i].name);
     }
@@ -678,8 +645,7 @@ static q3_status make_tables(loader *l)
 {
     const q3_config *c = &l->model->config.config;
     size_t sparse = 0;
-    for (size_t i = l->first_layer; i < l->end_layer; i++)
-        sparse += q3_layer_is_sparse(c, i);
+    for (size_t i = l->first_layer; i < l->end_layer; i++) sparse += q3_layer_is_sparse(c, i);
     size_t experts = c->num_experts > 0 && sparse <= SIZE_MAX / c->num_experts
                    ? sparse * c->num_experts : 0;
     l->model->layers = calloc(c->num_hidden_layers + 1, sizeof *l->model->layers);
@@ -692,10 +658,8 @@ static q3_status make_tables(loader *l)
 
 static q3_status choose_dtype(loader *l)
 {
-    if (l->dtype == Q3_AUTO)
-        l->dtype = l->model->config.dtype;
-    if (l->dtype != Q3_AUTO)
-        return Q3_OK;
+    if (l->dtype == Q3_AUTO) l->dtype = l->model->config.dtype;
+    if (l->dtype != Q3_AUTO) return Q3_OK;
     if (l->other != Q3_AUTO)
         return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: dtype: found %s in %s and %s in %s, "
                        "expected one dtype, or a choice", l->list.path, q3_dtype_name(l->seen),
@@ -708,17 +672,12 @@ static q3_status load(loader *l)
 {
     q3_status status = list_tensors(l->model, &l->list, l->error);
     l->walk = WALK_NAMES;
-    if (status == Q3_OK)
-        status = walk_model(l);
-    if (status == Q3_OK)
-        status = check_unknown(l);
-    if (status == Q3_OK)
-        status = make_tables(l);
+    if (status == Q3_OK) status = walk_model(l);
+    if (status == Q3_OK) status = check_unknown(l);
+    if (status == Q3_OK) status = make_tables(l);
     l->walk = WALK_FILL;
-    if (status == Q3_OK)
-        status = walk_model(l);
-    if (status == Q3_OK)
-        status = choose_dtype(l);
+    if (status == Q3_OK) status = walk_model(l);
+    if (status == Q3_OK) status = choose_dtype(l);
     l->walk = WALK_SCAN;
     return status == Q3_OK ? walk_model(l) : status;
 }

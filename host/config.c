@@ -92,7 +92,7 @@ static bool read_real(const source *s, const char *key, double low, double high,
     return true;
 }
 
-/* ---- rotary position embedding --------------------------------------------------------------- */
+/* ==== Rotary position embedding =============================================================== */
 
 /* Real parameters lie between these, so that no quotient or logarithm of them leaves float32. */
 #define SMALL 1e-30
@@ -110,8 +110,7 @@ static bool read_rope_type(const source *s, bool required, q3_rope_type *type)
     const char *key = find(s, "rope_type") != 0 || find(s, "type") == 0 ? "rope_type" : "type";
     uint32_t node = find(s, key), other = find(s, "type");
     *type = Q3_ROPE_DEFAULT;
-    if (node == 0 && !required)
-        return true;
+    if (node == 0 && !required) return true;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (is_string(s, node, names[i])) {
             *type = (q3_rope_type)i;
@@ -203,15 +202,11 @@ static bool read_rope_object(const source *s, const source *top, const q3_config
             return refuse(top, required ? "rope_scaling" : "rope_parameters",
                           "one set of parameters for all layers");
     }
-    if (!check_no_partial_rotation(s) || !read_rope_type(s, required, &rope->type))
-        return false;
-    if (rope->type == Q3_ROPE_DEFAULT)
-        return true;
-    if (!read_real(s, "factor", 1.0, GREAT, "a number from 1 to 1e30", &rope->factor))
-        return false;
+    if (!check_no_partial_rotation(s) || !read_rope_type(s, required, &rope->type)) return false;
+    if (rope->type == Q3_ROPE_DEFAULT) return true;
+    if (!read_real(s, "factor", 1.0, GREAT, "a number from 1 to 1e30", &rope->factor)) return false;
     if (rope->type == Q3_ROPE_YARN || rope->type == Q3_ROPE_LLAMA3) {
-        if (!read_original_length(s, top, config, rope))
-            return false;
+        if (!read_original_length(s, top, config, rope)) return false;
         return rope->type == Q3_ROPE_YARN ? read_yarn(s, rope) : read_llama3(s, rope);
     }
     return true;
@@ -235,11 +230,9 @@ static bool check_dynamic(const source *s, const q3_config *config)
     const q3_rope *rope = &config->rope;
     double hd = (double)config->head_dim, length = (double)Q3_MAX_POSITIONS;
     double most = (double)config->max_position_embeddings;
-    if (config->head_dim == 2)
-        return refuse(s, "head_dim", "at least 4 with dynamic RoPE");
+    if (config->head_dim == 2) return refuse(s, "head_dim", "at least 4 with dynamic RoPE");
     double growth = length > most ? rope->factor * length / most - (rope->factor - 1.0) : 1.0;
-    if (q3_log(rope->rope_theta) + q3_log(growth) * (hd / (hd - 2.0)) < 80.0)
-        return true;
+    if (q3_log(rope->rope_theta) + q3_log(growth) * (hd / (hd - 2.0)) < 80.0) return true;
     return refuse(s, "rope_theta", "less: dynamic RoPE with this factor grows beyond float32");
 }
 
@@ -258,24 +251,19 @@ static bool read_rope(const source *s, q3_config *config)
         return refuse(s, key4, "an object or null");
     if (node5 != 0 && q3_json_type_of(s->j, node5) != Q3_JSON_OBJECT)
         return refuse(s, key5, "an object");
-    if (!check_no_partial_rotation(s) || (top_theta && !read_theta(s, &old)))
-        return false;
+    if (!check_no_partial_rotation(s) || (top_theta && !read_theta(s, &old))) return false;
     new.rope_theta = old.rope_theta;
-    if (node4 != 0 && !read_rope_object(&in4, s, config, true, &old))
-        return false;
+    if (node4 != 0 && !read_rope_object(&in4, s, config, true, &old)) return false;
     if (node4 != 0 && find(&in4, "rope_theta") != 0) {
-        if (!read_theta(&in4, &inner))
-            return false;
+        if (!read_theta(&in4, &inner)) return false;
         if (inner.rope_theta != old.rope_theta)
             return top_theta ? refuse_both(s, "rope_theta", &in4, "rope_theta")
                              : refuse(&in4, "rope_theta", "it beside rope_scaling, not inside");
     }
     if (node5 != 0) {
-        if (!read_rope_object(&in5, s, config, false, &new))
-            return false;
+        if (!read_rope_object(&in5, s, config, false, &new)) return false;
         if (find(&in5, "rope_theta") != 0) {
-            if (!read_theta(&in5, &new))
-                return false;
+            if (!read_theta(&in5, &new)) return false;
             if ((top_theta || node4 != 0) && new.rope_theta != old.rope_theta)
                 return top_theta ? refuse_both(&in5, "rope_theta", s, "rope_theta")
                                  : refuse(&in5, "rope_theta", "10000, as rope_scaling alone means");
@@ -288,7 +276,7 @@ static bool read_rope(const source *s, q3_config *config)
     return config->rope.type != Q3_ROPE_DYNAMIC || check_dynamic(s, config);
 }
 
-/* ---- the other keys -------------------------------------------------------------------------- */
+/* ==== The other keys ========================================================================== */
 
 static bool read_sizes(const source *s, q3_config *c)
 {
@@ -309,15 +297,12 @@ static bool read_sizes(const source *s, q3_config *c)
     for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
         bool again = strcmp(size[i].key, "num_local_experts") == 0 && find(s, "num_experts") != 0;
         old = c->num_experts;
-        if (again && find(s, size[i].key) == 0)
-            continue;
-        if (!read_size(s, size[i].key, size[i].least, size[i].fallback, size[i].out))
-            return false;
+        if (again && find(s, size[i].key) == 0) continue;
+        if (!read_size(s, size[i].key, size[i].least, size[i].fallback, size[i].out)) return false;
         if (again && old != c->num_experts)
             return refuse_both(s, "num_experts", s, "num_local_experts");
     }
-    if (c->num_hidden_layers > MOST_LAYERS)
-        return refuse(s, "num_hidden_layers", "at most 65535");
+    if (c->num_hidden_layers > MOST_LAYERS) return refuse(s, "num_hidden_layers", "at most 65535");
     if (!read_size(s, "head_dim", 1, c->hidden_size / c->num_attention_heads, &c->head_dim))
         return false;
     if (c->head_dim == 0 || c->head_dim % 2 != 0)
@@ -361,8 +346,7 @@ static bool read_switches(const source *s, q3_config *c)
         !read_bool(s, "use_sliding_window", false, &windowed) ||
         !read_bool(s, "is_causal", true, &causal))
         return false;
-    if (!causal)
-        return refuse(s, "is_causal", "true: 4.x ignores it");
+    if (!causal) return refuse(s, "is_causal", "true: 4.x ignores it");
     if (window != 0 && !q3_json_is_integer(s->j, window))
         return refuse(s, "sliding_window", SIZE_TEXT ", or null");
     c->sliding_window = windowed && find(s, "sliding_window") == 0 ? 4096 : 0;
@@ -374,8 +358,7 @@ static bool read_switches(const source *s, q3_config *c)
          (q3_json_is_integer(s->j, find(s, "rms_norm_eps")) && !refuse(s, "rms_norm_eps", eps))))
         return false;
     c->pad_token_id = -1;
-    if (pad == 0)
-        return true;
+    if (pad == 0) return true;
     if (!q3_json_is_integer(s->j, pad) || !q3_json_double(s->j, pad, &value) ||
         !(value >= -(double)c->vocab_size && value < (double)c->vocab_size))
         return refuse(s, "pad_token_id", "an integer from -vocab_size to vocab_size - 1, or null");
@@ -454,18 +437,16 @@ static q3_status read_mlp_only(const source *s, q3_config *c, size_t **list)
         if (q3_json_uint(s->j, value, &layer) && layer < c->num_hidden_layers)
             layers[count++] = (size_t)layer;
     }
-    if (count > 0)
-        qsort(layers, count, sizeof *layers, compare_sizes);
+    if (count > 0) qsort(layers, count, sizeof *layers, compare_sizes);
     for (size_t i = 0; i < count; i++) {
-        if (kept == 0 || layers[i] != layers[kept - 1])
-            layers[kept++] = layers[i];
+        if (kept == 0 || layers[i] != layers[kept - 1]) layers[kept++] = layers[i];
     }
     c->mlp_only_layers = *list = layers;
     c->mlp_only_count = kept;
     return Q3_OK;
 }
 
-/* ---- the configuration as a line of JSON ----------------------------------------------------- */
+/* ==== The configuration as a line of JSON ===================================================== */
 
 static void put_key(q3_text *t, const char *key)
 {
@@ -527,8 +508,7 @@ static void put_rope_scaling(q3_text *t, const q3_rope *r)
     q3_text_add(t, "\"");
     q3_text_add(t, names[r->type]);
     q3_text_add(t, "\"");
-    if (yarn)
-        put_bool(t, "truncate", r->truncate);
+    if (yarn) put_bool(t, "truncate", r->truncate);
     q3_text_add(t, "}");
 }
 
@@ -598,8 +578,7 @@ q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error
         !read_switches(&s, &f.config) || !read_dtype(&s, &f.dtype) || !read_rope(&s, &f.config))
         return Q3_ERROR_INPUT;
     q3_status status = read_mlp_only(&s, &f.config, &f.mlp_only_layers);
-    if (status != Q3_OK)
-        return status;
+    if (status != Q3_OK) return status;
     f.json = config_json(&f.config);
     if (f.json == NULL) {
         q3_config_free(&f);

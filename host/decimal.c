@@ -26,8 +26,7 @@ static decimal read_decimal(const uint8_t *p, const uint8_t *end)
             d.longer = true;
             d.exponent += !point;
         } else {
-            if (d.count > 0 || *p != '0')
-                d.digits[d.count++] = (uint8_t)(*p - '0');
+            if (d.count > 0 || *p != '0') d.digits[d.count++] = (uint8_t)(*p - '0');
             d.exponent -= point;
         }
     }
@@ -48,13 +47,12 @@ bool q3_decimal_too_large(const uint8_t *p, const uint8_t *end)
     if (d.count == 0 || (int64_t)d.count + d.exponent != 309)
         return d.count > 0 && (int64_t)d.count + d.exponent > 309;
     for (size_t i = 0; i < DIGITS; i++)
-        if (d.digits[i] != limit[i] - '0')
-            return d.digits[i] > limit[i] - '0';
+        if (d.digits[i] != limit[i] - '0') return d.digits[i] > limit[i] - '0';
     return true;
 }
 
-/* A large integer: its n words, least significant first, the last of them not 0. 2048 bits: 10^64 * 10^400 and
- * 2^1129 fit well. */
+/* A large integer: its n words, least significant first, the last of them not 0. 2048 bits:
+ * 10^64 * 10^400 and 2^1129 fit well. */
 typedef struct big {
     uint32_t w[64];
     size_t n;
@@ -67,17 +65,14 @@ static void multiply_add(big *b, uint32_t factor, uint32_t carry)
         sum += (uint64_t)b->w[i] * factor;
         b->w[i] = (uint32_t)sum;
     }
-    if (sum != 0)
-        b->w[b->n++] = (uint32_t)sum;
+    if (sum != 0) b->w[b->n++] = (uint32_t)sum;
 }
 
 static int compare_big(const big *a, const big *b)
 {
-    if (a->n != b->n)
-        return a->n < b->n ? -1 : 1;
+    if (a->n != b->n) return a->n < b->n ? -1 : 1;
     for (size_t i = a->n; i-- > 0;)
-        if (a->w[i] != b->w[i])
-            return a->w[i] < b->w[i] ? -1 : 1;
+        if (a->w[i] != b->w[i]) return a->w[i] < b->w[i] ? -1 : 1;
     return 0;
 }
 
@@ -90,37 +85,29 @@ static void subtract(big *a, const big *b)
         a->w[i] = (uint32_t)difference;
         borrow = difference >> 63;
     }
-    while (a->n > 0 && a->w[a->n - 1] == 0)
-        a->n--;
+    while (a->n > 0 && a->w[a->n - 1] == 0) a->n--;
 }
 
-/* The nearest float64 of a decimal below that limit, as its bits: the quotient of two integers, scaled
- * by a power of two into [1, 2), gives one bit at a time; what is left decides the rounding. */
+/* The nearest float64 of a decimal below that limit, as its bits: the quotient of two integers,
+ * scaled by a power of two into [1, 2), gives one bit at a time; what is left decides the
+ * rounding. */
 static uint64_t nearest(const decimal *d)
 {
     big num = {{0}, 0}, den = {{1}, 1};
     uint64_t q = 0;
     int exponent = 0;
-    for (size_t i = 0; i < d->count; i++)
-        multiply_add(&num, 10, d->digits[i]);
-    for (int64_t i = 0; i < d->exponent; i++)
-        multiply_add(&num, 10, 0);
-    for (int64_t i = 0; i > d->exponent; i--)
-        multiply_add(&den, 10, 0);
-    if (d->count == 0)
-        return 0;
-    for (; compare_big(&num, &den) >= 0; exponent++)
-        multiply_add(&den, 2, 0);
-    for (; compare_big(&num, &den) < 0; exponent--)
-        multiply_add(&num, 2, 0);
+    for (size_t i = 0; i < d->count; i++) multiply_add(&num, 10, d->digits[i]);
+    for (int64_t i = 0; i < d->exponent; i++) multiply_add(&num, 10, 0);
+    for (int64_t i = 0; i > d->exponent; i--) multiply_add(&den, 10, 0);
+    if (d->count == 0) return 0;
+    for (; compare_big(&num, &den) >= 0; exponent++) multiply_add(&den, 2, 0);
+    for (; compare_big(&num, &den) < 0; exponent--) multiply_add(&num, 2, 0);
     int bits = exponent >= -1022 ? 53 : 53 + exponent + 1022;
-    if (bits < 0)
-        return 0;
+    if (bits < 0) return 0;
     for (int i = 0; i < bits; i++, multiply_add(&num, 2, 0)) {
         bool one = compare_big(&num, &den) >= 0;
         q = q << 1 | one;
-        if (one)
-            subtract(&num, &den);
+        if (one) subtract(&num, &den);
     }
     int rest = compare_big(&num, &den);
     q += rest > 0 || (rest == 0 && (q & 1));
@@ -131,8 +118,7 @@ static uint64_t nearest(const decimal *d)
 static decimal step_up(decimal d)
 {
     size_t i = d.count;
-    while (i > 0 && d.digits[i - 1] == 9)
-        d.digits[--i] = 0;
+    while (i > 0 && d.digits[i - 1] == 9) d.digits[--i] = 0;
     if (i > 0) {
         d.digits[i - 1]++;
     } else {
@@ -157,14 +143,11 @@ static decimal shortest(uint64_t bits)
     num.n = num.w[1] != 0 ? 2 : 1;
     for (e = (e > 0 ? e : 1) - 1075; e != 0; e += e < 0 ? 1 : -1)
         multiply_add(e < 0 ? &den : &num, 2, 0);
-    for (; compare_big(&num, &den) >= 0; d.exponent++)
-        multiply_add(&den, 10, 0);
-    for (; compare_big(&num, &den) < 0; d.exponent--)
-        multiply_add(&num, 10, 0);
+    for (; compare_big(&num, &den) >= 0; d.exponent++) multiply_add(&den, 10, 0);
+    for (; compare_big(&num, &den) < 0; d.exponent--) multiply_add(&num, 10, 0);
     for (;;) {
         uint8_t digit = 0;
-        for (; compare_big(&num, &den) >= 0; digit++)
-            subtract(&num, &den);
+        for (; compare_big(&num, &den) >= 0; digit++) subtract(&num, &den);
         d.digits[d.count++] = digit;
         d.exponent--;
         multiply_add(&num, 10, 0);
@@ -173,18 +156,15 @@ static decimal shortest(uint64_t bits)
         int rest = compare_big(&num, &half);
         bool up = rest > 0 || (rest == 0 && (digit & 1));
         decimal above = step_up(d), first = up ? above : d, second = up ? d : above;
-        if (nearest(&first) == bits)
-            return first;
-        if (nearest(&second) == bits)
-            return second;
+        if (nearest(&first) == bits) return first;
+        if (nearest(&second) == bits) return second;
     }
 }
 
 bool q3_decimal_to_double(const uint8_t *p, const uint8_t *end, double *out)
 {
     decimal d = read_decimal(p, end);
-    if (d.longer || (d.count > 0 && (d.exponent > 400 || d.exponent < -400)))
-        return false;
+    if (d.longer || (d.count > 0 && (d.exponent > 400 || d.exponent < -400))) return false;
     uint64_t bits = nearest(&d) | (uint64_t)(*p == '-') << 63;
     memcpy(out, &bits, sizeof bits);
     return true;
@@ -195,12 +175,10 @@ size_t q3_json_repr(double value, char out[32])
     uint64_t bits;
     size_t n = 0;
     memcpy(&bits, &value, sizeof bits);
-    if (bits >> 63)
-        out[n++] = '-';
+    if (bits >> 63) out[n++] = '-';
     bits &= UINT64_MAX >> 1;
     decimal d = {.count = 1};
-    if (bits != 0)
-        d = shortest(bits);
+    if (bits != 0) d = shortest(bits);
     while (d.count > 1 && d.digits[d.count - 1] == 0) {
         d.count--;
         d.exponent++;
@@ -212,12 +190,10 @@ size_t q3_json_repr(double value, char out[32])
     int last = plain && (int)d.count + -skip < before + 1 ? before + 1 : (int)d.count - skip;
     for (int i = 0; i < last; i++) {
         int at = i + skip;
-        if (i == before)
-            out[n++] = '.';
+        if (i == before) out[n++] = '.';
         out[n++] = (char)('0' + (at >= 0 && at < (int)d.count ? d.digits[at] : 0));
     }
-    if (!plain)
-        n += (size_t)snprintf(out + n, 8, "e%c%02d", e < 0 ? '-' : '+', e < 0 ? -e : e);
+    if (!plain) n += (size_t)snprintf(out + n, 8, "e%c%02d", e < 0 ? '-' : '+', e < 0 ? -e : e);
     out[n] = 0;
     return n;
 }

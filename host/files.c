@@ -1,4 +1,5 @@
-/* files.c - all that depends on the operating system: files mapped for reading, and files written beside their target that take its place when complete. */
+/* files.c - all that depends on the operating system: files mapped for reading, and files written
+ * beside their target that take its place when complete. */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
 
@@ -22,7 +23,7 @@
 #define Q3_HAS_MMAP 1
 #endif
 
-/* ---- messages ---------------------------------------------------------------------------------- */
+/* ==== Messages ================================================================================ */
 
 q3_status q3_fail_file(q3_error *error, const char *path, const char *expected)
 {
@@ -36,7 +37,7 @@ static q3_status no_memory(const char *path, const char *verb, q3_error *error)
     return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to %s it", path, verb);
 }
 
-/* ---- files in -------------------------------------------------------------------------------- */
+/* ==== Files in ================================================================================ */
 
 /* Reads what is left of a file that has no size, such as a pipe, or that cannot be mapped. */
 static q3_status read_all(q3_mapping *mapping, FILE *file, const char *path, q3_error *error)
@@ -75,8 +76,7 @@ static bool map_file(q3_mapping *mapping, const char *path, q3_status *status, q
     LARGE_INTEGER size = {0};
     void *base = NULL;
     *status = Q3_OK;
-    if (file == INVALID_HANDLE_VALUE)
-        return false;
+    if (file == INVALID_HANDLE_VALUE) return false;
     if (GetFileType(file) == FILE_TYPE_DISK && GetFileSizeEx(file, &size) && size.QuadPart > 0 &&
         (uint64_t)size.QuadPart <= SIZE_MAX) {
         section = CreateFileMappingA(file, NULL, PAGE_READONLY, 0, 0, NULL);
@@ -88,8 +88,7 @@ static bool map_file(q3_mapping *mapping, const char *path, q3_status *status, q
     if (section != NULL)
         CloseHandle(section); /* the view keeps it alive */
     CloseHandle(file);
-    if (base != NULL)
-        *mapping = (q3_mapping){base, (size_t)size.QuadPart, base, true};
+    if (base != NULL) *mapping = (q3_mapping){base, (size_t)size.QuadPart, base, true};
     return base != NULL || *status != Q3_OK;
 }
 
@@ -107,7 +106,8 @@ bool q3_is_folder(const char *path)
 bool q3_same_file(const char *a, const char *b)
 {
     char full[2][MAX_PATH];
-    bool both = GetFullPathNameA(a, MAX_PATH, full[0], NULL) != 0 && GetFullPathNameA(b, MAX_PATH, full[1], NULL) != 0;
+    bool both = GetFullPathNameA(a, MAX_PATH, full[0], NULL) != 0 &&
+        GetFullPathNameA(b, MAX_PATH, full[1], NULL) != 0;
     return strcmp(a, b) == 0 || (both && lstrcmpiA(full[0], full[1]) == 0);
 }
 
@@ -122,10 +122,12 @@ static bool map_file(q3_mapping *mapping, const char *path, q3_status *status, q
     *status = Q3_OK;
     if (file < 0)
         return false; /* reading it will fail for the same reason, and say so */
-    bool known = fstat(file, &about) == 0, regular = known && S_ISREG(about.st_mode) && about.st_size > 0;
+    bool known = fstat(file, &about) == 0, regular = known && S_ISREG(about.st_mode) &&
+        about.st_size > 0;
     if (known && S_ISCHR(about.st_mode)) { /* which may have no end */
         close(file);
-        *status = q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found a device, expected a file", path);
+        *status = q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found a device, expected a file",
+                          path);
         return true;
     }
     if (regular && (uint64_t)about.st_size <= SIZE_MAX)
@@ -189,12 +191,10 @@ bool q3_same_file(const char *a, const char *b)
 q3_status q3_map(q3_mapping *mapping, const char *path, q3_error *error)
 {
     q3_status status = Q3_OK;
-    if (map_file(mapping, path, &status, error))
-        return status;
+    if (map_file(mapping, path, &status, error)) return status;
     errno = 0;
     FILE *file = fopen(path, "rb");
-    if (file == NULL)
-        return q3_fail_file(error, path, "a file that can be read");
+    if (file == NULL) return q3_fail_file(error, path, "a file that can be read");
     status = read_all(mapping, file, path, error);
     fclose(file);
     return status;
@@ -213,13 +213,12 @@ bool q3_exists(const char *path)
 {
     errno = 0;
     FILE *file = fopen(path, "rb");
-    if (file == NULL)
-        return errno != ENOENT && errno != ENOTDIR;
+    if (file == NULL) return errno != ENOENT && errno != ENOTDIR;
     fclose(file);
     return true;
 }
 
-/* ---- files out ------------------------------------------------------------------------------- */
+/* ==== Files out =============================================================================== */
 
 struct q3_output {
     FILE *file;       /* NULL: for standard output, which cannot seek, so kept in memory */
@@ -308,8 +307,7 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
         return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found a folder or a device, expected a "
                        "file or nothing", path);
     }
-    if (new != NULL)
-        new->path = q3_join(path, "", "");
+    if (new != NULL) new->path = q3_join(path, "", "");
     if (new == NULL || new->path == NULL) {
         free(new);
         return no_memory(path, "write", error);
@@ -318,12 +316,10 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
         snprintf(number, sizeof number, "%u", i);
         free(new->temporary);
         new->temporary = q3_join(path, ".tmp", number);
-        if (new->temporary == NULL)
-            break;
+        if (new->temporary == NULL) break;
         errno = 0;
         new->file = create_new(new->temporary);
-        if (new->file == NULL && errno != EEXIST)
-            break;
+        if (new->file == NULL && errno != EEXIST) break;
     }
     if (!standard && new->file == NULL) {
         q3_status status = new->temporary != NULL
@@ -338,17 +334,15 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
 
 static bool write_at_end(q3_output *output, const uint8_t *bytes, size_t count)
 {
-    if (fwrite(bytes, 1, count, output->file) != count)
-        return false;
+    if (fwrite(bytes, 1, count, output->file) != count) return false;
     output->at += count;
-    if (output->at > output->end)
-        output->end = output->at;
+    if (output->at > output->end) output->end = output->at;
     return true;
 }
 
 /* The same for standard output; what grows is zero until something is put there. */
-static q3_status put_in_memory(q3_output *output, uint64_t offset, const uint8_t *bytes, size_t count,
-                               q3_error *error)
+static q3_status put_in_memory(q3_output *output, uint64_t offset, const uint8_t *bytes,
+                               size_t count, q3_error *error)
 {
     if (offset > SIZE_MAX / 2 || count > SIZE_MAX / 2 - (size_t)offset)
         return no_memory(output->path, "write", error);
@@ -356,16 +350,13 @@ static q3_status put_in_memory(q3_output *output, uint64_t offset, const uint8_t
     if (end > output->capacity) {
         size_t larger = end > 2 * output->capacity ? end : 2 * output->capacity;
         uint8_t *grown = realloc(output->memory, larger);
-        if (grown == NULL)
-            return no_memory(output->path, "write", error);
+        if (grown == NULL) return no_memory(output->path, "write", error);
         memset(grown + output->capacity, 0, larger - output->capacity);
         output->memory = grown;
         output->capacity = larger;
     }
-    if (count > 0)
-        memcpy(output->memory + offset, bytes, count);
-    if (end > output->end)
-        output->end = end;
+    if (count > 0) memcpy(output->memory + offset, bytes, count);
+    if (end > output->end) output->end = end;
     return Q3_OK;
 }
 
@@ -375,8 +366,7 @@ q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes
     static const uint8_t zeros[4096];
     uint64_t start = offset < output->end ? offset : output->end;
     bool ok = true;
-    if (output->file == NULL)
-        return put_in_memory(output, offset, bytes, count, error);
+    if (output->file == NULL) return put_in_memory(output, offset, bytes, count, error);
     errno = 0;
     if (start != output->at) {
         ok = seek_to(output->file, start);
@@ -412,8 +402,7 @@ q3_status q3_output_commit(q3_output *output, q3_error *error)
 
 void q3_output_abandon(q3_output *output)
 {
-    if (output == NULL)
-        return;
+    if (output == NULL) return;
     if (output->file != NULL) {
         fclose(output->file);
         remove(output->temporary);

@@ -1,7 +1,7 @@
 /* files.h - what the sources that read and write files share; not part of the public interface.
  *
- * files.c        files mapped into memory, files written beside their target: everything that depends on the
- *                operating system
+ * files.c        files mapped into memory, files written beside their target: everything that
+ *                depends on the operating system
  * config.c       config.json
  * safetensors.c  the safetensors format, in and out (its interface is in qwen3moe.h)
  * checkpoint.c   the model folder: which tensors there must be, and where they lie */
@@ -12,12 +12,12 @@
 #include "host/text.h"
 #include "qwen3moe.h"
 
-/* ---- messages ---------------------------------------------------------------------------------- */
+/* ==== Messages ================================================================================ */
 
 /* "PATH: file: found <what the system said>, expected <expected>" after a call that set errno. */
 Q3_PRIVATE_API q3_status q3_fail_file(q3_error *error, const char *path, const char *expected);
 
-/* ---- files in -------------------------------------------------------------------------------- */
+/* ==== Files in ================================================================================ */
 
 typedef struct q3_mapping {
     const uint8_t *data; /* never NULL while open */
@@ -34,15 +34,16 @@ Q3_PRIVATE_API void q3_unmap(q3_mapping *mapping);
 /* Whether something stands at path, readable or not. */
 Q3_PRIVATE_API bool q3_exists(const char *path);
 Q3_PRIVATE_API bool q3_is_folder(const char *path);
-/* Whether both paths are one existing file; where the system does not tell, whether they are spelled alike. */
+/* Whether both paths are one existing file; where the system does not tell, whether they are
+ * spelled alike. */
 Q3_PRIVATE_API bool q3_same_file(const char *a, const char *b);
 
-/* ---- files out ------------------------------------------------------------------------------- */
+/* ==== Files out =============================================================================== */
 
 typedef struct q3_output q3_output;
 
-/* Creates a new file beside path, called path.tmp0 or the next number that is free. Path "-": standard
- * output, which gets everything when it is committed. */
+/* Creates a new file beside path, called path.tmp0 or the next number that is free. Path "-":
+ * standard output, which gets everything when it is committed. */
 Q3_PRIVATE_API q3_status q3_output_open(q3_output **output, const char *path, q3_error *error);
 /* Bytes at an offset; what lies between the end and the offset becomes zeros. */
 Q3_PRIVATE_API q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes,
@@ -53,13 +54,14 @@ Q3_PRIVATE_API q3_status q3_output_commit(q3_output *output, q3_error *error);
 /* Removes the file. NULL is allowed. */
 Q3_PRIVATE_API void q3_output_abandon(q3_output *output);
 
-/* ---- safetensors ------------------------------------------------------------------------------ */
+/* ==== Safetensors ============================================================================= */
 
-/* As q3_tensors_open, but a tensor of another dtype is no error: its entry has dtype Q3_AUTO and no values. */
+/* As q3_tensors_open, but a tensor of another dtype is no error: its entry has dtype Q3_AUTO and no
+ * values. */
 Q3_PRIVATE_API q3_status q3_tensors_open_any(q3_tensors **tensors, const char *path,
                                              q3_error *error);
 
-/* ---- config.json ----------------------------------------------------------------------------- */
+/* ==== config.json ============================================================================= */
 
 typedef struct q3_config_file {
     q3_config config;        /* config.mlp_only_layers is the next field */

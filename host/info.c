@@ -4,13 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- the module tree ------------------------------------------------------------------------- */
+/* ==== The module tree ========================================================================= */
 
 /* PyTorch indents by two spaces for each level. */
 static void indent(q3_text *t, size_t depth)
 {
-    for (size_t i = 0; i < depth; i++)
-        q3_text_add(t, "  ");
+    for (size_t i = 0; i < depth; i++) q3_text_add(t, "  ");
 }
 
 static void line(q3_text *t, size_t depth, const char *text)
@@ -117,8 +116,7 @@ static void decoder_layers(q3_text *t, const q3_config *c)
     for (size_t first = 0, end; first < c->num_hidden_layers && !t->failed; first = end) {
         bool sparse = q3_layer_is_sparse(c, first);
         end = first + 1;
-        while (end < c->num_hidden_layers && q3_layer_is_sparse(c, end) == sparse)
-            end++;
+        while (end < c->num_hidden_layers && q3_layer_is_sparse(c, end) == sparse) end++;
         entries(t, 3, first, end, "Qwen3MoeDecoderLayer");
         decoder_layer(t, c, sparse);
     }
@@ -149,19 +147,17 @@ char *q3_module_tree(const q3_config *config)
     return t.data;
 }
 
-/* ---- counts ---------------------------------------------------------------------------------- */
+/* ==== Counts ================================================================================== */
 
 /* *sum += times * a * b; false if that does not fit. */
 static bool add(uint64_t *sum, uint64_t times, uint64_t a, uint64_t b)
 {
     uint64_t product = 0;
     if (times != 0 && a != 0 && b != 0) {
-        if (a > UINT64_MAX / b || times > UINT64_MAX / (a * b))
-            return false;
+        if (a > UINT64_MAX / b || times > UINT64_MAX / (a * b)) return false;
         product = times * a * b;
     }
-    if (product > UINT64_MAX - *sum)
-        return false;
+    if (product > UINT64_MAX - *sum) return false;
     *sum += product;
     return true;
 }
@@ -188,10 +184,8 @@ bool q3_count(q3_counts *counts, const q3_config *config)
     q3_counts n = {0};
     uint64_t sparse = 0;
     uint64_t active = config->num_experts_per_tok;
-    if (active > config->num_experts)
-        active = config->num_experts;
-    for (size_t i = 0; i < config->num_hidden_layers; i++)
-        sparse += q3_layer_is_sparse(config, i);
+    if (active > config->num_experts) active = config->num_experts;
+    for (size_t i = 0; i < config->num_hidden_layers; i++) sparse += q3_layer_is_sparse(config, i);
     if (!count_parameters(&n.parameters, config, sparse, config->num_experts) ||
         !count_parameters(&n.active_per_token, config, sparse, active) ||
         !add(&n.key_value_elements_per_token, 2 * (uint64_t)config->num_hidden_layers,

@@ -6,19 +6,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- UTF-8 ----------------------------------------------------------------------- */
+/* ==== UTF-8 =================================================================================== */
 
 size_t q3_utf8_decode(const uint8_t *p, size_t n, uint32_t *code)
 {
     static const uint32_t smallest[5] = {0, 0, 0x80, 0x800, 0x10000};
     uint8_t c = n > 0 ? p[0] : 0xFF;
     size_t length = c < 0x80 ? 1 : c < 0xC2 ? 0 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : c < 0xF5 ? 4 : 0;
-    if (length == 0 || length > n)
-        return 0;
+    if (length == 0 || length > n) return 0;
     uint32_t value = length == 1 ? c : c & (0x7Fu >> length);
     for (size_t i = 1; i < length; i++) {
-        if ((p[i] & 0xC0u) != 0x80)
-            return 0;
+        if ((p[i] & 0xC0u) != 0x80) return 0;
         value = value << 6 | (p[i] & 0x3Fu);
     }
     if (value < smallest[length] || value > 0x10FFFF || (value >= 0xD800 && value <= 0xDFFF))
@@ -30,8 +28,7 @@ size_t q3_utf8_decode(const uint8_t *p, size_t n, uint32_t *code)
 size_t q3_utf8_encode(uint32_t code, uint8_t out[4])
 {
     size_t length = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
-    for (size_t i = length; i-- > 1; code >>= 6)
-        out[i] = (uint8_t)(0x80 | (code & 0x3F));
+    for (size_t i = length; i-- > 1; code >>= 6) out[i] = (uint8_t)(0x80 | (code & 0x3F));
     out[0] = (uint8_t)(length == 1 ? code : code | (0xF00u >> length & 0xF0u));
     return length;
 }
@@ -49,8 +46,7 @@ typedef struct parser {
 static q3_status fail_at(const parser *p, size_t at, const char *expected)
 {
     char found[24];
-    if (p->error == NULL)
-        return Q3_ERROR_INPUT;
+    if (p->error == NULL) return Q3_ERROR_INPUT;
     uint8_t c = at < p->length ? p->j.text[at] : 0;
     if (at >= p->length)
         snprintf(found, sizeof found, "the end of the text");
@@ -87,8 +83,7 @@ static int32_t hex4(const uint8_t *p, size_t n)
         int c = i < n ? p[i] : 0;
         int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
                   : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-        if (digit < 0)
-            return -1;
+        if (digit < 0) return -1;
         value = value * 16 + digit;
     }
     return value;
@@ -104,14 +99,11 @@ static size_t read_escape(const uint8_t *p, size_t n, uint32_t *code)
         return 2;
     }
     int32_t high = n >= 6 && p[1] == 'u' ? hex4(p + 2, n - 2) : -1;
-    if (high < 0 || (high >= 0xDC00 && high <= 0xDFFF))
-        return 0;
+    if (high < 0 || (high >= 0xDC00 && high <= 0xDFFF)) return 0;
     *code = (uint32_t)high;
-    if (high < 0xD800 || high > 0xDFFF)
-        return 6;
+    if (high < 0xD800 || high > 0xDFFF) return 6;
     int32_t low = n >= 12 && p[6] == '\\' && p[7] == 'u' ? hex4(p + 8, n - 8) : -1;
-    if (low < 0xDC00 || low > 0xDFFF)
-        return 0;
+    if (low < 0xDC00 || low > 0xDFFF) return 0;
     *code = 0x10000 + ((uint32_t)(high - 0xD800) << 10) + (uint32_t)(low - 0xDC00);
     return 12;
 }
@@ -127,8 +119,7 @@ static q3_status parse_string(parser *p)
             at++;
         if (at >= p->length || text[at] < 0x20)
             return fail_at(p, at, "the rest of a string (control characters need an escape)");
-        if (text[at] == '"')
-            break;
+        if (text[at] == '"') break;
         size_t step = text[at] == '\\' ? read_escape(text + at, p->length - at, &code)
                                        : q3_utf8_decode(text + at, p->length - at, &code);
         if (step == 0)
@@ -145,8 +136,7 @@ static q3_status parse_string(parser *p)
 static bool take_digits(parser *p)
 {
     size_t start = p->at;
-    while (p->at < p->length && p->j.text[p->at] >= '0' && p->j.text[p->at] <= '9')
-        p->at++;
+    while (p->at < p->length && p->j.text[p->at] >= '0' && p->j.text[p->at] <= '9') p->at++;
     return p->at > start;
 }
 
@@ -162,15 +152,12 @@ static q3_status parse_number(parser *p)
     size_t start = p->at;
     bool exponent = false;
     take_char(p, '-', '-');
-    if (!take_char(p, '0', '0') && !take_digits(p))
-        return fail_at(p, p->at, "a digit");
-    if (take_char(p, '.', '.') && !take_digits(p))
-        return fail_at(p, p->at, "a digit");
+    if (!take_char(p, '0', '0') && !take_digits(p)) return fail_at(p, p->at, "a digit");
+    if (take_char(p, '.', '.') && !take_digits(p)) return fail_at(p, p->at, "a digit");
     if (take_char(p, 'e', 'E')) {
         exponent = true;
         take_char(p, '+', '-');
-        if (!take_digits(p))
-            return fail_at(p, p->at, "a digit");
+        if (!take_digits(p)) return fail_at(p, p->at, "a digit");
     }
     if ((exponent || p->at - start > 300) &&
         q3_decimal_too_large(p->j.text + start, p->j.text + p->at))
@@ -183,13 +170,10 @@ static q3_status parse_number(parser *p)
 static q3_status parse_value(parser *p, int c)
 {
     static const char *const words[3] = {"null", "false", "true"};
-    if (c == '"')
-        return parse_string(p);
-    if (c == '-' || (c >= '0' && c <= '9'))
-        return parse_number(p);
+    if (c == '"') return parse_string(p);
+    if (c == '-' || (c >= '0' && c <= '9')) return parse_number(p);
     if (c == '{' || c == '[') {
-        if (p->depth == Q3_JSON_DEPTH)
-            return fail_at(p, p->at, "at most 128 levels of nesting");
+        if (p->depth == Q3_JSON_DEPTH) return fail_at(p, p->at, "at most 128 levels of nesting");
         p->stack[p->depth++] = add_node(p, p->at, p->at);
         p->at++;
         return Q3_OK;
@@ -218,8 +202,7 @@ static q3_status parse_document(parser *p)
         int c = peek(p);
         if (value) {
             q3_status status = parse_value(p, c);
-            if (status != Q3_OK)
-                return status;
+            if (status != Q3_OK) return status;
             value = false;
             empty = c == '{' || c == '[';
         } else if (top == NULL) {
@@ -233,16 +216,12 @@ static q3_status parse_document(parser *p)
             if (status != Q3_OK)
                 return status;
         } else {
-            if (!empty && c != ',')
-                return fail_at(p, p->at, object ? "',' or '}'" : "',' or ']'");
+            if (!empty && c != ',') return fail_at(p, p->at, object ? "',' or '}'" : "',' or ']'");
             p->at += !empty;
             c = peek(p);
-            if (object && c != '"')
-                return fail_at(p, p->at, empty ? "a key or '}'" : "a key");
-            if (object && parse_string(p) != Q3_OK)
-                return Q3_ERROR_INPUT;
-            if (object && peek(p) != ':')
-                return fail_at(p, p->at, "':'");
+            if (object && c != '"') return fail_at(p, p->at, empty ? "a key or '}'" : "a key");
+            if (object && parse_string(p) != Q3_OK) return Q3_ERROR_INPUT;
+            if (object && peek(p) != ':') return fail_at(p, p->at, "':'");
             p->at += object;
             top->count++;
             value = true;
@@ -256,8 +235,7 @@ static size_t bound_nodes(const uint8_t *text, size_t length)
 {
     static const uint8_t before_node[256] = {['['] = 1, ['{'] = 1, [','] = 1, [':'] = 1};
     size_t n = 1;
-    for (size_t i = 0; i < length; i++)
-        n += before_node[text[i]];
+    for (size_t i = 0; i < length; i++) n += before_node[text[i]];
     return n;
 }
 
@@ -265,8 +243,7 @@ q3_status q3_json_parse(q3_json *j, const char *name, const uint8_t *text, size_
                         q3_error *error)
 {
     parser p = {.j = {.name = name, .text = text}, .length = length, .error = error};
-    if (length >= UINT32_MAX)
-        return fail_at(&p, UINT32_MAX, "less than 4 GiB");
+    if (length >= UINT32_MAX) return fail_at(&p, UINT32_MAX, "less than 4 GiB");
     size_t bound = bound_nodes(text, length);
     p.j.nodes = bound <= SIZE_MAX / sizeof *p.j.nodes ? malloc(bound * sizeof *p.j.nodes) : NULL;
     q3_status status = p.j.nodes != NULL ? parse_document(&p) : Q3_ERROR_MEMORY;
@@ -286,7 +263,7 @@ void q3_json_free(q3_json *j)
     j->count = 0;
 }
 
-/* ---- strings and keys ------------------------------------------------------------ */
+/* ==== Strings and keys ======================================================================== */
 
 /* The bytes of a string after unescaping, one at a time. */
 typedef struct reader {
@@ -304,12 +281,9 @@ static reader read_string(const q3_json *j, uint32_t node)
 static int next_byte(reader *r)
 {
     uint32_t code = 0;
-    if (r->used < r->have)
-        return r->out[r->used++];
-    if (r->at == r->end)
-        return -1;
-    if (*r->at != '\\')
-        return *r->at++;
+    if (r->used < r->have) return r->out[r->used++];
+    if (r->at == r->end) return -1;
+    if (*r->at != '\\') return *r->at++;
     r->at += read_escape(r->at, (size_t)(r->end - r->at), &code);
     r->have = q3_utf8_encode(code, r->out);
     r->used = 1;
@@ -322,8 +296,7 @@ static uint64_t hash_string(const q3_json *j, uint32_t node)
     uint64_t hash = UINT64_C(0xCBF29CE484222325);
     reader r = read_string(j, node);
     if (j->nodes[node].count == 0)
-        for (; r.at < r.end; r.at++)
-            hash = (hash ^ *r.at) * UINT64_C(0x100000001B3);
+        for (; r.at < r.end; r.at++) hash = (hash ^ *r.at) * UINT64_C(0x100000001B3);
     for (int c = next_byte(&r); c >= 0; c = next_byte(&r))
         hash = (hash ^ (uint64_t)c) * UINT64_C(0x100000001B3);
     return hash;
@@ -334,8 +307,7 @@ static int compare_strings(const q3_json *j, uint32_t a, uint32_t b)
     reader left = read_string(j, a), right = read_string(j, b);
     for (;;) {
         int x = next_byte(&left), y = next_byte(&right);
-        if (x != y || x < 0)
-            return x - y;
+        if (x != y || x < 0) return x - y;
     }
 }
 
@@ -358,10 +330,8 @@ static void sort_keys(const q3_json *j, uint64_t **a, uint64_t **b, size_t n)
                 right += swap;
                 left += !swap;
             }
-            while (left < mid)
-                (*b)[out++] = (*a)[left++];
-            while (right < end)
-                (*b)[out++] = (*a)[right++];
+            while (left < mid) (*b)[out++] = (*a)[left++];
+            while (right < end) (*b)[out++] = (*a)[right++];
         }
         uint64_t *other = *a;
         *a = *b;
@@ -390,18 +360,15 @@ static q3_status check_keys(const parser *p, uint32_t object)
     uint32_t twice = 0, k = object + 1;
     uint64_t few[16], *all = n > 8 ? malloc(2 * n * sizeof *all) : few;
     uint64_t *a = all, *b = all == NULL ? NULL : all + n;
-    if (all == NULL)
-        return Q3_ERROR_MEMORY;
+    if (all == NULL) return Q3_ERROR_MEMORY;
     for (size_t i = 0; i < n; i++, k = j->nodes[k + 1].next)
         a[i] = hash_string(j, k) >> 32 << 32 | k;
     sort_keys(j, &a, &b, n);
     for (size_t i = 1; i < n; i++) {
         uint32_t second = (uint32_t)a[i];
-        if (!behind(j, a[i], a[i - 1]) && (twice == 0 || second < twice))
-            twice = second;
+        if (!behind(j, a[i], a[i - 1]) && (twice == 0 || second < twice)) twice = second;
     }
-    if (all != few)
-        free(all);
+    if (all != few) free(all);
     return twice == 0 ? Q3_OK : fail_twice(p, twice);
 }
 
@@ -439,22 +406,18 @@ q3_status q3_json_fail(const q3_json *j, uint32_t node, const char *thing, const
 uint32_t q3_json_find(const q3_json *j, uint32_t object, const char *key)
 {
     uint32_t k = object + 1;
-    if (q3_json_type_of(j, object) != Q3_JSON_OBJECT)
-        return 0;
+    if (q3_json_type_of(j, object) != Q3_JSON_OBJECT) return 0;
     for (uint32_t i = 0; i < j->nodes[object].count; i++, k = j->nodes[k + 1].next)
-        if (q3_json_equal(j, k, key))
-            return k + 1;
+        if (q3_json_equal(j, k, key)) return k + 1;
     return 0;
 }
 
 bool q3_json_equal(const q3_json *j, uint32_t node, const char *text)
 {
-    if (q3_json_type_of(j, node) != Q3_JSON_STRING)
-        return false;
+    if (q3_json_type_of(j, node) != Q3_JSON_STRING) return false;
     reader r = read_string(j, node);
     int c = next_byte(&r);
-    for (; c > 0 && c == (uint8_t)*text; text++)
-        c = next_byte(&r);
+    for (; c > 0 && c == (uint8_t)*text; text++) c = next_byte(&r);
     return c < 0 && *text == 0;
 }
 
@@ -462,23 +425,19 @@ size_t q3_json_string(const q3_json *j, uint32_t string, uint8_t *out)
 {
     reader r = read_string(j, string);
     size_t n = j->nodes[string].count != 0 ? 0 : (size_t)(r.end - r.at);
-    if (n > 0 && out != NULL)
-        memcpy(out, r.at, n);
+    if (n > 0 && out != NULL) memcpy(out, r.at, n);
     if (j->nodes[string].count != 0)
         for (int c = next_byte(&r); c >= 0; c = next_byte(&r), n++)
-            if (out != NULL)
-                out[n] = (uint8_t)c;
+            if (out != NULL) out[n] = (uint8_t)c;
     return n;
 }
 
 bool q3_json_is_integer(const q3_json *j, uint32_t node)
 {
     const q3_json_node *n = &j->nodes[node];
-    if (q3_json_type_of(j, node) != Q3_JSON_NUMBER)
-        return false;
+    if (q3_json_type_of(j, node) != Q3_JSON_NUMBER) return false;
     for (size_t i = n->start; i < n->end; i++)
-        if (j->text[i] == '.' || j->text[i] == 'e' || j->text[i] == 'E')
-            return false;
+        if (j->text[i] == '.' || j->text[i] == 'e' || j->text[i] == 'E') return false;
     return true;
 }
 
@@ -486,12 +445,10 @@ bool q3_json_uint(const q3_json *j, uint32_t node, uint64_t *out)
 {
     const q3_json_node *n = &j->nodes[node];
     uint64_t value = 0;
-    if (!q3_json_is_integer(j, node) || j->text[n->start] == '-')
-        return false;
+    if (!q3_json_is_integer(j, node) || j->text[n->start] == '-') return false;
     for (size_t i = n->start; i < n->end; i++) {
         uint64_t digit = (uint64_t)(j->text[i] - '0');
-        if (value > (UINT64_MAX - digit) / 10)
-            return false;
+        if (value > (UINT64_MAX - digit) / 10) return false;
         value = value * 10 + digit;
     }
     *out = value;

@@ -9,14 +9,11 @@
 
 bool q3_reserve(q3_buffer *b, size_t more, size_t size)
 {
-    if (more <= b->capacity - b->count)
-        return true;
-    if (more > SIZE_MAX / 4 / size - b->count)
-        return false;
+    if (more <= b->capacity - b->count) return true;
+    if (more > SIZE_MAX / 4 / size - b->count) return false;
     size_t capacity = b->count + more + b->capacity;
     void *data = realloc(b->data, capacity * size);
-    if (data == NULL)
-        return false;
+    if (data == NULL) return false;
     b->data = data;
     b->capacity = capacity;
     return true;
@@ -24,10 +21,8 @@ bool q3_reserve(q3_buffer *b, size_t more, size_t size)
 
 bool q3_append(q3_buffer *b, const uint8_t *p, size_t n)
 {
-    if (!q3_reserve(b, n, 1))
-        return false;
-    if (n > 0)
-        memcpy((uint8_t *)b->data + b->count, p, n);
+    if (!q3_reserve(b, n, 1)) return false;
+    if (n > 0) memcpy((uint8_t *)b->data + b->count, p, n);
     b->count += n;
     return true;
 }
@@ -37,8 +32,7 @@ size_t q3_ascii_bytes(const uint8_t *p, size_t n)
     size_t i = 0;
     for (uint64_t word; n - i >= 8; i += 8) {
         memcpy(&word, p + i, 8);
-        if (word & UINT64_C(0x8080808080808080))
-            break;
+        if (word & UINT64_C(0x8080808080808080)) break;
     }
     return i;
 }
@@ -60,8 +54,7 @@ static void set_class(uint16_t *properties, const uint32_t (*ranges)[2], size_t 
                       uint16_t class)
 {
     for (size_t i = 0; i < bytes / sizeof *ranges; i++)
-        for (uint32_t c = ranges[i][0]; c <= ranges[i][1]; c++)
-            properties[c] = class;
+        for (uint32_t c = ranges[i][0]; c <= ranges[i][1]; c++) properties[c] = class;
 }
 
 static void fill_properties(uint16_t *properties)
@@ -83,17 +76,14 @@ static void fill_properties(uint16_t *properties)
     }
     for (size_t i = 0; i < n; i++)
         properties[q3_unicode_decompositions[q3_unicode_compositions[i]][2]] |= Q3_UNSTABLE;
-    for (uint32_t c = 0x1161; c <= 0x1175; c++)
-        properties[c] |= Q3_UNSTABLE;
-    for (uint32_t c = 0x11A8; c <= 0x11C2; c++)
-        properties[c] |= Q3_UNSTABLE;
+    for (uint32_t c = 0x1161; c <= 0x1175; c++) properties[c] |= Q3_UNSTABLE;
+    for (uint32_t c = 0x11A8; c <= 0x11C2; c++) properties[c] |= Q3_UNSTABLE;
 }
 
 uint16_t *q3_properties(void)
 {
     uint16_t *properties = calloc(0x110000, sizeof *properties);
-    if (properties != NULL)
-        fill_properties(properties);
+    if (properties != NULL) fill_properties(properties);
     return properties;
 }
 
@@ -126,22 +116,18 @@ static bool order_marks(q3_nfc *w)
         end = i + 1;
         for (; end < w->codes.count && codes[i] >> 24 != 0 && codes[end] >> 24 != 0; end++)
             sorted = sorted && codes[end - 1] >> 24 <= codes[end] >> 24;
-        if (sorted)
-            continue;
+        if (sorted) continue;
         size_t place[256] = {0};
         w->scratch.count = 0;
-        if (!q3_reserve(&w->scratch, end - i, sizeof *codes))
-            return false;
+        if (!q3_reserve(&w->scratch, end - i, sizeof *codes)) return false;
         uint32_t *scratch = w->scratch.data;
-        for (size_t k = i; k < end; k++)
-            place[codes[k] >> 24]++;
+        for (size_t k = i; k < end; k++) place[codes[k] >> 24]++;
         for (size_t c = 0, sum = 0; c < 256; c++) {
             size_t n = place[c];
             place[c] = sum;
             sum += n;
         }
-        for (size_t k = i; k < end; k++)
-            scratch[place[codes[k] >> 24]++] = codes[k];
+        for (size_t k = i; k < end; k++) scratch[place[codes[k] >> 24]++] = codes[k];
         memcpy(codes + i, scratch, (end - i) * sizeof *codes);
     }
     return true;
@@ -158,8 +144,7 @@ static uint32_t compose_pair(uint32_t first, uint32_t second)
     while (low < high) {
         size_t middle = (low + high) / 2;
         const uint32_t *d = q3_unicode_decompositions[q3_unicode_compositions[middle]];
-        if (d[1] == first && d[2] == second)
-            return d[0];
+        if (d[1] == first && d[2] == second) return d[0];
         if (d[1] < first || (d[1] == first && d[2] < second))
             low = middle + 1;
         else
@@ -181,8 +166,7 @@ static void compose(q3_nfc *w)
         if (joined != 0) {
             codes[starter] = joined;
         } else {
-            if (class == 0)
-                starter = out;
+            if (class == 0) starter = out;
             codes[out++] = codes[i];
         }
     }
@@ -195,16 +179,13 @@ static bool normalise_segment(q3_nfc *w, const uint8_t *text, size_t n)
     uint32_t code;
     w->codes.count = 0;
     for (size_t i = 0; i < n;) {
-        if (!q3_reserve(&w->codes, 4, sizeof code))
-            return false;
+        if (!q3_reserve(&w->codes, 4, sizeof code)) return false;
         i += q3_take(text + i, &code);
         decompose(w, code);
     }
-    if (!order_marks(w))
-        return false;
+    if (!order_marks(w)) return false;
     compose(w);
-    if (!q3_reserve(&w->out, 4 * w->codes.count, 1))
-        return false;
+    if (!q3_reserve(&w->out, 4 * w->codes.count, 1)) return false;
     for (size_t i = 0; i < w->codes.count; i++)
         w->out.count += q3_utf8_encode(((uint32_t *)w->codes.data)[i] & 0xFFFFFF,
                                        (uint8_t *)w->out.data + w->out.count);
@@ -234,8 +215,7 @@ bool q3_normalise(q3_nfc *w, const uint8_t **text, size_t *n)
         }
         while (end < length) {
             size_t step = q3_take(p + end, &code);
-            if (!(w->properties[code] & Q3_UNSTABLE))
-                break;
+            if (!(w->properties[code] & Q3_UNSTABLE)) break;
             end += step;
         }
         if (!q3_append(&w->out, p + done, before - done) ||
@@ -243,10 +223,8 @@ bool q3_normalise(q3_nfc *w, const uint8_t **text, size_t *n)
             return false;
         i = before = done = end;
     }
-    if (done == 0)
-        return true;
-    if (!q3_append(&w->out, p + done, length - done))
-        return false;
+    if (done == 0) return true;
+    if (!q3_append(&w->out, p + done, length - done)) return false;
     *text = w->out.data;
     *n = w->out.count;
     return true;

@@ -26,14 +26,13 @@ static bool count_elements(const q3_entry *entry, uint64_t *elements)
 {
     *elements = 1;
     for (size_t i = 0; i < entry->rank; i++) {
-        if (entry->shape[i] != 0 && *elements > UINT64_MAX / entry->shape[i])
-            return false;
+        if (entry->shape[i] != 0 && *elements > UINT64_MAX / entry->shape[i]) return false;
         *elements *= entry->shape[i];
     }
     return true;
 }
 
-/* ---- reading --------------------------------------------------------------------------------- */
+/* ==== Reading ================================================================================= */
 
 struct q3_tensors {
     const char *path; /* for messages; lives as long as the call that opens */
@@ -53,8 +52,7 @@ struct q3_tensors {
 
 void q3_tensors_close(q3_tensors *tensors)
 {
-    if (tensors == NULL)
-        return;
+    if (tensors == NULL) return;
     q3_json_free(&tensors->header);
     q3_unmap(&tensors->mapping);
     free(tensors->entries);
@@ -69,7 +67,7 @@ static const char *keep_string(q3_tensors *t, uint32_t node)
 {
     char *text = t->texts + t->used;
     size_t length = q3_json_string(&t->header, node, (uint8_t *)text);
-    text[length] = '\0';
+    text[length] = 0;
     t->used += length + 1;
     return memchr(text, 0, length) == NULL ? text : NULL;
 }
@@ -143,20 +141,16 @@ static q3_status read_entry(q3_tensors *t, uint32_t key, q3_entry *entry, uint64
     const q3_json *j = &t->header;
     uint32_t object = key + 1, dtype = q3_json_find(j, object, "dtype");
     entry->name = keep_string(t, key);
-    if (entry->name == NULL)
-        return q3_json_fail(j, key, "header", "a name without zeros", error);
+    if (entry->name == NULL) return q3_json_fail(j, key, "header", "a name without zeros", error);
     if (q3_json_type_of(j, object) != Q3_JSON_OBJECT)
         return q3_json_fail(j, object, entry->name, "an object", error);
     size_t i = 0;
-    while (i < DTYPES && !(dtype != 0 && q3_json_equal(j, dtype, dtypes[i].name)))
-        i++;
+    while (i < DTYPES && !(dtype != 0 && q3_json_equal(j, dtype, dtypes[i].name))) i++;
     bool other = t->any_dtype && dtype != 0 && q3_json_type_of(j, dtype) == Q3_JSON_STRING;
-    if (i == DTYPES && !other)
-        return q3_json_fail(j, dtype, entry->name, DTYPES_TEXT, error);
+    if (i == DTYPES && !other) return q3_json_fail(j, dtype, entry->name, DTYPES_TEXT, error);
     entry->dtype = i < DTYPES ? (q3_dtype)i : Q3_AUTO;
     q3_status status = read_shape(j, q3_json_find(j, object, "shape"), entry, error);
-    if (status != Q3_OK)
-        return status;
+    if (status != Q3_OK) return status;
     return read_offsets(t, q3_json_find(j, object, "data_offsets"), entry, begin_end, error);
 }
 
@@ -168,10 +162,8 @@ typedef struct range {
 static int compare_ranges(const void *a, const void *b)
 {
     const range *x = a, *y = b;
-    if (x->begin != y->begin)
-        return x->begin < y->begin ? -1 : 1;
-    if (x->end != y->end)
-        return x->end < y->end ? -1 : 1;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    if (x->end != y->end) return x->end < y->end ? -1 : 1;
     return (x->index > y->index) - (x->index < y->index);
 }
 
@@ -185,8 +177,7 @@ static int compare_names(const void *a, const void *b)
 static q3_status check_ranges(const q3_tensors *t, range *ranges, q3_error *error)
 {
     uint64_t at = 0;
-    if (t->count > 0)
-        qsort(ranges, t->count, sizeof *ranges, compare_ranges);
+    if (t->count > 0) qsort(ranges, t->count, sizeof *ranges, compare_ranges);
     for (size_t i = 0; i < t->count; i++) {
         if (ranges[i].begin != at)
             return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found its data at byte %" PRIu64
@@ -215,8 +206,7 @@ static q3_status read_members(q3_tensors *t, range *ranges, q3_error *error)
             ranges[t->count] = (range){begin_end[0], begin_end[1], t->count};
             t->count++;
         }
-        if (status != Q3_OK)
-            return status;
+        if (status != Q3_OK) return status;
     }
     return check_ranges(t, ranges, error);
 }
@@ -246,12 +236,9 @@ static q3_status read_header(q3_tensors *t, q3_error *error)
     else
         status = read_members(t, ranges, error);
     free(ranges);
-    if (status != Q3_OK)
-        return status;
-    for (size_t i = 0; i < t->count; i++)
-        t->sorted[i] = &t->entries[i];
-    if (t->count > 0)
-        qsort(t->sorted, t->count, sizeof *t->sorted, compare_names);
+    if (status != Q3_OK) return status;
+    for (size_t i = 0; i < t->count; i++) t->sorted[i] = &t->entries[i];
+    if (t->count > 0) qsort(t->sorted, t->count, sizeof *t->sorted, compare_names);
     return Q3_OK;
 }
 
@@ -260,19 +247,19 @@ static q3_status open_mapped(q3_tensors *t, q3_error *error)
     const uint8_t *bytes = t->mapping.data;
     uint64_t length = 0;
     if (t->mapping.size < 8)
-        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: file: found %" PRIu64
-                       " bytes, expected a safetensors file", t->path, (uint64_t)t->mapping.size);
-    for (size_t i = 0; i < 8; i++)
-        length |= (uint64_t)bytes[i] << (8 * i);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%.300s: file: found %" PRIu64 " bytes, expected a safetensors file",
+                       t->path, (uint64_t)t->mapping.size);
+    for (size_t i = 0; i < 8; i++) length |= (uint64_t)bytes[i] << (8 * i);
     t->size = t->mapping.size - 8;
     if (length > t->size)
-        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: header length: found %" PRIu64
-                       ", expected at most %" PRIu64, t->path, length, t->size);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%.300s: header length: found %" PRIu64 ", expected at most %" PRIu64,
+                       t->path, length, t->size);
     t->size -= length;
     t->data = bytes + 8 + length;
     q3_status status = q3_json_parse(&t->header, t->path, bytes + 8, (size_t)length, error);
-    if (status != Q3_OK)
-        return status;
+    if (status != Q3_OK) return status;
     if (q3_json_type_of(&t->header, 0) != Q3_JSON_OBJECT || t->header.nodes[0].start != 0)
         return q3_fail(error, Q3_ERROR_INPUT, "%.300s: header: found no { at its start, expected a "
                        "JSON object", t->path);
@@ -282,13 +269,11 @@ static q3_status open_mapped(q3_tensors *t, q3_error *error)
 static q3_status open_file(q3_tensors **tensors, const char *path, bool any_dtype, q3_error *error)
 {
     q3_tensors *t = calloc(1, sizeof *t);
-    if (t == NULL)
-        return no_memory(path, error);
+    if (t == NULL) return no_memory(path, error);
     t->path = path;
     t->any_dtype = any_dtype;
     q3_status status = q3_map(&t->mapping, path, error);
-    if (status == Q3_OK)
-        status = open_mapped(t, error);
+    if (status == Q3_OK) status = open_mapped(t, error);
     q3_json_free(&t->header);
     t->path = NULL;
     if (status == Q3_OK)
@@ -324,8 +309,7 @@ const q3_entry *q3_tensors_find(const q3_tensors *tensors, const char *name)
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         int order = strcmp(tensors->sorted[middle]->name, name);
-        if (order == 0)
-            return tensors->sorted[middle];
+        if (order == 0) return tensors->sorted[middle];
         if (order < 0)
             low = middle + 1;
         else
@@ -337,8 +321,7 @@ const q3_entry *q3_tensors_find(const q3_tensors *tensors, const char *name)
 const char *q3_tensors_metadata(const q3_tensors *tensors, const char *key)
 {
     for (size_t i = 0; i < tensors->metadata_count; i++) {
-        if (strcmp(tensors->metadata[2 * i], key) == 0)
-            return tensors->metadata[2 * i + 1];
+        if (strcmp(tensors->metadata[2 * i], key) == 0) return tensors->metadata[2 * i + 1];
     }
     return NULL;
 }
@@ -347,8 +330,7 @@ static uint64_t load_bits(const void *data, uint64_t index, size_t size)
 {
     const uint8_t *bytes = (const uint8_t *)data + index * size;
     uint64_t bits = 0;
-    for (size_t i = 0; i < size; i++)
-        bits |= (uint64_t)bytes[i] << (8 * i);
+    for (size_t i = 0; i < size; i++) bits |= (uint64_t)bytes[i] << (8 * i);
     return bits;
 }
 
@@ -382,13 +364,12 @@ void q3_entry_integers(int64_t *values, const q3_entry *entry, uint64_t first, s
     Q3_CHECK(entry->dtype == Q3_I32 || entry->dtype == Q3_I64);
     for (size_t i = 0; i < count; i++) {
         uint64_t bits = load_bits(entry->data, first + i, dtypes[entry->dtype].size);
-        if (entry->dtype == Q3_I32 && bits > INT32_MAX)
-            bits |= UINT64_C(0xFFFFFFFF00000000);
+        if (entry->dtype == Q3_I32 && bits > INT32_MAX) bits |= UINT64_C(0xFFFFFFFF00000000);
         values[i] = bits <= INT64_MAX ? (int64_t)bits : -(int64_t)(UINT64_MAX - bits) - 1;
     }
 }
 
-/* ---- writing --------------------------------------------------------------------------------- */
+/* ==== Writing ================================================================================= */
 
 typedef struct placed {
     q3_dtype dtype;
@@ -407,7 +388,7 @@ static void put_string(q3_text *text, const char *string)
 {
     char piece[8];
     q3_text_add(text, "\"");
-    for (; *string != '\0'; string++) {
+    for (; *string != 0; string++) {
         uint8_t c = (uint8_t)*string;
         if (c < 0x20)
             snprintf(piece, sizeof piece, "\\u%04x", (unsigned)c);
@@ -429,8 +410,7 @@ static bool place(q3_writer *w, const q3_entry *entries)
         for (size_t i = 0; i < w->count; i++) {
             placed *p = &w->tensors[i];
             Q3_CHECK((size_t)entries[i].dtype < DTYPES && entries[i].rank <= MOST_AXES);
-            if (dtypes[entries[i].dtype].size != size)
-                continue;
+            if (dtypes[entries[i].dtype].size != size) continue;
             if (!count_elements(&entries[i], &p->elements) ||
                 p->elements > (INT64_MAX - w->end) / size)
                 return false;
@@ -475,28 +455,24 @@ static void put_header(q3_text *text, const q3_writer *w, const q3_entry *entrie
         q3_text_add(text, "]}");
     }
     q3_text_add(text, "}");
-    while (text->size % 8 != 0)
-        q3_text_add(text, " ");
+    while (text->size % 8 != 0) q3_text_add(text, " ");
 }
 
 static q3_status write_header(q3_writer *w, const q3_text *header, q3_error *error)
 {
     uint8_t length[8];
-    for (size_t i = 0; i < 8; i++)
-        length[i] = (uint8_t)((uint64_t)header->size >> (8 * i));
+    for (size_t i = 0; i < 8; i++) length[i] = (uint8_t)((uint64_t)header->size >> (8 * i));
     q3_status status = q3_output_put(w->output, 0, length, 8, error);
     if (status == Q3_OK)
         status = q3_output_put(w->output, 8, (const uint8_t *)header->data, header->size, error);
-    for (size_t i = 0; i < w->count; i++)
-        w->tensors[i].offset += 8 + header->size;
+    for (size_t i = 0; i < w->count; i++) w->tensors[i].offset += 8 + header->size;
     w->end += 8 + header->size;
     return status;
 }
 
 void q3_writer_abandon(q3_writer *writer)
 {
-    if (writer == NULL)
-        return;
+    if (writer == NULL) return;
     q3_output_abandon(writer->output);
     free(writer->tensors);
     free(writer);
@@ -508,8 +484,7 @@ q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *e
     q3_writer *w = calloc(1, sizeof *w);
     q3_text header = {0};
     q3_status status = Q3_OK;
-    if (w != NULL)
-        w->tensors = calloc(count + 1, sizeof *w->tensors);
+    if (w != NULL) w->tensors = calloc(count + 1, sizeof *w->tensors);
     if (w == NULL || w->tensors == NULL) {
         free(w);
         return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to write it", path);
@@ -523,10 +498,8 @@ q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *e
         if (header.failed)
             status = q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to write it", path);
     }
-    if (status == Q3_OK)
-        status = q3_output_open(&w->output, path, error);
-    if (status == Q3_OK)
-        status = write_header(w, &header, error);
+    if (status == Q3_OK) status = q3_output_open(&w->output, path, error);
+    if (status == Q3_OK) status = write_header(w, &header, error);
     free(header.data);
     if (status == Q3_OK)
         *writer = w;
@@ -544,8 +517,7 @@ static uint32_t half_bits(uint32_t bits)
     if (exponent >= 113)
         return exponent > 142 || (fraction & 0x1FFF) != 0
              ? 0xFFFFFFFF : sign | (exponent - 112) << 10 | fraction >> 13;
-    if (exponent == 0 && fraction == 0)
-        return sign;
+    if (exponent == 0 && fraction == 0) return sign;
     if (exponent < 103) /* below 2^-24 */
         return 0xFFFFFFFF;
     uint32_t shift = 126 - exponent;
@@ -560,10 +532,8 @@ static uint64_t float_bits(float value, q3_dtype dtype)
     double exact = (double)value;
     memcpy(&bits, &value, sizeof bits);
     memcpy(&wide, &exact, sizeof wide);
-    if (dtype == Q3_F64)
-        return wide;
-    if (dtype == Q3_F32)
-        return bits;
+    if (dtype == Q3_F64) return wide;
+    if (dtype == Q3_F32) return bits;
     if (dtype == Q3_BF16) {
         Q3_CHECK((bits & 0xFFFF) == 0);
         return bits >> 16;
@@ -591,13 +561,11 @@ static q3_status write_piece(q3_writer *w, size_t index, uint64_t first, const f
             Q3_CHECK(p->dtype != Q3_I32 || (integer >= INT32_MIN && integer <= INT32_MAX));
             uint64_t bits = integers != NULL ? (uint64_t)integer
                                              : float_bits(floats[done + i], p->dtype);
-            for (size_t b = 0; b < size; b++)
-                buffer[i * size + b] = (uint8_t)(bits >> (8 * b));
+            for (size_t b = 0; b < size; b++) buffer[i * size + b] = (uint8_t)(bits >> (8 * b));
         }
         q3_status status = q3_output_put(w->output, p->offset + (first + done) * size, buffer,
                                          n * size, error);
-        if (status != Q3_OK)
-            return status;
+        if (status != Q3_OK) return status;
         done += n;
     }
     return Q3_OK;

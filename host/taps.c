@@ -151,7 +151,7 @@ const char *q3_tap_short_label(q3_tap_id id)
     return label;
 }
 
-/* ==== What qwen3moe.h promises =============================================================== */
+/* ==== What qwen3moe.h promises ================================================================ */
 
 void q3_tap_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id, size_t layer)
 {

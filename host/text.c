@@ -12,22 +12,19 @@
 q3_status q3_fail(q3_error *error, q3_status status, const char *format, ...)
 {
     va_list arguments;
-    if (error == NULL)
-        return status;
+    if (error == NULL) return status;
     va_start(arguments, format);
     vsnprintf(error->text, sizeof error->text, format, arguments);
     va_end(arguments);
-    for (char *c = error->text; *c != '\0'; c++) {
-        if ((uint8_t)*c < 0x20 || (uint8_t)*c == 0x7F)
-            *c = '?';
+    for (char *c = error->text; *c != 0; c++) {
+        if ((uint8_t)*c < 0x20 || (uint8_t)*c == 0x7F) *c = '?';
     }
     return status;
 }
 
 static void text_append(q3_text *text, const char *piece, size_t length)
 {
-    if (text->failed)
-        return;
+    if (text->failed) return;
     if (length >= text->capacity - text->size) {
         size_t capacity = text->size / 2 + text->size + length + 64;
         char *data = capacity > text->size + length ? realloc(text->data, capacity) : NULL;
@@ -41,7 +38,7 @@ static void text_append(q3_text *text, const char *piece, size_t length)
     }
     memcpy(text->data + text->size, piece, length);
     text->size += length;
-    text->data[text->size] = '\0';
+    text->data[text->size] = 0;
 }
 
 void q3_text_add(q3_text *text, const char *piece)
@@ -94,11 +91,11 @@ void q3_text_digits(q3_text *out, double value, int count)
     char repr[32], digits[32];
     int n = 0, power = 0;
     bool fraction = false;
-    if (value != value || value >= 0x1p100 || value <= -0x1p100) { /* 2^100: a step to what is not finite */
+    if (value != value || value >= 0x1p100 || value <= -0x1p100) { /* as good as infinite */
         q3_text_add(out, value != value ? "nan" : value > 0 ? "inf" : "-inf");
         return;
     }
-    if (value >= 0 && value < 100 && value == (double)(unsigned)value && count > 1) { /* most are, and soon done */
+    if (value >= 0 && value < 100 && value == (double)(unsigned)value && count > 1) { /* most are */
         q3_text_uint(out, (unsigned)value);
         return;
     }
@@ -130,6 +127,7 @@ void q3_text_digits(q3_text *out, double value, int count)
 
 const char *q3_dtype_name(q3_dtype dtype)
 {
-    static const char *const names[] = {"float32", "bfloat16", "float16", "float64", "int32", "int64"};
+    static const char *const names[] = {"float32", "bfloat16", "float16", "float64", "int32",
+                                        "int64"};
     return names[dtype];
 }

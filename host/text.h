@@ -1,4 +1,4 @@
-/* text.h - one-line messages, texts that grow, numbers and names in them; not part of the public interface. */
+/* text.h - one-line messages, texts that grow, numbers and names in them. Private. */
 #ifndef Q3_TEXT_H
 #define Q3_TEXT_H
 
@@ -25,14 +25,15 @@ typedef struct q3_text {
 Q3_PRIVATE_API void q3_text_add(q3_text *text, const char *piece);
 Q3_PRIVATE_API void q3_text_uint(q3_text *text, uint64_t value);
 Q3_PRIVATE_API void q3_text_real(q3_text *text, double value); /* as Python's repr */
-/* Rounded to so many digits (of its shortest decimal, halves away from 0). No printf: its exponents and points are
- * not the same everywhere. */
+/* Rounded to so many digits (of its shortest decimal, halves away from 0). No printf: its exponents
+ * and points are not the same everywhere. */
 Q3_PRIVATE_API void q3_text_digits(q3_text *text, double value, int count);
 
 /* a + b + c in new memory; NULL: no memory. */
 Q3_PRIVATE_API char *q3_join(const char *a, const char *b, const char *c);
 
-/* "float32", "bfloat16", "float16", as Hugging Face calls them; "float64", "int32", "int64". Not of Q3_AUTO. */
+/* "float32", "bfloat16", "float16", as Hugging Face calls them; "float64", "int32", "int64". Not of
+ * Q3_AUTO. */
 Q3_PRIVATE_API const char *q3_dtype_name(q3_dtype dtype);
 
 #endif

@@ -70,8 +70,7 @@ static q3_status only_keys(const loader *l, uint32_t node, const char *where, co
             p += n + (p[n] == ' ');
         }
         snprintf(expected, sizeof expected, "only the keys %.100s", keys);
-        if (!known)
-            return fail(l, k, where[0] != 0 ? where : "top level", "", expected);
+        if (!known) return fail(l, k, where[0] != 0 ? where : "top level", "", expected);
     }
     return Q3_OK;
 }
@@ -92,8 +91,7 @@ static q3_status check_split(const loader *l, uint32_t node, const char *where)
     s = s != Q3_OK ? s : expect(l, node, where, "type", "\"Split\"");
     s = s != Q3_OK ? s : expect(l, node, where, "behavior", "\"Isolated\"");
     s = s != Q3_OK ? s : expect(l, node, where, "invert", "false");
-    if (s != Q3_OK)
-        return s;
+    if (s != Q3_OK) return s;
     uint32_t pattern = q3_json_find(&l->j, node, "pattern");
     uint32_t regex = pattern != 0 ? q3_json_find(&l->j, pattern, "Regex") : 0;
     if (regex == 0 || !q3_json_equal(&l->j, regex, qwen_pattern))
@@ -111,8 +109,7 @@ static q3_status check_pipeline(const loader *l)
     s = s != Q3_OK ? s : expect(l, 0, "", "version", "\"1.0\"|absent");
     s = s != Q3_OK ? s : expect(l, 0, "", "truncation", "null|absent");
     s = s != Q3_OK ? s : expect(l, 0, "", "padding", "null|absent");
-    if (s != Q3_OK)
-        return s;
+    if (s != Q3_OK) return s;
     uint32_t node = q3_json_find(j, 0, "normalizer");
     l->t->nfc = node != 0 && q3_json_type_of(j, node) != Q3_JSON_NULL;
     if (l->t->nfc) {
@@ -123,13 +120,11 @@ static q3_status check_pipeline(const loader *l)
     if (s == Q3_OK && node != 0 && q3_json_type_of(j, node) != Q3_JSON_NULL)
         s = check_byte_level(l, node, "post_processor", false);
     s = s != Q3_OK ? s : check_byte_level(l, q3_json_find(j, 0, "decoder"), "decoder", false);
-    if (s != Q3_OK)
-        return s;
+    if (s != Q3_OK) return s;
     node = q3_json_find(j, 0, "pre_tokenizer");
     s = only_keys(l, node, "pre_tokenizer", "type pretokenizers");
     s = s != Q3_OK ? s : expect(l, node, "pre_tokenizer", "type", "\"Sequence\"");
-    if (s != Q3_OK)
-        return s;
+    if (s != Q3_OK) return s;
     node = q3_json_find(j, node, "pretokenizers");
     if (node == 0 || q3_json_type_of(j, node) != Q3_JSON_ARRAY || j->nodes[node].count != 2)
         return fail(l, node, "pre_tokenizer.pretokenizers", "", "an array of Split and ByteLevel");
@@ -152,8 +147,7 @@ static q3_status check_model(const loader *l, uint32_t model)
         return fail(l, model, "model", "", "an object");
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
         q3_status s = expect(l, model, "model", rules[i][0], rules[i][1]);
-        if (s != Q3_OK)
-            return s;
+        if (s != Q3_OK) return s;
     }
     if (node != 0 && q3_json_type_of(&l->j, node) != Q3_JSON_NULL &&
         (!q3_json_double(&l->j, node, &dropout) || dropout != 0))
@@ -200,8 +194,7 @@ static bool index_tokens(q3_tokenizer *t, size_t from)
 {
     for (; t->slot_seed < SEEDS; t->slot_seed++, from = 0) {
         size_t i = from, steps = 0;
-        if (from == 0)
-            memset(t->slots, 0xFF, (t->slot_mask + 1) * sizeof *t->slots);
+        if (from == 0) memset(t->slots, 0xFF, (t->slot_mask + 1) * sizeof *t->slots);
         for (; i < t->count && steps < STEPS; i++) {
             const uint8_t *p = t->pool + t->offsets[i];
             size_t n = t->offsets[i + 1] - t->offsets[i] - 1;
@@ -210,8 +203,7 @@ static bool index_tokens(q3_tokenizer *t, size_t from)
                 s = (s + 1) & t->slot_mask;
             t->slots[s] = steps < STEPS ? (uint32_t)i : t->slots[s];
         }
-        if (steps < STEPS)
-            return true;
+        if (steps < STEPS) return true;
     }
     return false;
 }
@@ -237,27 +229,22 @@ static q3_status load_vocabulary(loader *l, uint32_t vocab)
     size_t n = j->nodes[vocab].count;
     uint64_t *keys = malloc((2 * n + 1) * sizeof *keys), *a = keys, *b = keys + n, id;
     bool sorted = true;
-    if (keys == NULL)
-        return q3_no_memory(l->error);
+    if (keys == NULL) return q3_no_memory(l->error);
     uint32_t k = vocab + 1;
     for (size_t i = 0; i < n; i++, k++, k++) {
-        if (!q3_json_uint(j, k + 1, &id) || id > INT32_MAX)
-            break;
+        if (!q3_json_uint(j, k + 1, &id) || id > INT32_MAX) break;
         a[i] = id << 32 | k;
         sorted = sorted && (i == 0 || a[i - 1] < a[i]);
     }
     uint32_t wrong = k < j->nodes[vocab].next ? k : 0;
-    if (wrong == 0 && !sorted)
-        sort_numbers(&a, &b, n);
+    if (wrong == 0 && !sorted) sort_numbers(&a, &b, n);
     for (size_t i = 0; i < n && wrong == 0; i++) {
         store_token(l, i, (uint32_t)(a[i] & Q3_NONE), (int32_t)(a[i] >> 32));
-        if (i > 0 && a[i - 1] >> 32 == a[i] >> 32)
-            wrong = (uint32_t)(a[i] & Q3_NONE);
+        if (i > 0 && a[i - 1] >> 32 == a[i] >> 32) wrong = (uint32_t)(a[i] & Q3_NONE);
     }
     free(keys);
     t->vocabulary = t->count = n;
-    if (wrong == 0)
-        return Q3_OK;
+    if (wrong == 0) return Q3_OK;
     char thing[64];
     int shown = (int)(j->nodes[wrong].end - j->nodes[wrong].start);
     snprintf(thing, sizeof thing, "model.vocab[%.*s]", shown < 40 ? shown : 0,
@@ -280,12 +267,10 @@ static bool read_merge(loader *l, uint32_t node, size_t n[2])
     }
     size_t length = q3_json_string(j, node, l->text);
     uint8_t *space = length > 0 ? memchr(l->text, ' ', length) : NULL;
-    if (space == NULL)
-        return false;
+    if (space == NULL) return false;
     n[0] = (size_t)(space - l->text);
     n[1] = length - n[0] - 1;
-    if (n[1] > 0 && memchr(space + 1, ' ', n[1]) != NULL)
-        return false;
+    if (n[1] > 0 && memchr(space + 1, ' ', n[1]) != NULL) return false;
     memmove(space, space + 1, n[1]);
     return true;
 }
@@ -349,13 +334,11 @@ static q3_status load_merges(loader *l, uint32_t merges)
     for (t->pair_mask = 15; t->pair_mask / 4 * 3 <= l->j.nodes[merges].count;)
         t->pair_mask = 2 * t->pair_mask + 1;
     t->pairs = malloc((t->pair_mask + 1) * sizeof *t->pairs);
-    if (t->pairs == NULL)
-        return q3_no_memory(l->error);
+    if (t->pairs == NULL) return q3_no_memory(l->error);
     for (t->pair_seed = 0; collide && t->pair_seed < SEEDS; t->pair_seed += collide) {
-        memset(t->pairs, 0xff, (t->pair_mask + 1) * sizeof *t->pairs); /* every field Q3_NONE: empty */
+        memset(t->pairs, 0xFF, (t->pair_mask + 1) * sizeof *t->pairs); /* Q3_NONE: empty */
         q3_status status = read_merges(l, merges, &collide);
-        if (status != Q3_OK)
-            return status;
+        if (status != Q3_OK) return status;
     }
     return collide ? fail(l, merges, "model.merges", "", "pairs that do not collide when hashed")
                    : Q3_OK;
@@ -379,12 +362,10 @@ static q3_status load_added(loader *l, uint32_t node, const char *where, uint64_
         return fail(l, node, where, "", "an object");
     for (size_t i = 0; i < 4; i++) {
         q3_status s = expect(l, node, where, flags[i], "false");
-        if (s != Q3_OK)
-            return s;
+        if (s != Q3_OK) return s;
     }
     q3_status s = expect(l, node, where, "special", "true|false");
-    if (s != Q3_OK)
-        return s;
+    if (s != Q3_OK) return s;
     uint32_t content = q3_json_find(&l->j, node, "content");
     uint32_t id_node = q3_json_find(&l->j, node, "id");
     if (content == 0 || q3_json_type_of(&l->j, content) != Q3_JSON_STRING)
@@ -397,8 +378,7 @@ static q3_status load_added(loader *l, uint32_t node, const char *where, uint64_
     a->text = t->added_text + l->added_used;
     a->node = content;
     l->added_used += a->length;
-    if (a->length == 0)
-        return Q3_OK;
+    if (a->length == 0) return Q3_OK;
     size_t n;
     uint8_t kind = q3_token_bytes(t, a->text, a->length, l->bytes, &n);
     a->token = q3_find_token(t, kind, l->bytes, n);
@@ -422,16 +402,13 @@ static q3_status load_all_added(loader *l, uint32_t list)
     uint64_t next = t->vocabulary;
     uint32_t node = list + 1;
     char where[48];
-    if (list == 0)
-        return Q3_OK;
+    if (list == 0) return Q3_OK;
     for (size_t i = 0; i < l->j.nodes[list].count; i++, node = l->j.nodes[node].next) {
         snprintf(where, sizeof where, "added_tokens[%lu]", (unsigned long)i);
         q3_status s = load_added(l, node, where, &next);
-        if (s != Q3_OK)
-            return s;
+        if (s != Q3_OK) return s;
     }
-    if (t->added_count > 0)
-        qsort(t->added, t->added_count, sizeof *t->added, compare_added);
+    if (t->added_count > 0) qsort(t->added, t->added_count, sizeof *t->added, compare_added);
     for (size_t i = 1; i < t->added_count; i++)
         if (compare_added(&t->added[i - 1], &t->added[i]) == 0)
             return fail(l, t->added[i].node, "added_tokens", "", "each content once");
@@ -445,8 +422,7 @@ static q3_status load(loader *l, size_t length)
     uint32_t model = q3_json_find(&l->j, 0, "model");
     uint32_t added = q3_json_find(&l->j, 0, "added_tokens");
     s = s != Q3_OK ? s : check_model(l, model);
-    if (s != Q3_OK)
-        return s;
+    if (s != Q3_OK) return s;
     uint32_t vocab = q3_json_find(&l->j, model, "vocab");
     uint32_t merges = q3_json_find(&l->j, model, "merges");
     if (vocab == 0 || q3_json_type_of(&l->j, vocab) != Q3_JSON_OBJECT)
@@ -456,8 +432,7 @@ static q3_status load(loader *l, size_t length)
     if (added != 0 && q3_json_type_of(&l->j, added) != Q3_JSON_ARRAY)
         return fail(l, added, "added_tokens", "", "an array");
     size_t extra = added != 0 ? l->j.nodes[added].count : 0, all = l->j.nodes[vocab].count + extra;
-    for (t->slot_mask = 15; t->slot_mask / 4 * 3 <= all;)
-        t->slot_mask = 2 * t->slot_mask + 1;
+    for (t->slot_mask = 15; t->slot_mask / 4 * 3 <= all;) t->slot_mask = 2 * t->slot_mask + 1;
     /* Each string is at least two quotes shorter than it is in the file. */
     t->pool = malloc(length + 1);
     t->offsets = calloc(all + 1, sizeof *t->offsets);
@@ -487,8 +462,7 @@ static q3_status load(loader *l, size_t length)
 static void fill_bytes(int16_t byte_of[324])
 {
     int16_t next = 256;
-    for (int i = 0; i < 324; i++)
-        byte_of[i] = -1;
+    for (int i = 0; i < 324; i++) byte_of[i] = -1;
     for (int16_t b = 0; b < 256; b++)
         byte_of[(b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174 ? b : next++] = b;
 }
@@ -498,13 +472,11 @@ q3_status q3_tokenizer_parse(q3_tokenizer **tokenizer, const char *name, const v
 {
     loader l = {.error = error};
     q3_status s = q3_json_parse(&l.j, name, text, length, error);
-    if (s != Q3_OK)
-        return s;
+    if (s != Q3_OK) return s;
     l.t = calloc(1, sizeof *l.t);
     l.text = malloc(length + 1);
     l.bytes = malloc(length + 1);
-    if (l.t != NULL)
-        l.t->properties = q3_properties();
+    if (l.t != NULL) l.t->properties = q3_properties();
     if (l.t == NULL || l.text == NULL || l.bytes == NULL || l.t->properties == NULL) {
         s = q3_no_memory(error);
     } else {
@@ -523,8 +495,7 @@ q3_status q3_tokenizer_parse(q3_tokenizer **tokenizer, const char *name, const v
 
 void q3_tokenizer_free(q3_tokenizer *tokenizer)
 {
-    if (tokenizer == NULL)
-        return;
+    if (tokenizer == NULL) return;
     free(tokenizer->properties);
     free(tokenizer->ids);
     free(tokenizer->offsets);
@@ -540,8 +511,7 @@ q3_status q3_tokenizer_open(q3_tokenizer **tokenizer, const char *path, q3_error
 {
     q3_mapping file = {0};
     q3_status s = q3_map(&file, path, error);
-    if (s != Q3_OK)
-        return s;
+    if (s != Q3_OK) return s;
     s = q3_tokenizer_parse(tokenizer, path, file.data, file.size, error);
     q3_unmap(&file);
     return s;

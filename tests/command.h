@@ -15,7 +15,7 @@
 
 static const char *command_path, *golden_path;
 
-/* ==== Running the command ==================================================================== */
+/* ==== Running the command ===================================================================== */
 
 /* What the last run left. */
 static struct {
@@ -141,7 +141,7 @@ static void all_fail(const failure *failures, size_t count)
     }
 }
 
-/* ==== golden/hf/tiny ========================================================================= */
+/* ==== golden/hf/tiny ========================================================================== */
 
 static q3_tensors *open_tensors(const char *path)
 {

@@ -40,8 +40,7 @@ static const char *folder_path(const char *name)
 static void folder_expect(const char *name)
 {
     for (size_t i = 0; i < folder.count; i++) {
-        if (strcmp(folder.names[i], name) == 0)
-            return;
+        if (strcmp(folder.names[i], name) == 0) return;
     }
     if (folder.count == sizeof folder.names / sizeof *folder.names ||
         strlen(name) >= sizeof folder.names[0]) {
@@ -53,8 +52,7 @@ static void folder_expect(const char *name)
 
 static void folder_empty(void)
 {
-    for (size_t i = 0; i < folder.count; i++)
-        remove(folder_path(folder.names[i]));
+    for (size_t i = 0; i < folder.count; i++) remove(folder_path(folder.names[i]));
     folder.count = 0;
 }
 
@@ -65,11 +63,9 @@ static void folder_make(const char *name)
 #if !defined(_WIN32)
     DIR *left = opendir(name); /* of a run that did not end */
     for (struct dirent *file; left != NULL && (file = readdir(left)) != NULL;) {
-        if (file->d_name[0] != '.')
-            remove(folder_path(file->d_name));
+        if (file->d_name[0] != '.') remove(folder_path(file->d_name));
     }
-    if (left != NULL)
-        closedir(left);
+    if (left != NULL) closedir(left);
 #endif
 }
 

@@ -39,14 +39,15 @@ static q3_tensor fixture_tensor(fixture *f, const char *name, size_t rows, size_
     for (size_t i = 0; i < rows * cols; i++) {
         uint32_t u;
         memcpy(&u, &values[i], 4);
-        bytes[2 * i] = (uint8_t)(u >> 16 & 0xff);
+        bytes[2 * i] = (uint8_t)(u >> 16 & 0xFF);
         bytes[2 * i + 1] = (uint8_t)(u >> 24);
     }
     free(values);
     return tensor;
 }
 
-static q3_tensor fixture_layer_tensor(fixture *f, size_t layer, const char *name, size_t rows, size_t cols)
+static q3_tensor fixture_layer_tensor(fixture *f, size_t layer, const char *name, size_t rows,
+                                      size_t cols)
 {
     char full[128];
     snprintf(full, sizeof full, "model.layers.%lu.%s", (unsigned long)layer, name);
@@ -86,7 +87,8 @@ static void fixture_layer(fixture *f, size_t i)
     }
     l->q_norm = fixture_layer_tensor(f, i, "self_attn.q_norm.weight", c->head_dim, 1);
     l->k_norm = fixture_layer_tensor(f, i, "self_attn.k_norm.weight", c->head_dim, 1);
-    l->post_attention_layernorm = fixture_layer_tensor(f, i, "post_attention_layernorm.weight", M, 1);
+    l->post_attention_layernorm = fixture_layer_tensor(f, i, "post_attention_layernorm.weight", M,
+                                                       1);
     if (!q3_layer_is_sparse(c, i)) {
         l->mlp = fixture_mlp(f, i, "mlp.", c->intermediate_size);
         return;
@@ -113,7 +115,8 @@ static void fixture_by_rule(fixture *f, const char *folder)
         exit(1);
     }
     const q3_config *c = f->config = q3_model_config(f->model);
-    f->own.embed_tokens = fixture_tensor(f, "model.embed_tokens.weight", c->vocab_size, c->hidden_size);
+    f->own.embed_tokens = fixture_tensor(f, "model.embed_tokens.weight", c->vocab_size,
+                                         c->hidden_size);
     f->own.norm = fixture_tensor(f, "model.norm.weight", c->hidden_size, 1);
     f->own.lm_head = c->tie_word_embeddings
                          ? f->own.embed_tokens
@@ -131,7 +134,8 @@ static void fixture_from_folder(fixture *f, const char *folder)
     q3_dtype dtype = Q3_F32;
     memset(f, 0, sizeof *f);
     if (q3_model_open(&f->model, folder, &error) != Q3_OK ||
-        q3_model_load(f->model, &dtype, 0, q3_model_config(f->model)->num_hidden_layers, &error) != Q3_OK) {
+        q3_model_load(f->model, &dtype, 0, q3_model_config(f->model)->num_hidden_layers,
+                      &error) != Q3_OK) {
         fprintf(stderr, "%s\n", error.text);
         exit(1);
     }
@@ -150,10 +154,10 @@ static void fixture_close(fixture *f)
 static q3_state *fixture_state(const fixture *f, const q3_run *run, void **memory)
 {
     size_t size = q3_state_size(f->config, run);
-    const uint32_t poison = 0x7fa00001u;
+    const uint32_t poison = 0x7FA00001u;
     uint8_t *bytes = malloc(size);
     if (size == 0 || bytes == NULL) exit(1);
-    for (size_t i = 0; i < size; i++) bytes[i] = (uint8_t)(poison >> 8 * (i % 4) & 0xff);
+    for (size_t i = 0; i < size; i++) bytes[i] = (uint8_t)(poison >> 8 * (i % 4) & 0xFF);
     *memory = bytes;
     return q3_state_init(bytes, size, f->config, f->weights, run);
 }

@@ -1,4 +1,5 @@
-/* Weights and inputs that are a rule, not data: the C half. scripts/golden/rule.py gives the same bits.
+/* Weights and inputs that are a rule, not data: the C half. scripts/golden/rule.py gives the same
+ * bits.
  *
  * A value depends on a seed (a text, the case's name), the tensor's Hugging Face checkpoint name,
  * its shape and the element's row-major index. Vectors (norm weights, biases): cols = 1.
@@ -14,8 +15,9 @@
  *   mlp.gate.weight      m * 2^-(6 + c): router logits spread twice as far as other outputs
  *   other .weight        m * 2^-(7 + c): outputs about as large as inputs
  *   any other name       m * 2^-7
- * Each value has at most 8 significant bits and (up to 2^20 columns) is a multiple of 2^-17: exact
- * in bfloat16, float16 and float32. Integers and multiplications by powers of two: no libm. */
+ * Each value has at most 8 significant bits and (up to 2^20 columns) is a multiple of 2^-17:
+ * exact in bfloat16, float16 and float32. Integers and multiplications by powers of two: no
+ * libm. */
 #ifndef Q3_RULE_H
 #define Q3_RULE_H
 
@@ -31,16 +33,16 @@ static inline int rule_ends_with(const char *text, const char *end)
 
 static inline uint64_t rule_key(const char *seed, const char *name)
 {
-    uint64_t h = UINT64_C(0xcbf29ce484222325);
+    uint64_t h = UINT64_C(0xCBF29CE484222325);
     const char *part[2];
     part[0] = seed;
     part[1] = name;
     for (size_t p = 0; p < 2; p++) {
         if (p == 1) {
-            h *= UINT64_C(0x100000001b3); /* the zero byte between the two texts */
+            h *= UINT64_C(0x100000001B3); /* the zero byte between the two texts */
         }
-        for (size_t i = 0; part[p][i] != '\0'; i++) {
-            h = (h ^ (uint64_t)(unsigned char)part[p][i]) * UINT64_C(0x100000001b3);
+        for (size_t i = 0; part[p][i] != 0; i++) {
+            h = (h ^ (uint64_t)(unsigned char)part[p][i]) * UINT64_C(0x100000001B3);
         }
     }
     return h;

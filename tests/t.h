@@ -10,8 +10,8 @@
 /* One counter pair per test program (each test is one translation unit). */
 static struct { size_t run, failed; } t_count;
 
-/* A failed condition prints file, line and text, and lets the test go on. NaN never passes as long as
- * bounds are written `!(error <= bound)` is a failure, so: CHECK(error <= bound). */
+/* A failed condition prints file, line and text, and lets the test go on. NaN never passes as
+ * long as bounds are written `!(error <= bound)` is a failure, so: CHECK(error <= bound). */
 #define CHECK(condition) \
     do { \
         t_count.run++; \

@@ -16,7 +16,8 @@ static tensors_file out;
 static void file_begin(const char *metadata)
 {
     out.size = 0;
-    out.length = (size_t)snprintf(out.header, sizeof out.header, "{\"__metadata__\":{%s}", metadata);
+    out.length = (size_t)snprintf(out.header, sizeof out.header, "{\"__metadata__\":{%s}",
+                                  metadata);
 }
 
 static void put_bits(unsigned long long bits, size_t bytes)
@@ -43,8 +44,9 @@ static void put_value(const char *dtype, double value)
 static void tensor_begin(const char *name, const char *dtype, const char *shape, size_t bytes)
 {
     out.length += (size_t)snprintf(out.header + out.length, sizeof out.header - out.length,
-                                   ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", name,
-                                   dtype, shape, out.size, out.size + bytes);
+                                   ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],"
+                                   "\"data_offsets\":[%zu,%zu]}",
+                                   name, dtype, shape, out.size, out.size + bytes);
 }
 
 /* Without the last `cut` bytes. */

@@ -106,7 +106,8 @@ def main():
     assert (len(letters), len(numbers), len(spaces)) == (141028, 1911, 25)
     assert (len(combining), len(decomposition), len(composed)) == (814, 2060, 940)
     print("""/* Unicode tables of nfc.c, written by scripts/golden/make_unicode.py; not edited by hand.
- * Classes are Unicode 16.0's, normalisation is Unicode 9.0's, as in Hugging Face tokenizers 0.23. */
+ * Classes are Unicode 16.0's, normalisation is Unicode 9.0's, as in Hugging Face tokenizers
+ * 0.23. */
 #ifndef Q3_UNICODE_H
 #define Q3_UNICODE_H
 

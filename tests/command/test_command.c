@@ -23,9 +23,10 @@ static size_t until(const int32_t *ids, size_t count, int32_t eos, int32_t other
     return count;
 }
 
-/* ==== Usage ================================================================================== */
+/* ==== Usage =================================================================================== */
 
-#define VERBS "expected info, generate, tokenize, dump, check, diff, report, score or selftest (--help)"
+#define VERBS \
+    "expected info, generate, tokenize, dump, check, diff, report, score or selftest (--help)"
 #define AN_OPTION ", expected an option of it (--help lists them)"
 
 static const failure bad_usage[] = {
@@ -41,7 +42,8 @@ static const failure bad_usage[] = {
     {"generate tiny a b", "generate: found b too, expected MODEL [PROMPT]"},
     {"tokenize tiny a b", "tokenize: found b too, expected MODEL [TEXT]"},
     {"score tiny a b", "score: found b too, expected MODEL FILE"},
-    {"check tiny", "check: found no file behind MODEL, expected the other implementation's tensors"},
+    {"check tiny",
+     "check: found no file behind MODEL, expected the other implementation's tensors"},
     {"check tiny a b", "check: found b too, expected MODEL BACKEND.safetensors"},
     {"diff", "diff: found no A.safetensors, expected a file"},
     {"diff a", "diff: found one file, expected two"},
@@ -140,7 +142,7 @@ static void test_full_output(void)
     shell("rm -f w/full.safetensors");
 }
 
-/* ==== info =================================================================================== */
+/* ==== Info ==================================================================================== */
 
 static void test_info(const q3_model *model)
 {
@@ -163,7 +165,8 @@ static void test_info(const q3_model *model)
     succeeds(want);
     snprintf(want, sizeof want,
              "{\"config\":%s,\"parameters\":%lu,\"active_per_token\":%lu,"
-             "\"weights_dtype\":\"bfloat16\",\"weights_bytes\":%lu,\"key_value_bytes_per_token\":%lu}\n",
+             "\"weights_dtype\":\"bfloat16\",\"weights_bytes\":%lu,"
+             "\"key_value_bytes_per_token\":%lu}\n",
              q3_tensors_metadata(golden, "config"), all, active, 2 * all, 2 * L * k * 2);
     run("info --json tiny");
     succeeds(want);
@@ -176,7 +179,7 @@ static void test_info(const q3_model *model)
     q3_tensors_close(golden);
 }
 
-/* ==== tokenize =============================================================================== */
+/* ==== Tokenize ================================================================================ */
 
 static void test_tokenize_good(const q3_tensors *golden)
 {
@@ -313,7 +316,7 @@ static void test_tokenize_bad(void)
     fails_with("bare/tokenizer.json: ");
 }
 
-/* ==== generate =============================================================================== */
+/* ==== Generate ================================================================================ */
 
 /* Greedy ids of every prompt as Hugging Face has them, up to and with the first end. */
 static void test_greedy(const q3_tensors *golden)
@@ -521,14 +524,14 @@ static void test_generate_bad(void)
     fails_with("bare");
 }
 
-/* ==== Sampling =============================================================================== */
+/* ==== Sampling ================================================================================ */
 
 /* splitmix64, as published by Vigna: a counter and a finaliser. */
 static double first_uniform(uint64_t seed)
 {
-    uint64_t z = seed + 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    uint64_t z = seed + 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     z ^= z >> 31;
     return ldexp((double)(z >> 11), -53);
 }
@@ -651,7 +654,7 @@ static void test_sampling(const q3_tensors *golden)
     free(ids);
 }
 
-/* ==== score ================================================================================== */
+/* ==== Score =================================================================================== */
 
 /* -log softmax of Hugging Face's logits at the next token. */
 static double nll_of(const float *logits, size_t V, int32_t id)

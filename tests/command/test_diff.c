@@ -35,32 +35,36 @@ static const diff_case cases[] = {
     /* equal: names, axes of 1, dtypes, NaN */
     {{"", ""}, {{MLP, "F32", "3,5", 15, 0, 2}}, {{MLP, "F32", "3,5", 15, 0, 2}}, 0, MLP,
      {"\"verdict\":\"exact\"", "\"differ\":0", "\"elements\":15"}, AGREES},
-    {{"", ""}, {{MLP, "F32", "3,5", 15, 0, 2}}, {{"ffn_moe_out-0", "F32", "1,3,5", 15, 0, 2}}, 0, MLP,
-     {"\"verdict\":\"exact\"", "\"given_as\":\"ffn_moe_out-0\""}, AGREES},
-    {{"", ""}, {{"zebra", "F64", "2,3,5,7", 210, 9, 2}}, {{"zebra", "BF16", "2,3,5,7", 210, 9, 2}}, 0, "zebra",
-     {"\"verdict\":\"exact\"", "\"elements\":210"}, AGREES},
+    {{"", ""}, {{MLP, "F32", "3,5", 15, 0, 2}}, {{"ffn_moe_out-0", "F32", "1,3,5", 15, 0, 2}}, 0,
+     MLP, {"\"verdict\":\"exact\"", "\"given_as\":\"ffn_moe_out-0\""}, AGREES},
+    {{"", ""}, {{"zebra", "F64", "2,3,5,7", 210, 9, 2}}, {{"zebra", "BF16", "2,3,5,7", 210, 9, 2}},
+     0, "zebra", {"\"verdict\":\"exact\"", "\"elements\":210"}, AGREES},
     {{"", ""}, {{MLP, "F32", "3,5", 15, 4, NAN}}, {{MLP, "F64", "3,5", 15, 4, -NAN}}, 0, MLP,
      {"\"verdict\":\"exact\""}, AGREES},
     {{"", ""}, {{MLP, "F32", "3,5", 15, 4, 0.0}}, {{MLP, "F32", "3,5", 15, 4, -0.0}}, 0, MLP,
      {"\"verdict\":\"exact\"", "1 zeros of the other sign"}, AGREES},
-    {{"", ""}, {{NULL, NULL, NULL, 0, 0, 0}}, {{NULL, NULL, NULL, 0, 0, 0}}, 0, NULL, {NULL}, AGREES},
+    {{"", ""}, {{NULL, NULL, NULL, 0, 0, 0}}, {{NULL, NULL, NULL, 0, 0, 0}}, 0, NULL, {NULL},
+     AGREES},
     {{"", ""}, {{"zebra", "F32", "0,3,4611686018427387904", 0, 9, 2}},
-     {{"zebra", "F32", "0,3,4611686018427387904", 0, 9, 2}}, 0, "zebra", {"\"verdict\":\"exact\""}, AGREES},
+     {{"zebra", "F32", "0,3,4611686018427387904", 0, 9, 2}}, 0, "zebra", {"\"verdict\":\"exact\""},
+     AGREES},
     /* one element: how many ulp, of the tensor's dtype or its run's; where */
     {{"", ""}, {{MLP, "F32", "3,5", 15, 99, 0}}, {{MLP, "F32", "3,5", 15, 7, 1 + 0x1p-22}}, 1, MLP,
      {"\"differ\":1,", "\"max_ulp\":2.0,", "\"at\":[1,2]}", "\"ulp\":2.0,"}, "differs: " MLP},
     {{"", ""}, {{MLP, "F32", "3,5", 15, 4, 2}}, {{MLP, "F32", "3,5", 15, 9, 3}}, 1, MLP,
      {"\"differ\":2,", "\"max_at\":[1,4],", "\"at\":[0,4]}"}, "differs: " MLP},
-    {{BF16_RUN, ""}, {{ROUTER, "F32", "3,5", 15, 99, 0}}, {{ROUTER, "F32", "3,5", 15, 7, 1 + 0x1p-22}}, 1, ROUTER,
+    {{BF16_RUN, ""}, {{ROUTER, "F32", "3,5", 15, 99, 0}},
+     {{ROUTER, "F32", "3,5", 15, 7, 1 + 0x1p-22}}, 1, ROUTER,
      {"\"max_ulp\":2.0,"}, "differs: " ROUTER}, /* float32 in every run */
-    {{BF16_RUN, ""}, {{MLP, "F32", "3,5", 15, 99, 0}}, {{MLP, "F32", "3,5", 15, 7, 1 + 0x1p-6}}, 1, MLP,
-     {"\"verdict\":\"differs\"", "\"max_ulp\":2.0,"}, "differs: " MLP},
-    {{BF16_RUN, ""}, {{MLP, "F16", "3,5", 15, 99, 0}}, {{MLP, "F32", "3,5", 15, 7, 1 + 0x1p-9}}, 1, MLP,
-     {"\"verdict\":\"differs\"", "\"max_ulp\":2.0,"}, "differs: " MLP},
+    {{BF16_RUN, ""}, {{MLP, "F32", "3,5", 15, 99, 0}}, {{MLP, "F32", "3,5", 15, 7, 1 + 0x1p-6}}, 1,
+     MLP, {"\"verdict\":\"differs\"", "\"max_ulp\":2.0,"}, "differs: " MLP},
+    {{BF16_RUN, ""}, {{MLP, "F16", "3,5", 15, 99, 0}}, {{MLP, "F32", "3,5", 15, 7, 1 + 0x1p-9}}, 1,
+     MLP, {"\"verdict\":\"differs\"", "\"max_ulp\":2.0,"}, "differs: " MLP},
     {{"", ""}, {{MLP, "F64", "3,5", 15, 99, 0}}, {{MLP, "F64", "3,5", 15, 7, 1 + 0x1p-40}}, 1, MLP,
      {"\"verdict\":\"differs\"", "\"differ\":1,"}, "differs: " MLP}, /* equal as float32 */
-    {{"", ""}, {{"ids", "I64", "3", 3, 1, 9007199254740992.0}}, {{"ids", "I64", "3", 3, 1, 9007199254740994.0}}, 1,
-     "ids", {"\"verdict\":\"differs\"", "\"differ\":1,", "\"at\":[1]}"}, "differs: ids"},
+    {{"", ""}, {{"ids", "I64", "3", 3, 1, 9007199254740992.0}},
+     {{"ids", "I64", "3", 3, 1, 9007199254740994.0}}, 1, "ids",
+     {"\"verdict\":\"differs\"", "\"differ\":1,", "\"at\":[1]}"}, "differs: ids"},
     /* [H,T,S] = [2,3,3]: element 16 is head 1, query 2, key 1 */
     {{"", ""}, {{PROBS, "F32", "2,3,3", 18, 99, 0}}, {{PROBS, "F32", "2,3,3", 18, 16, 3}}, 1, PROBS,
      {"\"verdict\":\"differs\"", "\"max_at\":[2,1,1]", "\"at\":[2,1,1]}"}, "differs: " PROBS},
@@ -89,8 +93,10 @@ static const diff_case cases[] = {
      {{"ffn_moe_out-0", "F32", "3", 3, 0, 5}, {MLP, "F32", "3", 3, 99, 0}}, 0, "ffn_moe_out-0",
      {"\"verdict\":\"exact\""}, AGREES},
     {{"", ""}, {{MLP, "F32", "3", 3, 99, 0}, {"ffn_moe_out-0", "F32", "3", 3, 0, 5}},
-     {{"ffn_moe_out-0", "F32", "3", 3, 0, 5}}, 1, MLP, {"\"verdict\":\"missing\""}, "differs: " MLP},
-    {{"", ""}, {{"ffn_moe_out-0", "F32", "3", 3, 99, 0}, {"blocks.0.hook_mlp_out", "F32", "3", 3, 0, 5}},
+     {{"ffn_moe_out-0", "F32", "3", 3, 0, 5}}, 1, MLP, {"\"verdict\":\"missing\""},
+     "differs: " MLP},
+    {{"", ""}, {{"ffn_moe_out-0", "F32", "3", 3, 99, 0},
+                {"blocks.0.hook_mlp_out", "F32", "3", 3, 0, 5}},
      {{"ffn_moe_out-0", "F32", "3", 3, 99, 0}, {"blocks.0.hook_mlp_out", "F32", "3", 3, 0, 5}}, 0,
      "blocks.0.hook_mlp_out", {"\"verdict\":\"exact\""}, AGREES},
 };
@@ -118,7 +124,8 @@ static void check_case(const diff_case *c)
     CHECKF(last.size > n && last.out[last.size - 1] == '\n' &&
                memcmp(last.out + last.size - 1 - n, c->last, n) == 0 &&
                (last.size == n + 1 || last.out[last.size - 2 - n] == '\n'),
-           "the report ends with %s, expected %s", last.out + (last.size > 60 ? last.size - 60 : 0), c->last);
+           "the report ends with %s, expected %s", last.out + (last.size > 60 ? last.size - 60 : 0),
+           c->last);
     if (c->tap == NULL) return;
     char *lines = read_file(FOLDER "lines", &size);
     snprintf(start, sizeof start, "{\"tap\":\"%s\",", c->tap);

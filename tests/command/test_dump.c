@@ -19,7 +19,7 @@ static void holds(const char *names)
            "after %s: the folder holds %s, expected %s", line, last.out, names);
 }
 
-/* ==== The bytes of the file ================================================================== */
+/* ==== The bytes of the file =================================================================== */
 
 /* The tensors in the order of computation: names and shapes. Letters are sizes of golden/tiny; the
  * last column says what an element is: D the run's dtype. */
@@ -113,10 +113,10 @@ static void header_all(header *h)
     header_rows(h, "", head_rows, COUNT(head_rows));
 }
 
-/* The first 8 + n bytes of a dump of golden/tiny: metadata first, names in the order of computation,
- * blanks to a multiple of 8. Data has no holes and every tensor starts at a multiple of its element size,
-     since
- * tensors of 8-byte elements come before those of 4 and of 2. */
+/* The first 8 + n bytes of a dump of golden/tiny: metadata first, names in the order of
+ * computation, blanks to a multiple of 8. Data has no holes and every tensor starts at a
+ * multiple of its element size, since tensors of 8-byte elements come before those of 4 and of
+ * 2. */
 static void check_layout(const char *file, size_t file_size, const char *config, q3_dtype dtype,
                          size_t T)
 {
@@ -132,8 +132,8 @@ static void check_layout(const char *file, size_t file_size, const char *config,
     h.at[2] = h.sums[0] + h.sums[1];
     h.length = (size_t)snprintf(h.text, sizeof h.text,
                                 "{\"__metadata__\":{\"format\":\"qwen3moe-taps-1\","
-                                "\"producer\":\"qwen3moe\",\"dtype\":\"%s\",\"start\":\"0\",\"config\":\"",
-                                names[dtype]);
+                                "\"producer\":\"qwen3moe\",\"dtype\":\"%s\",\"start\":\"0\","
+                                "\"config\":\"", names[dtype]);
     for (; *config != 0; config++) {
         if (*config == '"') h.text[h.length++] = '\\';
         h.text[h.length++] = *config;
@@ -156,7 +156,7 @@ static void check_layout(const char *file, size_t file_size, const char *config,
     }
 }
 
-/* ==== The values ============================================================================= */
+/* ==== The values ============================================================================== */
 
 /* A pass of the library beside a file: whatever the pass shows must be in the file. */
 typedef struct comparison {
@@ -207,7 +207,8 @@ static void compare_tap(void *user, const q3_tap *tap)
 }
 
 /* The same for logits of the last `rows` tokens only, which are shown as the run's last rows. */
-static void compare_last_rows(q3_state *state, comparison *c, const int32_t *ids, size_t start, size_t rows)
+static void compare_last_rows(q3_state *state, comparison *c, const int32_t *ids, size_t start,
+                              size_t rows)
 {
     q3_input input = {ids, NULL, c->T, start + c->T, rows};
     size_t before = c->pieces;
@@ -349,7 +350,7 @@ static void test_start(q3_model *model)
     shell("rm w/a w/b");
 }
 
-/* ==== --taps, --layers ======================================================================= */
+/* ==== --taps, --layers ======================================================================== */
 
 /* The names that a pattern saves from a run of one token, in order. */
 static void saves(const char *options, const char *names)
@@ -377,24 +378,28 @@ static void test_taps(void)
           "model.layers.4.output");
     saves("--taps 'model.layers.1*.mlp.*'",
           "model.layers.1.mlp.gate_proj.output model.layers.1.mlp.up_proj.output "
-          "model.layers.1.mlp.act_fn.output model.layers.1.mlp.down_proj.input model.layers.1.mlp.output");
+          "model.layers.1.mlp.act_fn.output model.layers.1.mlp.down_proj.input "
+          "model.layers.1.mlp.output");
     saves("--taps='*topk*' --taps '*0.mlp.*topk*' --layers 0:2",
           "model.layers.0.mlp.topk_indices.output model.layers.0.mlp.topk_weights.output");
     saves("--taps '**model.norm**.output**'", "model.norm.output");
     saves("--layers 0:1 --taps 'model.*' --taps '*' --taps '*e*b*e*d*'",
-          "input_ids position_ids model.embed_tokens.output model.rotary_emb.cos model.rotary_emb.sin "
+          "input_ids position_ids model.embed_tokens.output "
+          "model.rotary_emb.cos model.rotary_emb.sin "
           "model.layers.0.input_layernorm.output model.layers.0.self_attn.q_proj.output "
           "model.layers.0.self_attn.k_proj.output model.layers.0.self_attn.v_proj.output "
           "model.layers.0.self_attn.q_norm.output model.layers.0.self_attn.k_norm.output "
           "model.layers.0.self_attn.q_rope.output model.layers.0.self_attn.k_rope.output "
           "model.layers.0.self_attn.scores.output model.layers.0.self_attn.probs.output "
           "model.layers.0.self_attn.o_proj.input model.layers.0.self_attn.o_proj.output "
-          "model.layers.0.post_attention_layernorm.input model.layers.0.post_attention_layernorm.output "
+          "model.layers.0.post_attention_layernorm.input "
+          "model.layers.0.post_attention_layernorm.output "
           "model.layers.0.mlp.gate.output model.layers.0.mlp.router_probs.output "
           "model.layers.0.mlp.topk_indices.output model.layers.0.mlp.topk_weights.output "
           "model.layers.0.mlp.experts.gate_proj.output model.layers.0.mlp.experts.up_proj.output "
           "model.layers.0.mlp.experts.act_fn.output model.layers.0.mlp.experts.down_proj.input "
-          "model.layers.0.mlp.experts.down_proj.output model.layers.0.mlp.output model.layers.0.output");
+          "model.layers.0.mlp.experts.down_proj.output model.layers.0.mlp.output "
+          "model.layers.0.output");
 }
 
 /* Every tensor of a part has the bytes that it has in the whole run; returns how many there are. */
@@ -435,7 +440,8 @@ static void test_layers(void)
         CHECK(part_of(FOLDER "w/c", FOLDER "w/whole") == 4 + 25 + 2);
     }
     /* A file of another system may hold the hidden states alone. */
-    run("dump tiny -o w/a --tokens 9,8,7 --dtype float32 --layers 0:4 --taps model.layers.3.output");
+    run("dump tiny -o w/a --tokens 9,8,7 --dtype float32 --layers 0:4 "
+        "--taps model.layers.3.output");
     succeeds(NULL);
     run("dump tiny -o w/whole --tokens 9,8,7 --dtype float32");
     run("dump tiny -o w/b --layers 4:5 --from w/a --dtype float32");
@@ -444,7 +450,7 @@ static void test_layers(void)
     shell("rm w/*");
 }
 
-/* ==== Errors ================================================================================= */
+/* ==== Errors ================================================================================== */
 
 #define LAYERS ", expected A:B with 0 <= A < B <= 5"
 #define BELOW ", expected all below 1048576"
@@ -507,7 +513,8 @@ static void test_bad(void)
     run("dump tiny -o w/x --from tiny/config.json --layers 1:3");
     fails_with("tiny/config.json: ");
     shell("mkdir other && ln -s ../tiny/model.safetensors other && "
-          "sed 's/\"rms_norm_eps\": 1e-06/\"rms_norm_eps\": 1e-05/' tiny/config.json >other/config.json");
+          "sed 's/\"rms_norm_eps\": 1e-06/\"rms_norm_eps\": 1e-05/' tiny/config.json "
+          ">other/config.json");
     run("dump other -o w/x --from w/from --layers 1:3 --dtype float32");
     fails_with("qwen3moe: w/from: metadata config: found {");
     holds("from");

@@ -2,7 +2,8 @@
  *
  *   test_judge_command COMMAND GOLDEN
  *
- * Here w/N are files with the name N that Hugging Face's tensors were copied to, faults included. */
+ * Here w/N are files with the name N that Hugging Face's tensors were copied to, faults
+ * included. */
 #define FOLDER "judge.tmp/"
 #ifdef __GNUC__
 #pragma GCC diagnostic ignored "-Wunused-function" /* of command.h */
@@ -15,8 +16,9 @@
 #define QUERIES "model.layers.0.self_attn.q_proj.output"
 #define VALUES "model.layers.1.self_attn.v_proj.output"
 
-/* Copies Hugging Face's tensors: those whose names hold `only` (NULL: all), `target`, and the ids unless without_ids.
- * In `target` each `every`-th element (0: the first alone) is multiplied by `factor`, or 2 - factor: up and down in turn. */
+/* Copies Hugging Face's tensors: those whose names hold `only` (NULL: all), `target`, and the ids
+ * unless without_ids. In `target` each `every`-th element (0: the first alone) is multiplied by
+ * `factor`, or 2 - factor: up and down in turn. */
 typedef struct copy {
     const char *from, *to, *only, *target;
     double factor;
@@ -40,7 +42,8 @@ static void copy_elements(q3_writer *writer, size_t index, const q3_entry *e, co
         float value;
         q3_entry_floats(&value, e, i, 1);
         double factor = c->every > 0 && i / c->every % 2 == 1 ? 2 - c->factor : c->factor;
-        if (changed && (c->every == 0 ? i == 0 : i % c->every == 0)) value = q3_round((double)value * factor, e->dtype);
+        if (changed && (c->every == 0 ? i == 0 : i % c->every == 0))
+            value = q3_round((double)value * factor, e->dtype);
         good = q3_writer_floats(writer, index, i, &value, 1, &error) == Q3_OK;
     }
     CHECK(good);
@@ -72,14 +75,14 @@ static void make(const copy *c)
     q3_tensors_close(golden);
 }
 
-/* ==== Verdict and exit status ================================================================ */
+/* ==== Verdict and exit status ================================================================= */
 
 /* The last run's status, nothing on standard error, and its last line. */
 static void ends(int status, const char *line)
 {
     size_t n = strlen(line), size = last.size;
-    CHECKF(last.status == status && last.err_size == 0, "%s: status %d, standard error \"%s\"", last.line, last.status,
-           last.err);
+    CHECKF(last.status == status && last.err_size == 0, "%s: status %d, standard error \"%s\"",
+           last.line, last.status, last.err);
     CHECKF(size > n + 1 && last.out[size - 1] == '\n' && last.out[size - n - 2] == '\n' &&
                memcmp(last.out + size - n - 1, line, n) == 0,
            "%s: expected \"%s\" at the end of \"%s\"", last.line, line, last.out);
@@ -87,7 +90,8 @@ static void ends(int status, const char *line)
 
 static void prints(const char *part)
 {
-    CHECKF(strstr(last.out, part) != NULL, "%s: \"%s\" is not in \"%s\"", last.line, part, last.out);
+    CHECKF(strstr(last.out, part) != NULL, "%s: \"%s\" is not in \"%s\"", last.line, part,
+           last.out);
 }
 
 static void prints_not(const char *part)
@@ -99,7 +103,8 @@ static void test_verdicts(void)
 {
     /* A sixth of layer 1's values doubled, or made 0. */
     make(&(copy){"taps-bfloat16", "fault", NULL, VALUES, 2, 6, false});
-    /* A third of the norm an ulp (2^-8 to 2^-7 of it) off: more than accumulation explains, none beyond 3 ulp. */
+    /* A third of the norm an ulp (2^-8 to 2^-7 of it) off: more than accumulation explains, none
+     * beyond 3 ulp. */
     make(&(copy){"taps-bfloat16", "rounded", "layers.1.output", NORM, 1 + 0x1p-8, 3, false});
     run("check tiny " F32);
     ends(0, "agrees");
@@ -109,7 +114,8 @@ static void test_verdicts(void)
     prints("run      bfloat16, 24 tokens from position 0, teacher-forced, strict\n");
     run("check tiny w/fault --layers 0:1");
     ends(0, "agrees");
-    /* What attention makes of these values is not what the file holds: that is computed from the old ones. */
+    /* What attention makes of these values is not what the file holds: that is computed from the
+     * old ones. */
     run("check tiny w/fault");
     ends(1, "differs: " VALUES);
     prints("\n" VALUES " is wrong: ");
@@ -127,8 +133,9 @@ static void test_verdicts(void)
     prints("\n" NORM " is rounded elsewhere: ");
 }
 
-/* Declared: --kv rounds what attention reads, so that the scores of a run in float32 that rounds nothing differ by
- * 2^-9 of their terms, many thousand times their bound; bfloat16 numbers of this size are float16 numbers. */
+/* Declared: --kv rounds what attention reads, so that the scores of a run in float32 that rounds
+ * nothing differ by 2^-9 of their terms, many thousand times their bound; bfloat16 numbers of
+ * this size are float16 numbers. */
 static void test_declared(void)
 {
     run("check tiny " F32 " --kv bfloat16");
@@ -137,8 +144,9 @@ static void test_declared(void)
     prints("differs     model.layers.0.self_attn.o_proj.input"); /* values, not keys alone */
     run("check tiny " BF16 " --kv float16");
     ends(0, "agrees");
-    /* One query by a thousandth: far above float32's bound, below that of bfloat16 operands, 3 * 2^-9 of it at
-     * least. All by a half of them: 170 times above the part of that bound which the value itself gives. */
+    /* One query by a thousandth: far above float32's bound, below that of bfloat16 operands, 3 *
+     * 2^-9 of it at least. All by a half of them: 170 times above the part of that bound which
+     * the value itself gives. */
     make(&(copy){"taps-float32", "coarse", "layers.0.input_layernorm", QUERIES, 1.001, 0, false});
     run("check tiny w/coarse --layers 0:1");
     ends(1, "differs: " QUERIES);
@@ -153,7 +161,7 @@ static void test_declared(void)
     ends(1, "differs: model.rotary_emb.cos");
 }
 
-/* ==== Where a run starts ===================================================================== */
+/* ==== Where a run starts ====================================================================== */
 
 static void test_layers(void)
 {
@@ -200,13 +208,15 @@ static void test_report(void)
     ends(0, "agrees");
     run("report w/b w/a --all");
     ends(0, "agrees");
-    shell("\"$Q\" report w/a w/b w/a --all >merged && cmp merged whole && \"$Q\" report w/b w/a --all | cmp - whole");
+    shell("\"$Q\" report w/a w/b w/a --all >merged && cmp merged whole && "
+          "\"$Q\" report w/b w/a --all | cmp - whole");
     CHECKF(last.status == 0, "the merged report is another: %s", last.out);
     run("check tiny w/fault --json w/c");
     ends(1, "differs: " VALUES);
     write_file(FOLDER "whole", last.out, last.size);
     shell("\"$Q\" report w/c >merged; echo $?; cmp merged whole");
-    CHECKF(last.status == 0 && strcmp(last.out, "1\n") == 0, "check said otherwise than report: %s", last.out);
+    CHECKF(last.status == 0 && strcmp(last.out, "1\n") == 0, "check said otherwise than report: %s",
+           last.out);
     run("report w/a w/c");
     fails("w/c: line 1: found another run (model, file, dtype or options), expected parts of one");
     run("report w/a");
@@ -221,13 +231,16 @@ static void test_report(void)
     /* Lines that are lost: of a dense layer, of one with experts, of both MLPs. */
     shell("grep -v 'layers.1.mlp.up_proj' w/a >w/lost");
     run("report w/lost w/b");
-    fails("reports: model.layers.1.mlp.up_proj.output: found no line, expected one: part of a report is lost");
+    fails("reports: model.layers.1.mlp.up_proj.output: found no line, expected one"
+          ": part of a report is lost");
     shell("grep -v 'layers.2.mlp.experts.up_proj' w/b >w/lost");
     run("report w/a w/lost");
-    fails("reports: model.layers.2.mlp.experts.up_proj.output: found no line, expected one: part of a report is lost");
+    fails("reports: model.layers.2.mlp.experts.up_proj.output: found no line, expected one"
+          ": part of a report is lost");
     shell("grep -v 'layers.1.mlp.[a-z_]*_' w/a >w/lost");
     run("report w/lost w/b");
-    fails("reports: model.layers.1.mlp.gate.output: found no line, expected one: part of a report is lost");
+    fails("reports: model.layers.1.mlp.gate.output: found no line, expected one"
+          ": part of a report is lost");
     shell("sed 's/\"verdict\":\"[a-z-]*\"/\"verdict\":\"unjudged\"/' w/a w/b >w/none");
     run("report w/none");
     CHECK(last.status == 2 && strstr(last.err, "w/none: no tensor could be judged\n") != NULL);
@@ -244,20 +257,25 @@ static void test_standard_output(void)
     CHECK(last.status == 0 && strcmp(last.out, "</html>\n") == 0);
 }
 
-/* ==== Errors ================================================================================= */
+/* ==== Errors ================================================================================== */
 
 static const failure bad_checks[] = {
     {"check tiny w/fault --kv bf16", "--kv: found bf16, expected float16 or bfloat16"},
     {"check tiny w/fault --kv float32", "--kv: found float32, expected float16 or bfloat16"},
-    {"check tiny w/fault --accumulate bfloat16", "--accumulate: found bfloat16, expected bf16, f16 or tf32"},
+    {"check tiny w/fault --accumulate bfloat16",
+     "--accumulate: found bfloat16, expected bf16, f16 or tf32"},
     {"check tiny w/fault --layers 2:6", "--layers: found 2:6, expected A:B with 0 <= A < B <= 5"},
     {"check tiny w/fault --tokens 1,2", "w/fault: found 24 tokens, expected 2 as given"},
-    {"check tiny w/no_ids", "w/no_ids: input_ids: found none, expected them, or --tokens or --prompt"},
-    {"check tiny w/fault --json w/../w/fault", "--json: found w/../w/fault, expected a file that is not read"},
-    {"check tiny w/fault --html w/fault", "--html: found w/fault, expected a file that is not read"},
+    {"check tiny w/no_ids",
+     "w/no_ids: input_ids: found none, expected them, or --tokens or --prompt"},
+    {"check tiny w/fault --json w/../w/fault",
+     "--json: found w/../w/fault, expected a file that is not read"},
+    {"check tiny w/fault --html w/fault",
+     "--html: found w/fault, expected a file that is not read"},
     {"diff w/fault w/late --json w/late", "--json: found w/late, expected a file that is not read"},
     {"report w/a --html w/a", "--html: found w/a, expected a file that is not read"},
-    {"check tiny w/fault --json w/x --html w/x", "--html: found w/x, expected another file than --json's"},
+    {"check tiny w/fault --json w/x --html w/x",
+     "--html: found w/x, expected another file than --json's"},
     {"check tiny w/fault --json w/y --html w/../w/y --layers 0:1",
      "--html: found w/../w/y, expected another file than --json's"},
     {"check tiny /dev/zero", "/dev/zero: file: found a device, expected a file"},
@@ -283,8 +301,8 @@ static void test_bad(void)
     given[3] = found == 7 ? 8 : 7;
     snprintf(ids, sizeof ids, "%s", spell(given, count, ","));
     run("check tiny w/fault --tokens %s", ids);
-    snprintf(line, sizeof line, "w/fault: input_ids: found %ld for token 3, expected %ld as given", (long)found,
-             (long)given[3]);
+    snprintf(line, sizeof line, "w/fault: input_ids: found %ld for token 3, expected %ld as given",
+             (long)found, (long)given[3]);
     fails(line);
     free(given);
     q3_tensors_close(golden);

@@ -1,5 +1,5 @@
-/* A planted bug, to show that a checker is at work: scripts/ci/sanitize.sh wants to see it reported.
- * canary read: reads behind a block. canary add: overflows a signed integer. */
+/* A planted bug, to show that a checker is at work: scripts/ci/sanitize.sh wants to see it
+ * reported. canary read: reads behind a block. canary add: overflows a signed integer. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>

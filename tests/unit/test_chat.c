@@ -53,8 +53,7 @@ static void check_case(const q3_json *j, uint32_t node, size_t index, size_t use
             used[i]++;
         }
     CHECKF(s != NULL, "case %lu: unknown template", (unsigned long)index);
-    if (s == NULL)
-        return;
+    if (s == NULL) return;
     /* The messages are a document of their own. */
     const q3_json_node *span_of = &j->nodes[list];
     size_t length = span_of->end - span_of->start, n = q3_json_string(j, text, NULL);
@@ -64,8 +63,7 @@ static void check_case(const q3_json *j, uint32_t node, size_t index, size_t use
     message *messages = malloc((own.nodes[0].count + 1) * sizeof *messages);
     char *memory = malloc(length + 1), *want = malloc(n + 1);
     q3_buffer out = {0};
-    if (messages == NULL || memory == NULL || want == NULL)
-        exit(2);
+    if (messages == NULL || memory == NULL || want == NULL) exit(2);
     q3_json_string(j, text, (uint8_t *)want);
     CHECKF(read_messages(&own, messages, memory, &error) == Q3_OK, "%s", error.text);
     CHECK(render(&out, s, messages, own.nodes[0].count, read_flags(j, flag_node)));
@@ -132,8 +130,7 @@ static void test_public(const char *golden)
     q3_error error = {""};
     snprintf(folder, sizeof folder, "%s/tiny", golden);
     CHECKF(q3_chat_template(folder, &chat_template, &n, &error) == Q3_OK, "%s", error.text);
-    if (chat_template == NULL)
-        return;
+    if (chat_template == NULL) return;
     CHECK(q3_chat_render(chat_template, n, "m", two, strlen(two), 0, &text, &length, &error) ==
           Q3_OK);
     CHECK(text != NULL && length == sizeof want - 1 && memcmp(text, want, sizeof want) == 0);

@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* ---- a small model --------------------------------------------------------------------------- */
+/* ==== A small model =========================================================================== */
 
 enum { V = 11, M = 6, I = 10, F = 5, H = 4, K = 2, HD = 4, E = 3, L = 3, MOST = 96 };
 
@@ -92,21 +92,18 @@ static void make_tensors(tensors *list, bool bias, bool packed, bool tied)
     *list = (tensors){.count = 0};
     put(list, "model.embed_tokens.weight", V, M, 0);
     put(list, "model.norm.weight", M, 0, 0);
-    if (!tied)
-        put(list, "lm_head.weight", V, M, 0);
+    if (!tied) put(list, "lm_head.weight", V, M, 0);
     for (int i = 0; i < L; i++) {
         size_t first = list->count;
         put_layer(list, i, bias, packed);
-        for (; first < list->count; first++)
-            list->t[first].file = i;
+        for (; first < list->count; first++) list->t[first].file = i;
     }
 }
 
 static tensor *find(tensors *list, const char *name)
 {
     for (size_t i = 0; i < list->count; i++) {
-        if (strcmp(list->t[i].name, name) == 0)
-            return &list->t[i];
+        if (strcmp(list->t[i].name, name) == 0) return &list->t[i];
     }
     fprintf(stderr, "the test has no tensor %s\n", name);
     abort();
@@ -115,8 +112,7 @@ static tensor *find(tensors *list, const char *name)
 static void drop(tensors *list, const char *name)
 {
     tensor *t = find(list, name), *last = &list->t[--list->count];
-    for (; t < last; t++)
-        *t = t[1];
+    for (; t < last; t++) *t = t[1];
 }
 
 /* What one matrix of one expert holds, in either layout. */
@@ -165,8 +161,7 @@ static void write_tensors(const char *name, const tensors *list, int file)
     bool ok = true;
     for (size_t i = 0; i < list->count; i++) {
         const tensor *t = &list->t[i];
-        if (file >= 0 && t->file != file)
-            continue;
+        if (file >= 0 && t->file != file) continue;
         entries[count] = (q3_entry){.name = t->name, .dtype = t->dtype, .rank = t->rank,
                                     .shape = {t->shape[0], t->shape[1], t->shape[2]}};
         from[count++] = i;
@@ -205,19 +200,17 @@ static void write_config(const char *more)
     folder_write("config.json", text, (size_t)n);
 }
 
-/* ---- loading --------------------------------------------------------------------------------- */
+/* ==== Loading ================================================================================= */
 
 /* Opens and loads the folder; NULL with the message in *error. */
 static q3_model *load(q3_dtype *dtype, size_t first, size_t end, q3_error *error)
 {
     q3_model *model = NULL;
     q3_dtype given = *dtype;
-    error->text[0] = '\0';
-    if (q3_model_open(&model, folder.path, error) != Q3_OK)
-        return NULL;
-    if (q3_model_load(model, dtype, first, end, error) == Q3_OK)
-        return model;
-    CHECK(*dtype == given && error->text[0] != '\0');
+    error->text[0] = 0;
+    if (q3_model_open(&model, folder.path, error) != Q3_OK) return NULL;
+    if (q3_model_load(model, dtype, first, end, error) == Q3_OK) return model;
+    CHECK(*dtype == given && error->text[0] != 0);
     q3_model_close(model);
     return NULL;
 }
@@ -228,10 +221,9 @@ static void expect(const char *what, q3_dtype dtype, const char *want)
     char whole[600] = "";
     q3_error error;
     q3_model *model = load(&dtype, 0, L, &error);
-    if (want[0] != '\0')
-        snprintf(whole, sizeof whole, "%s/%s", folder.path, want);
+    if (want[0] != 0) snprintf(whole, sizeof whole, "%s/%s", folder.path, want);
     CHECKF(strcmp(error.text, whole) == 0, "%s: got \"%s\", want \"%s\"", what, error.text, whole);
-    CHECKF((model == NULL) == (want[0] != '\0'), "%s", what);
+    CHECKF((model == NULL) == (want[0] != 0), "%s", what);
     q3_model_close(model);
 }
 
@@ -239,8 +231,7 @@ static void check_tensor(q3_tensor got, const char *name, uint64_t rows, uint64_
 {
     float have[256], want[256];
     CHECKF(got.data != NULL, "%s", name);
-    if (got.data == NULL)
-        return;
+    if (got.data == NULL) return;
     rule_fill(want, "checkpoint", name, rows, columns);
     q3_widen(have, got, 0, (size_t)(rows * columns), Q3_F32);
     CHECKF(memcmp(have, want, (size_t)(rows * columns) * sizeof *have) == 0, "%s", name);
@@ -302,15 +293,13 @@ static void check_weights(q3_dtype given, q3_dtype want, bool bias, bool tied)
     q3_error error;
     q3_model *model = load(&given, 0, L, &error);
     CHECKF(model != NULL, "%s", error.text);
-    if (model == NULL)
-        return;
+    if (model == NULL) return;
     const q3_weights *w = q3_model_weights(model);
     CHECK(given == want);
     check_tensor(w->embed_tokens, "model.embed_tokens.weight", V, M);
     check_tensor(w->norm, "model.norm.weight", M, 1);
     check_tensor(w->lm_head, tied ? "model.embed_tokens.weight" : "lm_head.weight", V, M);
-    for (int i = 0; i < L; i++)
-        check_layer(&w->layers[i], i, bias);
+    for (int i = 0; i < L; i++) check_layer(&w->layers[i], i, bias);
     q3_model_close(model);
 }
 
@@ -412,7 +401,7 @@ static void check_layers(void)
     q3_model_close(model);
 }
 
-/* ---- faults ---------------------------------------------------------------------------------- */
+/* ==== Faults ================================================================================== */
 
 #define UNKNOWN ": found a tensor that the model does not have, expected none"
 #define NOTHING ": found nothing, expected a tensor of shape "
@@ -498,14 +487,10 @@ static void check_faults(void)
         char want[400];
         make_tensors(&list, false, false, false);
         tensor *t = faults[i].change != ADD ? find(&list, faults[i].name) : NULL;
-        if (t == NULL)
-            t = put(&list, faults[i].to, 1, 0, 0);
-        if (faults[i].change == DROP)
-            drop(&list, faults[i].name);
-        if (faults[i].change == RENAME)
-            snprintf(t->name, sizeof t->name, "%s", faults[i].to);
-        if (faults[i].change == DTYPE || faults[i].change == ADD)
-            t->dtype = faults[i].dtype;
+        if (t == NULL) t = put(&list, faults[i].to, 1, 0, 0);
+        if (faults[i].change == DROP) drop(&list, faults[i].name);
+        if (faults[i].change == RENAME) snprintf(t->name, sizeof t->name, "%s", faults[i].to);
+        if (faults[i].change == DTYPE || faults[i].change == ADD) t->dtype = faults[i].dtype;
         if (faults[i].change == SHAPE || faults[i].change == ADD) {
             t->rank = faults[i].rank;
             memcpy(t->shape, faults[i].shape, sizeof t->shape);
@@ -583,8 +568,7 @@ static void check_equal_head(q3_dtype head_dtype, float add, const char *want)
     values_of(values, find(&list, "model.embed_tokens.weight"));
     for (size_t i = 0; i < list.count; i++) {
         bool head = strcmp(list.t[i].name, "lm_head.weight") == 0;
-        if (head)
-            values[V * M - 1] += add;
+        if (head) values[V * M - 1] += add;
         if (head || strcmp(list.t[i].name, "model.embed_tokens.weight") == 0)
             CHECK(q3_writer_floats(w, i, 0, values, V * M, &error) == Q3_OK);
     }
@@ -634,7 +618,7 @@ static void check_overflow(void)
         size_t index = (size_t)(find(&list, name) - list.t);
         CHECK(q3_writer_floats(w, index, 3, &value, 1, &error) == Q3_OK);
         CHECK(q3_writer_commit(w, &error) == Q3_OK);
-        if (at[i].want[0] != '\0')
+        if (at[i].want[0] != 0)
             snprintf(want, sizeof want, "model.safetensors: %s: %s", name, at[i].want);
         expect(name, at[i].run, want);
     }
@@ -750,7 +734,7 @@ static void check_index(void)
     CHECKF(strstr(error.text, "model.safetensors.index.json: ") != NULL, "%s", error.text);
 }
 
-/* ---- ids that end a generation --------------------------------------------------------------- */
+/* ==== Ids that end a generation =============================================================== */
 
 static void check_eos_case(const char *config, const char *generation, size_t count, int32_t first,
                            int32_t last, const char *want)
@@ -761,10 +745,9 @@ static void check_eos_case(const char *config, const char *generation, size_t co
     const int32_t *ids = NULL;
     size_t found = 77;
     folder_empty();
-    snprintf(text, sizeof text, "%s%s", config[0] != '\0' ? ",\"eos_token_id\":" : "", config);
+    snprintf(text, sizeof text, "%s%s", config[0] != 0 ? ",\"eos_token_id\":" : "", config);
     write_config(text);
-    if (generation != NULL)
-        folder_write("generation_config.json", generation, strlen(generation));
+    if (generation != NULL) folder_write("generation_config.json", generation, strlen(generation));
     CHECK(q3_model_open(&model, folder.path, &error) == Q3_OK);
     for (int again = 0; model != NULL && again < 2; again++) {
         q3_status status = q3_model_eos(model, &ids, &found, &error);
@@ -806,7 +789,7 @@ static void check_eos(void)
     check_eos_case("7", "{\"eos_token_id\":1", 0, 0, 0, "/generation_config.json: byte 17: ");
 }
 
-/* ---- sizes ----------------------------------------------------------------------------------- */
+/* ==== Sizes =================================================================================== */
 
 /* The index of Qwen3-235B-A22B: 36,945 tensors in 118 shards, none of which is there. A run of no
  * layers loads; a missing or an unknown name is found. */
@@ -825,8 +808,7 @@ static void check_large_index(void)
     char *text = malloc(capacity);
     q3_dtype dtype = Q3_AUTO;
     q3_error error;
-    if (text == NULL)
-        abort();
+    if (text == NULL) abort();
     at += (size_t)snprintf(text, capacity, "{\"weight_map\":{\"lm_head.weight\":\"m-117\","
                            "\"model.norm.weight\":\"m-117\","
                            "\"model.embed_tokens.weight\":\"m-000\"");

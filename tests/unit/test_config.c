@@ -21,10 +21,9 @@ static const char *const base[][2] = {
 static int has_key(const char *members, const char *key)
 {
     int depth = 0;
-    for (const char *c = members; *c != '\0'; c++) {
+    for (const char *c = members; *c != 0; c++) {
         depth += (*c == '{') - (*c == '}');
-        if (depth == 0 && strncmp(c, key, strlen(key)) == 0)
-            return 1;
+        if (depth == 0 && strncmp(c, key, strlen(key)) == 0) return 1;
     }
     return 0;
 }
@@ -36,11 +35,9 @@ static void write_config(const char *add, const char *drop)
     size_t at = (size_t)snprintf(text, sizeof text, "{%s", add);
     for (size_t i = 0; i < sizeof base / sizeof *base; i++) {
         snprintf(key, sizeof key, " %s ", base[i][0]);
-        if (strstr(drop, key) != NULL)
-            continue;
+        if (strstr(drop, key) != NULL) continue;
         snprintf(key, sizeof key, "\"%s\":", base[i][0]);
-        if (has_key(add, key))
-            continue;
+        if (has_key(add, key)) continue;
         at += (size_t)snprintf(text + at, sizeof text - at, "%s\"%s\":%s", at > 1 ? "," : "",
                                base[i][0], base[i][1]);
     }
@@ -52,13 +49,13 @@ static void write_config(const char *add, const char *drop)
 static q3_model *open_config(q3_error *error)
 {
     q3_model *model = NULL;
-    error->text[0] = '\0';
+    error->text[0] = 0;
     q3_status status = q3_model_open(&model, folder_path("config.json"), error);
-    CHECK((status == Q3_OK) == (model != NULL) && (status == Q3_OK) == (error->text[0] == '\0'));
+    CHECK((status == Q3_OK) == (model != NULL) && (status == Q3_OK) == (error->text[0] == 0));
     return model;
 }
 
-/* ---- accepted -------------------------------------------------------------------------------- */
+/* ==== Accepted ================================================================================ */
 
 /* Each piece of text stands in the line of JSON. */
 static const struct { const char *add, *drop, *want; } accepted[] = {
@@ -177,7 +174,7 @@ static void check_accepted(void)
     }
 }
 
-/* ---- refused --------------------------------------------------------------------------------- */
+/* ==== Refused ================================================================================= */
 
 /* The whole message after the file's name. */
 static const struct { const char *add, *drop, *want; } refused[] = {
@@ -399,7 +396,7 @@ static void check_refused(void)
     }
 }
 
-/* ---- fields, files, golden configurations ---------------------------------------------------- */
+/* ==== fields, files, golden configurations ==================================================== */
 
 /* Every field of a configuration in which no two values are alike. */
 static void check_fields(void)
@@ -412,8 +409,7 @@ static void check_fields(void)
                  "\"use_sliding_window\":true,\"sliding_window\":33,\"pad_token_id\":-3", "");
     q3_model *model = open_config(&error);
     CHECKF(model != NULL, "%s", error.text);
-    if (model == NULL)
-        return;
+    if (model == NULL) return;
     const q3_config *c = q3_model_config(model);
     CHECK(c->vocab_size == 50 && c->hidden_size == 40 && c->intermediate_size == 44);
     CHECK(c->num_hidden_layers == 4 && c->num_attention_heads == 6 && c->num_key_value_heads == 2);
@@ -435,8 +431,7 @@ static void check_fields(void)
                  "\"pad_token_id\":-0", "");
     model = open_config(&error);
     CHECKF(model != NULL, "%s", error.text);
-    if (model == NULL)
-        return;
+    if (model == NULL) return;
     c = q3_model_config(model);
     CHECK(c->rope.low_freq_factor == 1.5 && c->rope.high_freq_factor == 4.25);
     CHECK(c->pad_token_id == 0);
@@ -494,8 +489,7 @@ static void check_golden(const char *golden)
         if (model != NULL && tensors != NULL) {
             const char *line = q3_tensors_metadata(tensors, "config");
             CHECKF(line != NULL, "%s", names[i]);
-            if (line != NULL)
-                CHECK_TEXT(q3_model_config_json(model), line);
+            if (line != NULL) CHECK_TEXT(q3_model_config_json(model), line);
         }
         q3_model_close(model);
         q3_tensors_close(tensors);

@@ -36,11 +36,10 @@ static char *read_text(const char *path)
 {
     static char text[65536];
     FILE *file = fopen(path, "rb");
-    if (file == NULL)
-        return NULL;
+    if (file == NULL) return NULL;
     size_t n = fread(text, 1, sizeof text - 1, file);
     fclose(file);
-    text[n] = '\0';
+    text[n] = 0;
     return n < sizeof text - 1 ? text : NULL;
 }
 
@@ -53,8 +52,7 @@ static void check_case(const char *golden, size_t i)
     snprintf(path, sizeof path, "%s/trees/%s.json", golden, cases[i].name);
     q3_status status = q3_model_open(&model, path, &error);
     CHECKF(status == Q3_OK, "%s: %s", cases[i].name, error.text);
-    if (status != Q3_OK)
-        return;
+    if (status != Q3_OK) return;
     snprintf(path, sizeof path, "%s/trees/%s.txt", golden, cases[i].name);
     const char *expected = read_text(path);
     char *tree = q3_module_tree(q3_model_config(model));
@@ -92,8 +90,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: test_info GOLDEN\n");
         return 2;
     }
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        check_case(argv[1], i);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_case(argv[1], i);
     check_overflow();
     return t_done("info");
 }

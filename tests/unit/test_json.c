@@ -8,13 +8,11 @@ static q3_json parse(const char *text, size_t length, q3_error *error, q3_status
     /* A copy of exactly this length, so that a sanitizer sees a read beyond it. */
     q3_json j = {.name = "x", .nodes = NULL};
     uint8_t *copy = malloc(length > 0 ? length : 1);
-    if (copy == NULL)
-        abort();
+    if (copy == NULL) abort();
     memcpy(copy, text, length);
     error->text[0] = 0;
     *status = q3_json_parse(&j, "x", copy, length, error);
-    if (*status != Q3_OK)
-        free(copy);
+    if (*status != Q3_OK) free(copy);
     return j;
 }
 
@@ -32,8 +30,7 @@ static void refused(const char *text, size_t length, const char *message)
     CHECKF(status == Q3_ERROR_INPUT, "%s", text);
     CHECKF(j.nodes == NULL, "%s: touched", text);
     CHECK_TEXT(error.text, message);
-    if (status == Q3_OK)
-        release(&j);
+    if (status == Q3_OK) release(&j);
 }
 
 static void test_refused(void)
@@ -140,8 +137,7 @@ static void test_access(void)
     uint8_t out[16];
     uint64_t value = 7;
     CHECKF(status == Q3_OK, "%s", error.text);
-    if (status != Q3_OK)
-        return;
+    if (status != Q3_OK) return;
     CHECK(j.nodes[0].count == 8 && j.nodes[0].next == j.count && j.count == 23);
     uint32_t a = q3_json_find(&j, 0, "a");
     CHECK(a == 2 && q3_json_type_of(&j, a) == Q3_JSON_ARRAY && j.nodes[a].count == 6);
@@ -263,8 +259,7 @@ static void test_numbers(void)
         uint64_t bits = 0;
         q3_json j = parse(numbers[i].text, strlen(numbers[i].text), &error, &status);
         CHECKF(status == Q3_OK, "%s", numbers[i].text);
-        if (status != Q3_OK)
-            continue;
+        if (status != Q3_OK) continue;
         CHECKF(q3_json_double(&j, 0, &value), "%s", numbers[i].text);
         memcpy(&bits, &value, sizeof bits);
         CHECKF(bits == numbers[i].bits, "%s: got %016llX, want %016llX", numbers[i].text,
@@ -292,11 +287,9 @@ static void test_many_keys(void)
     enum { N = 100000 };
     char *text = malloc(N * 16 + 32), message[128];
     size_t n = 0;
-    if (text == NULL)
-        abort();
+    if (text == NULL) abort();
     text[n++] = '{';
-    for (unsigned i = 0; i < N; i++)
-        n += (size_t)sprintf(text + n, "\"%u\":%u,", i, i);
+    for (unsigned i = 0; i < N; i++) n += (size_t)sprintf(text + n, "\"%u\":%u,", i, i);
     size_t at = n;
     n += (size_t)sprintf(text + n, "\"777\":1}");
     sprintf(message, "x: byte %lu: found the key \"777\" again, expected each key once",
@@ -321,8 +314,7 @@ static void test_truncated(void)
         q3_status status;
         q3_json j = parse(text, n, &error, &status);
         CHECKF((status == Q3_OK) == (n == sizeof text - 1), "%lu bytes", (unsigned long)n);
-        if (status == Q3_OK)
-            release(&j);
+        if (status == Q3_OK) release(&j);
     }
 }
 

@@ -13,26 +13,23 @@ static void write_file(const char *name, const char *header, uint64_t length, si
 {
     static uint8_t bytes[70000];
     size_t n = strlen(header);
-    if (length == 0)
-        length = n;
-    for (size_t i = 0; i < 8; i++)
-        bytes[i] = (uint8_t)(length >> (8 * i));
+    if (length == 0) length = n;
+    for (size_t i = 0; i < 8; i++) bytes[i] = (uint8_t)(length >> (8 * i));
     memcpy(bytes + 8, header, n);
-    for (size_t i = 0; i < data; i++)
-        bytes[8 + n + i] = (uint8_t)i;
+    for (size_t i = 0; i < data; i++) bytes[8 + n + i] = (uint8_t)i;
     folder_write(name, bytes, 8 + n + data);
 }
 
 static q3_tensors *open_file(const char *name, q3_error *error)
 {
     q3_tensors *tensors = NULL;
-    error->text[0] = '\0';
+    error->text[0] = 0;
     q3_status status = q3_tensors_open(&tensors, folder_path(name), error);
-    CHECK((status == Q3_OK) == (tensors != NULL) && (status == Q3_OK) == (error->text[0] == '\0'));
+    CHECK((status == Q3_OK) == (tensors != NULL) && (status == Q3_OK) == (error->text[0] == 0));
     return tensors;
 }
 
-/* ---- reading --------------------------------------------------------------------------------- */
+/* ==== Reading ================================================================================= */
 
 #define T(name, dtype, shape, begin, end) \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],\"data_offsets\":[" #begin "," \
@@ -185,8 +182,7 @@ static void check_good(void)
     write_file("good.safetensors", header, 0, 20);
     q3_tensors *t = open_file("good.safetensors", &error);
     CHECKF(t != NULL, "%s", error.text);
-    if (t == NULL)
-        return;
+    if (t == NULL) return;
     CHECK(q3_tensors_count(t) == 5 && q3_tensors_at(t, 5) == NULL);
     static const char *const order[] = {"late", "first", "none", "one", "xA"};
     for (size_t i = 0; i < 5; i++) {
@@ -244,8 +240,7 @@ static void check_values(void)
     folder_write("values.safetensors", bytes, 8 + length + sizeof data);
     q3_tensors *t = open_file("values.safetensors", &error);
     CHECKF(t != NULL, "%s", error.text);
-    if (t == NULL)
-        return;
+    if (t == NULL) return;
     q3_entry_floats(v, q3_tensors_find(t, "d"), 0, 5);
     CHECK(v[0] == 1.5f && v[1] == 1.0f && v[2] == 1.00000011920928955f);
     CHECK(v[3] == -1.40129846432481707e-45f && v[4] > 3.4e38f);
@@ -265,13 +260,12 @@ static void check_values(void)
     q3_tensors_close(t);
 }
 
-/* ---- writing --------------------------------------------------------------------------------- */
+/* ==== Writing ================================================================================= */
 
 static size_t read_file(const char *name, uint8_t *bytes, size_t most)
 {
     FILE *file = fopen(folder_path(name), "rb");
-    if (file == NULL)
-        return 0;
+    if (file == NULL) return 0;
     size_t n = fread(bytes, 1, most, file);
     fclose(file);
     return n;
@@ -313,8 +307,7 @@ static void check_written_bytes(void)
     folder_expect("out.safetensors");
     q3_writer_open(&w, folder_path("out.safetensors"), entries, 5, metadata, &error);
     CHECKF(w != NULL, "%s", error.text);
-    if (w == NULL)
-        return;
+    if (w == NULL) return;
     CHECK(q3_writer_floats(w, 3, 0, &h, 1, &error) == Q3_OK); /* backwards, and one twice */
     CHECK(q3_writer_integers(w, 2, 1, longs, 1, &error) == Q3_OK);
     CHECK(q3_writer_integers(w, 2, 0, longs, 2, &error) == Q3_OK);
@@ -340,19 +333,15 @@ static void check_halves(void)
     for (uint32_t i = 0; i < 65536; i++) {
         uint32_t e = i >> 10 & 31, f = i & 1023;
         float v = (float)(e == 0 ? f : f + 1024); /* f * 2^-24, or (1024 + f) * 2^(e - 25) */
-        for (uint32_t k = e == 0 ? 1 : e; k < 25; k++)
-            v *= 0.5f;
-        for (uint32_t k = 25; k < e; k++)
-            v *= 2.0f;
+        for (uint32_t k = e == 0 ? 1 : e; k < 25; k++) v *= 0.5f;
+        for (uint32_t k = 25; k < e; k++) v *= 2.0f;
         uint32_t bits = 0x7F800000 | (f != 0 ? 0x400000 : 0);
-        if (e == 31)
-            memcpy(&v, &bits, sizeof v);
+        if (e == 31) memcpy(&v, &bits, sizeof v);
         values[i] = i < 32768 || (e == 31 && f != 0) ? v : -v;
     }
     folder_expect("halves.safetensors");
     CHECK(q3_writer_open(&w, folder_path("halves.safetensors"), &entry, 1, NULL, &error) == Q3_OK);
-    if (w == NULL)
-        return;
+    if (w == NULL) return;
     CHECK(q3_writer_floats(w, 0, 0, values, 65536, &error) == Q3_OK);
     CHECK(q3_writer_commit(w, &error) == Q3_OK);
     size_t n = read_file("halves.safetensors", bytes, sizeof bytes), start = n - 131072, wrong = 0;
@@ -374,14 +363,12 @@ static void check_pieces(void)
                                 {.name = "z", .dtype = Q3_F32, .rank = 1, .shape = {3}}};
     static const char *const names[] = {"up.safetensors", "down.safetensors"};
     q3_error error = {""};
-    for (size_t i = 0; i < 20000; i++)
-        values[i] = (float)i * 0.5f - 77.0f;
+    for (size_t i = 0; i < 20000; i++) values[i] = (float)i * 0.5f - 77.0f;
     for (size_t k = 0; k < 2; k++) {
         q3_writer *w = NULL;
         folder_expect(names[k]);
         CHECK(q3_writer_open(&w, folder_path(names[k]), entries, 3, NULL, &error) == Q3_OK);
-        if (w == NULL)
-            return;
+        if (w == NULL) return;
         for (size_t i = 0; i < 4; i++) {
             size_t row = k == 0 ? i : 3 - i;
             if (row != 2)
@@ -392,11 +379,9 @@ static void check_pieces(void)
         CHECK(q3_writer_commit(w, &error) == Q3_OK);
         q3_tensors *t = open_file(names[k], &error);
         CHECKF(t != NULL, "%s", error.text);
-        if (t == NULL)
-            return;
+        if (t == NULL) return;
         q3_entry_floats(back, q3_tensors_find(t, "x"), 0, 20000);
-        for (size_t i = 10000; i < 15000; i++)
-            CHECK(back[i] == 0.0f && values[i] != 0.0f);
+        for (size_t i = 10000; i < 15000; i++) CHECK(back[i] == 0.0f && values[i] != 0.0f);
         CHECK(memcmp(back, values, 10000 * sizeof *back) == 0);
         CHECK(memcmp(back + 15000, values + 15000, 5000 * sizeof *back) == 0);
         q3_entry_floats(back, q3_tensors_find(t, "y"), 0, 20000);
@@ -423,8 +408,7 @@ static void check_padding(void)
         folder_expect("padded.safetensors");
         CHECK(q3_writer_open(&w, folder_path("padded.safetensors"), &entry, 1, NULL, &error) ==
               Q3_OK);
-        if (w == NULL)
-            return;
+        if (w == NULL) return;
         CHECK(q3_writer_commit(w, &error) == Q3_OK);
         size_t n = read_file("padded.safetensors", bytes, sizeof bytes);
         CHECK(n % 8 == 0 && n == 8 + (size_t)bytes[0] + 8);
@@ -449,8 +433,7 @@ static void check_alignment(void)
     folder_expect("aligned.safetensors");
     q3_writer_open(&w, folder_path("aligned.safetensors"), entries, 36, NULL, &error);
     CHECK(w != NULL);
-    if (w == NULL)
-        return;
+    if (w == NULL) return;
     CHECK(q3_writer_commit(w, &error) == Q3_OK);
     q3_tensors *t = open_file("aligned.safetensors", &error);
     CHECKF(t != NULL && q3_tensors_count(t) == 36, "%s", error.text);

@@ -7,7 +7,7 @@
 #include "qwen3moe.h"
 #include "t.h"
 
-/* ---- Hugging Face's ids ---------------------------------------------------------- */
+/* ==== Hugging Face's ids ====================================================================== */
 
 static uint8_t *read_file(const char *path, size_t *length)
 {
@@ -20,10 +20,8 @@ static uint8_t *read_file(const char *path, size_t *length)
         exit(2);
     }
     for (size_t got = 1; got > 0; *length += got) {
-        if (*length == capacity)
-            text = realloc(text, capacity *= 2);
-        if (text == NULL)
-            exit(2);
+        if (*length == capacity) text = realloc(text, capacity *= 2);
+        if (text == NULL) exit(2);
         got = fread(text + *length, 1, capacity - *length, file);
     }
     fclose(file);
@@ -34,8 +32,7 @@ static int32_t *read_ids(const q3_json *j, uint32_t list)
 {
     int32_t *ids = malloc((j->nodes[list].count + 1) * sizeof *ids);
     uint32_t node = list + 1;
-    if (ids == NULL)
-        exit(2);
+    if (ids == NULL) exit(2);
     for (size_t i = 0; i < j->nodes[list].count; i++, node++) {
         uint64_t value = 0;
         CHECK(q3_json_uint(j, node, &value));
@@ -51,13 +48,11 @@ static void check_encode(const q3_tokenizer *t, const q3_json *j, uint32_t node,
     uint8_t *text = malloc(n + 1);
     int32_t *ids = NULL, *want = read_ids(j, list);
     q3_error error = {""};
-    if (text == NULL)
-        exit(2);
+    if (text == NULL) exit(2);
     q3_json_string(j, node + 1, text);
     CHECKF(q3_tokenizer_encode(t, text, n, &ids, &count, &error) == Q3_OK, "%s", error.text);
     size_t i = 0;
-    while (i < count && i < want_count && ids[i] == want[i])
-        i++;
+    while (i < count && i < want_count && ids[i] == want[i]) i++;
     CHECKF(ids != NULL && i == count && count == want_count,
            "case %lu: %.*s: id %lu: got %ld of %lu, want %ld of %lu", (unsigned long)index,
            (int)(j->nodes[node + 1].end - j->nodes[node + 1].start),
@@ -78,8 +73,7 @@ static void check_joined(const q3_tokenizer *t, const q3_json *j, uint32_t list,
     int32_t *ids = NULL, between = q3_token_id(t, token, n);
     uint32_t node = list + 1;
     q3_error error = {""};
-    if (text == NULL)
-        exit(2);
+    if (text == NULL) exit(2);
     for (size_t i = 0; i < j->nodes[list].count; i++, node = j->nodes[node].next) {
         length += q3_json_string(j, node + 1, text + length);
         memcpy(text + length, token, n);
@@ -114,10 +108,8 @@ static void check_decode(const q3_tokenizer *t, const q3_json *j, uint32_t node,
     CHECKF(q3_tokenizer_decode(t, ids, j->nodes[node + 1].count, &bytes, &length, &error) == Q3_OK,
            "case %lu: %s", (unsigned long)index, error.text);
     got = calloc(1, 2 * length + 1);
-    if (got == NULL || want == NULL)
-        exit(2);
-    for (size_t i = 0; i < length; i++)
-        sprintf(got + 2 * i, "%02x", bytes[i]);
+    if (got == NULL || want == NULL) exit(2);
+    for (size_t i = 0; i < length; i++) sprintf(got + 2 * i, "%02x", bytes[i]);
     q3_json_string(j, hex, (uint8_t *)want);
     CHECKF(strcmp(got, want) == 0, "case %lu: got %s, want %s", (unsigned long)index, got, want);
     CHECK(bytes != NULL && bytes[length] == 0);
@@ -139,8 +131,7 @@ static void check_cases(const char *tokenizer, const char *golden, const char *c
     uint8_t *text = read_file(path, &length);
     CHECKF(q3_tokenizer_open(&t, tokenizer, &error) == Q3_OK, "%s", error.text);
     CHECKF(q3_json_parse(&j, cases, text, length, &error) == Q3_OK, "%s", error.text);
-    if (t == NULL)
-        exit(1);
+    if (t == NULL) exit(1);
     for (int decode = 0; decode < 2; decode++) {
         uint32_t list = q3_json_find(&j, 0, decode ? "decode" : "encode"), node = list + 1;
         for (size_t i = 0; i < j.nodes[list].count; i++, node = j.nodes[node].next)
@@ -155,7 +146,7 @@ static void check_cases(const char *tokenizer, const char *golden, const char *c
     free(text);
 }
 
-/* ---- a small file and what is made of it ----------------------------------------- */
+/* ==== A small file and what is made of it ===================================================== */
 
 #define LEVEL "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":false," \
               "\"use_regex\":false}"
@@ -432,8 +423,7 @@ static void test_accepted(void)
         CHECKF(q3_tokenizer_parse(&t, "t.json", text, strlen(text), &error) == Q3_OK, "%s",
                error.text);
         free(text);
-        if (t == NULL)
-            continue;
+        if (t == NULL) continue;
         CHECK(q3_tokenizer_encode(t, "abc<x>bab", 9, &ids, &count, &error) == Q3_OK);
         static const int32_t want[5] = {4, 6, 1, 0, 1};
         CHECKF(count == 5 && memcmp(ids, want, sizeof want) == 0, "%s -> %s", cases[i].from,
@@ -456,8 +446,7 @@ static void test_whole_piece(void)
     memcpy(flag, "\"ignore_merges\": true", 21);
     CHECKF(q3_tokenizer_parse(&t, "t.json", text, strlen(text), &error) == Q3_OK, "%s", error.text);
     free(text);
-    if (t == NULL)
-        return;
+    if (t == NULL) return;
     CHECK(q3_tokenizer_encode(t, "\xE2\x84\xAA", 3, &ids, &count, &error) == Q3_OK && count == 0);
     free(ids);
     CHECK(q3_tokenizer_encode(t, "K", 1, &ids, &count, &error) == Q3_OK && count == 1);
@@ -481,15 +470,14 @@ static void test_no_merges(void)
     static const int32_t want[4] = {0, 1, 3, 6};
     CHECKF(q3_tokenizer_parse(&t, "t.json", text, strlen(text), &error) == Q3_OK, "%s", error.text);
     free(text);
-    if (t == NULL)
-        return;
+    if (t == NULL) return;
     CHECK(q3_tokenizer_encode(t, "abc<x>", 6, &ids, &count, &error) == Q3_OK);
     CHECK(count == 4 && memcmp(ids, want, sizeof want) == 0);
     free(ids);
     q3_tokenizer_free(t);
 }
 
-/* ---- texts and ids --------------------------------------------------------------- */
+/* ==== Texts and ids =========================================================================== */
 
 static q3_tokenizer *open_tiny(const char *golden)
 {
@@ -498,8 +486,7 @@ static q3_tokenizer *open_tiny(const char *golden)
     q3_error error = {""};
     snprintf(path, sizeof path, "%s/tiny/tokenizer.json", golden);
     CHECKF(q3_tokenizer_open(&t, path, &error) == Q3_OK, "%s", error.text);
-    if (t == NULL)
-        exit(1);
+    if (t == NULL) exit(1);
     return t;
 }
 
@@ -562,8 +549,7 @@ static void test_long(const q3_tokenizer *t)
     uint8_t *text = malloc(N), *back;
     uint64_t seed = 1;
     q3_error error = {""};
-    if (text == NULL)
-        exit(2);
+    if (text == NULL) exit(2);
     for (size_t a = 0; a < sizeof alphabets / sizeof *alphabets + 2; a++) {
         static const uint8_t marks[2][4] = {{0xCC, 0x81, 0xCC, 0xA3}, {0xCC, 0xA3, 0xCC, 0x81}};
         size_t plain = sizeof alphabets / sizeof *alphabets;
