@@ -96,12 +96,15 @@ bool is_terminal(FILE *file);
 /* "what: done of all" on standard error, if that is a terminal; done == all ends the line. */
 void show_progress(const char *what, size_t done, size_t all);
 
-/* ==== Reports (check.c) ======================================================================= */
+/* ==== Reports (report.c) ========================================================================= */
+
+typedef struct q3_report q3_report;
 
 /* No output of --json and --html is an input, or the other output. */
 q3_status check_outputs(const command_line *command, q3_error *error);
-/* The report of check or diff: text to standard output, --json and --html to their files; what the
- * verb returns. */
-q3_status write_report(const command_line *command, const q3_text *lines, q3_error *error);
+/* The text to standard output, --json and --html to their files; what the verb returns. name: of what was judged. */
+q3_status write_report(const command_line *command, const char *name, const q3_report *report, q3_error *error);
+/* show_progress, for the judge. */
+void report_progress(void *user, const char *what, size_t done, size_t all);
 
 #endif

@@ -525,7 +525,7 @@ static void put_rope_scaling(q3_text *t, const q3_rope *r)
  *             beta_slow (float), original_max_position_embeddings (integer), truncate
  *   llama3    low_freq_factor, high_freq_factor (float), original_max_position_embeddings
  * all after defaults. NULL: no memory. */
-static char *config_json(const q3_config *c)
+char *q3_config_json(const q3_config *c)
 {
     q3_text t = {0};
     q3_text_add(&t, "{");
@@ -579,7 +579,7 @@ q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error
         return Q3_ERROR_INPUT;
     q3_status status = read_mlp_only(&s, &f.config, &f.mlp_only_layers);
     if (status != Q3_OK) return status;
-    f.json = config_json(&f.config);
+    f.json = q3_config_json(&f.config);
     if (f.json == NULL) {
         q3_config_free(&f);
         return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to read it", j->name);

@@ -70,6 +70,8 @@ typedef struct q3_config_file {
     q3_dtype dtype;          /* dtype or torch_dtype; Q3_AUTO if neither is there */
 } q3_config_file;
 
+/* The config as q3_model_config_json has it, in new memory; NULL: no memory. */
+Q3_PRIVATE_API char *q3_config_json(const q3_config *config);
 /* Reads a parsed config.json; *file is written on success alone. */
 Q3_PRIVATE_API q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error);
 Q3_PRIVATE_API void q3_config_free(q3_config_file *file);

@@ -2,6 +2,7 @@
  *
  * aliases.c   what other systems call the taps
  * backend.c   which tensors are given, and of which run
+ * layout.c    how each of them lies
  *
  * All tensors here are float and lie token by token: [T, row], where a row is what one token has, its
  * axes in the order of the tap's shape (scores and probs: [T,H,S], S = T). Expert ids are floats too. */
@@ -45,24 +46,32 @@ typedef struct backend_tensor {
 } backend_tensor;
 
 typedef struct backend {
-    const char *path;
-    q3_tensors *file;
+    const char *name;        /* for messages: the file's path, say */
     const q3_config *config;
+    q3_tensors *file;        /* NULL: all tensors lie in memory */
+    q3_entry *entries;       /* all that are given; owned, their names and data are not */
+    size_t count, room;
     q3_dtype dtype;          /* metadata's; Q3_AUTO: it says none */
-    size_t T;                /* of input_ids or position_ids; 0: the file has neither */
+    size_t T;                /* of input_ids or position_ids; 0: neither is given */
     int32_t *ids;            /* [T], owned; NULL: no input_ids */
     size_t start;            /* of position_ids, else metadata's, else 0 */
-    bool has_start;          /* the file says where the run starts */
+    bool has_start;          /* it is said where the run starts */
     backend_tensor *tensors; /* [L * Q3_TAP_COUNT], owned; a tap outside the layers stands at layer 0 */
     size_t unknown;          /* tensors that are no tap; the first one's name */
     const char *unknown_name;
 } backend;
 
-/* Opens the file, finds the taps under all known names, reads ids and positions. Errors: metadata config
- * that differs from the model's (names the key), positions that are not consecutive, two tensors that are
- * the same tap, ids that are no integers. Shapes are looked at by backend_bind. */
-q3_status q3_backend_open(backend *b, const char *path, const q3_model *model, q3_error *error);
+/* Nothing is given yet. name and config must outlive b. Error: a model without layers. */
+q3_status q3_backend_init(backend *b, const q3_config *config, const char *name, q3_error *error);
 void q3_backend_close(backend *b); /* {0} is allowed */
+/* Adds a file's tensors. Errors: metadata config that differs from the model's (names the key), a dtype or start in
+ * metadata that is none, a second file. */
+q3_status q3_backend_add_file(backend *b, const char *path, q3_error *error);
+/* Adds a tensor in memory; name and data must outlive b. Errors: a name that was given, no data. */
+q3_status q3_backend_add_tensor(backend *b, const q3_entry *entry, q3_error *error);
+/* When all is given: reads ids and positions, finds the taps under all known names. Errors: positions that are not
+ * consecutive, ids that are no integers or not in the vocabulary, two tensors that are the same tap. */
+q3_status q3_backend_read(backend *b, q3_error *error);
 /* T is known (b->T, or what check was told): fills first, layouts, layout and note of every tensor. */
 q3_status q3_backend_bind(backend *b, size_t T, q3_error *error);
 /* NULL if the tap is not given. */
@@ -71,6 +80,15 @@ const backend_tensor *q3_backend_find(const backend *b, q3_tap_id id, size_t lay
  * bits, which no valid id has). */
 void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id, size_t layout,
                  size_t t);
+/* Which of two readings is closer to ours[T,row]. scratch: a row. */
+size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *tensor, q3_tap_id id,
+                        const float *ours);
+/* Experts' rows [T*A,n] may lie expert by expert, those of one in any order: so a hook sees them in Hugging Face 5's
+ * grouped_mm, which is its default. They are read so if, each row taken for the nearest of its expert's (choice[T,A]
+ * has the experts), they are far closer (256 times) to ours[T,row] than as token by token: *sorted[T,row] is then
+ * new memory, else NULL. False: no memory. */
+bool q3_read_by_expert(float **sorted, const backend *b, const backend_tensor *tensor, q3_tap_id id,
+                       const float *choice, const float *ours);
 /* "[5,7]", cut off if it is too long. */
 void q3_shape_text(char text[64], const uint64_t *shape, size_t rank);
 

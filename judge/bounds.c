@@ -7,6 +7,7 @@
  *           or keep the value of its input before that was rounded
  *   var     variances of inputs that were not given, through the operator's derivative: what is independent from
  *           element to element as a sum of squares, and once more as if it were one common factor */
+#include "judge/graph.h"
 #include "judge/walk.h"
 
 #include <string.h>
@@ -123,7 +124,6 @@ static void bound_table(row_bound *b, const walk *w, size_t t, const float *y, s
         b->noise[i] = (double)w->scaling * (8 * U + angle * (4 + 2 * (double)j) * U);
         b->var[i] = 0;
     }
-    b->roundings = 2;
 }
 
 /* y = D(D(x cos) + D(rotate_half(x) sin)); heads rows of hd. */
@@ -140,7 +140,6 @@ static void bound_rope(row_bound *b, const walk *w, size_t t, const float *y, co
         b->noise[i] = 0;
         b->var[i] = c * c * x_var[i] + s * s * x_var[other] + a * a * cos_var[d] + r * r * sin_var[d];
     }
-    b->roundings = 3;
 }
 
 /* ==== Attention ================================================================================ */
@@ -166,8 +165,6 @@ static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
             b->noise[i] = scale * (noise * a.size + operand_noise(w, &a, product));
             b->var[i] = scale * scale * (sum_var(&a, product) + sum_var(&other, product));
         }
-    b->own = 3;
-    b->roundings = 2;
 }
 
 /* 6 sigma of an exponent that errs by sigma, over 6: sigma itself where it is small. */
@@ -243,6 +240,16 @@ void q3_bound_values(walk *w, size_t t)
         }
 }
 
+/* One token's o_proj.input, of what q3_bound_values found. */
+static void bound_attention(row_bound *b, const walk *w, size_t t, const float *y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        b->slack[i] = q3_ulp((double)y[i], w->dtype);
+        b->noise[i] = w->values_noise[t * n + i];
+        b->var[i] = w->values_var[t * n + i];
+    }
+}
+
 /* ==== Router =================================================================================== */
 
 static void bound_router(row_bound *b, const walk *w, size_t t, const float *y, size_t E)
@@ -306,25 +313,22 @@ static void bound_product(row_bound *b, const walk *w, const float *y, const flo
         b->noise[i] = 0;
         b->var[i] = v * v * act_var[i] + a * a * up_var[i];
     }
-    b->roundings = 2;
 }
 
 /* An expert's linear map, slot by slot. */
-static void bound_experts(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *y)
+static void bound_experts(row_bound *b, walk *w, const q3_node *node, size_t t, const float *y)
 {
     const q3_config *c = w->config;
     const q3_tensor none = {NULL, Q3_F32};
-    const q3_mlp *experts = w->weights->layers[w->layer].experts;
-    size_t A = c->num_experts_per_tok, M = c->hidden_size, F = c->moe_intermediate_size;
-    bool down = id == Q3_TAP_EXPERTS_DOWN_PROJ;
-    size_t N = down ? M : F, K = down ? F : M;
-    q3_tap_id input = down ? Q3_TAP_EXPERTS_DOWN_PROJ_INPUT : Q3_TAP_POST_ATTENTION_LAYERNORM;
+    q3_tap_id input = node->from[0];
+    size_t A = c->num_experts_per_tok, N = q3_tap_row_size(c, node->id, w->T) / A, shape[3];
+    size_t rank = q3_tap_shape(shape, c, input, w->T), K = shape[rank - 1], row = q3_tap_row_size(c, input, w->T);
+    bool by_slot = rank == 3; /* down_proj reads the slot's own row, gate_proj and up_proj the token's */
     for (size_t a = 0; a < A; a++) {
-        const q3_mlp *e = &experts[(size_t)w->tap[Q3_TAP_TOPK_INDICES][t * A + a]];
-        q3_tensor weight = down ? e->down_proj : id == Q3_TAP_EXPERTS_GATE_PROJ ? e->gate_proj : e->up_proj;
-        size_t row = down ? t * A + a : t;
+        size_t expert = (size_t)w->tap[Q3_TAP_TOPK_INDICES][t * A + a], at = t * row + (by_slot ? a * K : 0);
         row_bound part = {b->slack + a * N, b->noise + a * N, b->var + a * N, 1, 1};
-        bound_linear(&part, w, y + a * N, w->tap[input] + row * K, w->var[input] + row * K, weight, none, N, K);
+        bound_linear(&part, w, y + a * N, w->tap[input] + at, w->var[input] + at,
+                     q3_graph_weight(node, w->weights, w->layer, expert), none, N, K);
     }
 }
 
@@ -361,101 +365,71 @@ static void bound_residual(row_bound *b, const walk *w, const float *y, const do
     }
 }
 
-/* ==== Every tap ================================================================================ */
+/* ==== Every tap ================================================================================= */
 
 static void bound_nothing(row_bound *b, size_t n)
 {
     for (size_t i = 0; i < n; i++) b->slack[i] = b->noise[i] = b->var[i] = 0;
 }
 
-/* Taps with a linear map behind them that is no expert's. */
-static void bound_map(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *y, size_t n)
+/* Row t of what a node reads, and its variance. */
+typedef struct operand {
+    const float *x;
+    const double *var;
+    size_t n; /* elements of a row */
+} operand;
+
+static operand row_of_stream(const walk *w, size_t t)
 {
-    const q3_layer *l = &w->weights->layers[w->layer];
-    const q3_tensor none = {NULL, Q3_F32};
-    const struct { q3_tap_id id, input; q3_tensor weight, bias; } maps[] = {
-        {Q3_TAP_Q_PROJ, Q3_TAP_INPUT_LAYERNORM, l->q_proj, l->q_proj_bias},
-        {Q3_TAP_K_PROJ, Q3_TAP_INPUT_LAYERNORM, l->k_proj, l->k_proj_bias},
-        {Q3_TAP_V_PROJ, Q3_TAP_INPUT_LAYERNORM, l->v_proj, l->v_proj_bias},
-        {Q3_TAP_O_PROJ, Q3_TAP_O_PROJ_INPUT, l->o_proj, l->o_proj_bias},
-        {Q3_TAP_GATE, Q3_TAP_POST_ATTENTION_LAYERNORM, l->gate, none},
-        {Q3_TAP_DENSE_GATE_PROJ, Q3_TAP_POST_ATTENTION_LAYERNORM, l->mlp.gate_proj, none},
-        {Q3_TAP_DENSE_UP_PROJ, Q3_TAP_POST_ATTENTION_LAYERNORM, l->mlp.up_proj, none},
-        {Q3_TAP_MLP, Q3_TAP_DENSE_DOWN_PROJ_INPUT, l->mlp.down_proj, none},
-        {Q3_TAP_LM_HEAD, Q3_TAP_NORM, w->weights->lm_head, none},
-    };
-    size_t m = 0, shape[3];
-    while (maps[m].id != id) m++;
-    q3_tap_shape(shape, w->config, maps[m].input, w->T);
-    bound_linear(b, w, y, w->tap[maps[m].input] + t * shape[1], w->var[maps[m].input] + t * shape[1], maps[m].weight,
-                 maps[m].bias, n, shape[1]);
+    size_t M = w->config->hidden_size;
+    return (operand){w->input + t * M, w->input_var + t * M, M};
 }
 
-/* Norms: rows of the whole hidden size, or of each head. */
-static void bound_norms(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *y, size_t n)
+static operand row_of_tap(const walk *w, q3_tap_id id, size_t t)
 {
-    const q3_layer *l = &w->weights->layers[w->layer];
-    bool heads = id == Q3_TAP_Q_NORM || id == Q3_TAP_K_NORM;
-    q3_tap_id from = id == Q3_TAP_Q_NORM ? Q3_TAP_Q_PROJ : id == Q3_TAP_K_NORM ? Q3_TAP_K_PROJ
-                     : Q3_TAP_POST_ATTENTION_INPUT;
-    q3_tensor weight = id == Q3_TAP_Q_NORM ? l->q_norm : id == Q3_TAP_K_NORM ? l->k_norm
-                       : id == Q3_TAP_POST_ATTENTION_LAYERNORM ? l->post_attention_layernorm
-                       : id == Q3_TAP_NORM ? w->weights->norm : l->input_layernorm;
-    bool input = id == Q3_TAP_INPUT_LAYERNORM || id == Q3_TAP_NORM;
-    const float *x = (input ? w->input : w->tap[from]) + t * n;
-    const double *x_var = (input ? w->input_var : w->var[from]) + t * n;
-    size_t width = heads ? w->config->head_dim : n;
-    for (size_t at = 0; at < n; at += width) {
+    size_t n = q3_tap_row_size(w->config, id, w->T);
+    return (operand){w->tap[id] + t * n, w->var[id] + t * n, n};
+}
+
+/* Whole rows, or head by head. */
+static void bound_norms(row_bound *b, walk *w, const q3_node *node, const float *y, const operand *in)
+{
+    size_t width = node->op == Q3_OP_HEAD_NORM ? w->config->head_dim : in->n;
+    q3_tensor weight = q3_graph_weight(node, w->weights, w->layer, 0);
+    for (size_t at = 0; at < in->n; at += width) {
         row_bound part = {b->slack + at, b->noise + at, b->var + at, 1, 1};
-        bound_norm(&part, w, y + at, x + at, x_var + at, weight, width);
+        bound_norm(&part, w, y + at, in->x + at, in->var + at, weight, width);
     }
-    b->own = 3;
-    b->roundings = 2;
 }
 
 void q3_bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *y, size_t n)
 {
-    bool sparse = id < Q3_TAP_NORM && w->config->num_experts > 0 && q3_layer_is_sparse(w->config, w->layer);
-    q3_tap_id gate = sparse ? Q3_TAP_EXPERTS_GATE_PROJ : Q3_TAP_DENSE_GATE_PROJ;
-    q3_tap_id up = sparse ? Q3_TAP_EXPERTS_UP_PROJ : Q3_TAP_DENSE_UP_PROJ;
-    q3_tap_id act = sparse ? Q3_TAP_EXPERTS_ACT_FN : Q3_TAP_DENSE_ACT_FN;
-    b->own = b->roundings = 1;
-    switch ((int)id) {
-    case Q3_TAP_COS: case Q3_TAP_SIN: bound_table(b, w, t, y, n); break;
-    case Q3_TAP_INPUT_LAYERNORM: case Q3_TAP_POST_ATTENTION_LAYERNORM: case Q3_TAP_NORM:
-    case Q3_TAP_Q_NORM: case Q3_TAP_K_NORM: bound_norms(b, w, id, t, y, n); break;
-    case Q3_TAP_Q_ROPE: bound_rope(b, w, t, y, w->tap[Q3_TAP_Q_NORM] + t * n, w->var[Q3_TAP_Q_NORM] + t * n, n); break;
-    case Q3_TAP_K_ROPE: bound_rope(b, w, t, y, w->tap[Q3_TAP_K_NORM] + t * n, w->var[Q3_TAP_K_NORM] + t * n, n); break;
-    case Q3_TAP_SCORES: bound_nothing(b, n), bound_scores(b, w, t, y); break;
-    case Q3_TAP_PROBS: bound_nothing(b, n), bound_probs(b, w, t, y); break;
-    case Q3_TAP_O_PROJ_INPUT:
-        for (size_t i = 0; i < n; i++) {
-            b->slack[i] = q3_ulp((double)y[i], w->dtype);
-            b->noise[i] = w->values_noise[t * n + i];
-            b->var[i] = w->values_var[t * n + i];
-        }
+    const q3_node *node = q3_graph_node(w->config, id, w->layer);
+    operand in[3];
+    size_t count = 0;
+    b->own = (double)node->own_ulps;
+    b->roundings = (double)node->roundings;
+    bool by_row = node->op != Q3_OP_SCORES && node->op != Q3_OP_PROBS && node->op != Q3_OP_VALUES;
+    if (node->stream) in[count++] = row_of_stream(w, t);
+    for (size_t k = 0; k < node->count && by_row; k++) in[count++] = row_of_tap(w, node->from[k], t);
+    switch (node->op) {
+    case Q3_OP_EMBEDDING: case Q3_OP_TOPK: bound_nothing(b, n); break;
+    case Q3_OP_TABLE: bound_table(b, w, t, y, n); break;
+    case Q3_OP_NORM: case Q3_OP_HEAD_NORM: bound_norms(b, w, node, y, &in[0]); break;
+    case Q3_OP_LINEAR:
+        bound_linear(b, w, y, in[0].x, in[0].var, q3_graph_weight(node, w->weights, w->layer, 0),
+                     q3_graph_bias(node, w->weights, w->layer), n, in[0].n);
         break;
-    case Q3_TAP_POST_ATTENTION_INPUT:
-        bound_residual(b, w, y, w->input_var + t * n, w->tap[Q3_TAP_O_PROJ] + t * n, w->var[Q3_TAP_O_PROJ] + t * n, n);
-        break;
-    case Q3_TAP_ROUTER_PROBS: bound_router(b, w, t, y, n); break;
-    case Q3_TAP_TOPK_WEIGHTS: bound_weights(b, w, t, y, n); break;
-    case Q3_TAP_EXPERTS_GATE_PROJ: case Q3_TAP_EXPERTS_UP_PROJ:
-    case Q3_TAP_EXPERTS_DOWN_PROJ: bound_experts(b, w, id, t, y); break;
-    case Q3_TAP_EXPERTS_ACT_FN: case Q3_TAP_DENSE_ACT_FN:
-        bound_silu(b, w, y, w->tap[gate] + t * n, w->var[gate] + t * n, n); break;
-    case Q3_TAP_EXPERTS_DOWN_PROJ_INPUT: case Q3_TAP_DENSE_DOWN_PROJ_INPUT:
-        bound_product(b, w, y, w->tap[act] + t * n, w->var[act] + t * n, w->tap[up] + t * n, w->var[up] + t * n, n);
-        break;
-    case Q3_TAP_LAYER:
-        bound_residual(b, w, y, w->var[Q3_TAP_POST_ATTENTION_INPUT] + t * n, w->tap[Q3_TAP_MLP] + t * n,
-                       w->var[Q3_TAP_MLP] + t * n, n);
-        break;
-    case Q3_TAP_MLP:
-        if (sparse) bound_combine(b, w, t, y);
-        else bound_map(b, w, id, t, y, n);
-        break;
-    case Q3_TAP_EMBED_TOKENS: case Q3_TAP_TOPK_INDICES: bound_nothing(b, n); break;
-    default: bound_map(b, w, id, t, y, n); break;
+    case Q3_OP_ROPE: bound_rope(b, w, t, y, in[0].x, in[0].var, n); break;
+    case Q3_OP_SCORES: bound_nothing(b, n), bound_scores(b, w, t, y); break;
+    case Q3_OP_PROBS: bound_nothing(b, n), bound_probs(b, w, t, y); break;
+    case Q3_OP_VALUES: bound_attention(b, w, t, y, n); break;
+    case Q3_OP_SUM: bound_residual(b, w, y, in[0].var, in[1].x, in[1].var, n); break;
+    case Q3_OP_ROUTER: bound_router(b, w, t, y, n); break;
+    case Q3_OP_ROUTER_WEIGHTS: bound_weights(b, w, t, y, n); break;
+    case Q3_OP_EXPERT_LINEAR: bound_experts(b, w, node, t, y); break;
+    case Q3_OP_SILU: bound_silu(b, w, y, in[0].x, in[0].var, n); break;
+    case Q3_OP_PRODUCT: bound_product(b, w, y, in[0].x, in[0].var, in[1].x, in[1].var, n); break;
+    case Q3_OP_COMBINE: bound_combine(b, w, t, y); break;
     }
 }

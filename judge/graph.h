@@ -3,7 +3,7 @@
 #ifndef Q3_JUDGE_GRAPH_H
 #define Q3_JUDGE_GRAPH_H
 
-#include "qwen3moe.h"
+#include "host/taps.h"
 
 typedef enum q3_operator {
     Q3_OP_EMBEDDING,       /* q3_embedding */

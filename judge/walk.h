@@ -1,7 +1,7 @@
 /* walk.h - the walk over the taps: what is known while a layer is judged, the bounds of what is computed from it,
  * and figures of the difference. Private to judge/.
  *
- * walk.c        the walk, verdicts, and the other's values in place of ours
+ * walk.c        the walk, and the other's values in place of ours
  * bounds.c      what honest arithmetic may make of each element (MODEL.md section 12 derives it)
  * statistics.c  how two tensors differ: figures that need no model */
 #ifndef Q3_JUDGE_WALK_H
@@ -28,6 +28,7 @@ typedef struct walk {
     double *var[Q3_TAP_COUNT];
     bool given[Q3_TAP_COUNT]; /* for all tokens */
     bool *uncertain;          /* [T]: which experts this token has is not known */
+    bool keys_broken;         /* a key or value of the layer is not finite */
     /* Of the token whose attention is at hand, [H,T] each; and o_proj.input's bounds, [T,H*hd]. */
     float *scores, *probs;
     double *scores_var, *probs_var, *values_noise, *values_var;
@@ -72,18 +73,10 @@ void q3_figures_end(figures *g);
 
 /* ==== The walk (walk.c) =================================================================== */
 
-/* What the other implementation is declared to do, and how it is judged. */
-typedef struct judge_options {
-    bool free_running;  /* our values stay in place */
-    double operand;     /* --accumulate: unit roundoff of what enters and leaves the sums; 0: float32 */
-    q3_dtype kv;        /* --kv: what keys and values are rounded to; Q3_AUTO: nothing */
-    void (*progress)(const char *what, size_t done, size_t all); /* may be NULL */
-} judge_options;
-
-/* Runs the run's layers over T tokens (ids, or hidden[T,M] if the first layer is above 0) and appends a line for
- * every tap. state was made for config, weights and run; run->chunk is T. */
-q3_status q3_compare_run(q3_text *lines, q3_state *state, const q3_config *config, const q3_weights *weights,
-                      const q3_run *run, const backend *b, const int32_t *ids, const float *hidden, size_t T,
-                      const judge_options *options, q3_error *error);
+/* Runs the run's layers over run->rows tokens (ids, or hidden[T,M] if the first layer is above 0; run->chunk is
+ * T) and appends a line for every tap. b is bound to T tokens. */
+q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *weights, const q3_run *run,
+                  const backend *b, const int32_t *ids, const float *hidden, const q3_judge_options *options,
+                  q3_error *error);
 
 #endif

@@ -151,7 +151,7 @@ static void fixture_close(fixture *f)
 
 /* A state in memory filled with signalling NaN patterns, so that what is read before it is written
  * shows. */
-static q3_state *fixture_state(const fixture *f, const q3_run *run, void **memory)
+static inline q3_state *fixture_state(const fixture *f, const q3_run *run, void **memory)
 {
     size_t size = q3_state_size(f->config, run);
     const uint32_t poison = 0x7FA00001u;

@@ -124,6 +124,15 @@ static void put_case(const layout_case *c, const char *axes)
     }
 }
 
+static q3_status open_file(backend *b, const char *path, const q3_model *of, q3_error *error)
+{
+    q3_status status = q3_backend_init(b, q3_model_config(of), path, error);
+    if (status == Q3_OK) status = q3_backend_add_file(b, path, error);
+    if (status == Q3_OK) status = q3_backend_read(b, error);
+    if (status != Q3_OK) q3_backend_close(b);
+    return status;
+}
+
 static void check_rows(const backend *b, const backend_tensor *x, const layout_case *c, size_t layout, bool right)
 {
     size_t wrong = 0;
@@ -148,7 +157,7 @@ static void check_layouts(void)
         file_begin("");
         put_case(c, c->axes);
         file_end(PATH, 0);
-        CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
+        CHECKF(open_file(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
         CHECK(q3_backend_bind(&b, c->tokens, &error) == Q3_OK);
         const backend_tensor *x = q3_backend_find(&b, c->id, layer);
         CHECKF(x != NULL, "%s", c->name);
@@ -164,7 +173,7 @@ static void check_layouts(void)
         file_begin("");
         put_case(c, c->axes[0] == 't' ? "jtk" : "tjk");
         file_end(PATH, 0);
-        CHECK(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, c->tokens, &error) == Q3_OK);
+        CHECK(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, c->tokens, &error) == Q3_OK);
         x = q3_backend_find(&b, c->id, layer);
         check_rows(&b, x, c, 0, false);
         check_rows(&b, x, c, 1, true);
@@ -212,7 +221,7 @@ static void check_fused_activation(void)
             for (size_t e = 0; e < T * 26; e++) put_value("F32", (double)e);
         }
         file_end(PATH, 0);
-        CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
+        CHECKF(open_file(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
         CHECK(q3_backend_bind(&b, T, &error) == Q3_OK);
         const backend_tensor *act = q3_backend_find(&b, Q3_TAP_DENSE_ACT_FN, 1);
         const backend_tensor *product = q3_backend_find(&b, Q3_TAP_DENSE_DOWN_PROJ_INPUT, 1), *x = with ? product : act;
@@ -234,7 +243,7 @@ static void check_fused(void)
         tensor_begin(c->name, "F32", c->shape, T * flat * 4);
         for (size_t e = 0; e < T * flat; e++) put_value("F32", (double)(e / flat * 1000 + e % flat));
         file_end(PATH, 0);
-        CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
+        CHECKF(open_file(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
         CHECK(q3_backend_bind(&b, T, &error) == Q3_OK);
         const backend_tensor *x = q3_backend_find(&b, c->id, c->layer);
         CHECK(x != NULL && x->layouts == 1);
@@ -272,7 +281,7 @@ static void check_dtypes(void)
         tensor_begin(cases[i].name, cases[i].dtype, ids ? "1,9,3" : "9,11", T * width * bytes_of(cases[i].dtype));
         for (size_t e = 0; e < T * width; e++) put_value(cases[i].dtype, (double)(e % 128));
         file_end(PATH, 0);
-        CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s",
+        CHECKF(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s",
                error.text);
         const backend_tensor *x = q3_backend_find(&b, cases[i].id, 0);
         CHECK(x != NULL && x->layouts == (strstr(cases[i].note, "found") == NULL));
@@ -299,7 +308,7 @@ static void check_double(void)
     tensor_begin("model.norm.output", "F64", "1,11", M * 8);
     for (size_t i = 0; i < M; i++) put_value("F64", given[i % 4]);
     file_end(PATH, 0);
-    CHECK(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, 1, &error) == Q3_OK);
+    CHECK(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, 1, &error) == Q3_OK);
     q3_backend_row(row, &b, q3_backend_find(&b, Q3_TAP_NORM, 0), Q3_TAP_NORM, 0, 0);
     for (size_t i = 0; i < M; i++) CHECK(row[i] == want[i % 4]);
     q3_backend_close(&b);
@@ -334,7 +343,7 @@ static void check_shapes(void)
         tensor_begin(cases[i].name, "F32", cases[i].shape, cases[i].count * 4);
         for (size_t e = 0; e < cases[i].count; e++) put_value("F32", 1);
         file_end(PATH, 0);
-        CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s",
+        CHECKF(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s",
                error.text);
         const backend_tensor *x = q3_backend_find(&b, cases[i].id, 0);
         CHECKF(x != NULL && x->layouts == 0, "%s [%s]", cases[i].name, cases[i].shape);
@@ -375,7 +384,7 @@ static void opens(const char *metadata, const char *message)
     file_begin(metadata);
     file_end(PATH, 0);
     snprintf(want, sizeof want, "%s: %s", PATH, message);
-    q3_status status = q3_backend_open(&b, PATH, model, &error);
+    q3_status status = open_file(&b, PATH, model, &error);
     CHECKF((status == Q3_OK) == (message[0] == 0), "%.200s: %s", metadata, error.text);
     if (message[0] != 0) CHECK_TEXT(error.text, want);
     q3_backend_close(&b);
@@ -453,7 +462,7 @@ static void check_runs(void)
             put_integers("position_ids", c->positions_shape, c->positions_count, c->first,
                          c->odd_position != -7 ? 2 : 99, c->odd_position);
         file_end(PATH, 0);
-        q3_status status = q3_backend_open(&b, PATH, model, &error);
+        q3_status status = open_file(&b, PATH, model, &error);
         snprintf(want, sizeof want, "%s: %s", PATH, c->message);
         CHECKF((status == Q3_OK) == (c->message[0] == 0), "run %zu: %s", i, error.text);
         if (c->message[0] != 0) CHECK_TEXT(error.text, want);
@@ -513,7 +522,7 @@ static void check_several(void)
         }
         file_end(PATH, 0);
         snprintf(want, sizeof want, "%s: %s", PATH, c->message);
-        q3_status status = q3_backend_open(&b, PATH, model, &error);
+        q3_status status = open_file(&b, PATH, model, &error);
         CHECKF((status == Q3_OK) == (c->message[0] == 0), "names %zu: %s", i, error.text);
         if (c->message[0] != 0) CHECK_TEXT(error.text, want);
         if (status != Q3_OK) continue;
@@ -541,7 +550,7 @@ static void check_one_expert(void)
         tensor_begin("model.layers.0.mlp.experts.act_fn.output", "F32", shape, n * F * 4);
         for (size_t e = 0; e < n * F; e++) put_value("F32", 0);
         file_end(PATH, 0);
-        CHECK(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK);
+        CHECK(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK);
         CHECKF((q3_backend_find(&b, Q3_TAP_EXPERTS_ACT_FN, 0) == NULL) == (n <= T) && b.unknown == (n <= T),
                "%zu rows", n);
         CHECK(n > T || strcmp(b.unknown_name, "model.layers.0.mlp.experts.act_fn.output") == 0);
@@ -560,7 +569,7 @@ static void check_other_dtypes(void)
     tensor_begin("model.norm.output", "F8_E4M3", "9,11", T * M);
     for (size_t e = 0; e < T * M; e++) put_bits(0, 1);
     file_end(PATH, 0);
-    CHECKF(q3_backend_open(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s", error.text);
+    CHECKF(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s", error.text);
     CHECK(b.unknown == 1 && strcmp(b.unknown_name, "attention_mask") == 0);
     const backend_tensor *norm = q3_backend_find(&b, Q3_TAP_NORM, 0);
     CHECK(norm != NULL && norm->layouts == 0);
@@ -576,8 +585,8 @@ static void check_no_file(void)
     tensor_begin("model.norm.output", "F32", "9,11", T * M * 4);
     for (size_t e = 0; e < T * M; e++) put_value("F32", 0);
     file_end(PATH, T * M * 2);
-    CHECK(q3_backend_open(&b, PATH, model, &error) == Q3_ERROR_INPUT && strncmp(error.text, PATH, strlen(PATH)) == 0);
-    CHECK(q3_backend_open(&b, "backend.tmp/none", model, &error) == Q3_ERROR_FILE);
+    CHECK(open_file(&b, PATH, model, &error) == Q3_ERROR_INPUT && strncmp(error.text, PATH, strlen(PATH)) == 0);
+    CHECK(open_file(&b, "backend.tmp/none", model, &error) == Q3_ERROR_FILE);
     CHECK(strncmp(error.text, "backend.tmp/none: ", 18) == 0);
     q3_backend_close(&b);
 }

@@ -123,27 +123,27 @@ static q3_verdict said_of(const char *name)
 }
 
 /* Layers [0, end); norm and lm_head if that is all. */
-static void judge_layers(const fixture *f, const char *path, q3_dtype dtype, size_t end, const judge_options *options)
+static void judge_layers(const fixture *f, const char *path, q3_dtype dtype, size_t end,
+                         const q3_judge_options *options)
 {
     q3_error error = {""};
-    backend b = {0};
-    void *memory = NULL;
+    q3_judge *judge = NULL;
+    q3_report *report = NULL;
+    q3_judge_options o = *options;
+    o.end_layer = end;
     free(lines.data);
     memset(&lines, 0, sizeof lines);
-    q3_status status = q3_backend_open(&b, path, f->model, &error);
-    if (status == Q3_OK) status = q3_backend_bind(&b, b.T, &error);
-    if (status == Q3_OK) {
-        q3_run run = {dtype, 0, end, b.start, b.T, b.T};
-        q3_state *state = fixture_state(f, &run, &memory);
-        status = q3_compare_run(&lines, state, f->config, f->weights, &run, &b, b.ids, NULL, b.T, options, &error);
-    }
-    CHECKF(status == Q3_OK && !lines.failed, "%s: %s", path, error.text);
-    free(memory);
-    q3_backend_close(&b);
+    q3_status status = q3_judge_open(&judge, f->config, &o, &error);
+    if (status == Q3_OK) status = q3_judge_file(judge, path, &error);
+    if (status == Q3_OK) status = q3_judge_run(judge, f->weights, dtype, &report, &error);
+    if (status == Q3_OK) status = q3_report_lines(report, &lines.data, &lines.size, &error);
+    CHECKF(status == Q3_OK, "%s: %s", path, error.text);
+    q3_report_close(report);
+    q3_judge_close(judge);
     read_lines();
 }
 
-static const judge_options usual = {.kv = Q3_AUTO};
+static const q3_judge_options usual = {0};
 
 static void judge_file(const fixture *f, const char *path, q3_dtype dtype)
 {

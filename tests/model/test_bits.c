@@ -266,7 +266,6 @@ static void write_folder(const char *golden, const char *name, const char *where
 int main(int argc, char **argv)
 {
     char hash[65] = "";
-    (void)fixture_state; /* model.h has it for the other tests */
     bool folders = argc == 4 && strcmp(argv[1], "--folders") == 0;
     bool writing = argc == 3 && strcmp(argv[1], "--write") == 0;
     if (argc != 2 && !folders && !writing) {
