@@ -297,6 +297,11 @@ q3_status q3_backend_add_tensor(backend *b, const q3_entry *entry, q3_error *err
 
 q3_status q3_backend_read(backend *b, q3_error *error)
 {
+    free(b->ids); /* of a call that failed */
+    free(b->tensors);
+    b->ids = NULL;
+    b->tensors = NULL;
+    b->T = b->unknown = 0;
     q3_status status = read_ids(b, error);
     if (status == Q3_OK) status = read_positions(b, error);
     if (status == Q3_OK) status = find_taps(b, error);

@@ -44,7 +44,7 @@ typedef enum q3_verdict {
 } q3_verdict;
 
 /* "exact", "within", "rounding", "near-tie", "differs", "non-finite", "missing", "shape", "unjudged" */
-extern Q3_API const char *const q3_verdict_names[Q3_VERDICT_COUNT];
+Q3_API const char *q3_verdict_name(q3_verdict verdict);
 
 #define Q3_PROFILE_BINS 64
 

@@ -121,7 +121,7 @@ void q3_report_put_finding(q3_text *out, const q3_finding *f)
     char name[Q3_TAP_NAME_SIZE];
     q3_text_add(out, "{\"tap\":");
     q3_report_put_string(out, f->name);
-    put_text(out, "verdict", q3_verdict_names[f->verdict]);
+    put_text(out, "verdict", q3_verdict_name(f->verdict));
     put_text(out, "given_as", f->given_as);
     put_text(out, "note", f->note);
     put_text(out, "reason", f->reason);
@@ -319,7 +319,7 @@ static q3_verdict get_verdict(reader *in)
 {
     uint32_t node = q3_json_find(&in->json, 0, "verdict");
     for (int v = 0; v < Q3_VERDICT_COUNT; v++)
-        if (q3_json_equal(&in->json, node, q3_verdict_names[v])) return (q3_verdict)v;
+        if (q3_json_equal(&in->json, node, q3_verdict_name(v))) return (q3_verdict)v;
     refuse(in, "verdict");
     return Q3_VERDICT_MISSING;
 }

@@ -69,7 +69,7 @@ static void short_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id)
 /* The class of a cell's colour; within its bound in three shades. */
 static const char *cell_class(const q3_finding *f)
 {
-    if (f->verdict != Q3_VERDICT_WITHIN) return q3_verdict_names[f->verdict];
+    if (f->verdict != Q3_VERDICT_WITHIN) return q3_verdict_name(f->verdict);
     return f->max_bound_ratio < 0.25 ? "w0" : f->max_bound_ratio < 0.5 ? "w1" : "w2";
 }
 
@@ -80,7 +80,7 @@ static void add_cell(q3_text *out, const q3_report *r, const report_entry *e)
     q3_text_add(out, "\" aria-label=\"");
     add_escaped(out, e->f.name);
     q3_text_add(out, ": ");
-    q3_text_add(out, q3_verdict_names[e->f.verdict]);
+    q3_text_add(out, q3_verdict_name(e->f.verdict));
     q3_text_add(out, e == q3_report_first_bad(r) ? "\" data-first>" : "\">");
     add_char(out, q3_report_glyphs[e->f.verdict]);
     q3_text_add(out, "</button>");
@@ -259,7 +259,7 @@ static void add_legend(q3_text *out, const q3_report *r)
         q3_text_add(out, "\">");
         add_char(out, q3_report_glyphs[v]);
         add_count(out, "</span><span>", counts[v], " ");
-        q3_text_add(out, q3_verdict_names[v]);
+        q3_text_add(out, q3_verdict_name(v));
         q3_text_add(out, ": ");
         q3_text_add(out, meaning[v]);
         q3_text_add(out, "</span>\n");
@@ -278,7 +278,7 @@ static void add_row(q3_text *out, const q3_report *r, const report_entry *e)
     q3_text_add(out, "\">");
     add_char(out, q3_report_glyphs[f->verdict]);
     q3_text_add(out, "</span> ");
-    q3_text_add(out, q3_verdict_names[f->verdict]);
+    q3_text_add(out, q3_verdict_name(f->verdict));
     add_count(out, "<td><button type=button class=name data-i=", (uint64_t)(e - r->entries), ">");
     add_escaped(out, f->name);
     q3_text_add(out, "</button><td>");

@@ -307,7 +307,7 @@ static void add_map(q3_text *out, const q3_report *r, bool colour)
         q3_text_add(out, v == 0 ? "\n" : "  ");
         add_glyph(out, (q3_verdict)v, colour);
         q3_text_add(out, " ");
-        q3_text_add(out, q3_verdict_names[v]);
+        q3_text_add(out, q3_verdict_name(v));
     }
     q3_text_add(out, "\n");
     if (layers)
@@ -398,8 +398,8 @@ static void add_entry(q3_text *out, const report_entry *e, bool colour)
     const q3_finding *f = &e->f;
     bool ids = e->known && e->id == Q3_TAP_TOPK_INDICES;
     q3_text between = {0};
-    paint(out, q3_verdict_names[f->verdict], f->verdict, colour);
-    pad(out, INDENT - strlen(q3_verdict_names[f->verdict]));
+    paint(out, q3_verdict_name(f->verdict), f->verdict, colour);
+    pad(out, INDENT - strlen(q3_verdict_name(f->verdict)));
     add_clean(out, f->name);
     if (f->given_as != NULL && strcmp(f->given_as, f->name) != 0) {
         q3_text_add(out, " (as ");
@@ -459,7 +459,7 @@ static void add_totals(q3_text *out, const q3_report *r)
         q3_text_add(out, first ? "" : ", ");
         q3_text_uint(out, counts[v]);
         q3_text_add(out, " ");
-        q3_text_add(out, q3_verdict_names[v]);
+        q3_text_add(out, q3_verdict_name(v));
         first = false;
     }
     q3_text_add(out, first ? "no tensors\n" : "\n");

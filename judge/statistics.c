@@ -1,14 +1,18 @@
-/* figures.c - how two tensors differ: what can be said without a model. */
+/* statistics.c - how two tensors differ: what can be said without a model. */
 #include "judge/walk.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-const char *const q3_verdict_names[Q3_VERDICT_COUNT] = {
-    [Q3_VERDICT_EXACT] = "exact", [Q3_VERDICT_WITHIN] = "within", [Q3_VERDICT_ROUNDING] = "rounding",
-    [Q3_VERDICT_NEAR_TIE] = "near-tie", [Q3_VERDICT_DIFFERS] = "differs", [Q3_VERDICT_NON_FINITE] = "non-finite",
-    [Q3_VERDICT_MISSING] = "missing", [Q3_VERDICT_SHAPE] = "shape", [Q3_VERDICT_UNJUDGED] = "unjudged",
-};
+const char *q3_verdict_name(q3_verdict verdict)
+{
+    static const char *const names[Q3_VERDICT_COUNT] = {
+        [Q3_VERDICT_EXACT] = "exact", [Q3_VERDICT_WITHIN] = "within", [Q3_VERDICT_ROUNDING] = "rounding",
+        [Q3_VERDICT_NEAR_TIE] = "near-tie", [Q3_VERDICT_DIFFERS] = "differs", [Q3_VERDICT_NON_FINITE] = "non-finite",
+        [Q3_VERDICT_MISSING] = "missing", [Q3_VERDICT_SHAPE] = "shape", [Q3_VERDICT_UNJUDGED] = "unjudged",
+    };
+    return names[verdict];
+}
 
 /* From the exponent's bits, so that no libm is needed. */
 double q3_ulp(double value, q3_dtype dtype)

@@ -104,7 +104,7 @@ static void fixture_layer(fixture *f, size_t i)
 }
 
 /* folder/config.json and the rule; the folder's last part is the seed. */
-static void fixture_by_rule(fixture *f, const char *folder)
+static inline void fixture_by_rule(fixture *f, const char *folder)
 {
     q3_error error;
     const char *slash = strrchr(folder, '/');
@@ -128,7 +128,7 @@ static void fixture_by_rule(fixture *f, const char *folder)
 }
 
 /* A folder with weights. */
-static void fixture_from_folder(fixture *f, const char *folder)
+static inline void fixture_from_folder(fixture *f, const char *folder)
 {
     q3_error error;
     q3_dtype dtype = Q3_F32;

@@ -102,7 +102,7 @@ static void read_lines(void)
         sscanf(tap + 7, "%79[^\"]", name);
         sscanf(word + 11, "%15[^\"]", said);
         for (unsigned v = 0; v < Q3_VERDICT_COUNT; v++) {
-            if (strcmp(said, q3_verdict_names[v]) != 0) continue;
+            if (strcmp(said, q3_verdict_name(v)) != 0) continue;
             count_of[v]++;
             bool bad = v == Q3_VERDICT_DIFFERS || v == Q3_VERDICT_NON_FINITE || v == Q3_VERDICT_SHAPE;
             if (bad && first_bad[0] == 0) memcpy(first_bad, name, sizeof name);
