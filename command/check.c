@@ -5,24 +5,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-static q3_status read_options(q3_judge_options *options, const command_line *command, q3_error *error)
+static q3_status read_options(q3_judge_options *options, const command_line *command,
+                              q3_error *error)
 {
     static const struct { const char *name; q3_accumulate value; } precisions[] = {
         {"bf16", Q3_ACCUMULATE_BF16}, {"f16", Q3_ACCUMULATE_F16}, {"tf32", Q3_ACCUMULATE_TF32},
     };
     const char *accumulate = command->value[OPTION_ACCUMULATE], *kv = command->value[OPTION_KV];
     *options = (q3_judge_options){
-        .free_running = command->value[OPTION_FREE] != NULL, .strict = command->value[OPTION_STRICT] != NULL,
-        .model = command->model, .progress = report_progress,
+        .free_running = command->value[OPTION_FREE] != NULL,
+        .strict = command->value[OPTION_STRICT] != NULL,
+        .model = command->model,
+        .progress = report_progress,
     };
     for (size_t i = 0; accumulate != NULL && i < sizeof precisions / sizeof precisions[0]; i++)
         if (strcmp(accumulate, precisions[i].name) == 0) options->accumulate = precisions[i].value;
     if (accumulate != NULL && options->accumulate == Q3_ACCUMULATE_F32)
-        return q3_fail(error, Q3_ERROR_INPUT, "--accumulate: found %.40s, expected bf16, f16 or tf32", accumulate);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "--accumulate: found %.40s, expected bf16, f16 or tf32", accumulate);
     for (q3_dtype d = Q3_BF16; kv != NULL && d <= Q3_F16; d++)
         if (strcmp(kv, q3_dtype_name(d)) == 0) options->kv = d;
     if (kv != NULL && options->kv == Q3_F32)
-        return q3_fail(error, Q3_ERROR_INPUT, "--kv: found %.40s, expected float16 or bfloat16", kv);
+        return q3_fail(error, Q3_ERROR_INPUT, "--kv: found %.40s, expected float16 or bfloat16",
+                       kv);
     return Q3_OK;
 }
 
@@ -30,7 +35,8 @@ static q3_status read_options(q3_judge_options *options, const command_line *com
 static q3_status give_tokens(q3_judge *judge, const command_line *command, q3_error *error)
 {
     token_list tokens = {NULL, 0};
-    if (command->value[OPTION_TOKENS] == NULL && command->value[OPTION_PROMPT] == NULL) return Q3_OK;
+    if (command->value[OPTION_TOKENS] == NULL && command->value[OPTION_PROMPT] == NULL)
+        return Q3_OK;
     q3_status status = read_tokens(command, command->value[OPTION_PROMPT], &tokens, error);
     if (status == Q3_OK) status = q3_judge_tokens(judge, tokens.ids, tokens.count, error);
     free(tokens.ids);
@@ -41,7 +47,8 @@ static q3_status load(q3_session *session, q3_error *error)
 {
     q3_run *run = &session->run;
     show_progress("load", 0, 1);
-    q3_status status = q3_model_load(session->model, &run->dtype, run->first_layer, run->end_layer, error);
+    q3_status status = q3_model_load(session->model, &run->dtype, run->first_layer, run->end_layer,
+                                     error);
     show_progress("load", 1, 1);
     return status;
 }
@@ -53,8 +60,9 @@ q3_status verb_check(const command_line *command, q3_error *error)
     q3_judge *judge = NULL;
     q3_report *report = NULL;
     if (command->operand == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT,
-                       "check: found no file behind MODEL, expected the other implementation's tensors");
+        return q3_fail(
+            error, Q3_ERROR_INPUT,
+            "check: found no file behind MODEL, expected the other implementation's tensors");
     q3_status status = check_outputs(command, error);
     if (status == Q3_OK) status = read_options(&options, command, error);
     if (status == Q3_OK) status = session_open(&session, command, error);

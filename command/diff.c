@@ -5,9 +5,11 @@
 q3_status verb_diff(const command_line *command, q3_error *error)
 {
     q3_report *report = NULL;
-    if (command->operand == NULL) return q3_fail(error, Q3_ERROR_INPUT, "diff: found one file, expected two");
+    if (command->operand == NULL)
+        return q3_fail(error, Q3_ERROR_INPUT, "diff: found one file, expected two");
     q3_status status = check_outputs(command, error);
-    if (status == Q3_OK) status = q3_diff(&report, command->model, command->operand, report_progress, NULL, error);
+    if (status == Q3_OK)
+        status = q3_diff(&report, command->model, command->operand, report_progress, NULL, error);
     if (status == Q3_OK) status = write_report(command, command->operand, report, error);
     q3_report_close(report);
     return status;

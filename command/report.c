@@ -1,4 +1,5 @@
-/* report.c - `qwen3moe report`, and how the reports of all verbs are written: the text, --json and --html. */
+/* report.c - `qwen3moe report`, and how the reports of all verbs are written: the text, --json and
+ * --html. */
 #include "command/command.h"
 #include "host/files.h"
 #include "judge/judge.h"
@@ -7,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ==== Reports out =============================================================================== */
+/* ==== Reports out ============================================================================= */
 
 static q3_status write_file(const char *path, const char *text, size_t length, q3_error *error)
 {
@@ -27,13 +28,16 @@ q3_status check_outputs(const command_line *command, q3_error *error)
     for (size_t o = 0; o < 2; o++)
         for (size_t i = 0; outputs[o].path != NULL && i < command->operand_count; i++)
             if (q3_same_file(outputs[o].path, command->operands[i]))
-                return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.300s, expected a file that is not read",
-                            outputs[o].option, outputs[o].path);
+                return q3_fail(error, Q3_ERROR_INPUT,
+                               "%s: found %.300s, expected a file that is not read",
+                               outputs[o].option, outputs[o].path);
     if (json == NULL || page == NULL || !q3_same_file(json, page)) return Q3_OK;
-    return q3_fail(error, Q3_ERROR_INPUT, "--html: found %.300s, expected another file than --json's", page);
+    return q3_fail(error, Q3_ERROR_INPUT,
+                   "--html: found %.300s, expected another file than --json's", page);
 }
 
-q3_status write_report(const command_line *command, const char *name, const q3_report *report, q3_error *error)
+q3_status write_report(const command_line *command, const char *name, const q3_report *report,
+                       q3_error *error)
 {
     char *text = NULL, *html = NULL, *lines = NULL;
     size_t text_length = 0, html_length = 0, lines_length = 0;
@@ -41,12 +45,16 @@ q3_status write_report(const command_line *command, const char *name, const q3_r
     unsigned flags = command->value[OPTION_ALL] != NULL ? Q3_REPORT_ALL : 0;
     if (is_terminal(stdout)) flags |= Q3_REPORT_COLOUR;
     q3_status status = q3_report_text(report, flags, &text, &text_length, error);
-    if (status == Q3_OK && page != NULL) status = q3_report_html(report, &html, &html_length, error);
-    if (status == Q3_OK && json != NULL) status = q3_report_lines(report, &lines, &lines_length, error);
+    if (status == Q3_OK && page != NULL)
+        status = q3_report_html(report, &html, &html_length, error);
+    if (status == Q3_OK && json != NULL)
+        status = q3_report_lines(report, &lines, &lines_length, error);
     if (status == Q3_OK && json != NULL) status = write_file(json, lines, lines_length, error);
-    if (status == Q3_OK) status = check_outputs(command, error); /* other spellings of a file that is there now */
+    /* other spellings of a file that is there now */
+    if (status == Q3_OK) status = check_outputs(command, error);
     if (status == Q3_OK && page != NULL) status = write_file(page, html, html_length, error);
-    bool taken = (json != NULL && strcmp(json, "-") == 0) || (page != NULL && strcmp(page, "-") == 0);
+    bool taken = (json != NULL && strcmp(json, "-") == 0) ||
+                 (page != NULL && strcmp(page, "-") == 0);
     if (status == Q3_OK && !taken) fwrite(text, 1, text_length, stdout);
     free(text);
     free(html);
@@ -66,7 +74,7 @@ void report_progress(void *user, const char *what, size_t done, size_t all)
     show_progress(what, done, all);
 }
 
-/* ==== The verb ================================================================================== */
+/* ==== The verb ================================================================================ */
 
 q3_status verb_report(const command_line *command, q3_error *error)
 {
@@ -81,7 +89,8 @@ q3_status verb_report(const command_line *command, q3_error *error)
         size_t length = 0;
         status = read_whole(path, &bytes, &length, error);
         if (status == Q3_OK && memchr(bytes, 0, length) != NULL)
-            status = q3_fail(error, Q3_ERROR_INPUT, "%s: found a zero byte, expected lines of JSON", path);
+            status = q3_fail(error, Q3_ERROR_INPUT, "%s: found a zero byte, expected lines of JSON",
+                             path);
         parts[read] = (q3_report_part){path, (const char *)bytes, length};
     }
     if (status == Q3_OK) status = q3_report_read(&report, parts, count, true, error);

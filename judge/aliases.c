@@ -3,11 +3,17 @@
 
 #include <string.h>
 
-/* # is the layer's number. Hugging Face's and vLLM's names stand here as `canonical` writes them. How to read:
- *   's' strong: this is the tap; 'w' weak: so it is, but where the tap's own name is in the file too, that one
- *   counts; and, all weak: 'p' what layer # starts from; 'h' the same, but number L is behind the final norm;
- *   'n' what the final norm starts from; 'd' in dense layers; 'r' # counts the sparse layers alone; 'u' where the
- *   weights are not renormalised. */
+/* # is the layer's number. Hugging Face's and vLLM's names stand here as `canonical` writes them.
+ * How to read:
+ *   's'  strong: this is the tap
+ *   'w'  weak: so it is, but where the tap's own name is in the file too, that one counts; and, all
+ *        weak:
+ *   'p'  what layer # starts from
+ *   'h'  the same, but number L is behind the final norm
+ *   'n'  what the final norm starts from
+ *   'd'  in dense layers
+ *   'r'  # counts the sparse layers alone
+ *   'u'  where the weights are not renormalised */
 typedef struct alias_row {
     const char *name;
     char reading;
@@ -16,8 +22,9 @@ typedef struct alias_row {
 } alias_row;
 
 static const alias_row aliases[] = {
-    /* Hugging Face (modeling_qwen3_moe.py): tuples' elements, what a forward pass returns, packed experts. The
-     * gate's tuple is of 5.x (before 5.6 its element 0 was the probabilities), mlp's of 4.x. */
+    /* Hugging Face (modeling_qwen3_moe.py): tuples' elements, what a forward pass returns, packed
+     * experts. The gate's tuple is of 5.x (before 5.6 its element 0 was the probabilities), mlp's
+     * of 4.x. */
     {"model.layers.#.input", 'p', 1, Q3_TAP_LAYER},
     {"model.layers.#.input_layernorm.input", 'p', 1, Q3_TAP_LAYER},
     {"model.norm.input", 'n', 1, Q3_TAP_LAYER},
@@ -43,9 +50,10 @@ static const alias_row aliases[] = {
     {"router_logits[#]", 'r', 1, Q3_TAP_GATE},
     {"last_hidden_state", 'w', 1, Q3_TAP_NORM},
     {"logits", 'w', 1, Q3_TAP_LM_HEAD},
-    /* vLLM and SGLang (models/qwen3_moe.py): fused projections, norms that return (output, residual). Their
-     * layer's own output is not the residual stream: whoever records it must add. One rotary_emb serves all layers,
-     * so that a hook on it, called by the name of the first one, ends with the last one's: left out. */
+    /* vLLM and SGLang (models/qwen3_moe.py): fused projections, norms that return (output,
+     * residual). Their layer's own output is not the residual stream: whoever records it must add.
+     * One rotary_emb serves all layers, so that a hook on it, called by the name of the first one,
+     * ends with the last one's: left out. */
     {"model.layers.#.input_layernorm.output.1", 'p', 1, Q3_TAP_LAYER},
     {"model.norm.output.1", 'n', 1, Q3_TAP_LAYER},
     {"model.layers.#.self_attn.qkv_proj.output", 's', 3, Q3_TAP_Q_PROJ},
@@ -56,8 +64,9 @@ static const alias_row aliases[] = {
     {"model.layers.#.mlp.topk.output.2", 'w', 1, Q3_TAP_GATE},
     {"model.layers.#.mlp.gate_up_proj.output", 's', 2, Q3_TAP_DENSE_GATE_PROJ},
     {"logits_processor.output", 'w', 1, Q3_TAP_LM_HEAD},
-    /* llama.cpp (src/llama-graph.cpp, src/models/qwen3moe.cpp, qwen3.cpp): the evaluation callback's. The last
-     * tensor called Qcur is behind RoPE. kq is not here: it comes before the scale. */
+    /* llama.cpp (src/llama-graph.cpp, src/models/qwen3moe.cpp, qwen3.cpp): the evaluation
+     * callback's. The last tensor called Qcur is behind RoPE. kq is not here: it comes before the
+     * scale. */
     {"embd", 's', 1, Q3_TAP_EMBED_TOKENS},
     {"inp_embd", 's', 1, Q3_TAP_EMBED_TOKENS},
     {"attn_norm-#", 's', 1, Q3_TAP_INPUT_LAYERNORM},
@@ -89,10 +98,10 @@ static const alias_row aliases[] = {
     {"l_out-#", 's', 1, Q3_TAP_LAYER},
     {"result_norm", 's', 1, Q3_TAP_NORM},
     {"result_output", 's', 1, Q3_TAP_LM_HEAD},
-    /* TransformerLens: the names of 2.x (components/abstract_attention.py, transformer_block.py, mlps/gated_mlp.py),
-     * which 3.x and 4.x have too; then those that only these have. hook_normalized lies before the weight, and
-     * hook_expert_weights before or behind top-k by version: both are left out. Queries and keys are normalised
-     * behind hook_q and hook_k. */
+    /* TransformerLens: the names of 2.x (components/abstract_attention.py, transformer_block.py,
+     * mlps/gated_mlp.py), which 3.x and 4.x have too; then those that only these have.
+     * hook_normalized lies before the weight, and hook_expert_weights before or behind top-k by
+     * version: both are left out. Queries and keys are normalised behind hook_q and hook_k. */
     {"hook_embed", 's', 1, Q3_TAP_EMBED_TOKENS},
     {"blocks.#.hook_resid_pre", 'p', 1, Q3_TAP_LAYER},
     {"blocks.#.attn.hook_q", 's', 1, Q3_TAP_Q_PROJ},
@@ -176,12 +185,14 @@ static bool fits(const char *pattern, const char *name, size_t *number)
 
 #define NAME_ROOM 200
 
-/* Hugging Face's ways to write a module's output as model.MODULE.output or .output.N: with the class's or a
- * wrapper's name in front, from the bare Qwen3MoeModel, the debugger's MODULE_outputs_N and MODULE_inputs_args_0,
- * the module alone. Element 0 of an output is the output, but for a layer's: there it depends on the system. */
+/* Hugging Face's ways to write a module's output as model.MODULE.output or .output.N: with the
+ * class's or a wrapper's name in front, from the bare Qwen3MoeModel, the debugger's
+ * MODULE_outputs_N and MODULE_inputs_args_0, the module alone. Element 0 of an output is the
+ * output, but for a layer's: there it depends on the system. */
 static bool canonical(char out[NAME_ROOM], const char *name)
 {
-    static const char *const wrappers[] = {"_orig_mod.", "module.", "Qwen3MoeForCausalLM.", "Qwen3MoeModel."};
+    static const char *const wrappers[] = {"_orig_mod.", "module.", "Qwen3MoeForCausalLM.",
+                                           "Qwen3MoeModel."};
     static const char *const bare[] = {"layers.", "embed_tokens", "norm", "rotary_emb"};
     static const char *const inputs[] = {"_inputs_args_0", "_inputs_kwargs_hidden_states"};
     size_t number, n = 0;
@@ -197,20 +208,23 @@ static bool canonical(char out[NAME_ROOM], const char *name)
     memcpy(out, "model.", 6);
     memcpy(out + n, name, strlen(name) + 1);
     char *p = strstr(out, "_outputs");
-    if (p != NULL && (p[8] == 0 || p[8] == '_')) { /* _outputs_1 becomes .output.1, in the same room */
+    /* _outputs_1 becomes .output.1, in the same room */
+    if (p != NULL && (p[8] == 0 || p[8] == '_')) {
         memcpy(p, ".output", 7);
         memmove(p + 7, p + 8, strlen(p + 8) + 1);
         if (p[7] == '_') p[7] = '.';
     }
     for (size_t i = 0; i < 2; i++)
         if (ends(out, inputs[i])) memcpy(out + strlen(out) - strlen(inputs[i]), ".input", 7);
-    if (ends(out, ".output.0") && !fits("model.layers.#.output.0", out, &number)) out[strlen(out) - 2] = 0;
+    if (ends(out, ".output.0") && !fits("model.layers.#.output.0", out, &number))
+        out[strlen(out) - 2] = 0;
     bool whole = strstr(out, ".output.") != NULL || ends(out, ".output") || ends(out, ".input");
     if (!whole && !ends(out, ".cos") && !ends(out, ".sin")) memcpy(out + strlen(out), ".output", 8);
     return true;
 }
 
-/* The layer that is the number-th sparse one, from 0; num_hidden_layers if there are not so many. */
+/* The layer that is the number-th sparse one, from 0; num_hidden_layers if there are not so
+ * many. */
 static size_t sparse_layer(const q3_config *config, size_t number)
 {
     size_t layer = 0;
@@ -251,7 +265,8 @@ bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name)
     if (known && q3_tap_find(written, &alias->id, &alias->layer)) return true;
     for (size_t i = 0; i < sizeof aliases / sizeof aliases[0]; i++) {
         size_t number;
-        if (fits(aliases[i].name, name, &number) || (known && fits(aliases[i].name, written, &number)))
+        if (fits(aliases[i].name, name, &number) ||
+            (known && fits(aliases[i].name, written, &number)))
             return read_row(alias, &aliases[i], config, number);
     }
     return false;

@@ -1,4 +1,5 @@
-/* backend.c - what the other implementation gives: of which run, and which of its tensors are taps. */
+/* backend.c - what the other implementation gives: of which run, and which of its tensors are
+ * taps. */
 #include "judge/backend.h"
 
 #include <stdarg.h>
@@ -6,30 +7,34 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ==== The run: config, dtype, positions, tokens ============================================== */
+/* ==== The run: config, dtype, positions, tokens =============================================== */
 
-/* The first key of ours whose value theirs does not have: texts of both, or ours NULL. Both are sorted by
- * q3_config_read, which writes equal values as equal texts. */
-static q3_status compare_keys(const char *path, const q3_json *ours, const q3_json *theirs, q3_error *error)
+/* The first key of ours whose value theirs does not have: texts of both, or ours NULL. Both are
+ * sorted by q3_config_read, which writes equal values as equal texts. */
+static q3_status compare_keys(const char *path, const q3_json *ours, const q3_json *theirs,
+                              q3_error *error)
 {
     char key[64], text[2][100];
     for (uint32_t i = 0, k = 1; i < ours->nodes[0].count; i++, k = ours->nodes[k + 1].next) {
         size_t n = ours->nodes[k].end - ours->nodes[k].start - 2;
-        snprintf(key, sizeof key, "%.*s", (int)n, (const char *)ours->text + ours->nodes[k].start + 1);
+        snprintf(key, sizeof key, "%.*s", (int)n,
+                 (const char *)ours->text + ours->nodes[k].start + 1);
         uint32_t found = q3_json_find(theirs, 0, key);
         const q3_json *j[2] = {theirs, ours};
         const uint32_t node[2] = {found, k + 1};
         for (int side = 0; side < 2; side++) {
             const q3_json_node *at = &j[side]->nodes[node[side]];
             int length = node[side] == 0 ? 0 : (int)(at->end - at->start);
-            snprintf(text[side], sizeof text[side], "%.*s", length, (const char *)j[side]->text + at->start);
+            snprintf(text[side], sizeof text[side], "%.*s", length,
+                     (const char *)j[side]->text + at->start);
         }
         const q3_json_node *a = &ours->nodes[k + 1], *b = &theirs->nodes[found];
         if (found != 0 && a->end - a->start == b->end - b->start &&
             memcmp(ours->text + a->start, theirs->text + b->start, a->end - a->start) == 0)
             continue;
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: metadata config: %s: found %s, expected %s as in the model", path,
-                    key, found != 0 ? text[0] : "nothing", text[1]);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%s: metadata config: %s: found %s, expected %s as in the model", path, key,
+                       found != 0 ? text[0] : "nothing", text[1]);
     }
     return Q3_OK;
 }
@@ -42,13 +47,16 @@ static q3_status check_config(const backend *b, const char *text, q3_error *erro
     q3_config_file config = {0};
     q3_error inner;
     if (text == NULL) return Q3_OK;
-    if (expected == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the config", b->name);
+    if (expected == NULL)
+        return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the config", b->name);
     q3_status status = q3_json_parse(&raw, "config", (const uint8_t *)text, strlen(text), &inner);
     if (status == Q3_OK) status = q3_config_read(&config, &raw, &inner);
     if (status == Q3_OK)
-        status = q3_json_parse(&theirs, "config", (const uint8_t *)config.json, strlen(config.json), &inner);
+        status = q3_json_parse(&theirs, "config", (const uint8_t *)config.json, strlen(config.json),
+                               &inner);
     if (status == Q3_OK)
-        status = q3_json_parse(&ours, "config", (const uint8_t *)expected, strlen(expected), &inner);
+        status = q3_json_parse(&ours, "config", (const uint8_t *)expected, strlen(expected),
+                               &inner);
     if (status != Q3_OK) q3_fail(error, status, "%s: metadata: %.400s", b->name, inner.text);
     else status = compare_keys(b->name, &ours, &theirs, error);
     free(expected);
@@ -65,8 +73,9 @@ static q3_status read_dtype(backend *b, const char *text, q3_error *error)
     for (q3_dtype d = Q3_F32; d <= Q3_F16; d++)
         if (strcmp(text, q3_dtype_name(d)) == 0) b->dtype = d;
     if (b->dtype != Q3_AUTO) return Q3_OK;
-    return q3_fail(error, Q3_ERROR_INPUT, "%s: metadata dtype: found %.40s, expected float32, bfloat16 or float16",
-                b->name, text);
+    return q3_fail(error, Q3_ERROR_INPUT,
+                   "%s: metadata dtype: found %.40s, expected float32, bfloat16 or float16",
+                   b->name, text);
 }
 
 static const q3_entry *find_entry(const backend *b, const char *name)
@@ -76,8 +85,10 @@ static const q3_entry *find_entry(const backend *b, const char *name)
     return NULL;
 }
 
-/* Integers, one a token: [T], or with axes of 1 too. Their number must be that of what was read before. */
-static q3_status open_integers(backend *b, const char *name, const q3_entry **entry, q3_error *error)
+/* Integers, one a token: [T], or with axes of 1 too. Their number must be that of what was read
+ * before. */
+static q3_status open_integers(backend *b, const char *name, const q3_entry **entry,
+                               q3_error *error)
 {
     const q3_entry *e = *entry = find_entry(b, name);
     uint64_t count = 1, longest = 1;
@@ -87,8 +98,9 @@ static q3_status open_integers(backend *b, const char *name, const q3_entry **en
         longest = e->shape[i] > longest ? e->shape[i] : longest;
     }
     if (e->rank == 0 || count != longest || (e->dtype != Q3_I64 && e->dtype != Q3_I32))
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found another shape or no integers, expected integers [T]",
-                    b->name, name);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%s: %s: found another shape or no integers, expected integers [T]", b->name,
+                       name);
     if (count > Q3_MAX_POSITIONS || (b->T != 0 && count != b->T))
         return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found %llu, expected %zu%s", b->name, name,
                     (unsigned long long)count, b->T != 0 ? b->T : Q3_MAX_POSITIONS,
@@ -108,8 +120,9 @@ static q3_status read_ids(backend *b, q3_error *error)
         int64_t id;
         q3_entry_integers(&id, entry, t, 1);
         if (id < 0 || (uint64_t)id >= b->config->vocab_size)
-            return q3_fail(error, Q3_ERROR_INPUT, "%s: input_ids: token %zu: found %lld, expected 0 to %zu", b->name,
-                        t, (long long)id, b->config->vocab_size - 1);
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: input_ids: token %zu: found %lld, expected 0 to %zu", b->name, t,
+                           (long long)id, b->config->vocab_size - 1);
         b->ids[t] = (int32_t)id;
     }
     return Q3_OK;
@@ -123,17 +136,21 @@ static q3_status read_positions(backend *b, q3_error *error)
     if (status != Q3_OK || entry == NULL) return status;
     q3_entry_integers(&first, entry, 0, 1);
     if (first < 0 || (uint64_t)first > Q3_MAX_POSITIONS - b->T)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: position_ids: token 0: found %lld, expected 0 to %zu", b->name,
-                    (long long)first, Q3_MAX_POSITIONS - b->T);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%s: position_ids: token 0: found %lld, expected 0 to %zu", b->name,
+                       (long long)first, Q3_MAX_POSITIONS - b->T);
     for (size_t t = 1; t < b->T; t++) {
         q3_entry_integers(&position, entry, t, 1);
         if (position != first + (int64_t)t)
-            return q3_fail(error, Q3_ERROR_INPUT, "%s: position_ids: token %zu: found %lld, expected %lld", b->name,
-                        t, (long long)position, (long long)first + (long long)t);
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: position_ids: token %zu: found %lld, expected %lld", b->name, t,
+                           (long long)position, (long long)first + (long long)t);
     }
     if (b->has_start && b->start != (size_t)first)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: position_ids: token 0: found %lld, expected %zu as metadata's"
-                    " start", b->name, (long long)first, b->start);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%s: position_ids: token 0: found %lld, expected %zu as metadata's"
+                       " start",
+                       b->name, (long long)first, b->start);
     b->start = (size_t)first;
     b->has_start = true;
     return Q3_OK;
@@ -146,18 +163,21 @@ static q3_status read_start(backend *b, const char *text, q3_error *error)
     for (size_t i = 0; i < digits && b->start < Q3_MAX_POSITIONS; i++)
         b->start = b->start * 10 + (size_t)(text[i] - '0');
     if (digits == 0 || text[digits] != 0 || b->start >= Q3_MAX_POSITIONS)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: metadata start: found %.40s, expected 0 to %zu", b->name, text,
-                    Q3_MAX_POSITIONS - 1);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: metadata start: found %.40s, expected 0 to %zu",
+                       b->name, text, Q3_MAX_POSITIONS - 1);
     b->has_start = true;
     return Q3_OK;
 }
 
-/* ==== Names ================================================================================== */
+/* ==== Names =================================================================================== */
 
-/* Bytes of a tensor's elements; false if its dtype is none of a file's, or its size does not fit 63 bits. */
+/* Bytes of a tensor's elements; false if its dtype is none of a file's, or its size does not fit 63
+ * bits. */
 static bool entry_size(const q3_entry *e, uint64_t *bytes)
 {
-    uint64_t n = e->dtype == Q3_F64 || e->dtype == Q3_I64 ? 8 : e->dtype == Q3_F32 || e->dtype == Q3_I32 ? 4 : 2;
+    uint64_t n = e->dtype == Q3_F64 || e->dtype == Q3_I64   ? 8
+                 : e->dtype == Q3_F32 || e->dtype == Q3_I32 ? 4
+                                                            : 2;
     if (e->dtype >= Q3_AUTO || e->rank > sizeof e->shape / sizeof e->shape[0]) return false;
     for (size_t i = 0; i < e->rank; i++) {
         if (e->shape[i] != 0 && n > INT64_MAX / e->shape[i]) return false;
@@ -176,7 +196,8 @@ static bool same_values(const q3_entry *a, const q3_entry *b)
 }
 
 /* Gives the entry to the tap, unless a better name has it. */
-static q3_status place(backend *b, const q3_entry *entry, const q3_alias *alias, q3_tap_id id, q3_error *error)
+static q3_status place(backend *b, const q3_entry *entry, const q3_alias *alias, q3_tap_id id,
+                       q3_error *error)
 {
     char tap[Q3_TAP_NAME_SIZE];
     q3_alias other = {Q3_TAP_COUNT, 1, 0, false};
@@ -186,21 +207,24 @@ static q3_status place(backend *b, const q3_entry *entry, const q3_alias *alias,
         tensor->entry = entry;
         return Q3_OK;
     }
-    if (alias->weak != other.weak || (alias->count == other.count && same_values(entry, tensor->entry)))
+    if (alias->weak != other.weak ||
+        (alias->count == other.count && same_values(entry, tensor->entry)))
         return Q3_OK;
     q3_tap_name(tap, id, alias->layer);
-    return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.100s and %.100s, expected one tensor for %s", b->name,
-                tensor->entry->name, entry->name, tap);
+    return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.100s and %.100s, expected one tensor for %s",
+                   b->name, tensor->entry->name, entry->name, tap);
 }
 
-/* vLLM's and SGLang's act_fn, behind a fused gate_up_proj, multiplies too: its output is what down_proj reads. */
+/* vLLM's and SGLang's act_fn, behind a fused gate_up_proj, multiplies too: its output is what
+ * down_proj reads. */
 static void move_products(backend *b)
 {
     for (size_t layer = 0; layer < b->config->num_hidden_layers; layer++) {
         backend_tensor *of = b->tensors + layer * Q3_TAP_COUNT, *act = &of[Q3_TAP_DENSE_ACT_FN];
         const q3_entry *gate = of[Q3_TAP_DENSE_GATE_PROJ].entry;
         q3_alias alias;
-        if (act->entry == NULL || gate == NULL || !q3_tap_alias(&alias, b->config, gate->name) || alias.count != 2)
+        if (act->entry == NULL || gate == NULL || !q3_tap_alias(&alias, b->config, gate->name) ||
+            alias.count != 2)
             continue;
         if (of[Q3_TAP_DENSE_DOWN_PROJ_INPUT].entry == NULL) of[Q3_TAP_DENSE_DOWN_PROJ_INPUT] = *act;
         act->entry = NULL;
@@ -211,11 +235,13 @@ static q3_status find_taps(backend *b, q3_error *error)
 {
     size_t L = b->config->num_hidden_layers;
     b->tensors = calloc(L * Q3_TAP_COUNT, sizeof *b->tensors);
-    if (b->tensors == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for the names of %zu layers", L);
+    if (b->tensors == NULL)
+        return q3_fail(error, Q3_ERROR_MEMORY, "no memory for the names of %zu layers", L);
     for (size_t i = 0; i < b->count; i++) {
         const q3_entry *entry = &b->entries[i];
         q3_alias alias;
-        if (strcmp(entry->name, "input_ids") == 0 || strcmp(entry->name, "position_ids") == 0) continue;
+        if (strcmp(entry->name, "input_ids") == 0 || strcmp(entry->name, "position_ids") == 0)
+            continue;
         if (!q3_tap_alias(&alias, b->config, entry->name) ||
             !q3_tap_exists(b->config, 0, L, alias.id, alias.layer)) {
             if (b->unknown++ == 0) b->unknown_name = entry->name;
@@ -230,13 +256,14 @@ static q3_status find_taps(backend *b, q3_error *error)
     return Q3_OK;
 }
 
-/* ==== What is given ============================================================================= */
+/* ==== What is given =========================================================================== */
 
 q3_status q3_backend_init(backend *b, const q3_config *config, const char *name, q3_error *error)
 {
     *b = (backend){.name = name, .config = config, .dtype = Q3_AUTO};
     if (config->num_hidden_layers > 0) return Q3_OK;
-    return q3_fail(error, Q3_ERROR_INPUT, "config.json: num_hidden_layers: found 0, expected layers to check");
+    return q3_fail(error, Q3_ERROR_INPUT,
+                   "config.json: num_hidden_layers: found 0, expected layers to check");
 }
 
 void q3_backend_close(backend *b)
@@ -253,7 +280,8 @@ static q3_status reserve(backend *b, size_t more, q3_error *error)
     if (b->count + more <= b->room) return Q3_OK;
     size_t room = 2 * b->room + more;
     q3_entry *grown = realloc(b->entries, room * sizeof *grown);
-    if (grown == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for %zu tensors", b->name, room);
+    if (grown == NULL)
+        return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for %zu tensors", b->name, room);
     b->entries = grown;
     b->room = room;
     return Q3_OK;
@@ -273,7 +301,8 @@ q3_status q3_backend_add_file(backend *b, const char *path, q3_error *error)
     if (status == Q3_OK) status = read_dtype(b, q3_tensors_metadata(b->file, "dtype"), error);
     if (status == Q3_OK) status = read_start(b, q3_tensors_metadata(b->file, "start"), error);
     if (status == Q3_OK) status = reserve(b, count, error);
-    for (size_t i = 0; i < count && status == Q3_OK; i++) b->entries[b->count++] = *q3_tensors_at(b->file, i);
+    for (size_t i = 0; i < count && status == Q3_OK; i++)
+        b->entries[b->count++] = *q3_tensors_at(b->file, i);
     return status;
 }
 
@@ -281,15 +310,19 @@ q3_status q3_backend_add_tensor(backend *b, const q3_entry *entry, q3_error *err
 {
     uint64_t bytes = 0;
     if (entry->name == NULL || entry->name[0] == 0)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: found a tensor without a name, expected one", b->name);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: found a tensor without a name, expected one",
+                       b->name);
     if (!entry_size(entry, &bytes) || bytes > SIZE_MAX)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %.100s: found another dtype or too large a shape, expected a "
-                       "tensor that lies in memory", b->name, entry->name);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%s: %.100s: found another dtype or too large a shape, expected a "
+                       "tensor that lies in memory",
+                       b->name, entry->name);
     if (entry->data == NULL && bytes > 0)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %.100s: found no data, expected %llu bytes", b->name, entry->name,
-                       (unsigned long long)bytes);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: %.100s: found no data, expected %llu bytes",
+                       b->name, entry->name, (unsigned long long)bytes);
     if (find_entry(b, entry->name) != NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %.100s: found it twice, expected it once", b->name, entry->name);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: %.100s: found it twice, expected it once",
+                       b->name, entry->name);
     q3_status status = reserve(b, 1, error);
     if (status == Q3_OK) b->entries[b->count++] = *entry;
     return status;

@@ -1,35 +1,38 @@
-/* backend.h - the other implementation's tensors: whose names, which layout, which run. Private to judge/.
+/* backend.h - the other implementation's tensors: whose names, which layout, which run.
+ * Private to judge/.
  *
- * aliases.c   what other systems call the taps
- * backend.c   which tensors are given, and of which run
- * layout.c    how each of them lies
+ *   aliases.c   what other systems call the taps
+ *   backend.c   which tensors are given, and of which run
+ *   layout.c    how each of them lies
  *
- * All tensors here are float and lie token by token: [T, row], where a row is what one token has, its
- * axes in the order of the tap's shape (scores and probs: [T,H,S], S = T). Expert ids are floats too. */
+ * All tensors here are float and lie token by token: [T, row], where a row is what one token has,
+ * its axes in the order of the tap's shape (scores and probs: [T,H,S], S = T). Expert ids are
+ * floats too. */
 #ifndef Q3_JUDGE_BACKEND_H
 #define Q3_JUDGE_BACKEND_H
 
 #include "host/files.h"
 #include "judge/judge.h"
 
-/* ==== Names (aliases.c) ====================================================================== */
+/* ==== Names (aliases.c) ======================================================================= */
 
 /* A name of another system (aliases.c lists them), or ours. */
 typedef struct q3_alias {
     q3_tap_id id;
-    size_t count; /* taps id, id + 1, ... lie one behind the other along the last axis; 1 but for fused tensors */
+    size_t count; /* taps id, id + 1, ... lie one behind the other along the last axis; 1 but for
+                   * fused tensors */
     size_t layer;
     bool weak;    /* the tap's own name, if it is there too, is to be preferred */
 } q3_alias;
 
-/* Which tap a name means. False if none is known, or if it depends on the model and config is NULL. The tap
- * need not exist in the model. */
+/* Which tap a name means. False if none is known, or if it depends on the model and config is NULL.
+ * The tap need not exist in the model. */
 bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name);
 
-/* ==== The other implementation's file (backend.c) ============================================ */
+/* ==== The other implementation's file (backend.c) ============================================= */
 
-/* Where a tap's row lies. Element (j, k) of token t's row is element
- * offset + (t - first) * token + j * stride[0] + k * stride[1] of the entry; rows with one axis have j = 0. */
+/* Where a tap's row lies. Element (j, k) of token t's row is element offset + (t - first) * token +
+ * j * stride[0] + k * stride[1] of the entry; rows with one axis have j = 0. */
 typedef struct backend_layout {
     uint64_t offset, token, stride[2];
 } backend_layout;
@@ -38,7 +41,7 @@ typedef struct backend_layout {
 typedef struct backend_tensor {
     const q3_entry *entry;   /* entry->name: what the file calls it; NULL: the tap is not given */
     size_t first;            /* tokens [first, T) are given: some keep only the last rows */
-    size_t layouts;          /* 0: the shape is wrong, note says "found [5,7], expected [6,7]"; 2: two
+    size_t layouts; /* 0: the shape is wrong, note says "found [5,7], expected [6,7]"; 2: two
                                 readings fit (T = H, say), and the closer one is to be taken */
     backend_layout layout[2];
     bool merged;             /* experts' rows [T*A,n]: token by token, or expert by expert */
@@ -56,7 +59,8 @@ typedef struct backend {
     int32_t *ids;            /* [T], owned; NULL: no input_ids */
     size_t start;            /* of position_ids, else metadata's, else 0 */
     bool has_start;          /* it is said where the run starts */
-    backend_tensor *tensors; /* [L * Q3_TAP_COUNT], owned; a tap outside the layers stands at layer 0 */
+    backend_tensor *tensors; /* [L * Q3_TAP_COUNT], owned; a tap outside the layers stands at
+                              * layer 0 */
     size_t unknown;          /* tensors that are no tap; the first one's name */
     const char *unknown_name;
 } backend;
@@ -64,29 +68,32 @@ typedef struct backend {
 /* Nothing is given yet. name and config must outlive b. Error: a model without layers. */
 q3_status q3_backend_init(backend *b, const q3_config *config, const char *name, q3_error *error);
 void q3_backend_close(backend *b); /* {0} is allowed */
-/* Adds a file's tensors. Errors: metadata config that differs from the model's (names the key), a dtype or start in
- * metadata that is none, a second file. */
+/* Adds a file's tensors. Errors: metadata config that differs from the model's (names the key), a
+ * dtype or start in metadata that is none, a second file. */
 q3_status q3_backend_add_file(backend *b, const char *path, q3_error *error);
 /* Adds a tensor in memory; name and data must outlive b. Errors: a name that was given, no data. */
 q3_status q3_backend_add_tensor(backend *b, const q3_entry *entry, q3_error *error);
-/* When all is given: reads ids and positions, finds the taps under all known names. Errors: positions that are not
- * consecutive, ids that are no integers or not in the vocabulary, two tensors that are the same tap. */
+/* When all is given: reads ids and positions, finds the taps under all known names. Errors:
+ * positions that are not consecutive, ids that are no integers or not in the vocabulary, two
+ * tensors that are the same tap. */
 q3_status q3_backend_read(backend *b, q3_error *error);
-/* T is known (b->T, or what check was told): fills first, layouts, layout and note of every tensor. */
+/* T is known (b->T, or what check was told): fills first, layouts, layout and note of every
+ * tensor. */
 q3_status q3_backend_bind(backend *b, size_t T, q3_error *error);
 /* NULL if the tap is not given. */
 const backend_tensor *q3_backend_find(const backend *b, q3_tap_id id, size_t layer);
-/* Token t's row, t >= first. F64 is rounded to float32; integers become floats (ids beyond 2^24 lose
- * bits, which no valid id has). */
-void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id, size_t layout,
-                 size_t t);
+/* Token t's row, t >= first. F64 is rounded to float32; integers become floats (ids beyond 2^24
+ * lose bits, which no valid id has). */
+void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id,
+                    size_t layout, size_t t);
 /* Which of two readings is closer to ours[T,row]. scratch: a row. */
-size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *tensor, q3_tap_id id,
-                        const float *ours);
-/* Experts' rows [T*A,n] may lie expert by expert, those of one in any order: so a hook sees them in Hugging Face 5's
- * grouped_mm, which is its default. They are read so if, each row taken for the nearest of its expert's (choice[T,A]
- * has the experts), they are far closer (256 times) to ours[T,row] than as token by token: *sorted[T,row] is then
- * new memory, else NULL. False: no memory. */
+size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *tensor,
+                        q3_tap_id id, const float *ours);
+/* Experts' rows [T*A,n] may lie expert by expert, those of one in any order: so a hook sees them in
+ * Hugging Face 5's grouped_mm, which is its default. They are read so if, each row taken for the
+ * nearest of its expert's (choice[T,A] has the experts), they are far closer (256 times) to
+ * ours[T,row] than as token by token: *sorted[T,row] is then new memory, else NULL. False: no
+ * memory. */
 bool q3_read_by_expert(float **sorted, const backend *b, const backend_tensor *tensor, q3_tap_id id,
                        const float *choice, const float *ours);
 /* "[5,7]", cut off if it is too long. */

@@ -1,12 +1,14 @@
-/* bounds.c - what honest arithmetic may make of each element, derived from the operator, the sizes, the data
- * and D. MODEL.md section 12 has the derivations; the same symbols are used here.
+/* bounds.c - what honest arithmetic may make of each element, derived from the operator, the sizes,
+ * the data and D. MODEL.md section 12 has the derivations; the same symbols are used here.
  *
  * u = 2^-24, n the length of a sum, S = sum |w||x|, ulp that of D at the element.
- *   noise   float32 sums in any order: (2 + 4 sqrt n) u S, four standard deviations of a random walk
- *   slack   Hugging Face rounds to D wherever it stores a tensor; a fused kernel may leave such a rounding out,
- *           or keep the value of its input before that was rounded
- *   var     variances of inputs that were not given, through the operator's derivative: what is independent from
- *           element to element as a sum of squares, and once more as if it were one common factor */
+ *   noise   float32 sums in any order: (2 + 4 sqrt n) u S, four standard deviations of a random
+ *           walk
+ *   slack   Hugging Face rounds to D wherever it stores a tensor; a fused kernel may leave such a
+ *           rounding out, or keep the value of its input before that was rounded
+ *   var     variances of inputs that were not given, through the operator's derivative: what is
+ *           independent from element to element as a sum of squares, and once more as if it were
+ *           one common factor */
 #include "judge/graph.h"
 #include "judge/walk.h"
 
@@ -29,7 +31,7 @@ static double sum_noise(size_t n)
     return (2 + 4 * q3_sqrt((double)n)) * U;
 }
 
-/* ==== Sums ===================================================================================== */
+/* ==== Sums ==================================================================================== */
 
 /* What a sum of n products gathers. */
 typedef struct sum {
@@ -49,8 +51,8 @@ static void add_product(sum *s, double w, double x, double x_var)
     s->along += x * x * x_var;
 }
 
-/* Where --accumulate is declared, both operands and the result are rounded (or cut off) to its unit: independent
- * errors of the products, and a common one of the cut and of the result. */
+/* Where --accumulate is declared, both operands and the result are rounded (or cut off) to its
+ * unit: independent errors of the products, and a common one of the cut and of the result. */
 static double operand_noise(const walk *w, const sum *s, double y)
 {
     if (w->operand == 0) return 0;
@@ -80,19 +82,21 @@ static void bound_linear(row_bound *b, walk *w, const float *y, const float *x, 
         sum s = {0, 0, 0, 0, 0};
         float add = 0.0f;
         q3_widen(w->weight_row, weight, o * K, K, w->dtype);
-        for (size_t k = 0; k < K; k++) add_product(&s, (double)w->weight_row[k], (double)x[k], x_var[k]);
+        for (size_t k = 0; k < K; k++)
+            add_product(&s, (double)w->weight_row[k], (double)x[k], x_var[k]);
         if (bias.data != NULL) q3_widen(&add, bias, o, 1, w->dtype);
         s.size += size_of((double)add);
         bound_sum(b, w, o, &s, noise, (double)y[o]);
     }
 }
 
-/* ==== Norms ==================================================================================== */
+/* ==== Norms =================================================================================== */
 
-/* One row: y = weight D(x r), r = 1 / sqrt(mean(x^2) + eps). Three roundings: the input's (a fused residual sum),
- * the inner one and the last. A relative error of the sum of squares halves under the root. */
-static void bound_norm(row_bound *b, walk *w, const float *y, const float *x, const double *x_var, q3_tensor weight,
-                       size_t n)
+/* One row: y = weight D(x r), r = 1 / sqrt(mean(x^2) + eps). Three roundings: the input's (a fused
+ * residual sum), the inner one and the last. A relative error of the sum of squares halves under
+ * the root. */
+static void bound_norm(row_bound *b, walk *w, const float *y, const float *x, const double *x_var,
+                       q3_tensor weight, size_t n)
 {
     double square = 0, spread = 0, eps = (double)(float)w->config->rms_norm_eps;
     for (size_t i = 0; i < n; i++) {
@@ -101,7 +105,8 @@ static void bound_norm(row_bound *b, walk *w, const float *y, const float *x, co
         spread += v * v * x_var[i];
     }
     double mean = square / (double)n + eps, r = mean > 0 ? 1 / q3_sqrt(mean) : 0;
-    double noise = sum_noise(n), common = mean > 0 ? spread / ((double)n * mean) / ((double)n * mean) : 0;
+    double noise = sum_noise(n),
+           common = mean > 0 ? spread / ((double)n * mean) / ((double)n * mean) : 0;
     q3_widen(w->weight_row, weight, 0, n, w->dtype);
     for (size_t i = 0; i < n; i++) {
         double own = (double)w->weight_row[i] * r;
@@ -111,10 +116,11 @@ static void bound_norm(row_bound *b, walk *w, const float *y, const float *x, co
     }
 }
 
-/* ==== Rotary embedding ========================================================================= */
+/* ==== Rotary embedding ======================================================================== */
 
-/* cos and sin times attention_scaling. The angle's error, in u of the angle: 4 for a power in float32, and 2 for
- * each of the j multiplications by which some make the j-th frequency from the first. */
+/* cos and sin times attention_scaling. The angle's error, in u of the angle: 4 for a power in
+ * float32, and 2 for each of the j multiplications by which some make the j-th frequency from the
+ * first. */
 static void bound_table(row_bound *b, const walk *w, size_t t, const float *y, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -127,8 +133,8 @@ static void bound_table(row_bound *b, const walk *w, size_t t, const float *y, s
 }
 
 /* y = D(D(x cos) + D(rotate_half(x) sin)); heads rows of hd. */
-static void bound_rope(row_bound *b, const walk *w, size_t t, const float *y, const float *x, const double *x_var,
-                       size_t n)
+static void bound_rope(row_bound *b, const walk *w, size_t t, const float *y, const float *x,
+                       const double *x_var, size_t n)
 {
     size_t hd = w->config->head_dim;
     const float *cos = w->tap[Q3_TAP_COS] + t * hd, *sin = w->tap[Q3_TAP_SIN] + t * hd;
@@ -136,13 +142,15 @@ static void bound_rope(row_bound *b, const walk *w, size_t t, const float *y, co
     for (size_t i = 0; i < n; i++) {
         size_t d = i % hd, other = d < hd / 2 ? i + hd / 2 : i - hd / 2;
         double c = (double)cos[d], s = (double)sin[d], a = (double)x[i], r = (double)x[other];
-        b->slack[i] = q3_ulp((double)y[i], w->dtype) + q3_ulp(a * c, w->dtype) / 2 + q3_ulp(r * s, w->dtype) / 2;
+        b->slack[i] = q3_ulp((double)y[i], w->dtype) + q3_ulp(a * c, w->dtype) / 2 +
+                      q3_ulp(r * s, w->dtype) / 2;
         b->noise[i] = 0;
-        b->var[i] = c * c * x_var[i] + s * s * x_var[other] + a * a * cos_var[d] + r * r * sin_var[d];
+        b->var[i] = c * c * x_var[i] + s * s * x_var[other] + a * a * cos_var[d] +
+                    r * r * sin_var[d];
     }
 }
 
-/* ==== Attention ================================================================================ */
+/* ==== Attention =============================================================================== */
 
 /* One token's scores [H,T]. */
 static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
@@ -175,10 +183,11 @@ static double grown(double var)
     return sd > 0 ? (q3_exp(sd) - 1) / Q3_SIGMAS : 0;
 }
 
-/* A softmax's element: p = exp(s - max) / sum. s - max is rounded to float32; exp, sum and quotient err by a few u.
- * var: of s; common: sum p^2 var over the row. dp = p ((1 - p) ds - sum of the other p ds). */
-static void bound_softmax(row_bound *b, size_t i, double p, double below_max, size_t n, double var, double common,
-                          double ulp)
+/* A softmax's element: p = exp(s - max) / sum. s - max is rounded to float32; exp, sum and quotient
+ * err by a few u. var: of s; common: sum p^2 var over the row. dp = p ((1 - p) ds - sum of the
+ * other p ds). */
+static void bound_softmax(row_bound *b, size_t i, double p, double below_max, size_t n, double var,
+                          double common, double ulp)
 {
     double spread = (1 - 2 * p) * var + common, sd = p * grown(spread > 0 ? spread : 0);
     b->slack[i] = ulp;
@@ -201,14 +210,15 @@ static void bound_probs(row_bound *b, const walk *w, size_t t, const float *y)
         }
         for (size_t s = low; s <= t; s++) {
             double p = (double)y[h * T + s];
-            bound_softmax(b, h * T + s, p, max - (double)scores[s], t + 1 - low, var[s], common, q3_ulp(p, w->dtype));
+            bound_softmax(b, h * T + s, p, max - (double)scores[s], t + 1 - low, var[s], common,
+                          q3_ulp(p, w->dtype));
         }
     }
 }
 
-/* y = sum p v. Errors of the scores pull y towards v: dy = sum p ds (v - y); those of the probs themselves add up.
- * The sum runs over the keys block by block where it is fused, so that with --accumulate the partial sums are
- * rounded too: a random walk of n of them. */
+/* y = sum p v. Errors of the scores pull y towards v: dy = sum p ds (v - y); those of the probs
+ * themselves add up. The sum runs over the keys block by block where it is fused, so that with
+ * --accumulate the partial sums are rounded too: a random walk of n of them. */
 void q3_bound_values(walk *w, size_t t)
 {
     const q3_config *c = w->config;
@@ -231,7 +241,8 @@ void q3_bound_values(walk *w, size_t t)
             for (size_t s = low; s <= t; s++) {
                 if (w->scores_var[h * T + s] == 0) continue;
                 double x = (double)v[(s * K + h / (H / K)) * hd + d];
-                double pull = (double)w->probs[h * T + s] * grown(w->scores_var[h * T + s]) * (x - y);
+                double pull = (double)w->probs[h * T + s] * grown(w->scores_var[h * T + s]) *
+                              (x - y);
                 var += pull * pull;
             }
             size_t i = (t * H + h) * hd + d;
@@ -250,7 +261,7 @@ static void bound_attention(row_bound *b, const walk *w, size_t t, const float *
     }
 }
 
-/* ==== Router =================================================================================== */
+/* ==== Router ================================================================================== */
 
 static void bound_router(row_bound *b, const walk *w, size_t t, const float *y, size_t E)
 {
@@ -262,14 +273,16 @@ static void bound_router(row_bound *b, const walk *w, size_t t, const float *y, 
         common += (double)y[e] * (double)y[e] * var[e];
     }
     for (size_t e = 0; e < E; e++)
-        bound_softmax(b, e, (double)y[e], max - (double)logits[e], E, var[e], common, q3_ulp((double)y[e], Q3_F32));
+        bound_softmax(b, e, (double)y[e], max - (double)logits[e], E, var[e], common,
+                      q3_ulp((double)y[e], Q3_F32));
 }
 
 /* w_a = p_a / sum p of the chosen. */
 static void bound_weights(row_bound *b, const walk *w, size_t t, const float *y, size_t A)
 {
     size_t E = w->config->num_experts;
-    const float *ids = w->tap[Q3_TAP_TOPK_INDICES] + t * A, *probs = w->tap[Q3_TAP_ROUTER_PROBS] + t * E;
+    const float *ids = w->tap[Q3_TAP_TOPK_INDICES] + t * A,
+                *probs = w->tap[Q3_TAP_ROUTER_PROBS] + t * E;
     const double *var = w->var[Q3_TAP_ROUTER_PROBS] + t * E;
     double mass = 0, spread = 0;
     for (size_t a = 0; a < A; a++) {
@@ -285,14 +298,15 @@ static void bound_weights(row_bound *b, const walk *w, size_t t, const float *y,
     }
 }
 
-/* ==== MLP ====================================================================================== */
+/* ==== MLP ===================================================================================== */
 
 static double sigmoid(double x)
 {
     return 1 / (1 + q3_exp(-x));
 }
 
-static void bound_silu(row_bound *b, const walk *w, const float *y, const float *x, const double *x_var, size_t n)
+static void bound_silu(row_bound *b, const walk *w, const float *y, const float *x,
+                       const double *x_var, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         double v = (double)x[i], s = sigmoid(v), slope = s * (1 + v * (1 - s));
@@ -304,8 +318,8 @@ static void bound_silu(row_bound *b, const walk *w, const float *y, const float 
 }
 
 /* act * up, where act may not have been rounded. */
-static void bound_product(row_bound *b, const walk *w, const float *y, const float *act, const double *act_var,
-                          const float *up, const double *up_var, size_t n)
+static void bound_product(row_bound *b, const walk *w, const float *y, const float *act,
+                          const double *act_var, const float *up, const double *up_var, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         double a = (double)act[i], v = (double)up[i];
@@ -322,22 +336,26 @@ static void bound_experts(row_bound *b, walk *w, const q3_node *node, size_t t, 
     const q3_tensor none = {NULL, Q3_F32};
     q3_tap_id input = node->from[0];
     size_t A = c->num_experts_per_tok, N = q3_tap_row_size(c, node->id, w->T) / A, shape[3];
-    size_t rank = q3_tap_shape(shape, c, input, w->T), K = shape[rank - 1], row = q3_tap_row_size(c, input, w->T);
-    bool by_slot = rank == 3; /* down_proj reads the slot's own row, gate_proj and up_proj the token's */
+    size_t rank = q3_tap_shape(shape, c, input, w->T), K = shape[rank - 1],
+           row = q3_tap_row_size(c, input, w->T);
+    bool by_slot = rank == 3; /* down_proj reads the slot's own row, gate_proj and up_proj the
+                               * token's */
     for (size_t a = 0; a < A; a++) {
-        size_t expert = (size_t)w->tap[Q3_TAP_TOPK_INDICES][t * A + a], at = t * row + (by_slot ? a * K : 0);
+        size_t expert = (size_t)w->tap[Q3_TAP_TOPK_INDICES][t * A + a],
+               at = t * row + (by_slot ? a * K : 0);
         row_bound part = {b->slack + a * N, b->noise + a * N, b->var + a * N, 1, 1};
         bound_linear(&part, w, y + a * N, w->tap[input] + at, w->var[input] + at,
                      q3_graph_weight(node, w->weights, w->layer, expert), none, N, K);
     }
 }
 
-/* The weighted sum over the slots: each product and each partial sum may be rounded to D, in any order, so that a
- * partial sum may be as large as the sum of all sizes; or none is but the last. */
+/* The weighted sum over the slots: each product and each partial sum may be rounded to D, in any
+ * order, so that a partial sum may be as large as the sum of all sizes; or none is but the last. */
 static void bound_combine(row_bound *b, const walk *w, size_t t, const float *y)
 {
     size_t A = w->config->num_experts_per_tok, M = w->config->hidden_size;
-    const float *weights = w->tap[Q3_TAP_TOPK_WEIGHTS] + t * A, *down = w->tap[Q3_TAP_EXPERTS_DOWN_PROJ] + t * A * M;
+    const float *weights = w->tap[Q3_TAP_TOPK_WEIGHTS] + t * A,
+                *down = w->tap[Q3_TAP_EXPERTS_DOWN_PROJ] + t * A * M;
     const double *weights_var = w->var[Q3_TAP_TOPK_WEIGHTS] + t * A;
     const double *down_var = w->var[Q3_TAP_EXPERTS_DOWN_PROJ] + t * A * M;
     for (size_t i = 0; i < M; i++) {
@@ -355,8 +373,8 @@ static void bound_combine(row_bound *b, const walk *w, size_t t, const float *y)
 }
 
 /* y = a + branch, where the branch may not have been rounded. */
-static void bound_residual(row_bound *b, const walk *w, const float *y, const double *a_var, const float *branch,
-                           const double *branch_var, size_t n)
+static void bound_residual(row_bound *b, const walk *w, const float *y, const double *a_var,
+                           const float *branch, const double *branch_var, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         b->slack[i] = q3_ulp((double)y[i], w->dtype) + q3_ulp((double)branch[i], w->dtype) / 2;
@@ -365,7 +383,7 @@ static void bound_residual(row_bound *b, const walk *w, const float *y, const do
     }
 }
 
-/* ==== Every tap ================================================================================= */
+/* ==== Every tap =============================================================================== */
 
 static void bound_nothing(row_bound *b, size_t n)
 {
@@ -392,7 +410,8 @@ static operand row_of_tap(const walk *w, q3_tap_id id, size_t t)
 }
 
 /* Whole rows, or head by head. */
-static void bound_norms(row_bound *b, walk *w, const q3_node *node, const float *y, const operand *in)
+static void bound_norms(row_bound *b, walk *w, const q3_node *node, const float *y,
+                        const operand *in)
 {
     size_t width = node->op == Q3_OP_HEAD_NORM ? w->config->head_dim : in->n;
     q3_tensor weight = q3_graph_weight(node, w->weights, w->layer, 0);
@@ -411,7 +430,8 @@ void q3_bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *y,
     b->roundings = (double)node->roundings;
     bool by_row = node->op != Q3_OP_SCORES && node->op != Q3_OP_PROBS && node->op != Q3_OP_VALUES;
     if (node->stream) in[count++] = row_of_stream(w, t);
-    for (size_t k = 0; k < node->count && by_row; k++) in[count++] = row_of_tap(w, node->from[k], t);
+    for (size_t k = 0; k < node->count && by_row; k++)
+        in[count++] = row_of_tap(w, node->from[k], t);
     switch (node->op) {
     case Q3_OP_EMBEDDING: case Q3_OP_TOPK: bound_nothing(b, n); break;
     case Q3_OP_TABLE: bound_table(b, w, t, y, n); break;

@@ -1,4 +1,5 @@
-/* diff.c - the figures for two files of tensors: the report of a judge without a model, so without bounds. */
+/* diff.c - the figures for two files of tensors: the report of a judge without a model, so without
+ * bounds. */
 #include "host/files.h"
 #include "host/taps.h"
 #include "judge/report.h"
@@ -54,8 +55,8 @@ static void side_close(side *s)
     free(s->paired);
 }
 
-/* The tensor of b that is a's number i: of the same name, else of the same tap under a name that a does not
- * have. SIZE_MAX: none. */
+/* The tensor of b that is a's number i: of the same name, else of the same tap under a name that a
+ * does not have. SIZE_MAX: none. */
 static size_t partner(const side *a, size_t i, const side *b)
 {
     const char *name = q3_tensors_at(a->file, i)->name;
@@ -68,7 +69,7 @@ static size_t partner(const side *a, size_t i, const side *b)
     return SIZE_MAX;
 }
 
-/* ==== Values ================================================================================= */
+/* ==== Values ================================================================================== */
 
 static bool is_integer(const q3_entry *e)
 {
@@ -109,7 +110,7 @@ static bool equal_at(const q3_entry *a, const q3_entry *b, uint64_t index)
     return x == y || (x != x && y != y);
 }
 
-/* ==== One tensor ============================================================================= */
+/* ==== One tensor ============================================================================== */
 
 /* Axes of 1 left out; more than three are joined at the end. Returns the rank, at least 1. */
 static size_t plain_shape(uint64_t shape[8], const q3_entry *e)
@@ -149,20 +150,22 @@ static axes axes_of(q3_finding *f, const uint64_t *shape, size_t rank, const q3_
     x.line = x.channels;
     x.token = (uint64_t)x.outer * x.channels;
     if (square) { /* [H,T,S]: the tokens are the second axis */
-        x = (axes){f->shape[1], f->shape[0], f->shape[2], f->shape[2], (uint64_t)f->shape[1] * f->shape[2]};
+        x = (axes){f->shape[1], f->shape[0], f->shape[2], f->shape[2],
+                   (uint64_t)f->shape[1] * f->shape[2]};
         f->shape[0] = x.T;
         f->shape[1] = x.outer;
     }
     return x;
 }
 
-/* What only exact values can say: how many differ, zeros of two signs, what is finite here alone, the first. */
+/* What only exact values can say: how many differ, zeros of two signs, what is finite here alone,
+ * the first. */
 typedef struct exact_counts {
     uint64_t differ, zeros, non_finite;
 } exact_counts;
 
-static void count_row(q3_finding *f, exact_counts *n, const q3_entry *a, const q3_entry *b, const axes *x, size_t t,
-                      q3_dtype dtype)
+static void count_row(q3_finding *f, exact_counts *n, const q3_entry *a, const q3_entry *b,
+                      const axes *x, size_t t, q3_dtype dtype)
 {
     for (size_t h = 0; h < x->outer; h++) {
         uint64_t begin = t * x->token + h * x->line;
@@ -180,7 +183,9 @@ static void count_row(q3_finding *f, exact_counts *n, const q3_entry *a, const q
             f->has_bad = true;
             f->bad_ours = ours;
             f->bad_theirs = theirs;
-            f->bad_ulp = error - error == 0 ? error / q3_ulp(y_size > x_size ? y_size : x_size, dtype) : 0x1p100;
+            f->bad_ulp = error - error == 0
+                             ? error / q3_ulp(y_size > x_size ? y_size : x_size, dtype)
+                             : 0x1p100;
         }
     }
 }
@@ -194,8 +199,8 @@ static void read_line(float *line, const q3_entry *e, uint64_t begin, size_t cou
     for (size_t i = 0; i < count; i++) line[i] = (float)value_at(e, begin + i);
 }
 
-static q3_status compare_values(q3_finding *f, const side *a, const q3_entry *ours, const q3_entry *theirs,
-                                const q3_alias *alias, q3_error *error)
+static q3_status compare_values(q3_finding *f, const side *a, const q3_entry *ours,
+                                const q3_entry *theirs, const q3_alias *alias, q3_error *error)
 {
     uint64_t shape[8];
     size_t rank = plain_shape(shape, ours);
@@ -222,17 +227,19 @@ static q3_status compare_values(q3_finding *f, const side *a, const q3_entry *ou
     q3_figures_end(&g);
     free(values);
     f->differ = n.differ;
-    f->verdict = n.non_finite > 0 ? Q3_VERDICT_NON_FINITE : n.differ > 0 ? Q3_VERDICT_DIFFERS : Q3_VERDICT_EXACT;
+    f->verdict = n.non_finite > 0 ? Q3_VERDICT_NON_FINITE
+                 : n.differ > 0   ? Q3_VERDICT_DIFFERS
+                                  : Q3_VERDICT_EXACT;
     if (n.differ > 0)
-        snprintf(f->reason, sizeof f->reason, "%llu of %llu elements differ", (unsigned long long)n.differ,
-                 (unsigned long long)f->elements);
+        snprintf(f->reason, sizeof f->reason, "%llu of %llu elements differ",
+                 (unsigned long long)n.differ, (unsigned long long)f->elements);
     if (n.zeros > 0)
         snprintf(f->note, sizeof f->note, "%llu zeros of the other sign, which are equal",
                  (unsigned long long)n.zeros);
     return Q3_OK;
 }
 
-/* ==== Two files ============================================================================== */
+/* ==== Two files =============================================================================== */
 
 static void name_finding(q3_finding *f, const side *s, size_t i)
 {
@@ -242,9 +249,11 @@ static void name_finding(q3_finding *f, const side *s, size_t i)
     if (q3_tap_find(f->name, &alias.id, &alias.layer)) f->layer = alias.layer;
 }
 
-static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const side *b, size_t k, q3_error *error)
+static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const side *b, size_t k,
+                              q3_error *error)
 {
-    const q3_entry *ours = q3_tensors_at(a->file, i), *theirs = k != SIZE_MAX ? q3_tensors_at(b->file, k) : NULL;
+    const q3_entry *ours = q3_tensors_at(a->file, i),
+                   *theirs = k != SIZE_MAX ? q3_tensors_at(b->file, k) : NULL;
     q3_alias alias = {Q3_TAP_COUNT, 1, 0, false};
     uint64_t shape[2][8];
     char found[64], expected[64];
@@ -257,7 +266,8 @@ static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const sid
     } else {
         size_t rank = plain_shape(shape[0], ours);
         f.given_as = theirs->name;
-        if (rank != plain_shape(shape[1], theirs) || memcmp(shape[0], shape[1], rank * sizeof shape[0][0]) != 0) {
+        if (rank != plain_shape(shape[1], theirs) ||
+            memcmp(shape[0], shape[1], rank * sizeof shape[0][0]) != 0) {
             q3_shape_text(found, theirs->shape, theirs->rank);
             q3_shape_text(expected, ours->shape, ours->rank);
             f.verdict = Q3_VERDICT_SHAPE;
@@ -272,8 +282,9 @@ static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const sid
 }
 
 static q3_status compare_files(q3_text *lines, const side *a, const side *b,
-                               void (*progress)(void *user, const char *what, size_t done, size_t all), void *user,
-                               q3_error *error)
+                               void (*progress)(void *user, const char *what, size_t done,
+                                                size_t all),
+                               void *user, q3_error *error)
 {
     for (size_t i = 0; i < a->count; i++) {
         size_t k = partner(a, i, b);
@@ -295,7 +306,8 @@ static q3_status compare_files(q3_text *lines, const side *a, const side *b,
 }
 
 q3_status q3_diff(q3_report **report, const char *a, const char *b,
-                  void (*progress)(void *user, const char *what, size_t done, size_t all), void *user, q3_error *error)
+                  void (*progress)(void *user, const char *what, size_t done, size_t all),
+                  void *user, q3_error *error)
 {
     side first = {0}, second = {0};
     q3_text lines = {0};
@@ -303,12 +315,14 @@ q3_status q3_diff(q3_report **report, const char *a, const char *b,
     q3_status status = side_open(&first, a, error);
     if (status == Q3_OK) status = side_open(&second, b, error);
     if (status == Q3_OK) {
-        const q3_judged_run run = {.model = a, .file = b, .dtype = Q3_F32, .accumulate = "", .kv = ""};
+        const q3_judged_run run = {
+            .model = a, .file = b, .dtype = Q3_F32, .accumulate = "", .kv = ""};
         q3_report_put_run(&lines, &run);
         status = compare_files(&lines, &first, &second, progress, user, error);
     }
     q3_report_part part = {b, lines.data, lines.size};
-    if (status == Q3_OK && lines.failed) status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", b);
+    if (status == Q3_OK && lines.failed)
+        status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", b);
     if (status == Q3_OK) status = q3_report_read(report, &part, 1, false, error);
     free(lines.data);
     side_close(&first);

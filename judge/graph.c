@@ -9,7 +9,7 @@
 #define NONE Q3_NO_WEIGHT, 0, 0
 
 static const q3_node nodes[] = {
-    /* tap, operator, stream, inputs, weight, own ulps and roundings */
+    /* tap, operator, stream, inputs, weight, own ulps, roundings */
     {Q3_TAP_EMBED_TOKENS, Q3_OP_EMBEDDING, false, 0, {0}, MODEL(embed_tokens), 1, 1},
     {Q3_TAP_COS, Q3_OP_TABLE, false, 0, {0}, NONE, 1, 2},
     {Q3_TAP_SIN, Q3_OP_TABLE, false, 0, {0}, NONE, 1, 2},
@@ -31,22 +31,28 @@ static const q3_node nodes[] = {
     {Q3_TAP_GATE, Q3_OP_LINEAR, false, 1, {Q3_TAP_POST_ATTENTION_LAYERNORM}, LAYER(gate), 1, 1},
     {Q3_TAP_ROUTER_PROBS, Q3_OP_ROUTER, false, 1, {Q3_TAP_GATE}, NONE, 1, 1},
     {Q3_TAP_TOPK_INDICES, Q3_OP_TOPK, false, 1, {Q3_TAP_ROUTER_PROBS}, NONE, 1, 1},
-    {Q3_TAP_TOPK_WEIGHTS, Q3_OP_ROUTER_WEIGHTS, false, 2, {Q3_TAP_ROUTER_PROBS, Q3_TAP_TOPK_INDICES}, NONE, 1, 1},
+    {Q3_TAP_TOPK_WEIGHTS, Q3_OP_ROUTER_WEIGHTS, false, 2,
+     {Q3_TAP_ROUTER_PROBS, Q3_TAP_TOPK_INDICES}, NONE, 1, 1},
     {Q3_TAP_EXPERTS_GATE_PROJ, Q3_OP_EXPERT_LINEAR, false, 2,
      {Q3_TAP_POST_ATTENTION_LAYERNORM, Q3_TAP_TOPK_INDICES}, EXPERT(gate_proj), 1, 1},
     {Q3_TAP_EXPERTS_UP_PROJ, Q3_OP_EXPERT_LINEAR, false, 2,
      {Q3_TAP_POST_ATTENTION_LAYERNORM, Q3_TAP_TOPK_INDICES}, EXPERT(up_proj), 1, 1},
     {Q3_TAP_EXPERTS_ACT_FN, Q3_OP_SILU, false, 1, {Q3_TAP_EXPERTS_GATE_PROJ}, NONE, 1, 1},
-    {Q3_TAP_EXPERTS_DOWN_PROJ_INPUT, Q3_OP_PRODUCT, false, 2, {Q3_TAP_EXPERTS_ACT_FN, Q3_TAP_EXPERTS_UP_PROJ},
-     NONE, 1, 2},
-    {Q3_TAP_EXPERTS_DOWN_PROJ, Q3_OP_EXPERT_LINEAR, false, 2, {Q3_TAP_EXPERTS_DOWN_PROJ_INPUT, Q3_TAP_TOPK_INDICES},
-     EXPERT(down_proj), 1, 1},
-    {Q3_TAP_DENSE_GATE_PROJ, Q3_OP_LINEAR, false, 1, {Q3_TAP_POST_ATTENTION_LAYERNORM}, DENSE(gate_proj), 1, 1},
-    {Q3_TAP_DENSE_UP_PROJ, Q3_OP_LINEAR, false, 1, {Q3_TAP_POST_ATTENTION_LAYERNORM}, DENSE(up_proj), 1, 1},
+    {Q3_TAP_EXPERTS_DOWN_PROJ_INPUT, Q3_OP_PRODUCT, false, 2,
+     {Q3_TAP_EXPERTS_ACT_FN, Q3_TAP_EXPERTS_UP_PROJ}, NONE, 1, 2},
+    {Q3_TAP_EXPERTS_DOWN_PROJ, Q3_OP_EXPERT_LINEAR, false, 2,
+     {Q3_TAP_EXPERTS_DOWN_PROJ_INPUT, Q3_TAP_TOPK_INDICES}, EXPERT(down_proj), 1, 1},
+    {Q3_TAP_DENSE_GATE_PROJ, Q3_OP_LINEAR, false, 1, {Q3_TAP_POST_ATTENTION_LAYERNORM},
+     DENSE(gate_proj), 1, 1},
+    {Q3_TAP_DENSE_UP_PROJ, Q3_OP_LINEAR, false, 1, {Q3_TAP_POST_ATTENTION_LAYERNORM},
+     DENSE(up_proj), 1, 1},
     {Q3_TAP_DENSE_ACT_FN, Q3_OP_SILU, false, 1, {Q3_TAP_DENSE_GATE_PROJ}, NONE, 1, 1},
-    {Q3_TAP_DENSE_DOWN_PROJ_INPUT, Q3_OP_PRODUCT, false, 2, {Q3_TAP_DENSE_ACT_FN, Q3_TAP_DENSE_UP_PROJ}, NONE, 1, 2},
-    {Q3_TAP_MLP, Q3_OP_COMBINE, false, 2, {Q3_TAP_EXPERTS_DOWN_PROJ, Q3_TAP_TOPK_WEIGHTS}, NONE, 1, 1},
-    {Q3_TAP_MLP, Q3_OP_LINEAR, false, 1, {Q3_TAP_DENSE_DOWN_PROJ_INPUT}, DENSE(down_proj), 1, 1}, /* dense layers */
+    {Q3_TAP_DENSE_DOWN_PROJ_INPUT, Q3_OP_PRODUCT, false, 2,
+     {Q3_TAP_DENSE_ACT_FN, Q3_TAP_DENSE_UP_PROJ}, NONE, 1, 2},
+    {Q3_TAP_MLP, Q3_OP_COMBINE, false, 2, {Q3_TAP_EXPERTS_DOWN_PROJ, Q3_TAP_TOPK_WEIGHTS},
+     NONE, 1, 1},
+    {Q3_TAP_MLP, Q3_OP_LINEAR, false, 1, {Q3_TAP_DENSE_DOWN_PROJ_INPUT},
+     DENSE(down_proj), 1, 1}, /* dense layers */
     {Q3_TAP_LAYER, Q3_OP_SUM, false, 2, {Q3_TAP_POST_ATTENTION_INPUT, Q3_TAP_MLP}, NONE, 1, 1},
     {Q3_TAP_NORM, Q3_OP_NORM, true, 0, {0}, MODEL(norm), 3, 2},
     {Q3_TAP_LM_HEAD, Q3_OP_LINEAR, false, 1, {Q3_TAP_NORM}, MODEL(lm_head), 1, 1},
@@ -66,11 +72,13 @@ static q3_tensor tensor_at(const void *home, size_t offset)
     return *(const q3_tensor *)(const void *)((const char *)home + offset);
 }
 
-q3_tensor q3_graph_weight(const q3_node *node, const q3_weights *weights, size_t layer, size_t expert)
+q3_tensor q3_graph_weight(const q3_node *node, const q3_weights *weights, size_t layer,
+                          size_t expert)
 {
     if (node->home == Q3_OF_MODEL) return tensor_at(weights, node->weight);
     if (node->home == Q3_OF_LAYER) return tensor_at(&weights->layers[layer], node->weight);
-    if (node->home == Q3_OF_EXPERT) return tensor_at(&weights->layers[layer].experts[expert], node->weight);
+    if (node->home == Q3_OF_EXPERT)
+        return tensor_at(&weights->layers[layer].experts[expert], node->weight);
     return (q3_tensor){NULL, Q3_F32};
 }
 

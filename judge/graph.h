@@ -1,5 +1,5 @@
-/* graph.h - the model as a graph: what each tap is computed from, by which operator, with which weights. Private to
- * judge/; MODEL.md sections 3 to 8 have the formulas. */
+/* graph.h - the model as a graph: what each tap is computed from, by which operator, with which
+ * weights. Private to judge/; MODEL.md sections 3 to 8 have the formulas. */
 #ifndef Q3_JUDGE_GRAPH_H
 #define Q3_JUDGE_GRAPH_H
 
@@ -31,23 +31,25 @@ typedef enum q3_weight_home { Q3_NO_WEIGHT, Q3_OF_MODEL, Q3_OF_LAYER, Q3_OF_EXPE
 typedef struct q3_node {
     q3_tap_id id;
     q3_operator op;
-    bool stream;           /* reads what the layer (the final norm) starts from: before `from`, where both are */
+    bool stream;           /* reads what the layer (the final norm) starts from: before `from`,
+                            * where both are */
     unsigned char count;   /* of from */
     q3_tap_id from[3];     /* in the order of the operator's arguments */
     q3_weight_home home;
     size_t weight, bias;   /* offsets; bias 0: none */
-    /* Rounding class (MODEL.md section 12): how many ulp of the element itself an honest implementation may differ
-     * by, where roundings stand elsewhere or are left out; and how many roundings lie between the operator's
-     * float32 noise and the stored value. */
+    /* Rounding class (MODEL.md section 12): how many ulp of the element itself an honest
+     * implementation may differ by, where roundings stand elsewhere or are left out; and how many
+     * roundings lie between the operator's float32 noise and the stored value. */
     unsigned char own_ulps, roundings;
 } q3_node;
 
-/* The node that makes a tap in this layer (for a tap outside the layers any number); mlp.output of a dense layer is
- * down_proj's. NULL: the layer has no such tap. */
+/* The node that makes a tap in this layer (for a tap outside the layers any number); mlp.output of
+ * a dense layer is down_proj's. NULL: the layer has no such tap. */
 const q3_node *q3_graph_node(const q3_config *config, q3_tap_id id, size_t layer);
 
 /* The node's weight and bias; data NULL: none. expert: for Q3_OP_EXPERT_LINEAR. */
-q3_tensor q3_graph_weight(const q3_node *node, const q3_weights *weights, size_t layer, size_t expert);
+q3_tensor q3_graph_weight(const q3_node *node, const q3_weights *weights, size_t layer,
+                          size_t expert);
 q3_tensor q3_graph_bias(const q3_node *node, const q3_weights *weights, size_t layer);
 
 #endif

@@ -1,4 +1,5 @@
-/* judge.c - the library's objects: what is given of another implementation's run, and the judgement of it. */
+/* judge.c - the library's objects: what is given of another implementation's run, and the judgement
+ * of it. */
 #include "judge/judge.h"
 
 #include "host/files.h"
@@ -13,15 +14,17 @@ struct q3_judge {
     q3_judge_options options;
     backend b;
     q3_run run;        /* dtype is the caller's to say, when it runs */
-    int32_t *ids;      /* [given] of q3_judge_tokens, owned; NULL: those of the tensor input_ids, if there is one */
+    int32_t *ids;      /* [given] of q3_judge_tokens, owned; NULL: those of the tensor input_ids,
+                        * if there is one */
     size_t given;
     float *hidden;     /* [T,M] what the first layer starts from, owned; NULL: the embedding */
     bool prepared;
 };
 
-/* ==== What is given ============================================================================= */
+/* ==== What is given =========================================================================== */
 
-q3_status q3_judge_open(q3_judge **judge, const q3_config *config, const q3_judge_options *options, q3_error *error)
+q3_status q3_judge_open(q3_judge **judge, const q3_config *config, const q3_judge_options *options,
+                        q3_error *error)
 {
     const q3_judge_options none = {0};
     q3_judge *j = calloc(1, sizeof *j);
@@ -30,11 +33,14 @@ q3_status q3_judge_open(q3_judge **judge, const q3_config *config, const q3_judg
     q3_judge_options *o = &j->options;
     if (o->end_layer == 0) o->end_layer = config->num_hidden_layers;
     q3_status status = q3_backend_init(&j->b, config, o->name != NULL ? o->name : "tensors", error);
-    if (status == Q3_OK && (o->first_layer >= o->end_layer || o->end_layer > config->num_hidden_layers))
-        status = q3_fail(error, Q3_ERROR_INPUT, "layers: found %zu to %zu, expected a range of the model's %zu",
+    if (status == Q3_OK &&
+        (o->first_layer >= o->end_layer || o->end_layer > config->num_hidden_layers))
+        status = q3_fail(error, Q3_ERROR_INPUT,
+                         "layers: found %zu to %zu, expected a range of the model's %zu",
                          o->first_layer, o->end_layer, config->num_hidden_layers);
     if (status == Q3_OK && o->kv != Q3_F32 && o->kv != Q3_BF16 && o->kv != Q3_F16)
-        status = q3_fail(error, Q3_ERROR_INPUT, "kv: found another dtype, expected float32, bfloat16 or float16");
+        status = q3_fail(error, Q3_ERROR_INPUT,
+                         "kv: found another dtype, expected float32, bfloat16 or float16");
     if (status != Q3_OK) {
         free(j);
         return status;
@@ -57,8 +63,8 @@ void q3_judge_close(q3_judge *judge)
 static q3_status not_prepared(const q3_judge *judge, q3_error *error)
 {
     if (!judge->prepared) return Q3_OK;
-    return q3_fail(error, Q3_ERROR_INPUT, "%s: found more to judge, expected all before q3_judge_prepare",
-                   judge->b.name);
+    return q3_fail(error, Q3_ERROR_INPUT,
+                   "%s: found more to judge, expected all before q3_judge_prepare", judge->b.name);
 }
 
 q3_status q3_judge_file(q3_judge *judge, const char *path, q3_error *error)
@@ -80,10 +86,12 @@ q3_status q3_judge_tokens(q3_judge *judge, const int32_t *ids, size_t count, q3_
     q3_status status = not_prepared(judge, error);
     if (status != Q3_OK) return status;
     if (count == 0 || count > Q3_MAX_POSITIONS)
-        return q3_fail(error, Q3_ERROR_INPUT, "tokens: found %zu, expected 1 to %zu", count, Q3_MAX_POSITIONS);
+        return q3_fail(error, Q3_ERROR_INPUT, "tokens: found %zu, expected 1 to %zu", count,
+                       Q3_MAX_POSITIONS);
     for (size_t t = 0; t < count; t++)
         if (ids[t] < 0 || (size_t)ids[t] >= V)
-            return q3_fail(error, Q3_ERROR_INPUT, "token %zu: found id %ld, expected 0 to %zu", t, (long)ids[t], V - 1);
+            return q3_fail(error, Q3_ERROR_INPUT, "token %zu: found id %ld, expected 0 to %zu", t,
+                           (long)ids[t], V - 1);
     int32_t *copy = malloc(count * sizeof *copy);
     if (copy == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", count);
     memcpy(copy, ids, count * sizeof *copy);
@@ -93,31 +101,37 @@ q3_status q3_judge_tokens(q3_judge *judge, const int32_t *ids, size_t count, q3_
     return Q3_OK;
 }
 
-/* ==== The run =================================================================================== */
+/* ==== The run ================================================================================= */
 
-/* Where both the caller and the tensors say which tokens were run, they say the same. Layers above 0 need none. */
+/* Where both the caller and the tensors say which tokens were run, they say the same. Layers above
+ * 0 need none. */
 static q3_status check_tokens(const q3_judge *j, q3_error *error)
 {
     const backend *b = &j->b;
     if (j->ids == NULL && b->ids == NULL && j->run.first_layer == 0)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: input_ids: found none, expected them, or --tokens or --prompt",
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%s: input_ids: found none, expected them, or --tokens or --prompt",
                        b->name);
     if (j->ids != NULL && b->T != 0 && j->given != b->T)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens, expected %zu as given", b->name, b->T, j->given);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens, expected %zu as given",
+                       b->name, b->T, j->given);
     for (size_t t = 0; j->ids != NULL && b->ids != NULL && t < b->T; t++)
         if (b->ids[t] != j->ids[t])
-            return q3_fail(error, Q3_ERROR_INPUT, "%s: input_ids: found %ld for token %zu, expected %ld as given",
-                           b->name, (long)b->ids[t], t, (long)j->ids[t]);
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: input_ids: found %ld for token %zu, expected %ld as given", b->name,
+                           (long)b->ids[t], t, (long)j->ids[t]);
     return Q3_OK;
 }
 
 /* The tensor that a first layer above 0 starts from; NULL: the embedding, or not given. */
 static const backend_tensor *start_tensor(const q3_judge *j)
 {
-    return j->run.first_layer == 0 ? NULL : q3_backend_find(&j->b, Q3_TAP_LAYER, j->run.first_layer - 1);
+    return j->run.first_layer == 0 ? NULL
+                                   : q3_backend_find(&j->b, Q3_TAP_LAYER, j->run.first_layer - 1);
 }
 
-/* T, as the tokens, the positions or the rows of the tensor that is started from say it. 0: unknown. */
+/* T, as the tokens, the positions or the rows of the tensor that is started from say it. 0:
+ * unknown. */
 static size_t count_tokens(const q3_judge *j)
 {
     const backend_tensor *start = start_tensor(j);
@@ -135,13 +149,16 @@ static q3_status read_hidden(q3_judge *j, size_t T, q3_error *error)
     if (j->run.first_layer == 0) return Q3_OK;
     q3_tap_name(name, Q3_TAP_LAYER, j->run.first_layer - 1);
     if (start == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found none, expected it for --layers %zu:%zu", j->b.name, name,
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%s: %s: found none, expected it for --layers %zu:%zu", j->b.name, name,
                        j->run.first_layer, j->run.end_layer);
     if (start->layouts == 0 || start->first != 0)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found another shape, expected [%zu,%zu]", j->b.name, name, T, M);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found another shape, expected [%zu,%zu]",
+                       j->b.name, name, T, M);
     j->hidden = malloc(T * M * sizeof *j->hidden);
     if (j->hidden == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", T);
-    for (size_t t = 0; t < T; t++) q3_backend_row(j->hidden + t * M, &j->b, start, Q3_TAP_LAYER, 0, t);
+    for (size_t t = 0; t < T; t++)
+        q3_backend_row(j->hidden + t * M, &j->b, start, Q3_TAP_LAYER, 0, t);
     return Q3_OK;
 }
 
@@ -154,8 +171,10 @@ q3_status q3_judge_prepare(q3_judge *judge, q3_dtype *dtype, q3_error *error)
         if (status == Q3_OK) status = check_tokens(judge, error);
         size_t T = count_tokens(judge);
         if (status == Q3_OK && (T == 0 || T > Q3_MAX_POSITIONS - b->start))
-            status = q3_fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens from %zu on, expected 1 or more, all below "
-                             "%zu", b->name, T, b->start, Q3_MAX_POSITIONS);
+            status = q3_fail(error, Q3_ERROR_INPUT,
+                             "%s: found %zu tokens from %zu on, expected 1 or more, all below "
+                             "%zu",
+                             b->name, T, b->start, Q3_MAX_POSITIONS);
         if (status == Q3_OK) status = q3_backend_bind(b, T, error);
         if (status == Q3_OK) status = read_hidden(judge, T, error);
         judge->run.start = b->start;
@@ -166,7 +185,8 @@ q3_status q3_judge_prepare(q3_judge *judge, q3_dtype *dtype, q3_error *error)
     return status;
 }
 
-q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtype, q3_report **report, q3_error *error)
+q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtype,
+                       q3_report **report, q3_error *error)
 {
     static const char *const accumulate[] = {"", "bf16", "f16", "tf32"};
     const q3_judge_options *o = &judge->options;
@@ -176,18 +196,28 @@ q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtyp
     q3_status status = q3_judge_prepare(judge, NULL, error);
     if (status != Q3_OK) return status;
     if (dtype != Q3_F32 && dtype != Q3_BF16 && dtype != Q3_F16)
-        return q3_fail(error, Q3_ERROR_INPUT, "dtype: found none, expected float32, bfloat16 or float16");
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "dtype: found none, expected float32, bfloat16 or float16");
     judge->run.dtype = dtype;
     const q3_judged_run run = {
-        .model = o->model != NULL ? o->model : "", .file = b->name, .dtype = dtype, .T = judge->run.rows,
-        .start = judge->run.start, .layers = b->config->num_hidden_layers, .first_layer = judge->run.first_layer,
-        .end_layer = judge->run.end_layer, .free_running = o->free_running, .strict = o->strict,
-        .accumulate = accumulate[o->accumulate], .kv = o->kv != Q3_F32 ? q3_dtype_name(o->kv) : "",
-        .unknown = b->unknown, .unknown_name = b->unknown_name,
+        .model = o->model != NULL ? o->model : "",
+        .file = b->name,
+        .dtype = dtype,
+        .T = judge->run.rows,
+        .start = judge->run.start,
+        .layers = b->config->num_hidden_layers,
+        .first_layer = judge->run.first_layer,
+        .end_layer = judge->run.end_layer,
+        .free_running = o->free_running,
+        .strict = o->strict,
+        .accumulate = accumulate[o->accumulate],
+        .kv = o->kv != Q3_F32 ? q3_dtype_name(o->kv) : "",
+        .unknown = b->unknown,
+        .unknown_name = b->unknown_name,
     };
     q3_report_put_run(&lines, &run);
-    status = q3_walk(&lines, b->config, weights, &judge->run, b, judge->ids != NULL ? judge->ids : b->ids,
-                     judge->hidden, o, error);
+    status = q3_walk(&lines, b->config, weights, &judge->run, b,
+                     judge->ids != NULL ? judge->ids : b->ids, judge->hidden, o, error);
     q3_report_part part = {b->name, lines.data, lines.size};
     if (status == Q3_OK && lines.failed)
         status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", b->name);

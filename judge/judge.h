@@ -1,23 +1,25 @@
-/* judge.h - judging another implementation of Qwen3-MoE: the public interface of the library qwen3moe::judge.
+/* judge.h - judging another implementation of Qwen3-MoE: the library qwen3moe::judge.
  *
- * It is given tensors that the other implementation computed, runs the model itself, compares every tensor with a
- * bound that is derived from the operator, the sizes, the data and the dtype (MODEL.md section 12), puts the other's
- * values in the place of its own, so that each verdict speaks of one operator, and says which known mistake explains
- * a difference.
+ * It is given tensors that the other implementation computed, runs the model itself, compares every
+ * tensor with a bound that is derived from the operator, the sizes, the data and the dtype
+ * (MODEL.md section 12), puts the other's values in the place of its own, so that each verdict
+ * speaks of one operator, and says which known mistake explains a difference.
  *
  * Use:
  *   q3_judge *judge;  q3_report *report;  q3_dtype dtype = Q3_AUTO;
  *   if (q3_judge_open(&judge, q3_model_config(model), NULL, &error)) die(error.text);
  *   q3_entry q = {"model.layers.0.self_attn.q_proj.output", Q3_BF16, 2, {T, H * hd}, data};
- *   if (q3_judge_tokens(judge, ids, T, &error) || q3_judge_tensor(judge, &q, &error)) die(error.text);
+ *   if (q3_judge_tokens(judge, ids, T, &error)) die(error.text);
+ *   if (q3_judge_tensor(judge, &q, &error)) die(error.text);
  *   if (q3_judge_prepare(judge, &dtype, &error)) die(error.text);
  *   if (q3_model_load(model, &dtype, 0, L, &error)) die(error.text);
  *   if (q3_judge_run(judge, q3_model_weights(model), dtype, &report, &error)) die(error.text);
  *   const q3_finding *f = q3_report_decisive(report);
  *   if (f != NULL) printf("%s: %s\n", f->name, f->looks_like);
  *
- * Errors and memory are qwen3moe.h's: a status and one line of text; nothing is printed. There are no globals: one
- * thread at a time may use a judge, different judges may run in different threads and share config and weights. */
+ * Errors and memory are qwen3moe.h's: a status and one line of text; nothing is printed. There are
+ * no globals: one thread at a time may use a judge, different judges may run in different threads
+ * and share config and weights. */
 #ifndef Q3_JUDGE_H
 #define Q3_JUDGE_H
 
@@ -27,13 +29,14 @@
 extern "C" {
 #endif
 
-/* ==== Findings =============================================================================== */
+/* ==== Findings ================================================================================ */
 
 /* The verdict on one tensor. */
 typedef enum q3_verdict {
     Q3_VERDICT_EXACT,      /* equal values */
     Q3_VERDICT_WITHIN,     /* every element within its bound */
-    Q3_VERDICT_ROUNDING,   /* so it is, but more elements differ than honest sums explain: a rounding stands elsewhere */
+    Q3_VERDICT_ROUNDING,   /* so it is, but more elements differ than honest sums explain: a
+                            * rounding stands elsewhere */
     Q3_VERDICT_NEAR_TIE,   /* topk_indices: other experts, where the bounds reach over the margin */
     Q3_VERDICT_DIFFERS,    /* an element outside its bound, or a gain that no rounding makes */
     Q3_VERDICT_NON_FINITE, /* infinite or NaN where ours is not */
@@ -43,7 +46,8 @@ typedef enum q3_verdict {
     Q3_VERDICT_COUNT
 } q3_verdict;
 
-/* "exact", "within", "rounding", "near-tie", "differs", "non-finite", "missing", "shape", "unjudged" */
+/* "exact", "within", "rounding", "near-tie", "differs", "non-finite", "missing", "shape",
+ * "unjudged" */
 Q3_API const char *q3_verdict_name(q3_verdict verdict);
 
 #define Q3_PROFILE_BINS 64
@@ -53,8 +57,9 @@ typedef struct q3_layer_tap {
     size_t layer;
 } q3_layer_tap;
 
-/* What is known of one tensor. Places are [token, head or expert or slot, channel] with as many entries as the
- * tap has axes; scores and probs: [query token, head, key]. Numbers that do not exist are 0. */
+/* What is known of one tensor. Places are [token, head or expert or slot, channel] with as many
+ * entries as the tap has axes; scores and probs: [query token, head, key]. Numbers that do not
+ * exist are 0. */
 typedef struct q3_finding {
     const char *name;         /* the tap's */
     size_t layer;             /* of a layer's taps */
@@ -78,7 +83,8 @@ typedef struct q3_finding {
     size_t bad_at[3];
     double bad_ours, bad_theirs, bad_ulp, bad_bound_ulp;
     uint64_t near_ties, wrong_sets, other_order; /* tokens, of topk_indices */
-    size_t between_count;     /* taps that were not given since the last given ones: judged together */
+    size_t between_count;     /* taps that were not given since the last given ones: judged
+                               * together */
     const q3_layer_tap *between; /* in the order of computation; the owner's, not the finding's */
     char looks_like[200];     /* of q3_diagnose; "" */
     size_t token_bins, channel_bins; /* profiles: largest difference in ulp of D, bin by bin */
@@ -89,7 +95,7 @@ typedef struct q3_finding {
 
 typedef struct q3_report q3_report; /* see below */
 
-/* ==== Judging (judge.c) ======================================================================== */
+/* ==== Judging (judge.c) ======================================================================= */
 
 typedef struct q3_judge q3_judge;
 
@@ -97,100 +103,119 @@ typedef enum q3_accumulate {
     Q3_ACCUMULATE_F32, Q3_ACCUMULATE_BF16, Q3_ACCUMULATE_F16, Q3_ACCUMULATE_TF32
 } q3_accumulate;
 
-/* What the other implementation is declared to do, and what is judged of it. {0} is the rule. The texts are not
- * copied: they must outlive the judge. */
+/* What the other implementation is declared to do, and what is judged of it. {0} is the rule. The
+ * texts are not copied: they must outlive the judge. */
 typedef struct q3_judge_options {
     bool free_running;             /* our values stay in place: shows the drift */
     bool strict;                   /* a rounding point that lies elsewhere counts as a difference */
     q3_accumulate accumulate;      /* precision of what enters and leaves its sums */
-    q3_dtype kv;                   /* what it rounds keys and values to before attention; Q3_F32: nothing */
-    size_t first_layer, end_layer; /* layers [first_layer, end_layer) are judged; end_layer 0: to the last */
+    q3_dtype kv;                   /* what it rounds keys and values to before attention; Q3_F32:
+                                    * nothing */
+    size_t first_layer, end_layer; /* layers [first_layer, end_layer) are judged; end_layer 0: to
+                                    * the last */
     const char *model;             /* what reports call the model; NULL: "" */
-    const char *name;              /* what messages and reports call the tensors; NULL: the file's path, or "tensors" */
-    void (*progress)(void *user, const char *what, size_t done, size_t all); /* called by q3_judge_run; may be NULL */
+    const char *name;              /* what messages and reports call the tensors; NULL: the
+                                    * file's path, or "tensors" */
+    /* called by q3_judge_run; may be NULL */
+    void (*progress)(void *user, const char *what, size_t done, size_t all);
     void *user;
 } q3_judge_options;
 
-/* A judge for one run of the model. config must outlive it. options may be NULL. Errors: a model without layers, a
- * range that is none. */
-Q3_API q3_status q3_judge_open(q3_judge **judge, const q3_config *config, const q3_judge_options *options,
-                               q3_error *error);
+/* A judge for one run of the model. config must outlive it. options may be NULL. Errors: a model
+ * without layers, a range that is none. */
+Q3_API q3_status q3_judge_open(q3_judge **judge, const q3_config *config,
+                               const q3_judge_options *options, q3_error *error);
 Q3_API void q3_judge_close(q3_judge *judge); /* NULL: nothing */
 
-/* What the other implementation computed, under any name that is known (MODEL.md 12; `qwen3moe` and these names are
- * our own: q3_tap_name): a safetensors file, of which there may be one, and tensors in memory, any number. input_ids
- * and position_ids are tensors too. tensor is copied, its name and data stay the caller's and must outlive the
- * judge; elements are little-endian, as in a file, at any alignment. Names that are not known are counted in the
- * report. Errors: a file that cannot be read, or whose metadata says another config; a name twice. */
+/* What the other implementation computed, under any name that is known (q3_tap_name's,
+ * and other systems': judge/aliases.c): a safetensors file, of which there may be one, and tensors
+ * in memory, any number. input_ids and position_ids are tensors too. tensor is copied, its name and
+ * data stay the caller's and must outlive the judge; elements are little-endian, as in a file, at
+ * any alignment. Names that are not known are counted in the report. Errors: a file that cannot be
+ * read, or whose metadata says another config; a name twice. */
 Q3_API q3_status q3_judge_file(q3_judge *judge, const char *path, q3_error *error);
 Q3_API q3_status q3_judge_tensor(q3_judge *judge, const q3_entry *tensor, q3_error *error);
-/* The tokens of the run, where there is no tensor input_ids (if there is one, they must be the same). Copied. */
-Q3_API q3_status q3_judge_tokens(q3_judge *judge, const int32_t *ids, size_t count, q3_error *error);
+/* The tokens of the run, where there is no tensor input_ids (if there is one, they must be the
+ * same). Copied. */
+Q3_API q3_status q3_judge_tokens(q3_judge *judge, const int32_t *ids, size_t count,
+                                 q3_error *error);
 
-/* Everything that can be checked before weights are loaded; nothing can be given afterwards. *dtype, if it is
- * Q3_AUTO, becomes the run's dtype as the file says it, and stays Q3_AUTO where it does not. dtype may be NULL.
- * Errors: no tokens, positions that are not consecutive, two tensors that are one tap. */
+/* Everything that can be checked before weights are loaded; nothing can be given afterwards.
+ * *dtype, if it is Q3_AUTO, becomes the run's dtype as the file says it, and stays Q3_AUTO where it
+ * does not. dtype may be NULL. Errors: no tokens, positions that are not consecutive, two tensors
+ * that are one tap. */
 Q3_API q3_status q3_judge_prepare(q3_judge *judge, q3_dtype *dtype, q3_error *error);
 
-/* Runs the model and judges every tap that is given (prepares, if that was not done). weights are those of the layers
- * that are judged, loaded for this dtype; they may go when it returns. May be called again, with another dtype say.
- * *report is the caller's (q3_report_close); NULL on an error. */
-Q3_API q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtype, q3_report **report,
-                              q3_error *error);
+/* Runs the model and judges every tap that is given (prepares, if that was not done). weights are
+ * those of the layers that are judged, loaded for this dtype; they may go when it returns. May be
+ * called again, with another dtype say. *report is the caller's (q3_report_close); NULL on an
+ * error. */
+Q3_API q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtype,
+                              q3_report **report, q3_error *error);
 
 /* The figures for two safetensors files; no model, so no bounds. */
 Q3_API q3_status q3_diff(q3_report **report, const char *a, const char *b,
-                         void (*progress)(void *user, const char *what, size_t done, size_t all), void *user,
-                         q3_error *error);
+                         void (*progress)(void *user, const char *what, size_t done, size_t all),
+                         void *user, q3_error *error);
 
-/* ==== Reports ================================================================================ */
+/* ==== Reports ================================================================================= */
 
-/* A report is made of lines of JSON (MODEL.md 13): a line for the run and one for every tap. It is read from the
- * lines of one run, or of several runs over parts of the layers, and then says what it found, as values or as text,
- * as lines or as a page. One thread at a time may read or close a report; after that any number may look at it. */
+/* A report is made of lines of JSON (MODEL.md 13): a line for the run and one for every tap. It is
+ * read from the lines of one run, or of several runs over parts of the layers, and then says what
+ * it found, as values or as text, as lines or as a page. One thread at a time may read or close a
+ * report; after that any number may look at it. */
 /* What the whole says; also the exit status of the command. */
 typedef enum q3_outcome { Q3_OUTCOME_AGREES, Q3_OUTCOME_DIFFERS, Q3_OUTCOME_UNJUDGED } q3_outcome;
 
-/* Lines of one run, or of several one after another, in any order; name is what messages call them. */
+/* Lines of one run, or of several one after another, in any order; name is what messages call
+ * them. */
 typedef struct q3_report_part {
     const char *name, *lines; /* lines need no 0 behind them */
     size_t length;
 } q3_report_part;
 
-/* Reads and merges the lines: findings in the order of computation, equal ones once, what a tensor looks like told
- * where `check` of the whole would tell it. whole: every layer must have been run by some part. Errors: a line that
- * is no finding (its number), parts of different runs, two findings for one tensor that are not equal, a part of a
- * run that is lost; *report is then NULL. error may be NULL. The parts may be freed afterwards. */
-Q3_API q3_status q3_report_read(q3_report **report, const q3_report_part *parts, size_t count, bool whole, q3_error *error);
+/* Reads and merges the lines: findings in the order of computation, equal ones once, what a tensor
+ * looks like told where `check` of the whole would tell it. whole: every layer must have been run
+ * by some part. Errors: a line that is no finding (its number), parts of different runs, two
+ * findings for one tensor that are not equal, a part of a run that is lost; *report is then NULL.
+ * error may be NULL. The parts may be freed afterwards. */
+Q3_API q3_status q3_report_read(q3_report **report, const q3_report_part *parts, size_t count,
+                                bool whole, q3_error *error);
 Q3_API void q3_report_close(q3_report *report); /* NULL: nothing */
 
 Q3_API q3_outcome q3_report_outcome(const q3_report *report);
 
 /* The findings; their texts live as long as the report. */
 Q3_API size_t q3_report_count(const q3_report *report);
-Q3_API const q3_finding *q3_report_finding(const q3_report *report, size_t index); /* index < count */
+/* index < count */
+Q3_API const q3_finding *q3_report_finding(const q3_report *report, size_t index);
 /* The first that makes the outcome Q3_OUTCOME_DIFFERS; NULL: none does. */
 Q3_API const q3_finding *q3_report_decisive(const q3_report *report);
 
-/* How much of the model the report speaks of. A tensor counts as judged with any verdict but missing and unjudged. */
+/* How much of the model the report speaks of. A tensor counts as judged with any verdict but
+ * missing and unjudged. */
 typedef struct q3_coverage {
     size_t taps_judged;
-    size_t taps_expected; /* all taps of the layers that were run, and of the model's ends where they were */
+    size_t taps_expected; /* all taps of the layers that were run, and of the model's ends where
+                           * they were */
     size_t layers_judged; /* that have a judged tensor inside, which is not the layer's output */
     size_t layers;        /* of the model; 0: a diff of two files */
 } q3_coverage;
 
 Q3_API q3_coverage q3_report_coverage(const q3_report *report);
 
-/* Writers. Each returns a new block, ended by 0, that the caller gives to free(); *length is without the 0. The only
- * error is no memory, and then *text is NULL. error may be NULL. */
+/* Writers. Each returns a new block, ended by 0, that the caller gives to free(); *length is
+ * without the 0. The only error is no memory, and then *text is NULL. error may be NULL. */
 #define Q3_REPORT_ALL 1u    /* a row for every tensor, not for what is wrong alone */
 #define Q3_REPORT_COLOUR 2u /* with the escape codes of a terminal */
-Q3_API q3_status q3_report_text(const q3_report *report, unsigned flags, char **text, size_t *length, q3_error *error);
+Q3_API q3_status q3_report_text(const q3_report *report, unsigned flags, char **text,
+                                size_t *length, q3_error *error);
 /* The lines as they were read, one part behind the other: what reading gives the same report. */
-Q3_API q3_status q3_report_lines(const q3_report *report, char **lines, size_t *length, q3_error *error);
+Q3_API q3_status q3_report_lines(const q3_report *report, char **lines, size_t *length,
+                                 q3_error *error);
 /* One self-contained HTML page. */
-Q3_API q3_status q3_report_html(const q3_report *report, char **html, size_t *length, q3_error *error);
+Q3_API q3_status q3_report_html(const q3_report *report, char **html, size_t *length,
+                                q3_error *error);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,5 @@
-/* layout.c - how a tensor of the other implementation's file lies: which axes it may have, where a tap's row is in
- * it, and, where two readings fit, which is meant. */
+/* layout.c - how a tensor of the other implementation's file lies: which axes it may have, where a
+ * tap's row is in it, and, where two readings fit, which is meant. */
 #include "judge/backend.h"
 #include "judge/graph.h"
 
@@ -8,10 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How a file can hold a tap. One token has `lines` lines of `width` elements; the tap is the first `inner`
- * elements from `offset` on of each of `outer` lines. All equal, but where several taps lie one behind the
- * other: then there are more lines (heads of q, k and v), or they are wider (gate and up, which are halves of
- * each). And a padded cache gives scores more keys than there are tokens. */
+/* How a file can hold a tap. One token has `lines` lines of `width` elements; the tap is the first
+ * `inner` elements from `offset` on of each of `outer` lines. All equal, but where several taps lie
+ * one behind the other: then there are more lines (heads of q, k and v), or they are wider (gate
+ * and up, which are halves of each). And a padded cache gives scores more keys than there are
+ * tokens. */
 typedef struct tap_lines {
     uint64_t outer, inner, lines, width, offset;
     bool square; /* scores and probs, for which [H,T,S] is the rule */
@@ -34,8 +35,8 @@ static void tap_axes(tap_lines *row, const q3_config *c, q3_tap_id id, size_t T)
     row->offset = 0;
 }
 
-static void file_axes(tap_lines *row, const q3_alias *alias, const backend *b, const q3_entry *entry,
-                      q3_tap_id id, size_t T)
+static void file_axes(tap_lines *row, const q3_alias *alias, const backend *b,
+                      const q3_entry *entry, q3_tap_id id, size_t T)
 {
     tap_axes(row, b->config, id, T);
     if (row->square && entry->rank > 0 && entry->shape[entry->rank - 1] > T)
@@ -51,7 +52,8 @@ static void file_axes(tap_lines *row, const q3_alias *alias, const backend *b, c
     }
 }
 
-/* A way to lay a tap out: its axes, of which number `token` is that of the tokens, each `times` long. */
+/* A way to lay a tap out: its axes, of which number `token` is that of the tokens, each `times`
+ * long. */
 typedef struct reading {
     const char *name;
     uint64_t axis[3], times;
@@ -67,7 +69,8 @@ static size_t list_readings(reading list[4], const tap_lines *row, size_t rank)
     const reading token_first = {row->square ? "[T,H,S]" : row->heads ? "[T,H,hd]" : "[T,A,n]",
                                  {0, lines, width}, 1, 3, 0, false};
     const reading merged = {row->heads ? "[T*H,hd]" : "[T*A,n]", {0, width}, lines, 2, 0, false};
-    const reading outer_first = {row->square ? "[H,T,S]" : "[H,T,hd]", {lines, 0, width}, 1, 3, 1, true};
+    const reading outer_first = {
+        row->square ? "[H,T,S]" : "[H,T,hd]", {lines, 0, width}, 1, 3, 1, true};
     size_t n = 0;
     list[n++] = row->square ? outer_first : rank == 2 ? flat : token_first;
     if (row->square || rank == 2) list[n++] = token_first;
@@ -77,8 +80,8 @@ static size_t list_readings(reading list[4], const tap_lines *row, size_t rank)
     return n;
 }
 
-/* How many tokens a tensor of this shape has under a reading; 0: it does not fit. Axes of 1 do not count, on
- * either side: so the case of one token is another one. */
+/* How many tokens a tensor of this shape has under a reading; 0: it does not fit. Axes of 1 do not
+ * count, on either side: so the case of one token is another one. */
 static uint64_t count_tokens(const reading *r, const uint64_t *shape, size_t rank, size_t T)
 {
     for (uint64_t one = 0; one < 2; one++) {
@@ -100,7 +103,8 @@ static uint64_t count_tokens(const reading *r, const uint64_t *shape, size_t ran
 }
 
 /* Adds the reading's layout, unless it is one that is there already. */
-static bool add_layout(backend_tensor *tensor, const tap_lines *row, const reading *r, uint64_t n, size_t T)
+static bool add_layout(backend_tensor *tensor, const tap_lines *row, const reading *r, uint64_t n,
+                       size_t T)
 {
     backend_layout layout = {row->offset, 0, {0, 1}};
     if (n > 1) layout.token = r->outer_first ? row->width : row->lines * row->width;
@@ -148,8 +152,8 @@ static void note_wrong_shape(backend_tensor *tensor, const tap_lines *row, size_
     add_note(tensor, "found %.60s, expected %.60s", found, expected);
 }
 
-static void note_layout(backend_tensor *tensor, const tap_lines *row, const char *const names[2], size_t rank,
-                        size_t T)
+static void note_layout(backend_tensor *tensor, const tap_lines *row, const char *const names[2],
+                        size_t rank, size_t T)
 {
     const q3_entry *e = tensor->entry;
     uint64_t flat = row->lines * row->width;
@@ -158,10 +162,12 @@ static void note_layout(backend_tensor *tensor, const tap_lines *row, const char
         add_note(tensor, "axes %s or %s", names[0], names[1]);
     else if (names[0] != NULL)
         add_note(tensor, "axes %s", names[0]);
-    if (row->square && row->width > T) add_note(tensor, "keys 0:%zu of %llu", T, (unsigned long long)row->width);
+    if (row->square && row->width > T)
+        add_note(tensor, "keys 0:%zu of %llu", T, (unsigned long long)row->width);
     if (row->lines > row->outer)
         add_note(tensor, "columns %llu:%llu of %llu", (unsigned long long)row->offset,
-                 (unsigned long long)(row->offset + row->outer * row->inner), (unsigned long long)flat);
+                 (unsigned long long)(row->offset + row->outer * row->inner),
+                 (unsigned long long)flat);
     else if (!row->square && row->width > row->inner)
         add_note(tensor, "columns %llu:%llu of %llu", (unsigned long long)row->offset,
                  (unsigned long long)(row->offset + row->inner), (unsigned long long)row->width);
@@ -170,8 +176,8 @@ static void note_layout(backend_tensor *tensor, const tap_lines *row, const char
 
 /* ---- binding --------------------------------------------------------------------------------- */
 
-/* What a hook on packed experts' act_fn sees (Hugging Face 5): the rows of the last expert alone, one a token at
- * most, so never more than T. */
+/* What a hook on packed experts' act_fn sees (Hugging Face 5): the rows of the last expert alone,
+ * one a token at most, so never more than T. */
 static bool of_one_expert(const q3_entry *e, const tap_lines *row, q3_tap_id id, size_t T)
 {
     return q3_tap_of_experts(id) && e->rank == 2 &&
@@ -198,7 +204,8 @@ static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t
         return;
     }
     if (integers != (id == Q3_TAP_TOPK_INDICES)) {
-        add_note(tensor, integers ? "found integers, expected floats" : "found floats, expected integers");
+        add_note(tensor,
+                 integers ? "found integers, expected floats" : "found floats, expected integers");
         return;
     }
     q3_tap_alias(&alias, b->config, e->name);
@@ -229,14 +236,17 @@ static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t
 q3_status q3_backend_bind(backend *b, size_t T, q3_error *error)
 {
     if (b->T != 0 && b->T != T)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens, expected %zu", b->name, b->T, T);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens, expected %zu", b->name, b->T,
+                       T);
     b->T = T;
     for (size_t i = 0; i < b->config->num_hidden_layers * Q3_TAP_COUNT; i++)
-        if (b->tensors[i].entry != NULL) bind_tensor(&b->tensors[i], b, (q3_tap_id)(i % Q3_TAP_COUNT), T);
+        if (b->tensors[i].entry != NULL)
+            bind_tensor(&b->tensors[i], b, (q3_tap_id)(i % Q3_TAP_COUNT), T);
     return Q3_OK;
 }
 
-void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id, size_t layout, size_t t)
+void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id,
+                    size_t layout, size_t t)
 {
     const backend_layout *at = &tensor->layout[layout];
     tap_lines lines;
@@ -255,7 +265,7 @@ void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, 
     }
 }
 
-/* ==== Which reading is meant ==================================================================== */
+/* ==== Which reading is meant ================================================================== */
 
 /* The squared distance of two rows, or more than `most`; what is not finite does not count. */
 static double apart(const float *a, const float *b, size_t n, double most)
@@ -270,8 +280,8 @@ static double apart(const float *a, const float *b, size_t n, double most)
 
 #define ANY_DISTANCE 1e100
 
-size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *tensor, q3_tap_id id,
-                        const float *ours)
+size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *tensor,
+                        q3_tap_id id, const float *ours)
 {
     double away[2] = {0, 0};
     size_t n = q3_tap_row_size(b->config, id, b->T);
@@ -295,9 +305,10 @@ static void find_experts(expert_rows *r, const float *choice, size_t slots, size
     for (size_t e = 0, all = 0; e < E; e++) r->begin[e] = all, r->end[e] = all += r->end[e];
 }
 
-/* Each slot gets the nearest of its expert's rows that are left. Returns the sum of the squared distances. */
-static double take_nearest(float *sorted, expert_rows *r, const float *choice, const float *ours, size_t slots,
-                           size_t n)
+/* Each slot gets the nearest of its expert's rows that are left. Returns the sum of the squared
+ * distances. */
+static double take_nearest(float *sorted, expert_rows *r, const float *choice, const float *ours,
+                           size_t slots, size_t n)
 {
     double sum = 0;
     for (size_t i = 0; i < slots; i++) {
@@ -309,7 +320,8 @@ static double take_nearest(float *sorted, expert_rows *r, const float *choice, c
         }
         sum += least;
         memcpy(sorted + i * n, r->left + best * n, n * sizeof *sorted);
-        memmove(r->left + best * n, r->left + --r->end[e] * n, n * sizeof *sorted); /* the last one takes its place */
+        /* the last one takes its place */
+        memmove(r->left + best * n, r->left + --r->end[e] * n, n * sizeof *sorted);
     }
     return sum;
 }
@@ -319,7 +331,8 @@ bool q3_read_by_expert(float **sorted, const backend *b, const backend_tensor *t
 {
     size_t T = b->T, A = b->config->num_experts_per_tok, E = b->config->num_experts;
     size_t row = q3_tap_row_size(b->config, id, T);
-    expert_rows r = {calloc(E + 1, sizeof *r.begin), calloc(E + 1, sizeof *r.end), calloc(T, row * sizeof *r.left)};
+    expert_rows r = {calloc(E + 1, sizeof *r.begin), calloc(E + 1, sizeof *r.end),
+                     calloc(T, row * sizeof *r.left)};
     float *rows = calloc(T, row * sizeof *rows);
     bool memory = r.begin != NULL && r.end != NULL && r.left != NULL && rows != NULL;
     double by_token = 0, by_expert = 0;

@@ -7,9 +7,11 @@
 const char *q3_verdict_name(q3_verdict verdict)
 {
     static const char *const names[Q3_VERDICT_COUNT] = {
-        [Q3_VERDICT_EXACT] = "exact", [Q3_VERDICT_WITHIN] = "within", [Q3_VERDICT_ROUNDING] = "rounding",
-        [Q3_VERDICT_NEAR_TIE] = "near-tie", [Q3_VERDICT_DIFFERS] = "differs", [Q3_VERDICT_NON_FINITE] = "non-finite",
-        [Q3_VERDICT_MISSING] = "missing", [Q3_VERDICT_SHAPE] = "shape", [Q3_VERDICT_UNJUDGED] = "unjudged",
+        [Q3_VERDICT_EXACT] = "exact",       [Q3_VERDICT_WITHIN] = "within",
+        [Q3_VERDICT_ROUNDING] = "rounding", [Q3_VERDICT_NEAR_TIE] = "near-tie",
+        [Q3_VERDICT_DIFFERS] = "differs",   [Q3_VERDICT_NON_FINITE] = "non-finite",
+        [Q3_VERDICT_MISSING] = "missing",   [Q3_VERDICT_SHAPE] = "shape",
+        [Q3_VERDICT_UNJUDGED] = "unjudged",
     };
     return names[verdict];
 }
@@ -51,7 +53,8 @@ static void raise_to(float *profile, size_t bins, size_t index, size_t count, do
     if (value > (double)*bin) *bin = (float)value;
 }
 
-/* A difference of one element, in ulp of D. Values that are not finite count as one enormous step. */
+/* A difference of one element, in ulp of D. Values that are not finite count as one enormous
+ * step. */
 static void one_difference(figures *g, size_t t, size_t i, double ours, double theirs)
 {
     q3_finding *f = g->f;
@@ -109,7 +112,10 @@ void q3_figures_end(figures *g)
     q3_finding *f = g->f;
     f->gain = g->xx > 0 ? g->xy / g->xx : 1.0;
     f->offset = g->finite > 0 ? (g->y - g->x) / g->finite : 0.0;
-    f->relative_l2 = g->broken ? 0x1p100 : g->xx > 0 ? q3_sqrt(g->ee) / q3_sqrt(g->xx) : g->ee > 0 ? 0x1p100 : 0.0;
+    f->relative_l2 = g->broken   ? 0x1p100
+                     : g->xx > 0 ? q3_sqrt(g->ee) / q3_sqrt(g->xx)
+                     : g->ee > 0 ? 0x1p100
+                                 : 0.0;
     f->worst_token = largest(g->token_square, g->T);
     f->worst_channel = largest(g->channel_square, g->channels);
     free(g->token_square);

@@ -1,4 +1,5 @@
-/* verdict.c - one tensor under judgement: its elements against their bounds, and the verdict (MODEL.md section 12). */
+/* verdict.c - one tensor under judgement: its elements against their bounds, and the verdict
+ * (MODEL.md section 12). */
 #include "judge/verdict.h"
 
 #include "judge/graph.h"
@@ -12,7 +13,7 @@ bool q3_is_finite(double x)
     return x - x == 0;
 }
 
-/* ==== One tensor ================================================================================ */
+/* ==== One tensor ============================================================================== */
 
 void q3_trial_free(trial *r)
 {
@@ -58,8 +59,9 @@ bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, siz
     r->channel_differ = calloc(2 * r->channels, sizeof(double));
     r->head_differ = calloc(2 * r->heads, sizeof(double));
     q3_dtype dtype = q3_tap_info(id)->dtype == Q3_F32 ? Q3_F32 : w->dtype;
-    bool memory = r->ours != NULL && r->theirs != NULL && r->bound != NULL && r->channel_differ != NULL &&
-                  r->head_differ != NULL && q3_figures_begin(&r->g, &r->f, dtype, T, r->channels);
+    bool memory = r->ours != NULL && r->theirs != NULL && r->bound != NULL &&
+                  r->channel_differ != NULL && r->head_differ != NULL &&
+                  q3_figures_begin(&r->g, &r->f, dtype, T, r->channels);
     if (!memory) return false;
     r->tensor = tensor;
     r->channel_expected = r->channel_differ + r->channels;
@@ -67,16 +69,19 @@ bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, siz
     return true;
 }
 
-/* ==== Elements ================================================================================== */
+/* ==== Elements ================================================================================ */
 
-/* Hugging Face loses what is finite, or the other way round, where: a masked key or value is not finite (its mask
- * adds, ours never looks); silu of -infinity; the sum of squares of a norm overflows float32. Not judged. */
+/* Hugging Face loses what is finite, or the other way round, where: a masked key or value is not
+ * finite (its mask adds, ours never looks); silu of -infinity; the sum of squares of a norm
+ * overflows float32. Not judged. */
 static bool beyond_agreement(const walk *w, q3_tap_id id, size_t t, size_t i, size_t n)
 {
     switch ((int)id) {
     case Q3_TAP_SCORES: case Q3_TAP_PROBS: case Q3_TAP_O_PROJ_INPUT: return w->keys_broken;
-    case Q3_TAP_EXPERTS_ACT_FN: return !q3_is_finite((double)w->tap[Q3_TAP_EXPERTS_GATE_PROJ][t * n + i]);
-    case Q3_TAP_DENSE_ACT_FN: return !q3_is_finite((double)w->tap[Q3_TAP_DENSE_GATE_PROJ][t * n + i]);
+    case Q3_TAP_EXPERTS_ACT_FN:
+        return !q3_is_finite((double)w->tap[Q3_TAP_EXPERTS_GATE_PROJ][t * n + i]);
+    case Q3_TAP_DENSE_ACT_FN:
+        return !q3_is_finite((double)w->tap[Q3_TAP_DENSE_GATE_PROJ][t * n + i]);
     case Q3_TAP_INPUT_LAYERNORM: case Q3_TAP_NORM: case Q3_TAP_POST_ATTENTION_LAYERNORM: {
         bool after = id == Q3_TAP_POST_ATTENTION_LAYERNORM;
         const float *x = (after ? w->tap[Q3_TAP_POST_ATTENTION_INPUT] : w->input) + t * n;
@@ -97,7 +102,8 @@ static double root_mean_square(const float *x, size_t n)
     return count > 0 ? q3_sqrt(square / (double)count) : 0;
 }
 
-static void take_bad(trial *r, size_t t, size_t i, double ours, double theirs, double bound, double ulp)
+static void take_bad(trial *r, size_t t, size_t i, double ours, double theirs, double bound,
+                     double ulp)
 {
     q3_finding *f = &r->f;
     f->outside++;
@@ -114,18 +120,21 @@ static void take_bad(trial *r, size_t t, size_t i, double ours, double theirs, d
 }
 
 /* Judges one element; bounds of the row are in b. */
-static void judge_element(trial *r, const walk *w, size_t t, size_t i, const row_bound *b, double rms)
+static void judge_element(trial *r, const walk *w, size_t t, size_t i, const row_bound *b,
+                          double rms)
 {
     double ours = (double)r->ours[t * r->n + i], theirs = (double)r->theirs[t * r->n + i];
     double large = ours < 0 ? -ours : ours, other = theirs < 0 ? -theirs : theirs;
     double ulp = q3_ulp(other > large ? other : large, r->g.dtype);
     double loose = b->noise[i] + (b->var[i] > 0 ? Q3_SIGMAS * q3_sqrt(b->var[i]) : 0);
-    double slack = b->slack[i] + (b->slack[i] > 0 ? b->own * (ulp - q3_ulp(ours, r->g.dtype)) : 0); /* of the larger */
+    /* of the larger */
+    double slack = b->slack[i] + (b->slack[i] > 0 ? b->own * (ulp - q3_ulp(ours, r->g.dtype)) : 0);
     double bound = r->bound[t * r->n + i] = slack + loose, flips = 2 * b->roundings * loose / ulp;
     bool same = ours == theirs || (ours != ours && theirs != theirs);
     r->propagated = r->propagated || b->var[i] > 0;
     if (b->var[i] > 0 && !(bound < rms)) return;
-    if (!q3_is_finite(ours) != !q3_is_finite(theirs) && beyond_agreement(w, r->id, t, i, r->n)) return;
+    if (!q3_is_finite(ours) != !q3_is_finite(theirs) && beyond_agreement(w, r->id, t, i, r->n))
+        return;
     r->f.judged++;
     if (q3_is_finite(ours) && q3_is_finite(theirs)) {
         r->along += ours * (theirs - ours);
@@ -141,7 +150,8 @@ static void judge_element(trial *r, const walk *w, size_t t, size_t i, const row
     r->head_differ[i / r->channels]++;
     double error = theirs > ours ? theirs - ours : ours - theirs;
     if (bound > 0 && error / bound > r->f.max_bound_ratio) r->f.max_bound_ratio = error / bound;
-    if (q3_is_finite(ours) && !q3_is_finite(theirs) && r->f.verdict != Q3_VERDICT_DIFFERS) r->f.verdict = Q3_VERDICT_NON_FINITE;
+    if (q3_is_finite(ours) && !q3_is_finite(theirs) && r->f.verdict != Q3_VERDICT_DIFFERS)
+        r->f.verdict = Q3_VERDICT_NON_FINITE;
     if (error <= bound) return;
     if (r->f.verdict != Q3_VERDICT_NON_FINITE) r->f.verdict = Q3_VERDICT_DIFFERS;
     take_bad(r, t, i, ours, theirs, bound, ulp);
@@ -155,10 +165,10 @@ void q3_trial_row(trial *r, const walk *w, size_t t, const row_bound *b)
     for (size_t i = 0; i < r->n; i++) judge_element(r, w, t, i, b, rms);
 }
 
-/* ==== The router's choice ======================================================================= */
+/* ==== The router's choice ===================================================================== */
 
-/* How far p may be from an honest implementation's, in a choice between two: its bound and the rounding of its
- * logit, which a fused router may leave out; *var: what came in. */
+/* How far p may be from an honest implementation's, in a choice between two: its bound and the
+ * rounding of its logit, which a fused router may leave out; *var: what came in. */
 static double choice_bound(walk *w, const row_bound *scratch, size_t t, size_t e, double *var)
 {
     size_t E = w->config->num_experts;
@@ -176,7 +186,8 @@ static bool among(const float *ids, size_t count, float id)
     return false;
 }
 
-double q3_choice_margin(walk *w, const row_bound *scratch, size_t t, const float *chosen, bool *doubtful)
+double q3_choice_margin(walk *w, const row_bound *scratch, size_t t, const float *chosen,
+                        bool *doubtful)
 {
     size_t E = w->config->num_experts, A = w->config->num_experts_per_tok, low = E, high = E;
     const float *p = w->tap[Q3_TAP_ROUTER_PROBS] + t * E;
@@ -188,7 +199,8 @@ double q3_choice_margin(walk *w, const row_bound *scratch, size_t t, const float
     *doubtful = false;
     if (low == E || high == E) return 1.0;
     double distance = (double)p[low] - (double)p[high], var = 0;
-    double bound = choice_bound(w, scratch, t, low, &var) + choice_bound(w, scratch, t, high, &var) + Q3_SIGMAS * q3_sqrt(var);
+    double bound = choice_bound(w, scratch, t, low, &var) +
+                   choice_bound(w, scratch, t, high, &var) + Q3_SIGMAS * q3_sqrt(var);
     *doubtful = !((distance < 0 ? -distance : distance) > bound);
     return distance;
 }
@@ -200,7 +212,8 @@ static bool valid_choice(const float *ids, size_t A, size_t E)
     return true;
 }
 
-bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, const float *ours, const float *theirs)
+bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, const float *ours,
+                     const float *theirs)
 {
     q3_finding *f = &r->f;
     size_t A = r->n, E = w->config->num_experts;
@@ -215,7 +228,8 @@ bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, cons
     if (valid && same) return true;
     f->differ++;
     f->token_profile[t * f->token_bins / w->T] = 1;
-    double distance = valid ? q3_choice_margin(w, scratch, t, theirs, &doubtful) : 0; /* negative: a worse expert was taken */
+    /* negative: a worse expert was taken */
+    double distance = valid ? q3_choice_margin(w, scratch, t, theirs, &doubtful) : 0;
     if (valid && doubtful) {
         f->near_ties++;
         return true;
@@ -231,21 +245,24 @@ bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, cons
         f->bad_theirs = (double)theirs[a];
         if (valid)
             snprintf(f->reason, sizeof f->reason,
-                     "token %zu: a chosen expert's probability is %.3g below a left one's", t, -distance);
+                     "token %zu: a chosen expert's probability is %.3g below a left one's", t,
+                     -distance);
         else if (among(theirs, a, theirs[a]))
-            snprintf(f->reason, sizeof f->reason, "token %zu, slot %zu: expert id %g stands twice", t, a,
-                     (double)theirs[a]);
+            snprintf(f->reason, sizeof f->reason, "token %zu, slot %zu: expert id %g stands twice",
+                     t, a, (double)theirs[a]);
         else
-            snprintf(f->reason, sizeof f->reason, "token %zu, slot %zu: expert id %g is outside 0 to %zu", t, a,
+            snprintf(f->reason, sizeof f->reason,
+                     "token %zu, slot %zu: expert id %g is outside 0 to %zu", t, a,
                      (double)theirs[a], E - 1);
     }
     return valid;
 }
 
-/* ==== The verdict =============================================================================== */
+/* ==== The verdict ============================================================================= */
 
-/* Whether k differing elements are more than honest accumulation explains, where lambda is the most that may be
- * expected: Chernoff's bound of a Poisson count, k ln(k / lambda) - k + lambda, against 20 (2e-9). */
+/* Whether k differing elements are more than honest accumulation explains, where lambda is the most
+ * that may be expected: Chernoff's bound of a Poisson count, k ln(k / lambda) - k + lambda, against
+ * 20 (2e-9). */
 static bool unexplained(double k, double lambda)
 {
     if (k <= lambda) return false;
@@ -260,38 +277,46 @@ static void find_rounding(trial *r)
     for (size_t c = 0; c < r->channels; c++) all += r->channel_differ[c];
     if (unexplained(all, f->expected)) {
         f->verdict = Q3_VERDICT_ROUNDING;
-        snprintf(f->reason, sizeof f->reason, "%.0f of %llu elements differ, at most %.3g expected", all,
-                 (unsigned long long)f->judged, f->expected);
+        snprintf(f->reason, sizeof f->reason, "%.0f of %llu elements differ, at most %.3g expected",
+                 all, (unsigned long long)f->judged, f->expected);
         return;
     }
     for (size_t c = 0; c < r->channels && f->verdict != Q3_VERDICT_ROUNDING; c++)
         if (unexplained(r->channel_differ[c], r->channel_expected[c])) {
             f->verdict = Q3_VERDICT_ROUNDING;
-            snprintf(f->reason, sizeof f->reason, "channel %zu: %.0f of %llu elements differ, at most %.3g expected", c,
-                     r->channel_differ[c], (unsigned long long)(f->elements / r->channels), r->channel_expected[c]);
+            snprintf(f->reason, sizeof f->reason,
+                     "channel %zu: %.0f of %llu elements differ, at most %.3g expected", c,
+                     r->channel_differ[c], (unsigned long long)(f->elements / r->channels),
+                     r->channel_expected[c]);
         }
     for (size_t h = 0; h < r->heads && r->heads > 1 && f->verdict != Q3_VERDICT_ROUNDING; h++)
         if (unexplained(r->head_differ[h], r->head_expected[h])) {
             f->verdict = Q3_VERDICT_ROUNDING;
-            snprintf(f->reason, sizeof f->reason, "head %zu: %.0f of %llu elements differ, at most %.3g expected", h,
-                     r->head_differ[h], (unsigned long long)(f->elements / r->heads), r->head_expected[h]);
+            snprintf(f->reason, sizeof f->reason,
+                     "head %zu: %.0f of %llu elements differ, at most %.3g expected", h,
+                     r->head_differ[h], (unsigned long long)(f->elements / r->heads),
+                     r->head_expected[h]);
         }
 }
 
-/* Roundings have no direction, so that over a whole tensor they hardly add up along it: a gain that they and the
- * sums' noise, were it all of one sign, do not explain is a factor. Eight standard deviations. */
+/* Roundings have no direction, so that over a whole tensor they hardly add up along it: a gain that
+ * they and the sums' noise, were it all of one sign, do not explain is a factor. Eight standard
+ * deviations. */
 static void find_gain(trial *r)
 {
     q3_finding *f = &r->f;
     double along = r->along < 0 ? -r->along : r->along;
     if (r->propagated || !(along > 8 * q3_sqrt(r->along_var) + r->along_noise)) return;
     f->verdict = Q3_VERDICT_DIFFERS;
-    snprintf(f->reason, sizeof f->reason, "gain %.6g over the whole tensor, which no rounding makes", f->gain);
+    snprintf(f->reason, sizeof f->reason,
+             "gain %.6g over the whole tensor, which no rounding makes", f->gain);
 }
 
 static void decide_choice(q3_finding *f)
 {
-    f->verdict = f->wrong_sets > 0 ? Q3_VERDICT_DIFFERS : f->near_ties > 0 ? Q3_VERDICT_NEAR_TIE : Q3_VERDICT_EXACT;
+    f->verdict = f->wrong_sets > 0  ? Q3_VERDICT_DIFFERS
+                 : f->near_ties > 0 ? Q3_VERDICT_NEAR_TIE
+                                    : Q3_VERDICT_EXACT;
 }
 
 static void decide_values(trial *r, const q3_config *config)
@@ -303,7 +328,8 @@ static void decide_values(trial *r, const q3_config *config)
                  (unsigned long long)f->outside, (unsigned long long)f->elements);
     } else if (f->judged * 2 < f->elements) {
         f->verdict = Q3_VERDICT_UNJUDGED;
-        snprintf(f->reason, sizeof f->reason, "the bound says something of %llu of %llu elements only",
+        snprintf(f->reason, sizeof f->reason,
+                 "the bound says something of %llu of %llu elements only",
                  (unsigned long long)f->judged, (unsigned long long)f->elements);
     } else if (f->differ == 0) {
         f->verdict = Q3_VERDICT_EXACT;

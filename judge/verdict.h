@@ -1,5 +1,5 @@
-/* verdict.h - one tensor under judgement: its elements against their bounds, and the verdict. Private to judge/;
- * MODEL.md section 12. */
+/* verdict.h - one tensor under judgement: its elements against their bounds, and the verdict.
+ * Private to judge/; MODEL.md section 12. */
 #ifndef Q3_JUDGE_VERDICT_H
 #define Q3_JUDGE_VERDICT_H
 
@@ -13,26 +13,32 @@ typedef struct trial {
     size_t layout;                /* which of the tensor's readings */
     size_t n, channels, heads;    /* elements of a row = heads (or slots) * channels */
     float *ours, *theirs;         /* [T,n] */
-    float *sorted;                /* [T,n] theirs, if the file has them in another order; else NULL */
+    float *sorted;                /* [T,n] theirs, if the file has them in another order; else
+                                   * NULL */
     double *bound;                /* [T,n] */
     double *channel_differ, *channel_expected, *head_differ, *head_expected;
     bool propagated;              /* some variance came in */
-    double along, along_var, along_noise; /* sum ours (theirs - ours), its variance by roundings, its noise at most */
+    /* sum ours (theirs - ours), its variance by roundings, its noise at most */
+    double along, along_var, along_noise;
 } trial;
 
 /* Begins with nothing compared: the verdict is `missing`, or `shape`. False: no memory. */
 bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, size_t layer);
 void q3_trial_free(trial *r); /* {0} is allowed */
 
-/* Token t's rows of ours and theirs are in place: compares them, element by element, within the bounds of b. */
+/* Token t's rows of ours and theirs are in place: compares them, element by element, within the
+ * bounds of b. */
 void q3_trial_row(trial *r, const walk *w, size_t t, const row_bound *b);
 
-/* Token t's choice of experts, which is a set: theirs[A] against ours[A]. False: it is not a choice, and cannot be
- * followed. scratch: room for the bounds of a row of router_probs. */
-bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, const float *ours, const float *theirs);
-/* The smallest probability of the chosen[A] minus the largest of those left (1 if there are none), and whether the
- * bounds of the two reach over it, so that an honest implementation may choose otherwise. */
-double q3_choice_margin(walk *w, const row_bound *scratch, size_t t, const float *chosen, bool *doubtful);
+/* Token t's choice of experts, which is a set: theirs[A] against ours[A]. False: it is not a
+ * choice, and cannot be followed. scratch: room for the bounds of a row of router_probs. */
+bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, const float *ours,
+                     const float *theirs);
+/* The smallest probability of the chosen[A] minus the largest of those left (1 if there are none),
+ * and whether the bounds of the two reach over it, so that an honest implementation may choose
+ * otherwise. */
+double q3_choice_margin(walk *w, const row_bound *scratch, size_t t, const float *chosen,
+                        bool *doubtful);
 
 /* The verdict, when all given rows were compared. */
 void q3_trial_decide(trial *r, const q3_config *config);

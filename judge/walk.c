@@ -1,5 +1,6 @@
-/* walk.c - the walk over the taps: every tensor that the other implementation gives is compared with ours, its
- * verdict found, and its values put in the place of ours, so that what follows is computed from them. */
+/* walk.c - the walk over the taps: every tensor that the other implementation gives is compared
+ * with ours, its verdict found, and its values put in the place of ours, so that what follows is
+ * computed from them. */
 #include "judge/diagnose.h"
 #include "judge/graph.h"
 #include "judge/report.h"
@@ -11,7 +12,8 @@
 
 #define SAYS_NOTHING 1e100 /* a variance that no tensor stays within */
 
-#define BEHIND_INPUT ((uint64_t)1 << 63) /* beside the taps' bits: what is behind the layer's input is not given */
+#define BEHIND_INPUT ((uint64_t)1 << 63) /* beside the taps' bits: what is behind the layer's
+                                          * input is not given */
 
 typedef struct judging {
     walk w;
@@ -25,8 +27,10 @@ typedef struct judging {
     trial scores, probs;          /* of the layer, token by token */
     row_bound scratch;            /* a row's bounds; owned */
     bool seen[Q3_TAP_COUNT];      /* in this layer */
-    uint64_t between[Q3_TAP_COUNT]; /* of this layer, behind each tap, itself too: bit id of what is not given */
-    q3_layer_tap *earlier, *list;    /* not given, behind what this layer starts from; room for a finding's */
+    uint64_t between[Q3_TAP_COUNT]; /* of this layer, behind each tap, itself too: bit id of what
+                                     * is not given */
+    q3_layer_tap *earlier, *list;    /* not given, behind what this layer starts from; room for a
+                                      * finding's */
     size_t earlier_count;
     bool diagnosed[Q3_TAP_COUNT][2];
     q3_status status;
@@ -36,10 +40,11 @@ typedef struct judging {
 static void out_of_memory(judging *j)
 {
     if (j->status == Q3_OK)
-        j->status = q3_fail(j->error, Q3_ERROR_MEMORY, "no memory for the tensors of %zu tokens", j->w.T);
+        j->status = q3_fail(j->error, Q3_ERROR_MEMORY, "no memory for the tensors of %zu tokens",
+                            j->w.T);
 }
 
-/* ==== One tensor ================================================================================ */
+/* ==== One tensor ============================================================================== */
 
 static void begin(judging *j, trial *r, const q3_tap *tap)
 {
@@ -50,7 +55,8 @@ static void begin(judging *j, trial *r, const q3_tap *tap)
 static void choose_reading(judging *j, trial *r, const float *ours)
 {
     const float *choice = j->w.tap[Q3_TAP_TOPK_INDICES];
-    if (r->tensor->layouts == 2) r->layout = q3_closer_layout(r->theirs, j->b, r->tensor, r->id, ours);
+    if (r->tensor->layouts == 2)
+        r->layout = q3_closer_layout(r->theirs, j->b, r->tensor, r->id, ours);
     if (!r->tensor->merged || r->tensor->first != 0) return;
     if (!q3_read_by_expert(&r->sorted, j->b, r->tensor, r->id, choice, ours)) out_of_memory(j);
     size_t used = strlen(r->f.note);
@@ -79,7 +85,8 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
         bool front = q3_tap_at_front((q3_tap_id)i), square = q3_tap_is_square((q3_tap_id)i);
         e->given[i] = w->given[i];
-        if ((j->seen[i] || front) && i != (size_t)r->id && (!square || w->given[i])) e->tap[i] = w->tap[i];
+        if ((j->seen[i] || front) && i != (size_t)r->id && (!square || w->given[i]))
+            e->tap[i] = w->tap[i];
     }
     e->id = r->id;
     e->first = r->tensor->first;
@@ -89,12 +96,14 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
     e->bound = r->bound;
 }
 
-/* What it looks like: once a tap and kind of verdict, as a mistake in the code stands in every layer. */
+/* What it looks like: once a tap and kind of verdict, as a mistake in the code stands in every
+ * layer. */
 static void explain(judging *j, trial *r)
 {
     evidence e;
     bool rounding = r->f.verdict == Q3_VERDICT_ROUNDING;
-    bool trouble = rounding || r->f.verdict == Q3_VERDICT_DIFFERS || r->f.verdict == Q3_VERDICT_NON_FINITE;
+    bool trouble = rounding || r->f.verdict == Q3_VERDICT_DIFFERS ||
+                   r->f.verdict == Q3_VERDICT_NON_FINITE;
     if (!trouble || j->diagnosed[r->id][rounding] || j->options->free_running) return;
     j->diagnosed[r->id][rounding] = true;
     fill_evidence(&e, j, r);
@@ -117,41 +126,49 @@ static size_t list_taps(const judging *j, q3_layer_tap *list, uint64_t taps, siz
     size_t count = (taps & BEHIND_INPUT) != 0 ? j->earlier_count : 0;
     memcpy(list, j->earlier, count * sizeof *list);
     for (size_t i = 0; i < Q3_TAP_COUNT; i++)
-        if (taps >> i & 1) list[count++] = (q3_layer_tap){(q3_tap_id)i, q3_tap_in_layer((q3_tap_id)i) ? layer : 0};
+        if (taps >> i & 1)
+            list[count++] = (q3_layer_tap){(q3_tap_id)i, q3_tap_in_layer((q3_tap_id)i) ? layer : 0};
     return count;
 }
 
-/* Token t's row: bounds, comparison, and theirs into ours[n] (the walk's) unless it is free. var_out[n], if it is
- * not NULL, gets what the walk does not know afterwards (MODEL.md section 12: variances carried on). */
+/* Token t's row: bounds, comparison, and theirs into ours[n] (the walk's) unless it is free.
+ * var_out[n], if it is not NULL, gets what the walk does not know afterwards (MODEL.md section 12:
+ * variances carried on). */
 static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_out)
 {
     walk *w = &j->w;
     size_t n = r->n;
     row_bound b = j->scratch;
-    bool given = r->tensor != NULL && t >= r->tensor->first, known = given && !j->options->free_running;
+    bool given = r->tensor != NULL && t >= r->tensor->first,
+         known = given && !j->options->free_running;
     q3_bound_row(&b, w, r->id, t, ours, n);
-    for (size_t i = 0; depends_on_choice(r->id) && w->uncertain[t] && i < n; i++) b.var[i] = SAYS_NOTHING;
+    for (size_t i = 0; depends_on_choice(r->id) && w->uncertain[t] && i < n; i++)
+        b.var[i] = SAYS_NOTHING;
     if (given) {
         float *theirs = r->theirs + t * n;
         memcpy(r->ours + t * n, ours, n * sizeof *ours);
         if (r->sorted != NULL) memcpy(theirs, r->sorted + t * n, n * sizeof *theirs);
         else q3_backend_row(theirs, j->b, r->tensor, r->id, r->layout, t);
         size_t low = q3_first_key(t, w->config->sliding_window);
-        for (size_t i = 0; i < n && r->id == Q3_TAP_SCORES; i++) /* masked: theirs may hold anything */
+        /* masked: theirs may hold anything */
+        for (size_t i = 0; i < n && r->id == Q3_TAP_SCORES; i++)
             if (i % r->channels > t || i % r->channels < low) theirs[i] = 0.0f;
         q3_trial_row(r, w, t, &b);
         if (known) memcpy(ours, theirs, n * sizeof *ours);
     }
     for (size_t i = 0; i < n && var_out != NULL; i++) {
         double noise = b.noise[i] / 4;
-        double ulp = q3_ulp((double)ours[i], q3_tap_info(r->id)->dtype == Q3_F32 ? Q3_F32 : w->dtype);
-        double before = r->id == Q3_TAP_PROBS ? 0 : b.var[i]; /* q3_bound_values takes it from the scores */
+        double ulp = q3_ulp((double)ours[i],
+                            q3_tap_info(r->id)->dtype == Q3_F32 ? Q3_F32 : w->dtype);
+        /* q3_bound_values takes it from the scores */
+        double before = r->id == Q3_TAP_PROBS ? 0 : b.var[i];
         var_out[i] = known ? 0 : before + noise * noise + b.slack[i] * ulp / 6;
         if (!(var_out[i] <= SAYS_NOTHING)) var_out[i] = SAYS_NOTHING;
     }
 }
 
-/* The verdict of a tensor all of whose rows were judged; writes the finding, and frees the trial. */
+/* The verdict of a tensor all of whose rows were judged; writes the finding, and frees the
+ * trial. */
 static void trial_end(judging *j, trial *r)
 {
     char name[Q3_TAP_NAME_SIZE];
@@ -174,7 +191,7 @@ static void trial_end(judging *j, trial *r)
     q3_trial_free(r);
 }
 
-/* ==== Router =================================================================================== */
+/* ==== Router ================================================================================== */
 
 static void judge_topk(judging *j, const q3_tap *tap)
 {
@@ -207,7 +224,7 @@ static void judge_topk(judging *j, const q3_tap *tap)
     trial_end(j, &r);
 }
 
-/* ==== The walk ================================================================================= */
+/* ==== The walk ================================================================================ */
 
 /* --kv: from here on keys and values are what that cache holds. */
 static void round_cache(judging *j, const q3_tap *tap, size_t count)
@@ -302,7 +319,7 @@ static void see_tap(void *user, const q3_tap *tap)
     }
 }
 
-/* ==== Memory and the run ======================================================================= */
+/* ==== Memory and the run ====================================================================== */
 
 static size_t longest_sum(const q3_config *c)
 {
@@ -348,8 +365,9 @@ static bool judging_init(judging *j)
     w->values_noise = calloc(T, inner * sizeof(double));
     w->values_var = calloc(T, inner * sizeof(double));
     w->weight_row = calloc(longest_sum(c), sizeof(float));
-    return good && w->inv_freq && w->input && w->input_var && w->uncertain && w->scores && w->probs && w->scores_var &&
-           w->probs_var && w->values_noise && w->values_var && w->weight_row;
+    return good && w->inv_freq && w->input && w->input_var && w->uncertain && w->scores &&
+           w->probs && w->scores_var && w->probs_var && w->values_noise && w->values_var &&
+           w->weight_row;
 }
 
 static void judging_free(judging *j)
@@ -395,17 +413,21 @@ static q3_status make_state(judging *j, const q3_run *run)
 {
     size_t size = q3_state_size(j->w.config, run);
     j->memory = size == 0 ? NULL : malloc(size);
-    if (j->memory == NULL) return q3_fail(j->error, Q3_ERROR_MEMORY, "no memory for a state of %zu bytes", size);
+    if (j->memory == NULL)
+        return q3_fail(j->error, Q3_ERROR_MEMORY, "no memory for a state of %zu bytes", size);
     j->state = q3_state_init(j->memory, size, j->w.config, j->w.weights, run);
-    if (j->state == NULL) return q3_fail(j->error, Q3_ERROR_ARITHMETIC, "arithmetic: %s", q3_selftest());
+    if (j->state == NULL)
+        return q3_fail(j->error, Q3_ERROR_ARITHMETIC, "arithmetic: %s", q3_selftest());
     return Q3_OK;
 }
 
 static q3_status run_layers(judging *j, const q3_run *run, const float *hidden)
 {
     const q3_config *c = j->w.config;
-    q3_input input = {.count = run->rows, .length = run->start + run->rows, .logit_rows = run->rows};
-    j->w.scaling = q3_rope_frequencies(j->w.inv_freq, &c->rope, c->head_dim, c->max_position_embeddings, input.length);
+    q3_input input = {
+        .count = run->rows, .length = run->start + run->rows, .logit_rows = run->rows};
+    j->w.scaling = q3_rope_frequencies(j->w.inv_freq, &c->rope, c->head_dim,
+                                       c->max_position_embeddings, input.length);
     if (run->first_layer > 0) {
         input.hidden = hidden;
         memcpy(j->w.input, hidden, run->rows * c->hidden_size * sizeof *hidden);
@@ -416,9 +438,9 @@ static q3_status run_layers(judging *j, const q3_run *run, const float *hidden)
     return status != Q3_OK ? status : j->status;
 }
 
-q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *weights, const q3_run *run,
-                  const backend *b, const int32_t *ids, const float *hidden, const q3_judge_options *options,
-                  q3_error *error)
+q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *weights,
+                  const q3_run *run, const backend *b, const int32_t *ids, const float *hidden,
+                  const q3_judge_options *options, q3_error *error)
 {
     judging *j = calloc(1, sizeof *j);
     if (j == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory");

@@ -1,30 +1,33 @@
-/* walk.h - the walk over the taps: what is known while a layer is judged, the bounds of what is computed from it,
- * and figures of the difference. Private to judge/.
+/* walk.h - the walk over the taps: what is known while a layer is judged, the bounds of what is
+ * computed from it, and figures of the difference. Private to judge/.
  *
- * walk.c        the walk, and the other's values in place of ours
- * bounds.c      what honest arithmetic may make of each element (MODEL.md section 12 derives it)
- * statistics.c  how two tensors differ: figures that need no model */
+ *   walk.c        the walk, and the other's values in place of ours
+ *   bounds.c      what honest arithmetic may make of each element (MODEL.md section 12 derives it)
+ *   statistics.c  how two tensors differ: figures that need no model */
 #ifndef Q3_JUDGE_WALK_H
 #define Q3_JUDGE_WALK_H
 
 #include "judge/backend.h"
 
-/* ==== Bounds (bounds.c) ====================================================================== */
+/* ==== Bounds (bounds.c) ======================================================================= */
 
-/* The walk over one layer. Rows and whole tensors as everywhere here; what runs after is computed from them. The
- * variance of an element is 0 where the other gave it: what may differ there was judged. */
+/* The walk over one layer. Rows and whole tensors as everywhere here; what runs after is computed
+ * from them. The variance of an element is 0 where the other gave it: what may differ there was
+ * judged. */
 typedef struct walk {
     const q3_config *config;
     const q3_weights *weights;
     q3_dtype dtype;
     size_t T, start;
-    double operand;           /* --accumulate: unit of what enters and leaves the sums; 0: float32 */
+    /* --accumulate: unit of what enters and leaves the sums; 0: float32 */
+    double operand;
     size_t layer;
     float *inv_freq;          /* [hd/2] */
     float scaling;            /* attention_scaling: of cos and sin */
     float *input;             /* [T,M] what the layer starts from */
     double *input_var;
-    float *tap[Q3_TAP_COUNT]; /* [T,row], NULL until the walk comes there; scores and probs: if given */
+    float *tap[Q3_TAP_COUNT]; /* [T,row], NULL until the walk comes there; scores and probs: if
+                               * given */
     double *var[Q3_TAP_COUNT];
     bool given[Q3_TAP_COUNT]; /* for all tokens */
     bool *uncertain;          /* [T]: which experts this token has is not known */
@@ -35,8 +38,8 @@ typedef struct walk {
     float *weight_row;        /* [longest sum] */
 } walk;
 
-/* What an honest implementation may differ by, element by element: |theirs - ours| <= slack + noise +
- * Q3_SIGMAS * sqrt(var). */
+/* What an honest implementation may differ by, element by element: |theirs - ours| <= slack + noise
+ * + Q3_SIGMAS * sqrt(var). */
 typedef struct row_bound {
     double *slack; /* roundings to D, which may stand elsewhere or be left out */
     double *noise; /* sums and functions in float32, four standard deviations */
@@ -52,7 +55,7 @@ void q3_bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *ou
 /* After a token's probs (w->probs, w->probs_var) are final: the bounds of its o_proj.input. */
 void q3_bound_values(walk *w, size_t t);
 
-/* ==== Figures (statistics.c) ==================================================================== */
+/* ==== Figures (statistics.c) ================================================================== */
 
 /* Sums over rows, in float64. */
 typedef struct figures {
@@ -66,17 +69,18 @@ typedef struct figures {
 
 /* 2^e spacing of D at value (the smallest subnormal's near 0). D: float32, bfloat16, float16. */
 double q3_ulp(double value, q3_dtype dtype);
-bool q3_figures_begin(figures *g, q3_finding *f, q3_dtype dtype, size_t T, size_t channels); /* false: no memory */
+/* false: no memory */
+bool q3_figures_begin(figures *g, q3_finding *f, q3_dtype dtype, size_t T, size_t channels);
 /* One row of n elements: token t; heads = n / channels gives the place's second entry. */
 void q3_figures_row(figures *g, size_t t, const float *ours, const float *theirs, size_t n);
 void q3_figures_end(figures *g);
 
-/* ==== The walk (walk.c) =================================================================== */
+/* ==== The walk (walk.c) ======================================================================= */
 
-/* Runs the run's layers over run->rows tokens (ids, or hidden[T,M] if the first layer is above 0; run->chunk is
- * T) and appends a line for every tap. b is bound to T tokens. */
-q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *weights, const q3_run *run,
-                  const backend *b, const int32_t *ids, const float *hidden, const q3_judge_options *options,
-                  q3_error *error);
+/* Runs the run's layers over run->rows tokens (ids, or hidden[T,M] if the first layer is above 0;
+ * run->chunk is T) and appends a line for every tap. b is bound to T tokens. */
+q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *weights,
+                  const q3_run *run, const backend *b, const int32_t *ids, const float *hidden,
+                  const q3_judge_options *options, q3_error *error);
 
 #endif

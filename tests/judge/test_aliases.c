@@ -2,9 +2,10 @@
  *
  *   test_aliases
  *
- * The names were taken from the systems' sources: transformers' modeling_qwen3_moe.py (4.57, 5.17) and
- * model_debugging_utils.py, vLLM's and SGLang's models/qwen3_moe.py, llama.cpp's llama-graph.cpp and
- * models/qwen3moe.cpp, TransformerLens' components; TransformerLens' also from its own dumps (4.3, 3.9, 3.4, 2.18). */
+ * The names were taken from the systems' sources: transformers' modeling_qwen3_moe.py (4.57, 5.17)
+ * and model_debugging_utils.py, vLLM's and SGLang's models/qwen3_moe.py, llama.cpp's
+ * llama-graph.cpp and models/qwen3moe.cpp, TransformerLens' components; TransformerLens' also from
+ * its own dumps (4.3, 3.9, 3.4, 2.18). */
 #include "t.h"
 
 #include "judge/backend.h"
@@ -46,7 +47,8 @@ static const name_case cases[] = {
     {"model.layers.2.self_attn.q_rope", P "self_attn.q_rope.output"},
     {"model.layers.2.self_attn.scores", P "self_attn.scores.output"},
     {"model.layers.2.self_attn.probs", P "self_attn.probs.output"},
-    {"Qwen3MoeForCausalLM.model.layers.2.self_attn.o_proj_inputs_args_0", P "self_attn.o_proj.input"},
+    {"Qwen3MoeForCausalLM.model.layers.2.self_attn.o_proj_inputs_args_0",
+     P "self_attn.o_proj.input"},
     {"model.layers.2.self_attn.o_proj", P "self_attn.o_proj.output"},
     {"model.layers.2.self_attn", P "self_attn.o_proj.output"},
     {"model.layers.2.self_attn.output", P "self_attn.o_proj.output"},
@@ -63,16 +65,19 @@ static const name_case cases[] = {
     {"model.layers.2.mlp.output.1", P "mlp.gate.output"},
     {"model.layers.2.mlp.experts", P "mlp.output"},
     {"model.layers.2.mlp.experts.act_fn", P "mlp.experts.act_fn.output"},
-    {"model.layers.2.mlp.experts.gate_up_proj", P "mlp.experts.gate_proj.output " P "mlp.experts.up_proj.output"},
+    {"model.layers.2.mlp.experts.gate_up_proj",
+     P "mlp.experts.gate_proj.output " P "mlp.experts.up_proj.output"},
     {"model.layers.2.input", "model.layers.1.output"},
     {"Qwen3MoeForCausalLM.model.layers.2_inputs_args_0", "model.layers.1.output"},
-    {"Qwen3MoeForCausalLM.model.layers.2.input_layernorm_inputs_kwargs_hidden_states", "model.layers.1.output"},
+    {"Qwen3MoeForCausalLM.model.layers.2.input_layernorm_inputs_kwargs_hidden_states",
+     "model.layers.1.output"},
     {"model.layers.0.input_layernorm.input", "model.embed_tokens.output"},
     {"model.norm.input", "model.layers.2.output"},
     {"model.layers.1.mlp.down_proj", "model.layers.1.mlp.output"},
     {"model.layers.2.mlp.down_proj", ""},
     {"model.layers.1.mlp.gate_proj", "model.layers.1.mlp.gate_proj.output"},
-    {"Qwen3MoeForCausalLM.model.layers.1.mlp.down_proj_inputs_args_0", "model.layers.1.mlp.down_proj.input"},
+    {"Qwen3MoeForCausalLM.model.layers.1.mlp.down_proj_inputs_args_0",
+     "model.layers.1.mlp.down_proj.input"},
     {"inputs_embeds", "model.embed_tokens.output"},
     {"hidden_states.0", "model.embed_tokens.output"},
     {"hidden_states.2", "model.layers.1.output"},
@@ -82,7 +87,8 @@ static const name_case cases[] = {
     {"attentions.0", "model.layers.0.self_attn.probs.output"},
     {"attentions_2", P "self_attn.probs.output"},
     {"attentions[2]", P "self_attn.probs.output"},
-    {"router_logits.0", "model.layers.0.mlp.gate.output"}, /* of the sparse layers, which are 0 and 2 */
+    /* of the sparse layers, which are 0 and 2 */
+    {"router_logits.0", "model.layers.0.mlp.gate.output"},
     {"router_logits_1", P "mlp.gate.output"},
     {"router_logits[1]", P "mlp.gate.output"},
     {"last_hidden_state", "model.norm.output"},
@@ -103,13 +109,15 @@ static const name_case cases[] = {
     {"model.layers.2.post_attention_layernorm.output.1", P "post_attention_layernorm.input"},
     {"model.layers.2.input_layernorm.output.1", "model.layers.1.output"},
     {"model.norm.output.1", "model.layers.2.output"},
-    {"model.layers.1.mlp.gate_up_proj", "model.layers.1.mlp.gate_proj.output model.layers.1.mlp.up_proj.output"},
+    {"model.layers.1.mlp.gate_up_proj",
+     "model.layers.1.mlp.gate_proj.output model.layers.1.mlp.up_proj.output"},
     {"logits_processor", "lm_head.output"},
     /* llama.cpp */
     {"embd", "model.embed_tokens.output"},
     {"inp_embd", "model.embed_tokens.output"},
     {"attn_norm-2", P "input_layernorm.output"},
-    {"wqkv-2", P "self_attn.q_proj.output " P "self_attn.k_proj.output " P "self_attn.v_proj.output"},
+    {"wqkv-2",
+     P "self_attn.q_proj.output " P "self_attn.k_proj.output " P "self_attn.v_proj.output"},
     {"Vcur-2", P "self_attn.v_proj.output"},
     {"Qcur_normed-2", P "self_attn.q_norm.output"},
     {"Kcur_normed-2", P "self_attn.k_norm.output"},
@@ -192,21 +200,46 @@ static const name_case cases[] = {
     {"unembed.hook_out", "lm_head.output"},
     {"hook_unembed", "lm_head.output"},
     /* meanings that are others, or not certain */
-    {"kq-2", ""}, {"ffn_moe_weighted-2", ""}, {"norm-2", ""}, {"norm", ""}, {"Qcur-2 (reshaped)", ""},
-    {"Qcur-02", ""}, {"Qcur-", ""}, {"Qcur", ""}, {"Qcur--1", ""}, {"Qcur-99999999999999999999999999", ""},
+    {"kq-2", ""},
+    {"ffn_moe_weighted-2", ""},
+    {"norm-2", ""},
+    {"norm", ""},
+    {"Qcur-2 (reshaped)", ""},
+    {"Qcur-02", ""},
+    {"Qcur-", ""},
+    {"Qcur", ""},
+    {"Qcur--1", ""},
+    {"Qcur-99999999999999999999999999", ""},
     {"kqv-2", ""},
-    {"blocks.2.ln1.hook_normalized", ""}, {"blocks.2.mlp.hook_expert_weights", ""}, {"blocks.2", ""},
-    {"model.layers.2.output.0", ""}, {"model.layers.2.mlp.experts.5.gate_proj", ""},
-    {"model.layers.2.self_attn.q_proj.weight", ""}, {"model.layers.02.mlp", ""}, {"model.layers.", ""},
-    {"model", ""}, {"", ""}, {"Qwen3MoeForCausalLM.", ""}, {"_outputs", ""}, {"_inputs_args_0", ""},
-    {"model.layers.2.mlp.output.output", ""}, {"hidden_states.", ""}, {"hidden_states.2.output", ""},
+    {"blocks.2.ln1.hook_normalized", ""},
+    {"blocks.2.mlp.hook_expert_weights", ""},
+    {"blocks.2", ""},
+    {"model.layers.2.output.0", ""},
+    {"model.layers.2.mlp.experts.5.gate_proj", ""},
+    {"model.layers.2.self_attn.q_proj.weight", ""},
+    {"model.layers.02.mlp", ""},
+    {"model.layers.", ""},
+    {"model", ""},
+    {"", ""},
+    {"Qwen3MoeForCausalLM.", ""},
+    {"_outputs", ""},
+    {"_inputs_args_0", ""},
+    {"model.layers.2.mlp.output.output", ""},
+    {"hidden_states.", ""},
+    {"hidden_states.2.output", ""},
 };
 
 /* Without a model: what depends on one is unknown, the rest is as before. */
 static const name_case without_model[] = {
-    {"hidden_states.2", ""}, {"hidden_states.0", ""}, {"model.norm.input", ""}, {"ffn_moe_weights-2", ""},
-    {"router_logits.0", ""}, {"model.layers.1.mlp.down_proj", ""}, {"ffn_moe_weights_norm-2", P "mlp.topk_weights.output"},
-    {"blocks.2.hook_resid_pre", "model.layers.1.output"}, {"l_out-2", P "output"},
+    {"hidden_states.2", ""},
+    {"hidden_states.0", ""},
+    {"model.norm.input", ""},
+    {"ffn_moe_weights-2", ""},
+    {"router_logits.0", ""},
+    {"model.layers.1.mlp.down_proj", ""},
+    {"ffn_moe_weights_norm-2", P "mlp.topk_weights.output"},
+    {"blocks.2.hook_resid_pre", "model.layers.1.output"},
+    {"l_out-2", P "output"},
 };
 
 static void check_names(const name_case *list, size_t count, const q3_config *config)
@@ -220,21 +253,32 @@ static void check_names(const name_case *list, size_t count, const q3_config *co
                 if (k > 0) strcat(got, " ");
                 strcat(got, name);
             }
-        CHECKF(strcmp(got, list[i].taps) == 0, "%s: got \"%s\", want \"%s\"", list[i].name, got, list[i].taps);
+        CHECKF(strcmp(got, list[i].taps) == 0, "%s: got \"%s\", want \"%s\"", list[i].name, got,
+               list[i].taps);
     }
 }
 
 /* Which of two names of a tap is preferred. */
 static void check_weak(const q3_config *config)
 {
-    static const struct { const char *name; bool weak; } list[] = {
-        {P "mlp.output", false}, {P "mlp", false}, {P "mlp.experts.output", true}, {P "self_attn.output", true},
-        {P "self_attn.o_proj", false}, {"hidden_states.2", true}, {"l_out-2", false}, {P "input", true},
-        {"blocks.2.hook_resid_pre", true}, {"blocks.2.hook_resid_post", false}, {"logits", true},
+    static const struct { const char *name; bool weak;
+    } list[] = {
+        {P "mlp.output", false},
+        {P "mlp", false},
+        {P "mlp.experts.output", true},
+        {P "self_attn.output", true},
+        {P "self_attn.o_proj", false},
+        {"hidden_states.2", true},
+        {"l_out-2", false},
+        {P "input", true},
+        {"blocks.2.hook_resid_pre", true},
+        {"blocks.2.hook_resid_post", false},
+        {"logits", true},
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
         q3_alias alias;
-        CHECKF(q3_tap_alias(&alias, config, list[i].name) && alias.weak == list[i].weak, "%s", list[i].name);
+        CHECKF(q3_tap_alias(&alias, config, list[i].name) && alias.weak == list[i].weak, "%s",
+               list[i].name);
     }
 }
 
@@ -256,7 +300,8 @@ int main(void)
     q3_config config = {.num_hidden_layers = 3, .num_experts = 4, .num_experts_per_tok = 2,
                         .decoder_sparse_step = 1, .norm_topk_prob = true, .mlp_only_layers = dense,
                         .mlp_only_count = 1};
-    static const name_case not_renormalised[] = {{"ffn_moe_weights-2", P "mlp.topk_weights.output"}};
+    static const name_case not_renormalised[] = {
+        {"ffn_moe_weights-2", P "mlp.topk_weights.output"}};
     check_names(cases, sizeof cases / sizeof cases[0], &config);
     check_names(without_model, sizeof without_model / sizeof without_model[0], NULL);
     check_weak(&config);

@@ -1,5 +1,5 @@
-/* backend.c: another implementation's file. Its tensors are written here in every layout, byte by byte, with
- * values that say where they belong: token * 1000 + outer index * 50 + inner index.
+/* backend.c: another implementation's file. Its tensors are written here in every layout, byte by
+ * byte, with values that say where they belong: token * 1000 + outer index * 50 + inner index.
  *
  *   test_backend
  *
@@ -20,14 +20,15 @@ enum { H = 6, K = 2, HD = 4, M = 11, V = 29, E = 5, A = 3, F = 7, I = 13, T = 9 
 static const char config_text[] =
     "{\"model_type\":\"qwen3_moe\",\"vocab_size\":29,\"hidden_size\":11,\"intermediate_size\":13,"
     "\"num_hidden_layers\":2,\"num_attention_heads\":6,\"num_key_value_heads\":2,\"head_dim\":4,"
-    "\"num_experts\":5,\"num_experts_per_tok\":3,\"moe_intermediate_size\":7,\"mlp_only_layers\":[1],"
+    "\"num_experts\":5,\"num_experts_per_tok\":3,\"moe_intermediate_size\":7,\"mlp_only_layers\":["
+    "1],"
     "\"norm_topk_prob\":true,\"rms_norm_eps\":1e-06,\"max_position_embeddings\":64}";
 
-/* ==== Files ================================================================================== */
+/* ==== Files =================================================================================== */
 
 /* Integers first, first + 1, ... but for one of them. */
-static void put_integers(const char *name, const char *shape, size_t count, long long first, size_t odd,
-                         long long value)
+static void put_integers(const char *name, const char *shape, size_t count, long long first,
+                         size_t odd, long long value)
 {
     tensor_begin(name, "I64", shape, count * 8);
     for (size_t i = 0; i < count; i++)
@@ -36,10 +37,10 @@ static void put_integers(const char *name, const char *shape, size_t count, long
 
 static const q3_model *model;
 
-/* ==== Layouts ================================================================================ */
+/* ==== Layouts ================================================================================= */
 
-/* axes, in the file's order: t rows, j outer, k inner; J is j and k in one axis, N t and j; 1; p is k with 7
- * more that must not be read. The last `rows` of T tokens. */
+/* axes, in the file's order: t rows, j outer, k inner; J is j and k in one axis, N t and j; 1; p is
+ * k with 7 more that must not be read. The last `rows` of T tokens. */
 typedef struct layout_case {
     const char *name, *axes;
     q3_tap_id id;
@@ -54,35 +55,45 @@ static const layout_case layouts[] = {
     {"model.rotary_emb.cos", "1tk", Q3_TAP_COS, 1, HD, T, T, "batch axis"},
     {"model.layers.0.self_attn.q_proj.output", "tJ", Q3_TAP_Q_PROJ, H, HD, T, T, ""},
     {"model.layers.0.self_attn.q_proj.output", "tjk", Q3_TAP_Q_PROJ, H, HD, T, T, "axes [T,H,hd]"},
-    {"model.layers.0.self_attn.q_proj.output", "1jtk", Q3_TAP_Q_PROJ, H, HD, T, T, "batch axis, axes [H,T,hd]"},
+    {"model.layers.0.self_attn.q_proj.output", "1jtk", Q3_TAP_Q_PROJ, H, HD, T, T,
+     "batch axis, axes [H,T,hd]"},
     {"model.layers.0.self_attn.k_proj.output", "tJ", Q3_TAP_K_PROJ, K, HD, T, T, ""},
     {"model.layers.0.self_attn.v_proj.output", "jtk", Q3_TAP_V_PROJ, K, HD, T, T, "axes [H,T,hd]"},
     {"model.layers.0.self_attn.q_norm.output", "tjk", Q3_TAP_Q_NORM, H, HD, T, T, ""},
     {"model.layers.0.self_attn.q_norm.output", "jtk", Q3_TAP_Q_NORM, H, HD, T, T, "axes [H,T,hd]"},
     {"model.layers.0.self_attn.q_norm.output", "Nk", Q3_TAP_Q_NORM, H, HD, T, T, "axes [T*H,hd]"},
     {"model.layers.0.self_attn.k_norm.output", "1tjk", Q3_TAP_K_NORM, K, HD, T, T, "batch axis"},
-    {"model.layers.0.self_attn.q_rope.output", "1jtk", Q3_TAP_Q_ROPE, H, HD, T, T, "batch axis, axes [H,T,hd]"},
+    {"model.layers.0.self_attn.q_rope.output", "1jtk", Q3_TAP_Q_ROPE, H, HD, T, T,
+     "batch axis, axes [H,T,hd]"},
     {"model.layers.0.self_attn.k_rope.output", "jtk", Q3_TAP_K_ROPE, K, HD, T, T, "axes [H,T,hd]"},
     {"model.layers.0.self_attn.k_rope.output", "tJ", Q3_TAP_K_ROPE, K, HD, T, T, "axes [T,H*hd]"},
     {"model.layers.0.self_attn.o_proj.input", "tJ", Q3_TAP_O_PROJ_INPUT, H, HD, T, T, ""},
-    {"model.layers.0.self_attn.o_proj.input", "jtk", Q3_TAP_O_PROJ_INPUT, H, HD, T, T, "axes [H,T,hd]"},
+    {"model.layers.0.self_attn.o_proj.input", "jtk", Q3_TAP_O_PROJ_INPUT, H, HD, T, T,
+     "axes [H,T,hd]"},
     {"model.layers.0.self_attn.scores.output", "jtk", Q3_TAP_SCORES, H, T, T, T, ""},
     {"model.layers.0.self_attn.probs.output", "1jtk", Q3_TAP_PROBS, H, T, T, T, "batch axis"},
     {"model.layers.0.self_attn.probs.output", "tjk", Q3_TAP_PROBS, H, T, T, T, "axes [T,H,S]"},
-    {"model.layers.0.self_attn.probs.output", "1jtp", Q3_TAP_PROBS, H, T, T, T, "batch axis, keys 0:9 of 16"},
+    {"model.layers.0.self_attn.probs.output", "1jtp", Q3_TAP_PROBS, H, T, T, T,
+     "batch axis, keys 0:9 of 16"},
     {"model.layers.0.mlp.topk_weights.output", "tk1", Q3_TAP_TOPK_WEIGHTS, 1, A, T, T, ""},
-    {"model.layers.0.mlp.experts.gate_proj.output", "tjk", Q3_TAP_EXPERTS_GATE_PROJ, A, F, T, T, ""},
-    {"model.layers.0.mlp.experts.gate_proj.output", "Nk", Q3_TAP_EXPERTS_GATE_PROJ, A, F, T, T, "axes [T*A,n]"},
-    {"model.layers.0.mlp.experts.down_proj.output", "tJ", Q3_TAP_EXPERTS_DOWN_PROJ, A, M, T, T, "axes [T,A*n]"},
-    {"model.layers.1.mlp.gate_proj.output", "1tk", Q3_TAP_DENSE_GATE_PROJ, 1, I, T, T, "batch axis"},
+    {"model.layers.0.mlp.experts.gate_proj.output", "tjk", Q3_TAP_EXPERTS_GATE_PROJ, A, F, T, T,
+     ""},
+    {"model.layers.0.mlp.experts.gate_proj.output", "Nk", Q3_TAP_EXPERTS_GATE_PROJ, A, F, T, T,
+     "axes [T*A,n]"},
+    {"model.layers.0.mlp.experts.down_proj.output", "tJ", Q3_TAP_EXPERTS_DOWN_PROJ, A, M, T, T,
+     "axes [T,A*n]"},
+    {"model.layers.1.mlp.gate_proj.output", "1tk", Q3_TAP_DENSE_GATE_PROJ, 1, I, T, T,
+     "batch axis"},
     {"lm_head.output", "tk", Q3_TAP_LM_HEAD, 1, V, T, T, ""},
     /* the last rows alone */
     {"lm_head.output", "1tk", Q3_TAP_LM_HEAD, 1, V, T, 1, "batch axis, rows 8:9 of 9"},
     {"lm_head.output", "k", Q3_TAP_LM_HEAD, 1, V, T, 1, "rows 8:9 of 9"},
     {"model.layers.1.mlp.output", "tk", Q3_TAP_MLP, 1, M, T, 4, "rows 5:9 of 9"},
-    {"model.layers.0.self_attn.q_rope.output", "jtk", Q3_TAP_Q_ROPE, H, HD, T, 2, "axes [H,T,hd], rows 7:9 of 9"},
+    {"model.layers.0.self_attn.q_rope.output", "jtk", Q3_TAP_Q_ROPE, H, HD, T, 2,
+     "axes [H,T,hd], rows 7:9 of 9"},
     {"model.layers.0.self_attn.probs.output", "jtk", Q3_TAP_PROBS, H, T, T, 1, "rows 8:9 of 9"},
-    {"model.layers.0.mlp.experts.up_proj.output", "tjk", Q3_TAP_EXPERTS_UP_PROJ, A, F, T, 1, "rows 8:9 of 9"},
+    {"model.layers.0.mlp.experts.up_proj.output", "tjk", Q3_TAP_EXPERTS_UP_PROJ, A, F, T, 1,
+     "rows 8:9 of 9"},
     {"model.layers.0.mlp.experts.up_proj.output", "Nk", Q3_TAP_EXPERTS_UP_PROJ, A, F, T, 4,
      "axes [T*A,n], rows 5:9 of 9"},
     /* one token in all */
@@ -90,10 +101,14 @@ static const layout_case layouts[] = {
     {"model.layers.0.self_attn.probs.output", "jtk", Q3_TAP_PROBS, H, 1, 1, 1, ""},
     {"lm_head.output", "tk", Q3_TAP_LM_HEAD, 1, V, 1, 1, ""},
     /* T = H: two readings, the rule first */
-    {"model.layers.0.self_attn.q_norm.output", "tjk", Q3_TAP_Q_NORM, H, HD, H, H, "axes [T,H,hd] or [H,T,hd]"},
-    {"model.layers.0.self_attn.q_proj.output", "tjk", Q3_TAP_Q_PROJ, H, HD, H, H, "axes [T,H,hd] or [H,T,hd]"},
-    {"model.layers.0.self_attn.k_rope.output", "tjk", Q3_TAP_K_ROPE, K, HD, K, K, "axes [T,H,hd] or [H,T,hd]"},
-    {"model.layers.0.self_attn.scores.output", "jtk", Q3_TAP_SCORES, H, H, H, H, "axes [H,T,S] or [T,H,S]"},
+    {"model.layers.0.self_attn.q_norm.output", "tjk", Q3_TAP_Q_NORM, H, HD, H, H,
+     "axes [T,H,hd] or [H,T,hd]"},
+    {"model.layers.0.self_attn.q_proj.output", "tjk", Q3_TAP_Q_PROJ, H, HD, H, H,
+     "axes [T,H,hd] or [H,T,hd]"},
+    {"model.layers.0.self_attn.k_rope.output", "tjk", Q3_TAP_K_ROPE, K, HD, K, K,
+     "axes [T,H,hd] or [H,T,hd]"},
+    {"model.layers.0.self_attn.scores.output", "jtk", Q3_TAP_SCORES, H, H, H, H,
+     "axes [H,T,S] or [T,H,S]"},
     {"model.layers.0.self_attn.q_proj.output", "tJ", Q3_TAP_Q_PROJ, H, HD, H, H, ""},
     /* names of others */
     {"Qcur_normed-0", "tjk", Q3_TAP_Q_NORM, H, HD, T, T, ""},
@@ -106,14 +121,27 @@ static void put_case(const layout_case *c, const char *axes)
     char shape[100] = "", order[8] = "";
     size_t total = 1, size[4], n = 0, used = 0;
     for (const char *a = axes; *a != 0; a++) {
-        size_t axis = *a == 't' ? c->rows : *a == 'j' ? c->outer : *a == 'k' ? c->inner : *a == 'p' ? c->inner + 7
-                      : *a == 'J' ? c->outer * c->inner : *a == 'N' ? c->rows * c->outer : 1;
-        used += (size_t)snprintf(shape + used, sizeof shape - used, "%s%zu", used > 0 ? "," : "", axis);
+        size_t axis = *a == 't'   ? c->rows
+                      : *a == 'j' ? c->outer
+                      : *a == 'k' ? c->inner
+                      : *a == 'p' ? c->inner + 7
+                      : *a == 'J' ? c->outer * c->inner
+                      : *a == 'N' ? c->rows * c->outer
+                                  : 1;
+        used += (size_t)snprintf(shape + used, sizeof shape - used, "%s%zu", used > 0 ? "," : "",
+                                 axis);
         total *= axis;
-        strcat(order, *a == 'J' ? "jk" : *a == 'N' ? "tj" : *a == 'p' ? "p" : *a == '1' ? "" : (char[2]){*a, 0});
+        strcat(order, *a == 'J'   ? "jk"
+                      : *a == 'N' ? "tj"
+                      : *a == 'p' ? "p"
+                      : *a == '1' ? ""
+                                  : (char[2]){*a, 0});
     }
     for (const char *o = order; *o != 0; o++)
-        size[n++] = *o == 't' ? c->rows : *o == 'j' ? c->outer : *o == 'p' ? c->inner + 7 : c->inner;
+        size[n++] = *o == 't'   ? c->rows
+                    : *o == 'j' ? c->outer
+                    : *o == 'p' ? c->inner + 7
+                                : c->inner;
     tensor_begin(c->name, "F32", shape, total * 4);
     for (size_t i = 0; i < total; i++) {
         size_t rest = i, t = 0, j = 0, k = 0;
@@ -133,7 +161,8 @@ static q3_status open_file(backend *b, const char *path, const q3_model *of, q3_
     return status;
 }
 
-static void check_rows(const backend *b, const backend_tensor *x, const layout_case *c, size_t layout, bool right)
+static void check_rows(const backend *b, const backend_tensor *x, const layout_case *c,
+                       size_t layout, bool right)
 {
     size_t wrong = 0;
     float row[200];
@@ -142,8 +171,8 @@ static void check_rows(const backend *b, const backend_tensor *x, const layout_c
         for (size_t i = 0; i < c->outer * c->inner; i++)
             wrong += row[i] != (float)(1000 * t + 50 * (i / c->inner) + i % c->inner);
     }
-    CHECKF((wrong == 0) == right, "%s %s, T = %zu, layout %zu: %zu elements are elsewhere", c->name, c->axes,
-           c->tokens, layout, wrong);
+    CHECKF((wrong == 0) == right, "%s %s, T = %zu, layout %zu: %zu elements are elsewhere", c->name,
+           c->axes, c->tokens, layout, wrong);
 }
 
 static void check_layouts(void)
@@ -163,8 +192,8 @@ static void check_layouts(void)
         CHECKF(x != NULL, "%s", c->name);
         if (x == NULL) continue;
         CHECK_TEXT(x->note, c->note);
-        CHECKF(x->layouts == (two ? 2 : 1) && x->first == c->tokens - c->rows, "%s %s: %zu layouts, first %zu",
-               c->name, c->axes, x->layouts, x->first);
+        CHECKF(x->layouts == (two ? 2 : 1) && x->first == c->tokens - c->rows,
+               "%s %s: %zu layouts, first %zu", c->name, c->axes, x->layouts, x->first);
         if (x->layouts > 0) check_rows(&b, x, c, 0, true);
         if (two) check_rows(&b, x, c, 1, false);
         q3_backend_close(&b);
@@ -173,7 +202,8 @@ static void check_layouts(void)
         file_begin("");
         put_case(c, c->axes[0] == 't' ? "jtk" : "tjk");
         file_end(PATH, 0);
-        CHECK(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, c->tokens, &error) == Q3_OK);
+        CHECK(open_file(&b, PATH, model, &error) == Q3_OK &&
+              q3_backend_bind(&b, c->tokens, &error) == Q3_OK);
         x = q3_backend_find(&b, c->id, layer);
         check_rows(&b, x, c, 0, false);
         check_rows(&b, x, c, 1, true);
@@ -181,10 +211,10 @@ static void check_layouts(void)
     }
 }
 
-/* ==== Fused tensors ========================================================================== */
+/* ==== Fused tensors =========================================================================== */
 
-/* A row of `width` elements t * 1000 + column for each of `lines` lines of a token; the tap is columns
- * [offset, offset + inner) of each line. */
+/* A row of `width` elements t * 1000 + column for each of `lines` lines of a token; the tap is
+ * columns [offset, offset + inner) of each line. */
 typedef struct fused_case {
     const char *name, *shape;
     q3_tap_id id;
@@ -193,18 +223,23 @@ typedef struct fused_case {
 } fused_case;
 
 static const fused_case fused[] = {
-    {"model.layers.0.self_attn.qkv_proj", "9,40", Q3_TAP_Q_PROJ, 0, 1, 40, 0, 24, "columns 0:24 of 40"},
-    {"model.layers.0.self_attn.qkv_proj", "9,40", Q3_TAP_K_PROJ, 0, 1, 40, 24, 8, "columns 24:32 of 40"},
+    {"model.layers.0.self_attn.qkv_proj", "9,40", Q3_TAP_Q_PROJ, 0, 1, 40, 0, 24,
+     "columns 0:24 of 40"},
+    {"model.layers.0.self_attn.qkv_proj", "9,40", Q3_TAP_K_PROJ, 0, 1, 40, 24, 8,
+     "columns 24:32 of 40"},
     {"model.layers.0.self_attn.qkv_proj", "1,9,40", Q3_TAP_V_PROJ, 0, 1, 40, 32, 8,
      "batch axis, columns 32:40 of 40"},
     {"wqkv-0", "9,10,4", Q3_TAP_K_PROJ, 0, 1, 40, 24, 8, "axes [T,H,hd], columns 24:32 of 40"},
-    {"model.layers.1.mlp.gate_up_proj", "9,26", Q3_TAP_DENSE_GATE_PROJ, 1, 1, 26, 0, 13, "columns 0:13 of 26"},
-    {"model.layers.1.mlp.gate_up_proj", "9,26", Q3_TAP_DENSE_UP_PROJ, 1, 1, 26, 13, 13, "columns 13:26 of 26"},
+    {"model.layers.1.mlp.gate_up_proj", "9,26", Q3_TAP_DENSE_GATE_PROJ, 1, 1, 26, 0, 13,
+     "columns 0:13 of 26"},
+    {"model.layers.1.mlp.gate_up_proj", "9,26", Q3_TAP_DENSE_UP_PROJ, 1, 1, 26, 13, 13,
+     "columns 13:26 of 26"},
     {"model.layers.0.mlp.experts.gate_up_proj", "9,3,14", Q3_TAP_EXPERTS_GATE_PROJ, 0, 3, 14, 0, 7,
      "columns 0:7 of 14"},
     {"model.layers.0.mlp.experts.gate_up_proj", "27,14", Q3_TAP_EXPERTS_UP_PROJ, 0, 3, 14, 7, 7,
      "axes [T*A,n], columns 7:14 of 14"},
-    {"ffn_moe_gate_up-0", "9,42", Q3_TAP_EXPERTS_UP_PROJ, 0, 3, 14, 7, 7, "axes [T,A*n], columns 7:14 of 14"},
+    {"ffn_moe_gate_up-0", "9,42", Q3_TAP_EXPERTS_UP_PROJ, 0, 3, 14, 7, 7,
+     "axes [T,A*n], columns 7:14 of 14"},
 };
 
 /* vLLM's dense MLP: an act_fn behind a fused gate_up_proj multiplies too; alone it does not. */
@@ -224,7 +259,8 @@ static void check_fused_activation(void)
         CHECKF(open_file(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
         CHECK(q3_backend_bind(&b, T, &error) == Q3_OK);
         const backend_tensor *act = q3_backend_find(&b, Q3_TAP_DENSE_ACT_FN, 1);
-        const backend_tensor *product = q3_backend_find(&b, Q3_TAP_DENSE_DOWN_PROJ_INPUT, 1), *x = with ? product : act;
+        const backend_tensor *product = q3_backend_find(&b, Q3_TAP_DENSE_DOWN_PROJ_INPUT, 1),
+                             *x = with ? product : act;
         CHECK((act == NULL) == (with == 1) && (product == NULL) == (with == 0));
         CHECK(x != NULL && x->layouts == 1 && x->note[0] == 0);
         q3_backend_close(&b);
@@ -241,7 +277,8 @@ static void check_fused(void)
         q3_error error = {""};
         file_begin("");
         tensor_begin(c->name, "F32", c->shape, T * flat * 4);
-        for (size_t e = 0; e < T * flat; e++) put_value("F32", (double)(e / flat * 1000 + e % flat));
+        for (size_t e = 0; e < T * flat; e++)
+            put_value("F32", (double)(e / flat * 1000 + e % flat));
         file_end(PATH, 0);
         CHECKF(open_file(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
         CHECK(q3_backend_bind(&b, T, &error) == Q3_OK);
@@ -252,23 +289,28 @@ static void check_fused(void)
         for (size_t t = 0; t < T; t++) {
             q3_backend_row(row, &b, x, c->id, 0, t);
             for (size_t e = 0; e < c->lines * c->inner; e++)
-                wrong += row[e] != (float)(t * 1000 + e / c->inner * c->width + c->offset + e % c->inner);
+                wrong += row[e] !=
+                         (float)(t * 1000 + e / c->inner * c->width + c->offset + e % c->inner);
         }
         CHECKF(wrong == 0, "%s: %zu elements are elsewhere", c->name, wrong);
         q3_backend_close(&b);
     }
 }
 
-/* ==== Dtypes ================================================================================= */
+/* ==== Dtypes ================================================================================== */
 
 static void check_dtypes(void)
 {
-    static const struct { const char *name, *dtype; q3_tap_id id; const char *note; } cases[] = {
-        {"model.norm.output", "F32", Q3_TAP_NORM, ""}, {"model.norm.output", "BF16", Q3_TAP_NORM, ""},
-        {"model.norm.output", "F16", Q3_TAP_NORM, ""}, {"model.norm.output", "F64", Q3_TAP_NORM, ""},
+    static const struct { const char *name, *dtype; q3_tap_id id; const char *note;
+    } cases[] = {
+        {"model.norm.output", "F32", Q3_TAP_NORM, ""},
+        {"model.norm.output", "BF16", Q3_TAP_NORM, ""},
+        {"model.norm.output", "F16", Q3_TAP_NORM, ""},
+        {"model.norm.output", "F64", Q3_TAP_NORM, ""},
         {"model.norm.output", "I32", Q3_TAP_NORM, "found integers, expected floats"},
         {"model.norm.output", "I64", Q3_TAP_NORM, "found integers, expected floats"},
-        {"ffn_moe_topk-0", "I32", Q3_TAP_TOPK_INDICES, ""}, {"ffn_moe_topk-0", "I64", Q3_TAP_TOPK_INDICES, ""},
+        {"ffn_moe_topk-0", "I32", Q3_TAP_TOPK_INDICES, ""},
+        {"ffn_moe_topk-0", "I64", Q3_TAP_TOPK_INDICES, ""},
         {"ffn_moe_topk-0", "F32", Q3_TAP_TOPK_INDICES, "found floats, expected integers"},
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
@@ -278,11 +320,13 @@ static void check_dtypes(void)
         q3_error error = {""};
         float row[M];
         file_begin("");
-        tensor_begin(cases[i].name, cases[i].dtype, ids ? "1,9,3" : "9,11", T * width * bytes_of(cases[i].dtype));
+        tensor_begin(cases[i].name, cases[i].dtype, ids ? "1,9,3" : "9,11",
+                     T * width * bytes_of(cases[i].dtype));
         for (size_t e = 0; e < T * width; e++) put_value(cases[i].dtype, (double)(e % 128));
         file_end(PATH, 0);
-        CHECKF(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s",
-               error.text);
+        CHECKF(open_file(&b, PATH, model, &error) == Q3_OK &&
+                   q3_backend_bind(&b, T, &error) == Q3_OK,
+               "%s", error.text);
         const backend_tensor *x = q3_backend_find(&b, cases[i].id, 0);
         CHECK(x != NULL && x->layouts == (strstr(cases[i].note, "found") == NULL));
         if (x == NULL) continue;
@@ -290,7 +334,8 @@ static void check_dtypes(void)
         for (size_t t = 0; t < T && x->layouts > 0; t++) {
             q3_backend_row(row, &b, x, cases[i].id, 0, t);
             for (size_t e = 0; e < width; e++)
-                CHECKF(row[e] == (float)((t * width + e) % 128), "%s: %a", cases[i].dtype, (double)row[e]);
+                CHECKF(row[e] == (float)((t * width + e) % 128), "%s: %a", cases[i].dtype,
+                       (double)row[e]);
         }
         q3_backend_close(&b);
     }
@@ -299,7 +344,8 @@ static void check_dtypes(void)
 /* F64 is rounded to nearest, ties to even. */
 static void check_double(void)
 {
-    static const double given[4] = {1 + 0x1p-24, 1 + 0x1p-24 + 0x1p-50, 1 + 0x1p-23 + 0x1p-24, 1e300};
+    static const double given[4] = {1 + 0x1p-24, 1 + 0x1p-24 + 0x1p-50, 1 + 0x1p-23 + 0x1p-24,
+                                    1e300};
     static const float want[4] = {1.0f, 1.0f + 0x1p-23f, 1.0f + 0x1p-22f, (float)(1.0 / 0.0)};
     backend b;
     q3_error error;
@@ -318,7 +364,12 @@ static void check_double(void)
 
 static void check_shapes(void)
 {
-    static const struct { const char *name, *shape; size_t count; q3_tap_id id; const char *note; } cases[] = {
+    static const struct {
+        const char *name, *shape;
+        size_t count;
+        q3_tap_id id;
+        const char *note;
+    } cases[] = {
         {"model.norm.output", "10,11", 110, Q3_TAP_NORM, "found [10,11], expected [9,11]"},
         {"model.norm.output", "9,12", 108, Q3_TAP_NORM, "found [9,12], expected [9,11]"},
         {"model.norm.output", "99", 99, Q3_TAP_NORM, "found [99], expected [9,11]"},
@@ -326,13 +377,18 @@ static void check_shapes(void)
         {"model.norm.output", "0,11", 0, Q3_TAP_NORM, "found [0,11], expected [9,11]"},
         {"model.norm.output", "2,9,11", 198, Q3_TAP_NORM, "found [2,9,11], expected [9,11]"},
         {"model.norm.output", "", 1, Q3_TAP_NORM, "found [], expected [9,11]"},
-        {"model.layers.0.self_attn.k_rope.output", "9,6,4", 216, Q3_TAP_K_ROPE, "found [9,6,4], expected [9,2,4]"},
-        {"model.layers.0.self_attn.q_norm.output", "4,9,6", 216, Q3_TAP_Q_NORM, "found [4,9,6], expected [9,6,4]"},
-        {"model.layers.0.self_attn.probs.output", "6,9,8", 432, Q3_TAP_PROBS, "found [6,9,8], expected [6,9,9]"},
-        {"model.layers.0.self_attn.probs.output", "2,9,9", 162, Q3_TAP_PROBS, "found [2,9,9], expected [6,9,9]"},
+        {"model.layers.0.self_attn.k_rope.output", "9,6,4", 216, Q3_TAP_K_ROPE,
+         "found [9,6,4], expected [9,2,4]"},
+        {"model.layers.0.self_attn.q_norm.output", "4,9,6", 216, Q3_TAP_Q_NORM,
+         "found [4,9,6], expected [9,6,4]"},
+        {"model.layers.0.self_attn.probs.output", "6,9,8", 432, Q3_TAP_PROBS,
+         "found [6,9,8], expected [6,9,9]"},
+        {"model.layers.0.self_attn.probs.output", "2,9,9", 162, Q3_TAP_PROBS,
+         "found [2,9,9], expected [6,9,9]"},
         {"model.layers.0.mlp.experts.up_proj.output", "26,7", 182, Q3_TAP_EXPERTS_UP_PROJ,
          "found [26,7], expected [9,3,7]"},
-        {"model.layers.0.self_attn.qkv_proj", "9,72", 648, Q3_TAP_V_PROJ, "found [9,72], expected [9,40]"},
+        {"model.layers.0.self_attn.qkv_proj", "9,72", 648, Q3_TAP_V_PROJ,
+         "found [9,72], expected [9,40]"},
         {"model.layers.0.mlp.experts.gate_up_proj", "9,3,7", 189, Q3_TAP_EXPERTS_UP_PROJ,
          "found [9,3,7], expected [9,3,14]"},
     };
@@ -343,8 +399,9 @@ static void check_shapes(void)
         tensor_begin(cases[i].name, "F32", cases[i].shape, cases[i].count * 4);
         for (size_t e = 0; e < cases[i].count; e++) put_value("F32", 1);
         file_end(PATH, 0);
-        CHECKF(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s",
-               error.text);
+        CHECKF(open_file(&b, PATH, model, &error) == Q3_OK &&
+                   q3_backend_bind(&b, T, &error) == Q3_OK,
+               "%s", error.text);
         const backend_tensor *x = q3_backend_find(&b, cases[i].id, 0);
         CHECKF(x != NULL && x->layouts == 0, "%s [%s]", cases[i].name, cases[i].shape);
         if (x != NULL) CHECK_TEXT(x->note, cases[i].note);
@@ -352,12 +409,13 @@ static void check_shapes(void)
     }
 }
 
-/* ==== The run ================================================================================ */
+/* ==== The run ================================================================================= */
 
 /* The model's config line with `from` put for `to`, as text inside a JSON string. */
 static void config_metadata(char text[4096], const char *from, const char *to)
 {
-    const char *json = q3_model_config_json(model), *found = from != NULL ? strstr(json, from) : NULL;
+    const char *json = q3_model_config_json(model),
+               *found = from != NULL ? strstr(json, from) : NULL;
     size_t used = (size_t)snprintf(text, 4096, "\"config\":\"");
     CHECKF(from == NULL || found != NULL, "the config has no %s", from);
     for (const char *p = json; *p != 0; p++) {
@@ -406,9 +464,11 @@ static void check_metadata(void)
     opens(text, "metadata config: vocab_size: found 290, expected 29 as in the model");
     config_metadata(text, "\"num_experts\":5", "\"num_local_experts\":5"); /* 5.x's spelling */
     opens(text, "");
-    opens("\"config\":\"{\"", "metadata: config: byte 1: found the end of the text, expected a key or '}'");
+    opens("\"config\":\"{\"",
+          "metadata: config: byte 1: found the end of the text, expected a key or '}'");
     opens("\"dtype\":\"bfloat16\"", "");
-    opens("\"dtype\":\"int8\"", "metadata dtype: found int8, expected float32, bfloat16 or float16");
+    opens("\"dtype\":\"int8\"",
+          "metadata dtype: found int8, expected float32, bfloat16 or float16");
     opens("\"start\":\"7\"", "");
     opens("\"start\":\"-1\"", "metadata start: found -1, expected 0 to 1048575");
     opens("\"start\":\"7x\"", "metadata start: found 7x, expected 0 to 1048575");
@@ -438,13 +498,17 @@ static const run_case runs[] = {
      "position_ids: token 0: found 5, expected 4 as metadata's start"},
     {NULL, 0, 0, -7, "9", 9, 5, 8, "", "position_ids: token 2: found 8, expected 7"},
     {NULL, 0, 0, -7, "9", 9, -1, -7, "", "position_ids: token 0: found -1, expected 0 to 1048567"},
-    {NULL, 0, 0, -7, "9", 9, 1048568, -7, "", "position_ids: token 0: found 1048568, expected 0 to 1048567"},
+    {NULL, 0, 0, -7, "9", 9, 1048568, -7, "",
+     "position_ids: token 0: found 1048568, expected 0 to 1048567"},
     {"9", 9, 3, -7, "8", 8, 0, -7, "", "position_ids: found 8, expected 9 as in input_ids"},
     {"9", 9, 3, 29, NULL, 0, 0, -7, "", "input_ids: token 2: found 29, expected 0 to 28"},
     {"9", 9, 3, -1, NULL, 0, 0, -7, "", "input_ids: token 2: found -1, expected 0 to 28"},
-    {"9", 9, 3, 4294967297, NULL, 0, 0, -7, "", "input_ids: token 2: found 4294967297, expected 0 to 28"},
-    {"3,3", 9, 3, -7, NULL, 0, 0, -7, "", "input_ids: found another shape or no integers, expected integers [T]"},
-    {"0", 0, 3, -7, NULL, 0, 0, -7, "", "input_ids: found another shape or no integers, expected integers [T]"},
+    {"9", 9, 3, 4294967297, NULL, 0, 0, -7, "",
+     "input_ids: token 2: found 4294967297, expected 0 to 28"},
+    {"3,3", 9, 3, -7, NULL, 0, 0, -7, "",
+     "input_ids: found another shape or no integers, expected integers [T]"},
+    {"0", 0, 3, -7, NULL, 0, 0, -7, "",
+     "input_ids: found another shape or no integers, expected integers [T]"},
 };
 
 static void check_runs(void)
@@ -456,8 +520,8 @@ static void check_runs(void)
         char want[300];
         file_begin(c->metadata);
         if (c->ids_shape != NULL)
-            put_integers("input_ids", c->ids_shape, c->ids_count, c->ids_first, c->odd_id != -7 ? 2 : 99,
-                         c->odd_id);
+            put_integers("input_ids", c->ids_shape, c->ids_count, c->ids_first,
+                         c->odd_id != -7 ? 2 : 99, c->odd_id);
         if (c->positions_shape != NULL)
             put_integers("position_ids", c->positions_shape, c->positions_count, c->first,
                          c->odd_position != -7 ? 2 : 99, c->odd_position);
@@ -467,18 +531,21 @@ static void check_runs(void)
         CHECKF((status == Q3_OK) == (c->message[0] == 0), "run %zu: %s", i, error.text);
         if (c->message[0] != 0) CHECK_TEXT(error.text, want);
         if (status == Q3_OK) {
-            CHECK(b.T == 9 && b.start == (size_t)c->first && b.has_start == (c->positions_shape != NULL));
+            CHECK(b.T == 9 && b.start == (size_t)c->first &&
+                  b.has_start == (c->positions_shape != NULL));
             CHECK((b.ids != NULL) == (c->ids_shape != NULL));
             for (size_t t = 0; b.ids != NULL && t < 9; t++) CHECK(b.ids[t] == (int)t + 3);
-            CHECK(q3_backend_bind(&b, 9, &error) == Q3_OK && q3_backend_bind(&b, 8, &error) != Q3_OK);
+            CHECK(q3_backend_bind(&b, 9, &error) == Q3_OK &&
+                  q3_backend_bind(&b, 8, &error) != Q3_OK);
         }
         q3_backend_close(&b);
     }
 }
 
-/* ==== Several tensors ======================================================================== */
+/* ==== Several tensors ========================================================================= */
 
-/* Files of tensors [9,11] of F32, one value each. message: the error; else the tap's value and the counts. */
+/* Files of tensors [9,11] of F32, one value each. message: the error; else the tap's value and the
+ * counts. */
 typedef struct names_case {
     const char *names[3];
     double values[3];
@@ -490,20 +557,44 @@ typedef struct names_case {
 
 static const names_case names[] = {
     {{"model.layers.0.mlp.output"}, {1}, "", 1, 0, NULL},
-    {{"model.layers.0.mlp.output", "ffn_moe_out-0"}, {1, 2},
-     "found model.layers.0.mlp.output and ffn_moe_out-0, expected one tensor for model.layers.0.mlp.output", 0, 0,
+    {{"model.layers.0.mlp.output", "ffn_moe_out-0"},
+     {1, 2},
+     "found model.layers.0.mlp.output and ffn_moe_out-0, expected one tensor for "
+     "model.layers.0.mlp.output",
+     0,
+     0,
      NULL},
-    {{"ffn_moe_out-0", "blocks.0.hook_mlp_out"}, {1, 2},
-     "found ffn_moe_out-0 and blocks.0.hook_mlp_out, expected one tensor for model.layers.0.mlp.output", 0, 0,
+    {{"ffn_moe_out-0", "blocks.0.hook_mlp_out"},
+     {1, 2},
+     "found ffn_moe_out-0 and blocks.0.hook_mlp_out, expected one tensor for "
+     "model.layers.0.mlp.output",
+     0,
+     0,
      NULL},
-    {{"model.layers.0.mlp.output", "model.layers.0.mlp"}, {1, 1}, "", 1, 0, NULL}, /* the same values */
-    {{"model.layers.0.mlp.output", "model.layers.0.mlp.experts"}, {1, 2}, "", 1, 0, NULL}, /* a weak name */
+    /* the same values */
+    {{"model.layers.0.mlp.output", "model.layers.0.mlp"}, {1, 1}, "", 1, 0, NULL},
+    /* a weak name */
+    {{"model.layers.0.mlp.output", "model.layers.0.mlp.experts"}, {1, 2}, "", 1, 0, NULL},
     {{"model.layers.0.mlp.experts", "model.layers.0.mlp.output"}, {2, 1}, "", 1, 0, NULL},
-    {{"model.layers.0.mlp.experts.output", "model.layers.0.mlp.experts"}, {1, 2},
-     "found model.layers.0.mlp.experts.output and model.layers.0.mlp.experts, expected one tensor for "
-     "model.layers.0.mlp.output", 0, 0, NULL},
-    {{"zebra", "model.layers.0.mlp.output", "model.layers.2.mlp.output"}, {0, 1, 0}, "", 1, 2, "zebra"},
-    {{"model.layers.0.mlp.gate_proj.output", "model.layers.1.mlp.gate.output"}, {1, 1}, "", -1, 2,
+    {{"model.layers.0.mlp.experts.output", "model.layers.0.mlp.experts"},
+     {1, 2},
+     "found model.layers.0.mlp.experts.output and model.layers.0.mlp.experts, expected one tensor "
+     "for "
+     "model.layers.0.mlp.output",
+     0,
+     0,
+     NULL},
+    {{"zebra", "model.layers.0.mlp.output", "model.layers.2.mlp.output"},
+     {0, 1, 0},
+     "",
+     1,
+     2,
+     "zebra"},
+    {{"model.layers.0.mlp.gate_proj.output", "model.layers.1.mlp.gate.output"},
+     {1, 1},
+     "",
+     -1,
+     2,
      "model.layers.0.mlp.gate_proj.output"}, /* layer 0 has experts, layer 1 none */
 };
 
@@ -550,8 +641,10 @@ static void check_one_expert(void)
         tensor_begin("model.layers.0.mlp.experts.act_fn.output", "F32", shape, n * F * 4);
         for (size_t e = 0; e < n * F; e++) put_value("F32", 0);
         file_end(PATH, 0);
-        CHECK(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK);
-        CHECKF((q3_backend_find(&b, Q3_TAP_EXPERTS_ACT_FN, 0) == NULL) == (n <= T) && b.unknown == (n <= T),
+        CHECK(open_file(&b, PATH, model, &error) == Q3_OK &&
+              q3_backend_bind(&b, T, &error) == Q3_OK);
+        CHECKF((q3_backend_find(&b, Q3_TAP_EXPERTS_ACT_FN, 0) == NULL) == (n <= T) &&
+                   b.unknown == (n <= T),
                "%zu rows", n);
         CHECK(n > T || strcmp(b.unknown_name, "model.layers.0.mlp.experts.act_fn.output") == 0);
         q3_backend_close(&b);
@@ -569,7 +662,8 @@ static void check_other_dtypes(void)
     tensor_begin("model.norm.output", "F8_E4M3", "9,11", T * M);
     for (size_t e = 0; e < T * M; e++) put_bits(0, 1);
     file_end(PATH, 0);
-    CHECKF(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK, "%s", error.text);
+    CHECKF(open_file(&b, PATH, model, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK,
+           "%s", error.text);
     CHECK(b.unknown == 1 && strcmp(b.unknown_name, "attention_mask") == 0);
     const backend_tensor *norm = q3_backend_find(&b, Q3_TAP_NORM, 0);
     CHECK(norm != NULL && norm->layouts == 0);
@@ -585,7 +679,8 @@ static void check_no_file(void)
     tensor_begin("model.norm.output", "F32", "9,11", T * M * 4);
     for (size_t e = 0; e < T * M; e++) put_value("F32", 0);
     file_end(PATH, T * M * 2);
-    CHECK(open_file(&b, PATH, model, &error) == Q3_ERROR_INPUT && strncmp(error.text, PATH, strlen(PATH)) == 0);
+    CHECK(open_file(&b, PATH, model, &error) == Q3_ERROR_INPUT &&
+          strncmp(error.text, PATH, strlen(PATH)) == 0);
     CHECK(open_file(&b, "backend.tmp/none", model, &error) == Q3_ERROR_FILE);
     CHECK(strncmp(error.text, "backend.tmp/none: ", 18) == 0);
     q3_backend_close(&b);

@@ -1,12 +1,14 @@
 /* The judge against Hugging Face's tensors (golden/hf), and against faults in them.
  *
- * test_check GOLDEN CASE...   GOLDEN is the folder golden/, CASE a folder of golden/hf with a config.json
+ * test_check GOLDEN CASE...   GOLDEN is the folder golden/, CASE a folder of golden/hf with a
+ * config.json
  *
- * 1. Every case and dtype: each tensor is exact or within; nothing is left unjudged.
- * 2. golden/tiny: one element of one tensor is changed, for every kind of tensor in turn: that is the first
+ * 1. Every case and dtype: each tensor is exact or within; nothing is left unjudged. 2.
+ * golden/tiny: one element of one tensor is changed, for every kind of tensor in turn: that is the
+ * first
  *    that differs. What an honest implementation may do (an ulp) is not blamed.
- * 3. Rounding: all elements of a bfloat16 tensor an ulp off, one channel scaled by 1.002: `rounding`.
- * 4. NaN and infinity, half of the taps, layer outputs only, the last rows only. */
+ * 3. Rounding: all elements of a bfloat16 tensor an ulp off, one channel scaled by 1.002:
+ * `rounding`. 4. NaN and infinity, half of the taps, layer outputs only, the last rows only. */
 #include "judge/walk.h"
 #include "judge/report.h"
 #include "model.h"
@@ -29,7 +31,8 @@ typedef struct forgery {
 
 static bool kept(const forgery *forged, const char *name)
 {
-    return forged->only == NULL || strstr(name, forged->only) != NULL || strcmp(name, "input_ids") == 0;
+    return forged->only == NULL || strstr(name, forged->only) != NULL ||
+           strcmp(name, "input_ids") == 0;
 }
 
 static void copy_tensor(q3_writer *writer, size_t index, const q3_entry *e, const forgery *forged)
@@ -38,9 +41,11 @@ static void copy_tensor(q3_writer *writer, size_t index, const q3_entry *e, cons
     size_t count = 1;
     bool changed = forged->target != NULL && strcmp(e->name, forged->target) == 0;
     for (size_t i = 0; i < e->rank; i++) count *= (size_t)e->shape[i];
-    size_t skip = strcmp(e->name, "lm_head.output") == 0 ? forged->skip_rows * (size_t)e->shape[1] : 0;
+    size_t skip = strcmp(e->name, "lm_head.output") == 0 ? forged->skip_rows * (size_t)e->shape[1]
+                                                         : 0;
     for (size_t i = skip; i < count; i++) {
-        bool here = changed && (forged->every == 0 ? i == forged->at : i % forged->every == forged->at) &&
+        bool here = changed &&
+                    (forged->every == 0 ? i == forged->at : i % forged->every == forged->at) &&
                     (forged->end == 0 || i < forged->end);
         if (e->dtype == Q3_I32 || e->dtype == Q3_I64) {
             int64_t id;
@@ -65,21 +70,24 @@ static void forge(const q3_tensors *golden, const forgery *forged)
     size_t count = 0;
     q3_writer *writer;
     q3_error error;
-    const char *dtype = q3_tensors_metadata(golden, "dtype"), *start = q3_tensors_metadata(golden, "start");
+    const char *dtype = q3_tensors_metadata(golden, "dtype"),
+               *start = q3_tensors_metadata(golden, "start");
     const char *metadata[] = {"dtype", dtype, "start", start, NULL};
     for (size_t i = 0; i < q3_tensors_count(golden); i++) {
         if (!kept(forged, q3_tensors_at(golden, i)->name)) continue;
         from[count] = i;
         entries[count] = *q3_tensors_at(golden, i);
-        if (strcmp(entries[count].name, "lm_head.output") == 0) entries[count].shape[0] -= forged->skip_rows;
+        if (strcmp(entries[count].name, "lm_head.output") == 0)
+            entries[count].shape[0] -= forged->skip_rows;
         count++;
     }
     CHECK(q3_writer_open(&writer, file_name, entries, count, metadata, &error) == Q3_OK);
-    for (size_t i = 0; i < count; i++) copy_tensor(writer, i, q3_tensors_at(golden, from[i]), forged);
+    for (size_t i = 0; i < count; i++)
+        copy_tensor(writer, i, q3_tensors_at(golden, from[i]), forged);
     CHECK(q3_writer_commit(writer, &error) == Q3_OK);
 }
 
-/* ==== Judging a file ========================================================================= */
+/* ==== Judging a file ========================================================================== */
 
 /* The JSON lines of the last judgement, and what they say. */
 static q3_text lines;
@@ -104,7 +112,8 @@ static void read_lines(void)
         for (unsigned v = 0; v < Q3_VERDICT_COUNT; v++) {
             if (strcmp(said, q3_verdict_name(v)) != 0) continue;
             count_of[v]++;
-            bool bad = v == Q3_VERDICT_DIFFERS || v == Q3_VERDICT_NON_FINITE || v == Q3_VERDICT_SHAPE;
+            bool bad = v == Q3_VERDICT_DIFFERS || v == Q3_VERDICT_NON_FINITE ||
+                       v == Q3_VERDICT_SHAPE;
             if (bad && first_bad[0] == 0) memcpy(first_bad, name, sizeof name);
             memcpy(found[found_count].name, name, sizeof name);
             found[found_count++].verdict = (q3_verdict)v;
@@ -117,7 +126,8 @@ static q3_verdict said_of(const char *name)
 {
     for (size_t i = 0; i < found_count; i++) {
         if (strcmp(found[i].name, name) == 0) return found[i].verdict;
-        if (found[i].verdict != Q3_VERDICT_EXACT && found[i].verdict != Q3_VERDICT_WITHIN) return Q3_VERDICT_COUNT;
+        if (found[i].verdict != Q3_VERDICT_EXACT && found[i].verdict != Q3_VERDICT_WITHIN)
+            return Q3_VERDICT_COUNT;
     }
     return Q3_VERDICT_COUNT;
 }
@@ -150,20 +160,21 @@ static void judge_file(const fixture *f, const char *path, q3_dtype dtype)
     judge_layers(f, path, dtype, f->config->num_hidden_layers, &usual);
 }
 
-static void judge_layers_forged(const fixture *f, const q3_tensors *golden, q3_dtype dtype, size_t end,
-                                const forgery *forged)
+static void judge_layers_forged(const fixture *f, const q3_tensors *golden, q3_dtype dtype,
+                                size_t end, const forgery *forged)
 {
     forge(golden, forged);
     judge_layers(f, file_name, dtype, end, &usual);
     remove(file_name);
 }
 
-static void judge_forged(const fixture *f, const q3_tensors *golden, q3_dtype dtype, const forgery *forged)
+static void judge_forged(const fixture *f, const q3_tensors *golden, q3_dtype dtype,
+                         const forgery *forged)
 {
     judge_layers_forged(f, golden, dtype, f->config->num_hidden_layers, forged);
 }
 
-/* ==== 1. Hugging Face ======================================================================== */
+/* ==== 1. Hugging Face ========================================================================= */
 
 static const char *const dtypes[3] = {"float32", "bfloat16", "float16"};
 
@@ -175,14 +186,15 @@ static void test_honest(const fixture *f, const char *folder)
         judge_file(f, path, d);
         size_t good = count_of[Q3_VERDICT_EXACT] + count_of[Q3_VERDICT_WITHIN], all = 0;
         for (size_t v = 0; v < Q3_VERDICT_COUNT; v++) all += count_of[v];
-        CHECKF(good == all && all >= 20, "%s: %lu of %lu exact or within; %s", path, (unsigned long)good,
-               (unsigned long)all, first_bad);
+        CHECKF(good == all && all >= 20, "%s: %lu of %lu exact or within; %s", path,
+               (unsigned long)good, (unsigned long)all, first_bad);
     }
 }
 
-/* ==== 2. One element ========================================================================= */
+/* ==== 2. One element ========================================================================== */
 
-/* The element whose change must be seen: the largest, so that it is no masked score and no cancelled sum. */
+/* The element whose change must be seen: the largest, so that it is no masked score and no
+ * cancelled sum. */
 static size_t largest_element(const q3_entry *e)
 {
     size_t best = 0, count = 1;
@@ -201,26 +213,36 @@ static void test_each_tensor(const fixture *f, const q3_tensors *golden, q3_dtyp
     for (size_t i = 0; i < q3_tensors_count(golden); i++) {
         const q3_entry *e = q3_tensors_at(golden, i);
         bool ids = e->dtype == Q3_I32;
-        bool tail = strstr(e->name, "norm.output") == e->name + 6 || strncmp(e->name, "lm_head", 7) == 0;
-        bool dense = strstr(e->name, "layers.1.mlp") != NULL, sparse = strstr(e->name, "layers.2.") != NULL;
+        bool tail = strstr(e->name, "norm.output") == e->name + 6 ||
+                    strncmp(e->name, "lm_head", 7) == 0;
+        bool dense = strstr(e->name, "layers.1.mlp") != NULL,
+             sparse = strstr(e->name, "layers.2.") != NULL;
         size_t end = tail ? 5 : dense ? 2 : sparse ? 3 : strstr(e->name, "layers") == NULL ? 1 : 0;
         if (end == 0) continue;
         if (e->dtype == Q3_I64) continue; /* input_ids, position_ids */
-        /* a twentieth is many times the bound of the largest element; another expert than the first */
-        forgery forged = {NULL, e->name, ids ? 0 : largest_element(e), 1.05, ids ? 100 : 0, 0, 0, 0, false};
+        /* a twentieth is many times the bound of the largest element; another expert than the
+         * first */
+        forgery forged = {NULL, e->name, ids ? 0 : largest_element(e), 1.05, ids ? 100 : 0, 0, 0,
+                          0,    false};
         judge_layers_forged(f, golden, dtype, end, &forged);
         CHECKF(strcmp(first_bad, e->name) == 0, "%s changed: first is \"%s\"", e->name, first_bad);
     }
 }
 
-/* How far the largest element may be off. In bfloat16 a factor 1 + 2^-k is 2^(7-k) to 2^(8-k) ulp of it; a sum may
- * be off by one (it is stored once), a sum of two tensors by one and a half (but one value alone is right, so that
- * another was rounded elsewhere), a norm by three, a product by two; the router's probabilities are float32, of 2^14
- * ulp. In float32 a sum's bound is (2 + 4 sqrt n) 2^-24 sum |w||x|, n <= 200, and the sum is largest where it is a
- * tenth of sum |w||x| or more: 4e-5 of it at most. */
+/* How far the largest element may be off. In bfloat16 a factor 1 + 2^-k is 2^(7-k) to 2^(8-k) ulp
+ * of it; a sum may be off by one (it is stored once), a sum of two tensors by one and a half (but
+ * one value alone is right, so that another was rounded elsewhere), a norm by three, a product by
+ * two; the router's probabilities are float32, of 2^14 ulp. In float32 a sum's bound is (2 + 4 sqrt
+ * n) 2^-24 sum |w||x|, n <= 200, and the sum is largest where it is a tenth of sum |w||x| or more:
+ * 4e-5 of it at most. */
 static void test_tightness(const fixture *f, q3_tensors *const golden[2])
 {
-    static const struct { const char *name; size_t dtype; double factor; q3_verdict expected; } cases[] = {
+    static const struct {
+        const char *name;
+        size_t dtype;
+        double factor;
+        q3_verdict expected;
+    } cases[] = {
         {"model.layers.0.self_attn.q_proj.output", 1, 1 + 0x1p-8, Q3_VERDICT_WITHIN},
         {"model.layers.0.self_attn.q_proj.output", 1, 1 + 0x1p-6, Q3_VERDICT_DIFFERS},
         {"model.layers.0.input_layernorm.output", 1, 1 + 0x1p-7, Q3_VERDICT_WITHIN},
@@ -242,11 +264,15 @@ static void test_tightness(const fixture *f, q3_tensors *const golden[2])
         CHECKF(said_of(cases[i].name) == cases[i].expected, "%s by %g: verdict %d",
                cases[i].name, cases[i].factor, (int)said_of(cases[i].name));
         char why[300]; /* the element itself, not what it does to the whole */
-        snprintf(why, sizeof why, "{\"tap\":\"%s\",\"verdict\":\"differs\",\"given_as\":\"%s\",\"note\":\"\","
-                 "\"reason\":\"1 of ", cases[i].name, cases[i].name);
-        CHECKF(cases[i].expected != Q3_VERDICT_DIFFERS || strstr(lines.data, why) != NULL, "%s: not outside", cases[i].name);
+        snprintf(why, sizeof why,
+                 "{\"tap\":\"%s\",\"verdict\":\"differs\",\"given_as\":\"%s\",\"note\":\"\","
+                 "\"reason\":\"1 of ",
+                 cases[i].name, cases[i].name);
+        CHECKF(cases[i].expected != Q3_VERDICT_DIFFERS || strstr(lines.data, why) != NULL,
+               "%s: not outside", cases[i].name);
     }
-    /* The cosine of 23 is -0.533. An angle may err by 4 u of itself, 92 u, of which cos takes 0.85 at most. */
+    /* The cosine of 23 is -0.533. An angle may err by 4 u of itself, 92 u, of which cos takes 0.85
+     * at most. */
     forgery angle = {NULL, "model.rotary_emb.cos", 23 * 24, 1, 40 * 0x1p-24, 0, 0, 0, false};
     judge_layers_forged(f, golden[0], Q3_F32, 1, &angle);
     CHECK(said_of("model.rotary_emb.cos") == Q3_VERDICT_WITHIN);
@@ -255,8 +281,8 @@ static void test_tightness(const fixture *f, q3_tensors *const golden[2])
     CHECK(said_of("model.rotary_emb.cos") == Q3_VERDICT_DIFFERS);
 }
 
-/* The first token stands at 7000, whose sine is 0.507. An angle may err by 4 u of itself, which moves the cosine by
- * 14000 u at most: 10000 is honest, 100000 is not. */
+/* The first token stands at 7000, whose sine is 0.507. An angle may err by 4 u of itself, which
+ * moves the cosine by 14000 u at most: 10000 is honest, 100000 is not. */
 static void test_start(const fixture *f, const char *folder)
 {
     char path[512];
@@ -273,13 +299,15 @@ static void test_start(const fixture *f, const char *folder)
     q3_tensors_close(golden);
 }
 
-/* A token's expert is another one: in the place of its first (the likeliest) the least likely one, the second, or
- * none at all; in the place of the last the best of those left. That is a near tie if their logits, which
- * are bfloat16, lie an ulp apart at most, for each of them may be rounded otherwise. */
+/* A token's expert is another one: in the place of its first (the likeliest) the least likely one,
+ * the second, or none at all; in the place of the last the best of those left. That is a near tie
+ * if their logits, which are bfloat16, lie an ulp apart at most, for each of them may be rounded
+ * otherwise. */
 static void test_experts(const fixture *f, const q3_tensors *golden)
 {
     const char name[] = "model.layers.2.mlp.topk_indices.output";
-    const q3_entry *ids = q3_tensors_find(golden, name), *gate = q3_tensors_find(golden, "model.layers.2.mlp.gate.output");
+    const q3_entry *ids = q3_tensors_find(golden, name),
+                   *gate = q3_tensors_find(golden, "model.layers.2.mlp.gate.output");
     size_t ties = 0;
     for (size_t t = 0; t < 24; t++) {
         int64_t id[4];
@@ -289,7 +317,8 @@ static void test_experts(const fixture *f, const q3_tensors *golden)
         q3_entry_integers(id, ids, t * 4, 4);
         q3_entry_floats(logits, gate, t * 14, 14);
         for (size_t e = 0; e < 14; e++) {
-            bool in = id[0] == (int64_t)e || id[1] == (int64_t)e || id[2] == (int64_t)e || id[3] == (int64_t)e;
+            bool in = id[0] == (int64_t)e || id[1] == (int64_t)e || id[2] == (int64_t)e ||
+                      id[3] == (int64_t)e;
             if (logits[e] < logits[worst]) worst = e;
             if (!in && (best == 14 || logits[e] > logits[best])) best = e;
         }
@@ -301,23 +330,27 @@ static void test_experts(const fixture *f, const q3_tensors *golden)
             CHECK(said_of(name) == Q3_VERDICT_DIFFERS);
             forgery twice = {NULL, name, 0, 1, (double)(id[1] - id[0]), 0, 0, 0, false};
             judge_layers_forged(f, golden, Q3_BF16, 3, &twice);
-            CHECK(said_of(name) == Q3_VERDICT_DIFFERS && strstr(lines.data, "stands twice") != NULL);
+            CHECK(said_of(name) == Q3_VERDICT_DIFFERS &&
+                  strstr(lines.data, "stands twice") != NULL);
             forgery beyond = {NULL, name, 0, 1, (double)(14 - id[0]), 0, 0, 0, false};
             judge_layers_forged(f, golden, Q3_BF16, 3, &beyond);
-            CHECK(said_of(name) == Q3_VERDICT_DIFFERS && strstr(lines.data, "is outside 0 to 13") != NULL);
+            CHECK(said_of(name) == Q3_VERDICT_DIFFERS &&
+                  strstr(lines.data, "is outside 0 to 13") != NULL);
         }
         if (gap > ldexpf(1, exponent - 8) || ties++ > 0) continue;
         forgery near = {NULL, name, t * 4 + 3, 1, (double)((int64_t)best - id[3]), 0, 0, 0, false};
         judge_layers_forged(f, golden, Q3_BF16, 3, &near);
-        CHECKF(said_of(name) == Q3_VERDICT_NEAR_TIE, "token %lu: verdict %d", (unsigned long)t, (int)said_of(name));
+        CHECKF(said_of(name) == Q3_VERDICT_NEAR_TIE, "token %lu: verdict %d", (unsigned long)t,
+               (int)said_of(name));
         /* theirs is followed: what the file holds of that slot was computed by the old one */
-        CHECK(strstr(lines.data, "{\"tap\":\"model.layers.2.mlp.experts.gate_proj.output\",\"verdict\":\"differs\"") !=
-              NULL);
+        CHECK(strstr(lines.data, "{\"tap\":\"model.layers.2.mlp.experts.gate_proj.output\","
+                                 "\"verdict\":\"differs\"") != NULL);
     }
     CHECK(ties > 0);
 }
 
-/* Two tokens of two channels, 1 -2 / 4 3 against 2 -2 / 6 3: ulp of the larger value, first of equals. */
+/* Two tokens of two channels, 1 -2 / 4 3 against 2 -2 / 6 3: ulp of the larger value, first of
+ * equals. */
 static void test_figures(void)
 {
     const float ours[4] = {1, -2, 4, 3}, theirs[4] = {2, -2, 6, 3};
@@ -328,36 +361,44 @@ static void test_figures(void)
     q3_figures_end(&g);
     const q3_finding *r = &found_here;
     CHECK(r->elements == 4 && r->differ == 2 && r->over_1_ulp == 2);
-    CHECK(r->max_ulp == 0x1p22 && r->max_at[0] == 0 && r->max_at[1] == 0); /* 1 of 2^-22, 2 of 2^-21 */
+    /* 1 of 2^-22, 2 of 2^-21 */
+    CHECK(r->max_ulp == 0x1p22 && r->max_at[0] == 0 && r->max_at[1] == 0);
     CHECK(fabs(r->gain - 39.0 / 30) < 1e-12 && r->offset == 0.75);
     CHECK(fabs(r->relative_l2 - sqrt(5.0 / 30)) < 1e-12);
     CHECK(r->worst_token == 1 && r->worst_channel == 0);
-    CHECK(q3_ulp(1, Q3_BF16) == 0x1p-7 && q3_ulp(-1.99, Q3_F16) == 0x1p-10 && q3_ulp(0, Q3_F16) == 0x1p-24);
+    CHECK(q3_ulp(1, Q3_BF16) == 0x1p-7 && q3_ulp(-1.99, Q3_F16) == 0x1p-10 &&
+          q3_ulp(0, Q3_F16) == 0x1p-24);
 }
 
-/* ==== 3. Roundings =========================================================================== */
+/* ==== 3. Roundings ============================================================================ */
 
 static void test_rounding(const fixture *f, const q3_tensors *golden)
 {
-    const char norm[] = "model.layers.2.input_layernorm.output", queries[] = "model.layers.0.self_attn.q_norm.output";
+    const char norm[] = "model.layers.2.input_layernorm.output",
+               queries[] = "model.layers.0.self_attn.q_norm.output";
     forgery ulp = {NULL, norm, 0, 1 + 0x1p-8, 0, 3, 0, 0, false};
     judge_forged(f, golden, Q3_BF16, &ulp);
     CHECK(said_of(norm) == Q3_VERDICT_ROUNDING);
     CHECK(strstr(lines.data, "\"reason\":\"channel") == NULL); /* of the tensor as a whole */
-    /* One channel of 120, in 24 tokens; half of one head in one token. Of the whole tensor that is little;
-     * of the channel, of the head it is more than honest sums make (some 4 in 1000 elements). */
-    forgery channel = {NULL, norm, 5, 1 + 0x1p-8, 0, 120, 0, 0, false}, head = {NULL, queries, 0, 1 + 0x1p-8, 0, 1, 0, 12, false};
+    /* One channel of 120, in 24 tokens; half of one head in one token. Of the whole tensor that is
+     * little; of the channel, of the head it is more than honest sums make (some 4 in 1000
+     * elements). */
+    forgery channel = {NULL, norm, 5, 1 + 0x1p-8, 0, 120, 0, 0, false},
+            head = {NULL, queries, 0, 1 + 0x1p-8, 0, 1, 0, 12, false};
     judge_layers_forged(f, golden, Q3_BF16, 3, &channel);
-    CHECK(said_of(norm) == Q3_VERDICT_ROUNDING && strstr(lines.data, "\"reason\":\"channel 5: ") != NULL);
+    CHECK(said_of(norm) == Q3_VERDICT_ROUNDING &&
+          strstr(lines.data, "\"reason\":\"channel 5: ") != NULL);
     judge_layers_forged(f, golden, Q3_BF16, 1, &head);
-    CHECK(said_of(queries) == Q3_VERDICT_ROUNDING && strstr(lines.data, "\"reason\":\"head 0: ") != NULL);
+    CHECK(said_of(queries) == Q3_VERDICT_ROUNDING &&
+          strstr(lines.data, "\"reason\":\"head 0: ") != NULL);
     const q3_entry *e = q3_tensors_find(golden, norm);
     forgery one = {NULL, norm, largest_element(e), 1 + 0x1p-8, 0, 0, 0, 0, false};
     judge_forged(f, golden, Q3_BF16, &one);
     CHECK(said_of(norm) == Q3_VERDICT_WITHIN);
 }
 
-/* Ours just below a power of two: of a norm, 3 ulp of theirs are 6 of ours. 1 and 2 of theirs are 5, 1 and 3 are 7. */
+/* Ours just below a power of two: of a norm, 3 ulp of theirs are 6 of ours. 1 and 2 of theirs are
+ * 5, 1 and 3 are 7. */
 static void test_binade(const fixture *f, const q3_tensors *golden)
 {
     const char norm[] = "model.layers.0.input_layernorm.output";
@@ -371,7 +412,8 @@ static void test_binade(const fixture *f, const q3_tensors *golden)
     }
     CHECK(at < 24 * 120);
     double ulp = ldexp(1, exponent - 8);
-    forgery inside = {NULL, norm, at, 1, 5 * ulp, 0, 0, 0, false}, outside = {NULL, norm, at, 1, 7 * ulp, 0, 0, 0, false};
+    forgery inside = {NULL, norm, at, 1, 5 * ulp, 0, 0, 0, false},
+            outside = {NULL, norm, at, 1, 7 * ulp, 0, 0, 0, false};
     judge_layers_forged(f, golden, Q3_BF16, 1, &inside);
     CHECK(said_of(norm) == Q3_VERDICT_WITHIN);
     judge_layers_forged(f, golden, Q3_BF16, 1, &outside);
@@ -399,7 +441,7 @@ static void test_zero(const fixture *f, const q3_tensors *golden)
     }
 }
 
-/* ==== 4. Other files ========================================================================= */
+/* ==== 4. Other files ========================================================================== */
 
 static void test_special(const fixture *f, const q3_tensors *golden)
 {
@@ -407,17 +449,20 @@ static void test_special(const fixture *f, const q3_tensors *golden)
     forgery nan = {NULL, mlp, 7, 1, (double)NAN, 0, 0, 0, false},
             infinite = {NULL, mlp, 7, 1, (double)INFINITY, 0, 0, 0, false};
     judge_forged(f, golden, Q3_F32, &nan);
-    CHECKF(strcmp(first_bad, mlp) == 0 && count_of[Q3_VERDICT_NON_FINITE] == 1, "NaN: %s, %lu", first_bad,
-           (unsigned long)count_of[Q3_VERDICT_NON_FINITE]);
+    CHECKF(strcmp(first_bad, mlp) == 0 && count_of[Q3_VERDICT_NON_FINITE] == 1, "NaN: %s, %lu",
+           first_bad, (unsigned long)count_of[Q3_VERDICT_NON_FINITE]);
     judge_forged(f, golden, Q3_F32, &infinite);
-    CHECKF(strcmp(first_bad, mlp) == 0 && count_of[Q3_VERDICT_NON_FINITE] == 1, "infinity: %s", first_bad);
-    forgery some = {"layernorm", NULL, 0, 1, 0, 0, 0, 0, false}, logits = {NULL, NULL, 0, 1, 0, 0, 20, 0, false};
+    CHECKF(strcmp(first_bad, mlp) == 0 && count_of[Q3_VERDICT_NON_FINITE] == 1, "infinity: %s",
+           first_bad);
+    forgery some = {"layernorm", NULL, 0, 1, 0, 0, 0, 0, false},
+            logits = {NULL, NULL, 0, 1, 0, 0, 20, 0, false};
     judge_forged(f, golden, Q3_F32, &some);
-    CHECKF(first_bad[0] == 0 && count_of[Q3_VERDICT_WITHIN] + count_of[Q3_VERDICT_EXACT] == 15, "norms alone: %s, %lu within",
-           first_bad, (unsigned long)count_of[Q3_VERDICT_WITHIN]);
+    CHECKF(first_bad[0] == 0 && count_of[Q3_VERDICT_WITHIN] + count_of[Q3_VERDICT_EXACT] == 15,
+           "norms alone: %s, %lu within", first_bad, (unsigned long)count_of[Q3_VERDICT_WITHIN]);
     CHECK(strstr(lines.data, "\"operators\":[\"model.embed_tokens.output\"]") != NULL);
     judge_forged(f, golden, Q3_F32, &logits);
-    CHECKF(first_bad[0] == 0 && count_of[Q3_VERDICT_MISSING] == 0, "the last rows of the logits: %s", first_bad);
+    CHECKF(first_bad[0] == 0 && count_of[Q3_VERDICT_MISSING] == 0,
+           "the last rows of the logits: %s", first_bad);
 }
 
 /* Of layer outputs alone, a twentieth is seen in the layer where it is. */
@@ -426,14 +471,16 @@ static void test_layers(const fixture *f, const q3_tensors *golden)
     char name[64];
     for (int i = 0; i < 5; i++) {
         snprintf(name, sizeof name, "model.layers.%d.output", i);
-        forgery forged = {".output", name, largest_element(q3_tensors_find(golden, name)), 1.05, 0, 0, 0, 0, false};
+        forgery forged = {".output", name, largest_element(q3_tensors_find(golden, name)),
+                          1.05,      0,    0,
+                          0,         0,    false};
         judge_forged(f, golden, Q3_F32, &forged);
         CHECKF(strcmp(first_bad, name) == 0, "%s changed: first is \"%s\"", name, first_bad);
     }
 }
 
-/* A hundredth more over a whole tensor, no element of which need leave its bound: mlp.output, of which experts'
- * sums may be rounded in many ways. */
+/* A hundredth more over a whole tensor, no element of which need leave its bound: mlp.output, of
+ * which experts' sums may be rounded in many ways. */
 static void test_gain(const fixture *f, const q3_tensors *golden)
 {
     const char mlp[] = "model.layers.2.mlp.output";
@@ -442,23 +489,28 @@ static void test_gain(const fixture *f, const q3_tensors *golden)
     CHECK(said_of(mlp) == Q3_VERDICT_DIFFERS);
     CHECK(strstr(lines.data, "over the whole tensor, which no rounding makes") != NULL);
     const char *looks = strstr(lines.data, "\"looks_like\":\"scaled by a factor 1.0");
-    CHECK(looks != NULL && strstr(looks, "(gain), explains") != NULL); /* the whole, not what left its bound */
+    /* the whole, not what left its bound */
+    CHECK(looks != NULL && strstr(looks, "(gain), explains") != NULL);
 }
 
-/* The logits and one layer alone: the operators of the layers between are named with their layers. */
+/* The logits and one layer alone: the operators of the layers between are named with their
+ * layers. */
 static void test_gap(const fixture *f, const q3_tensors *golden)
 {
     forgery few = {"layers.1.output", NULL, 0, 1, 0, 0, 0, 0, false};
     judge_forged(f, golden, Q3_F32, &few);
     const char *line = strstr(lines.data, "{\"tap\":\"model.layers.1.output\"");
-    const char *list = line != NULL ? strstr(line, "\"operators\":[") : NULL, *end = list != NULL ? strchr(list, ']') : NULL;
-    static const char *const wanted[] = {"\"model.embed_tokens.output\"", "\"model.layers.0.self_attn.q_proj.output\"",
-                                         "\"model.layers.0.output\"", "\"model.layers.1.mlp.gate_proj.output\""};
+    const char *list = line != NULL ? strstr(line, "\"operators\":[") : NULL,
+               *end = list != NULL ? strchr(list, ']') : NULL;
+    static const char *const wanted[] = {
+        "\"model.embed_tokens.output\"", "\"model.layers.0.self_attn.q_proj.output\"",
+        "\"model.layers.0.output\"", "\"model.layers.1.mlp.gate_proj.output\""};
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         const char *at = list != NULL ? strstr(list, wanted[i]) : NULL;
         CHECKF(at != NULL && at < end, "%s is not named", wanted[i]);
     }
-    CHECK(end != NULL && (strstr(list, "layers.1.mlp.gate.") == NULL || strstr(list, "layers.1.mlp.gate.") > end));
+    CHECK(end != NULL &&
+          (strstr(list, "layers.1.mlp.gate.") == NULL || strstr(list, "layers.1.mlp.gate.") > end));
 }
 
 /* As many tokens as heads, so that [H,T,hd] and [T,H,hd] both fit: the closer reading is taken. */
@@ -467,7 +519,8 @@ static void test_axes(const fixture *f, const q3_tensors *golden)
     enum { N = 6, HD = 24 };
     const char norm[] = "model.layers.0.self_attn.q_norm.output";
     q3_entry entries[] = {{"input_ids", Q3_I64, 1, {N}, NULL}, {norm, Q3_F32, 3, {N, N, HD}, NULL}};
-    const q3_entry *ids = q3_tensors_find(golden, "input_ids"), *heads = q3_tensors_find(golden, norm);
+    const q3_entry *ids = q3_tensors_find(golden, "input_ids"),
+                   *heads = q3_tensors_find(golden, norm);
     for (int turned = 0; turned < 2; turned++) {
         q3_writer *writer;
         q3_error error;
@@ -485,16 +538,18 @@ static void test_axes(const fixture *f, const q3_tensors *golden)
         if (q3_writer_commit(writer, &error) != Q3_OK) exit(1);
         judge_layers(f, file_name, Q3_F32, 1, &usual);
         remove(file_name);
-        CHECKF(count_of[Q3_VERDICT_WITHIN] == 1 && first_bad[0] == 0, "turned %d: %s", turned, first_bad);
+        CHECKF(count_of[Q3_VERDICT_WITHIN] == 1 && first_bad[0] == 0, "turned %d: %s", turned,
+               first_bad);
     }
 }
 
-/* Experts' rows in one axis: token by token, or expert by expert with those of one in any order (here backwards). One
- * element that is off is seen all the same. */
+/* Experts' rows in one axis: token by token, or expert by expert with those of one in any order
+ * (here backwards). One element that is off is seen all the same. */
 static void test_by_expert(const fixture *f, const q3_tensors *golden)
 {
     enum { T = 24, A = 4, F = 56, E = 14 };
-    const char act[] = "model.layers.0.mlp.experts.act_fn.output", topk[] = "model.layers.0.mlp.topk_indices.output";
+    const char act[] = "model.layers.0.mlp.experts.act_fn.output",
+               topk[] = "model.layers.0.mlp.topk_indices.output";
     q3_entry entries[] = {{"input_ids", Q3_I64, 1, {T}, NULL}, {topk, Q3_I64, 2, {T, A}, NULL},
                           {act, Q3_F32, 2, {T * A, F}, NULL}};
     int64_t id[T], chosen[T * A];
@@ -521,7 +576,8 @@ static void test_by_expert(const fixture *f, const q3_tensors *golden)
         judge_layers(f, file_name, Q3_F32, 1, &usual);
         remove(file_name);
         CHECKF(strcmp(first_bad, way == 2 ? act : "") == 0, "way %d: %s", way, first_bad);
-        CHECK(count_of[Q3_VERDICT_EXACT] + count_of[Q3_VERDICT_WITHIN] == (way == 2 ? 1 : 2)); /* of those given */
+        /* of those given */
+        CHECK(count_of[Q3_VERDICT_EXACT] + count_of[Q3_VERDICT_WITHIN] == (way == 2 ? 1 : 2));
         CHECK((strstr(lines.data, "[T*A,n], expert by expert") != NULL) == (way > 0));
         CHECK(way < 2 || strstr(lines.data, "1 of 5376 elements outside the bound") != NULL);
     }

@@ -1,6 +1,6 @@
-/* The judge as a library: tensors in memory, under our names and others', in one call or several; findings, outcome,
- * coverage, the three ways of writing. What was computed comes from Hugging Face (golden/hf/tiny); what is wrong with
- * it is made here.
+/* The judge as a library: tensors in memory, under our names and others', in one call or several;
+ * findings, outcome, coverage, the three ways of writing. What was computed comes from Hugging Face
+ * (golden/hf/tiny); what is wrong with it is made here.
  *
  *   test_judge GOLDEN */
 #include "judge/judge.h"
@@ -43,14 +43,16 @@ static q3_entry *entry_of(given *g, const char *name)
 }
 
 /* Judges what is given, tokens apart; NULL if that failed: error says why. */
-static q3_report *judge(const fixture *f, const given *g, const q3_judge_options *options, q3_error *error)
+static q3_report *judge(const fixture *f, const given *g, const q3_judge_options *options,
+                        q3_error *error)
 {
     q3_judge *j = NULL;
     q3_report *report = NULL;
     q3_dtype dtype = Q3_AUTO;
     q3_status status = q3_judge_open(&j, f->config, options, error);
     if (status == Q3_OK) status = q3_judge_tokens(j, g->ids, g->T, error);
-    for (size_t i = 0; i < g->count && status == Q3_OK; i++) status = q3_judge_tensor(j, &g->entries[i], error);
+    for (size_t i = 0; i < g->count && status == Q3_OK; i++)
+        status = q3_judge_tensor(j, &g->entries[i], error);
     if (status == Q3_OK) status = q3_judge_prepare(j, &dtype, error);
     CHECK(status != Q3_OK || dtype == Q3_AUTO); /* memory has no metadata */
     if (status == Q3_OK) status = q3_judge_run(j, f->weights, Q3_F32, &report, error);
@@ -62,7 +64,8 @@ static q3_report *judge(const fixture *f, const given *g, const q3_judge_options
 static const q3_finding *find(const q3_report *report, const char *name)
 {
     for (size_t i = 0; i < q3_report_count(report); i++)
-        if (strcmp(q3_report_finding(report, i)->name, name) == 0) return q3_report_finding(report, i);
+        if (strcmp(q3_report_finding(report, i)->name, name) == 0)
+            return q3_report_finding(report, i);
     return NULL;
 }
 
@@ -75,16 +78,18 @@ static void test_agrees(const fixture *f, const given *g)
     if (report == NULL) return;
     q3_coverage c = q3_report_coverage(report);
     CHECK(q3_report_outcome(report) == Q3_OUTCOME_AGREES && q3_report_decisive(report) == NULL);
-    CHECKF(c.taps_judged == c.taps_expected && c.taps_expected == q3_report_count(report), "%zu of %zu, %zu lines",
-           c.taps_judged, c.taps_expected, q3_report_count(report));
+    CHECKF(c.taps_judged == c.taps_expected && c.taps_expected == q3_report_count(report),
+           "%zu of %zu, %zu lines", c.taps_judged, c.taps_expected, q3_report_count(report));
     CHECK(c.layers == f->config->num_hidden_layers && c.layers_judged == c.layers);
     CHECK(strcmp(q3_report_finding(report, 0)->name, "model.embed_tokens.output") == 0);
-    CHECK(strcmp(q3_report_finding(report, q3_report_count(report) - 1)->name, "lm_head.output") == 0);
+    CHECK(strcmp(q3_report_finding(report, q3_report_count(report) - 1)->name, "lm_head.output") ==
+          0);
     q3_report_close(report);
 }
 
-/* RoPE is left out in layer 1: keys and queries as they were before it. The finding names the first of the two, says
- * what it looks like, and stands in the text, the lines and the page; the lines read again say the same. */
+/* RoPE is left out in layer 1: keys and queries as they were before it. The finding names the first
+ * of the two, says what it looks like, and stands in the text, the lines and the page; the lines
+ * read again say the same. */
 static void test_finds(const fixture *f, const given *g)
 {
     static const char tap[] = "model.layers.1.self_attn.q_rope.output";
@@ -102,9 +107,11 @@ static void test_finds(const fixture *f, const given *g)
     const q3_finding *decisive = q3_report_decisive(report);
     CHECK(q3_report_outcome(report) == Q3_OUTCOME_DIFFERS && decisive != NULL);
     if (decisive == NULL) return;
-    CHECKF(strcmp(decisive->name, tap) == 0 && decisive->verdict == Q3_VERDICT_DIFFERS && decisive->layer == 1,
+    CHECKF(strcmp(decisive->name, tap) == 0 && decisive->verdict == Q3_VERDICT_DIFFERS &&
+               decisive->layer == 1,
            "found %s, %s", decisive->name, q3_verdict_name(decisive->verdict));
-    CHECKF(strncmp(decisive->looks_like, "RoPE missing", 12) == 0, "looks like %s", decisive->looks_like);
+    CHECKF(strncmp(decisive->looks_like, "RoPE missing", 12) == 0, "looks like %s",
+           decisive->looks_like);
     CHECK(decisive->has_bad && decisive->outside > 0 && strcmp(decisive->given_as, tap) == 0);
     CHECK(find(report, "model.layers.1.self_attn.scores.output")->verdict <= Q3_VERDICT_WITHIN ||
           find(report, "model.layers.1.self_attn.scores.output")->verdict == Q3_VERDICT_DIFFERS);
@@ -112,8 +119,10 @@ static void test_finds(const fixture *f, const given *g)
     CHECK(q3_report_lines(report, &text[1], &length[1], &error) == Q3_OK);
     CHECK(q3_report_html(report, &text[2], &length[2], &error) == Q3_OK);
     for (size_t i = 0; i < 3; i++)
-        CHECKF(text[i] != NULL && strlen(text[i]) == length[i] && strstr(text[i], "RoPE missing") != NULL &&
-               strstr(text[i], "what was given") != NULL, "writer %zu", i);
+        CHECKF(text[i] != NULL && strlen(text[i]) == length[i] &&
+                   strstr(text[i], "RoPE missing") != NULL &&
+                   strstr(text[i], "what was given") != NULL,
+               "writer %zu", i);
     q3_report_part part = {"lines", text[1], length[1]};
     CHECKF(q3_report_read(&again, &part, 1, true, &error) == Q3_OK, "%s", error.text);
     CHECK(again != NULL && strcmp(q3_report_decisive(again)->name, tap) == 0);
@@ -122,7 +131,8 @@ static void test_finds(const fixture *f, const given *g)
     for (size_t i = 0; i < 3; i++) free(text[i]);
 }
 
-/* One tensor under another system's name, with a batch axis; nothing else. Then no tensor at all. */
+/* One tensor under another system's name, with a batch axis; nothing else. Then no tensor at
+ * all. */
 static void test_few(const fixture *f, const given *g)
 {
     given few = {.count = 1, .T = g->T};
@@ -130,13 +140,15 @@ static void test_few(const fixture *f, const given *g)
     memcpy(few.ids, g->ids, sizeof few.ids);
     given all = *g;
     q3_entry *e = entry_of(&all, "model.layers.0.output");
-    few.entries[0] = (q3_entry){"blocks.0.hook_resid_post", e->dtype, 3, {1, e->shape[0], e->shape[1]}, e->data};
+    few.entries[0] = (q3_entry){
+        "blocks.0.hook_resid_post", e->dtype, 3, {1, e->shape[0], e->shape[1]}, e->data};
     q3_report *report = judge(f, &few, NULL, &error);
     CHECKF(report != NULL, "%s", error.text);
     if (report == NULL) return;
     const q3_finding *found = find(report, "model.layers.0.output");
     q3_coverage c = q3_report_coverage(report);
-    CHECK(found != NULL && strcmp(found->given_as, "blocks.0.hook_resid_post") == 0 && c.taps_judged == 1);
+    CHECK(found != NULL && strcmp(found->given_as, "blocks.0.hook_resid_post") == 0 &&
+          c.taps_judged == 1);
     CHECK(c.layers_judged == 0); /* a layer's output alone says nothing of what is inside */
     CHECK(found != NULL && found->between_count > 0);
     q3_report_close(report);
@@ -154,8 +166,10 @@ static void test_layers(const fixture *f, const given *g)
     q3_report *report = judge(f, g, &options, &error);
     CHECKF(report != NULL, "%s", error.text);
     if (report == NULL) return;
-    CHECK(q3_report_outcome(report) == Q3_OUTCOME_AGREES && q3_report_coverage(report).layers_judged == 1);
-    CHECK(find(report, "model.layers.0.output") == NULL && find(report, "model.layers.1.output") != NULL);
+    CHECK(q3_report_outcome(report) == Q3_OUTCOME_AGREES &&
+          q3_report_coverage(report).layers_judged == 1);
+    CHECK(find(report, "model.layers.0.output") == NULL &&
+          find(report, "model.layers.1.output") != NULL);
     q3_report_close(report);
 }
 
@@ -177,25 +191,33 @@ static void test_refuses(const fixture *f, const given *g)
                    other = {"x", Q3_AUTO, 1, {1}, one}, good = {"x", Q3_F32, 1, {1}, one};
     const q3_judge_options ranges[] = {{.first_layer = 1, .end_layer = 1},
                                        {.end_layer = f->config->num_hidden_layers + 1}};
-    for (size_t i = 0; i < 2; i++) CHECK(q3_judge_open(&j, f->config, &ranges[i], &error) == Q3_ERROR_INPUT);
+    for (size_t i = 0; i < 2; i++)
+        CHECK(q3_judge_open(&j, f->config, &ranges[i], &error) == Q3_ERROR_INPUT);
     const q3_judge_options kv = {.kv = Q3_F64};
     CHECK(q3_judge_open(&j, f->config, &kv, NULL) == Q3_ERROR_INPUT && j == NULL);
     size_t calls = 0;
     const q3_judge_options named = {.name = "given", .progress = count_calls, .user = &calls};
     CHECK(q3_judge_open(&j, f->config, &named, &error) == Q3_OK);
     if (j == NULL) return;
-    CHECK(q3_judge_tokens(j, outside, 2, &error) == Q3_ERROR_INPUT && q3_judge_tokens(j, g->ids, 0, NULL) != Q3_OK);
+    CHECK(q3_judge_tokens(j, outside, 2, &error) == Q3_ERROR_INPUT &&
+          q3_judge_tokens(j, g->ids, 0, NULL) != Q3_OK);
     CHECK(q3_judge_prepare(j, NULL, &error) == Q3_ERROR_INPUT &&
-          strcmp(error.text, "given: input_ids: found none, expected them, or --tokens or --prompt") == 0);
+          strcmp(error.text,
+                 "given: input_ids: found none, expected them, or --tokens or --prompt") == 0);
     const q3_entry *bad[] = {&unnamed, &empty, &wide, &other};
-    for (size_t i = 0; i < 4; i++) CHECKF(q3_judge_tensor(j, bad[i], &error) == Q3_ERROR_INPUT, "tensor %zu", i);
-    CHECK(q3_judge_tensor(j, &good, &error) == Q3_OK && q3_judge_tensor(j, &good, &error) == Q3_ERROR_INPUT);
+    for (size_t i = 0; i < 4; i++)
+        CHECKF(q3_judge_tensor(j, bad[i], &error) == Q3_ERROR_INPUT, "tensor %zu", i);
+    CHECK(q3_judge_tensor(j, &good, &error) == Q3_OK &&
+          q3_judge_tensor(j, &good, &error) == Q3_ERROR_INPUT);
     CHECK(strcmp(error.text, "given: x: found it twice, expected it once") == 0);
     CHECK(q3_judge_file(j, "no such file", NULL) != Q3_OK);
-    CHECK(q3_judge_tokens(j, g->ids, g->T, &error) == Q3_OK && q3_judge_prepare(j, NULL, &error) == Q3_OK);
-    CHECK(q3_judge_tensor(j, &empty, &error) == Q3_ERROR_INPUT && strstr(error.text, "before") != NULL);
+    CHECK(q3_judge_tokens(j, g->ids, g->T, &error) == Q3_OK &&
+          q3_judge_prepare(j, NULL, &error) == Q3_OK);
+    CHECK(q3_judge_tensor(j, &empty, &error) == Q3_ERROR_INPUT &&
+          strstr(error.text, "before") != NULL);
     q3_report *report = NULL;
-    CHECK(q3_judge_run(j, f->weights, Q3_AUTO, &report, &error) == Q3_ERROR_INPUT && report == NULL);
+    CHECK(q3_judge_run(j, f->weights, Q3_AUTO, &report, &error) == Q3_ERROR_INPUT &&
+          report == NULL);
     CHECK(q3_judge_run(j, f->weights, Q3_F32, &report, &error) == Q3_OK && report != NULL);
     CHECK(calls == f->config->num_hidden_layers);
     q3_report_close(report);
@@ -215,10 +237,14 @@ static void test_independent(const fixture *f, const given *g)
         CHECK(q3_judge_open(&j[i], f->config, NULL, &error) == Q3_OK);
         CHECK(q3_judge_tokens(j[i], g->ids, g->T, &error) == Q3_OK);
     }
-    for (size_t k = 0; k < 2 * g->count; k++) CHECK(q3_judge_tensor(j[k % 2], &g->entries[k / 2], &error) == Q3_OK);
-    for (size_t i = 0; i < 3; i++) CHECK(q3_judge_run(j[i % 2], f->weights, Q3_F32, &report[i], &error) == Q3_OK);
-    for (size_t i = 0; i < 3; i++) CHECK(q3_report_lines(report[i], &lines[i], &length[i], &error) == Q3_OK);
-    for (size_t i = 1; i < 3; i++) CHECK(length[0] == length[i] && memcmp(lines[0], lines[i], length[0]) == 0);
+    for (size_t k = 0; k < 2 * g->count; k++)
+        CHECK(q3_judge_tensor(j[k % 2], &g->entries[k / 2], &error) == Q3_OK);
+    for (size_t i = 0; i < 3; i++)
+        CHECK(q3_judge_run(j[i % 2], f->weights, Q3_F32, &report[i], &error) == Q3_OK);
+    for (size_t i = 0; i < 3; i++)
+        CHECK(q3_report_lines(report[i], &lines[i], &length[i], &error) == Q3_OK);
+    for (size_t i = 1; i < 3; i++)
+        CHECK(length[0] == length[i] && memcmp(lines[0], lines[i], length[0]) == 0);
     for (size_t i = 0; i < 3; i++) free(lines[i]), q3_report_close(report[i]);
     q3_judge_close(j[0]);
     q3_judge_close(j[1]);
