@@ -160,25 +160,26 @@ Q3_API q3_status q3_diff(q3_report **report, const char *a, const char *b,
 
 /* ==== Reports ================================================================================= */
 
-/* A report is made of lines of JSON (MODEL.md 13): a line for the run and one for every tap. It is
- * read from the lines of one run, or of several runs over parts of the layers, and then says what
- * it found, as values or as text, as lines or as a page. One thread at a time may read or close a
- * report; after that any number may look at it. */
+/* A report is made of lines of JSON (MODEL.md 13): one for the run and one for every tap. It is
+ * read from the lines of one run, or of several runs over parts of the layers, and says what they
+ * found: as values, as text, as lines, as a page. A report that was read does not change: any
+ * number of threads may ask it and write it at once; one closes it. */
+
 /* What the whole says; also the exit status of the command. */
 typedef enum q3_outcome { Q3_OUTCOME_AGREES, Q3_OUTCOME_DIFFERS, Q3_OUTCOME_UNJUDGED } q3_outcome;
 
-/* Lines of one run, or of several one after another, in any order; name is what messages call
- * them. */
+/* Lines of one run, or of several one after another, in any order. */
 typedef struct q3_report_part {
-    const char *name, *lines; /* lines need no 0 behind them */
+    const char *name;  /* for messages: a path */
+    const char *lines; /* need no 0 behind them */
     size_t length;
 } q3_report_part;
 
 /* Reads and merges the lines: findings in the order of computation, equal ones once, what a tensor
- * looks like told where `check` of the whole would tell it. whole: every layer must have been run
- * by some part. Errors: a line that is no finding (its number), parts of different runs, two
- * findings for one tensor that are not equal, a part of a run that is lost; *report is then NULL.
- * error may be NULL. The parts may be freed afterwards. */
+ * looks like told where a run over all layers would tell it. whole: every layer must have been run
+ * by some part. The parts may be freed afterwards. Errors, with which *report is NULL: a line that
+ * is none of a report (its number), parts of different runs, two findings for one tensor that are
+ * not equal, a part of a run that is lost, no memory. error may be NULL. */
 Q3_API q3_status q3_report_read(q3_report **report, const q3_report_part *parts, size_t count,
                                 bool whole, q3_error *error);
 Q3_API void q3_report_close(q3_report *report); /* NULL: nothing */
@@ -187,30 +188,28 @@ Q3_API q3_outcome q3_report_outcome(const q3_report *report);
 
 /* The findings; their texts live as long as the report. */
 Q3_API size_t q3_report_count(const q3_report *report);
-/* index < count */
-Q3_API const q3_finding *q3_report_finding(const q3_report *report, size_t index);
+Q3_API const q3_finding *q3_report_finding(const q3_report *report, size_t index); /* index < count */
 /* The first that makes the outcome Q3_OUTCOME_DIFFERS; NULL: none does. */
 Q3_API const q3_finding *q3_report_decisive(const q3_report *report);
 
-/* How much of the model the report speaks of. A tensor counts as judged with any verdict but
- * missing and unjudged. */
+/* How much of the model the report speaks of. A tensor is judged with any verdict but missing and
+ * unjudged. */
 typedef struct q3_coverage {
     size_t taps_judged;
-    size_t taps_expected; /* all taps of the layers that were run, and of the model's ends where
-                           * they were */
-    size_t layers_judged; /* that have a judged tensor inside, which is not the layer's output */
+    size_t taps_expected; /* taps of the layers that were run, and of the model's ends they reach */
+    size_t layers_judged; /* with a judged tensor inside, which is not the layer's output */
     size_t layers;        /* of the model; 0: a diff of two files */
 } q3_coverage;
 
 Q3_API q3_coverage q3_report_coverage(const q3_report *report);
 
-/* Writers. Each returns a new block, ended by 0, that the caller gives to free(); *length is
- * without the 0. The only error is no memory, and then *text is NULL. error may be NULL. */
+/* Writers. Each makes a new block, ended by 0, that the caller gives to free(); *length is without
+ * the 0. The only error is no memory, and then *text is NULL. error may be NULL. */
 #define Q3_REPORT_ALL 1u    /* a row for every tensor, not for what is wrong alone */
-#define Q3_REPORT_COLOUR 2u /* with the escape codes of a terminal */
+#define Q3_REPORT_COLOUR 2u /* with a terminal's escape codes */
 Q3_API q3_status q3_report_text(const q3_report *report, unsigned flags, char **text,
                                 size_t *length, q3_error *error);
-/* The lines as they were read, one part behind the other: what reading gives the same report. */
+/* The lines as they were read, one part behind the other: reading them makes the same report. */
 Q3_API q3_status q3_report_lines(const q3_report *report, char **lines, size_t *length,
                                  q3_error *error);
 /* One self-contained HTML page. */

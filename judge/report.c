@@ -1,19 +1,21 @@
-/* report.c - a report as an object: read from lines, asked, closed. What it says as text stands in report_text.c and
- * report_page.c. */
+/* report.c - a report as a caller holds it: read from lines, asked, closed. What it says as text
+ * stands in report_text.c and report_page.c. */
 #include "judge/report.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* ==== Reading ================================================================================== */
+/* ==== Reading ================================================================================= */
 
-/* Each part ends with a newline. */
-static q3_status keep_lines(q3_report *r, const q3_report_part *parts, size_t count, q3_error *error)
+/* Keeps a copy of the lines, in which each part ends with a newline. */
+static q3_status keep_lines(q3_report *r, const q3_report_part *parts, size_t count,
+                            q3_error *error)
 {
     size_t size = 1;
     for (size_t i = 0; i < count; i++) size += parts[i].length + 1;
     r->lines = malloc(size);
-    if (r->lines == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", r->name);
+    if (r->lines == NULL)
+        return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", r->name);
     for (size_t i = 0; i < count; i++) {
         if (parts[i].length == 0) continue;
         memcpy(r->lines + r->length, parts[i].lines, parts[i].length);
@@ -28,11 +30,29 @@ static q3_status check_whole(const q3_report *r, q3_error *error)
 {
     for (size_t i = 0; i < r->run.layers; i++)
         if (!r->covered[i])
-            return q3_fail(error, Q3_ERROR_INPUT, "%s: layer %zu: found no report of it, expected one", r->name, i);
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: layer %zu: found no report of it, expected one", r->name, i);
     return Q3_OK;
 }
 
-q3_status q3_report_read(q3_report **report, const q3_report_part *parts, size_t count, bool whole, q3_error *error)
+static q3_status read_parts(q3_report *r, const q3_report_part *parts, size_t count, bool whole,
+                            q3_error *error)
+{
+    q3_status status = Q3_OK;
+    for (size_t i = 0; i < count && status == Q3_OK; i++)
+        status = q3_report_take(r, &parts[i], error);
+    if (status == Q3_OK && !r->has_run)
+        status = q3_fail(error, Q3_ERROR_INPUT,
+                         "%s: found no line of a run, expected reports that check or diff wrote",
+                         r->name);
+    if (status == Q3_OK) status = q3_report_merge(r, error);
+    if (status == Q3_OK && whole) status = check_whole(r, error);
+    if (status == Q3_OK) status = keep_lines(r, parts, count, error);
+    return status;
+}
+
+q3_status q3_report_read(q3_report **report, const q3_report_part *parts, size_t count, bool whole,
+                         q3_error *error)
 {
     const char *name = count == 1 ? parts[0].name : "reports";
     q3_report *r = calloc(1, sizeof *r);
@@ -42,14 +62,7 @@ q3_status q3_report_read(q3_report **report, const q3_report_part *parts, size_t
         free(r);
         return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", name);
     }
-    q3_status status = Q3_OK;
-    for (size_t i = 0; i < count && status == Q3_OK; i++) status = q3_report_take(r, &parts[i], error);
-    if (status == Q3_OK && !r->has_run)
-        status = q3_fail(error, Q3_ERROR_INPUT, "%s: found no line of a run, expected reports that check or diff "
-                         "wrote", r->name);
-    if (status == Q3_OK) status = q3_report_merge(r, error);
-    if (status == Q3_OK && whole) status = check_whole(r, error);
-    if (status == Q3_OK) status = keep_lines(r, parts, count, error);
+    q3_status status = read_parts(r, parts, count, whole, error);
     if (status == Q3_OK)
         *report = r;
     else
@@ -69,7 +82,7 @@ void q3_report_close(q3_report *r)
     free(r);
 }
 
-/* ==== Asking =================================================================================== */
+/* ==== Asking ================================================================================== */
 
 size_t q3_report_count(const q3_report *r)
 {
@@ -87,27 +100,30 @@ const q3_finding *q3_report_decisive(const q3_report *r)
     return e != NULL ? &e->f : NULL;
 }
 
-/* The entries stand layer by layer. */
+/* The entries stand layer by layer, so that it is enough to remember the last one counted. */
 q3_coverage q3_report_coverage(const q3_report *r)
 {
     q3_coverage all = {.layers = r->run.layers};
-    size_t counted = 0; /* rank of the last layer that was */
+    size_t last = SIZE_MAX;
     for (size_t i = 0; i < r->count; i++) {
         const report_entry *e = &r->entries[i];
-        if (!e->known) continue;
         bool judged = e->f.verdict != Q3_VERDICT_MISSING && e->f.verdict != Q3_VERDICT_UNJUDGED;
-        bool inside = e->rank != 0 && e->rank != SIZE_MAX - 1 && e->id != Q3_TAP_LAYER;
+        bool inside = q3_tap_in_layer(e->id) && e->id != Q3_TAP_LAYER;
+        if (e->id == Q3_TAP_COUNT) continue;
         all.taps_expected++;
-        all.taps_judged += judged;
-        all.layers_judged += judged && inside && e->rank != counted;
-        if (judged && inside) counted = e->rank;
+        if (!judged) continue;
+        all.taps_judged++;
+        if (!inside || e->f.layer == last) continue;
+        all.layers_judged++;
+        last = e->f.layer;
     }
     return all;
 }
 
-/* ==== Writing ================================================================================== */
+/* ==== Writing ================================================================================= */
 
-q3_status q3_report_give(q3_text *made, char **text, size_t *length, const q3_report *r, q3_error *error)
+q3_status q3_report_give(q3_text *made, char **text, size_t *length, const q3_report *r,
+                         q3_error *error)
 {
     *text = made->data;
     *length = made->size;

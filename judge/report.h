@@ -1,47 +1,33 @@
-/* report.h - a report that was read, and what the files report*.c share. */
+/* report.h - inside a report: what the files report*.c share, and how the judge writes its lines.
+ *
+ * report_lines.c writes and reads lines, report_merge.c puts them together, report.c is what a
+ * caller holds, report_summary.c has the words that text and page share, report_text.c and
+ * report_page.c write them; page_assets.c is the page's style and script. */
 #ifndef Q3_REPORT_H
 #define Q3_REPORT_H
 
+#include "host/taps.h"
 #include "host/text.h"
 #include "judge/judge.h"
 
+/* ==== Lines (report_lines.c; MODEL.md 13) ===================================================== */
+
 /* What a report says of the run. */
 typedef struct q3_judged_run {
-    const char *model, *file;      /* as given */
+    const char *model, *file;      /* as given; of a diff the first and the second file */
     q3_dtype dtype;
-    size_t T, start;
-    size_t layers, first_layer, end_layer; /* layers 0: a diff of two files, of which model is the first; there a
-                                              missing tensor is a difference too */
+    size_t T, start;               /* tokens, and the first one's position */
+    size_t layers;                 /* of the model; 0: a diff, where a missing tensor differs too */
+    size_t first_layer, end_layer; /* that this run judged */
     bool free_running, strict;
     const char *accumulate, *kv;   /* "" or the option's value */
-    size_t unknown;
-    const char *unknown_name;      /* or NULL */
+    size_t unknown;                /* tensors of the file that are no taps */
+    const char *unknown_name;      /* the first of them, or NULL */
 } q3_judged_run;
 
 /* Append one line. Numbers as q3_text_real writes them, so that reading gives the same double. */
 void q3_report_put_run(q3_text *lines, const q3_judged_run *run);
 void q3_report_put_finding(q3_text *lines, const q3_finding *f);
-
-typedef struct report_entry {
-    q3_finding f;         /* its texts are owned */
-    size_t order;      /* of the lines */
-    size_t rank;       /* 0 front, layer + 1, SIZE_MAX - 1 head, SIZE_MAX no tap */
-    bool known;        /* the name is a tap's */
-    q3_tap_id id;
-} report_entry;
-
-struct q3_report {
-    char *name;            /* for messages: the part's, or "reports" */
-    char *lines;           /* of all parts, each ended by a newline; a 0 behind them */
-    size_t length;         /* of lines */
-    bool has_run;
-    q3_judged_run run;     /* its texts are owned; the layer range is that of the first run read */
-    bool *covered;         /* [layers]: some run judged it */
-    report_entry *entries; /* in the order of computation */
-    size_t count, room;
-};
-
-/* ==== Lines (report_lines.c) ================================================================= */
 
 typedef struct report_line {
     bool is_run;
@@ -50,36 +36,78 @@ typedef struct report_line {
 } report_line;
 
 /* place: "FILE: line N", for messages. Where it fails, nothing is owned. */
-q3_status q3_report_read_line(report_line *line, const char *place, const char *text, size_t length, q3_error *error);
+q3_status q3_report_read_line(report_line *line, const char *place, const char *text, size_t length,
+                              q3_error *error);
 void q3_report_free_run(q3_judged_run *run);
 void q3_report_free_finding(q3_finding *f);
 
-/* ==== Merging (report_merge.c) =============================================================== */
+/* ==== The report (report.c) =================================================================== */
+
+typedef struct report_entry {
+    q3_finding f;  /* its texts are owned */
+    q3_tap_id id;  /* Q3_TAP_COUNT: the name is no tap's, as may be in a diff */
+    size_t number; /* of the line, all parts counted through */
+} report_entry;
+
+struct q3_report {
+    char *name;            /* for messages: the part's, or "reports" */
+    char *lines;           /* of all parts, each ended by a newline; a 0 behind them */
+    size_t length;         /* of lines */
+    bool has_run;
+    q3_judged_run run;     /* its texts are owned; its layers are those of the first run read */
+    bool *covered;         /* [run.layers]: some run judged it */
+    report_entry *entries; /* in the order of computation; what is no tap, behind */
+    size_t count, room;
+};
+
+/* A writer's result: the text's block goes to the caller. */
+q3_status q3_report_give(q3_text *made, char **text, size_t *length, const q3_report *r,
+                         q3_error *error);
+
+/* ==== Merging (report_merge.c) ================================================================ */
 
 /* Takes one part's lines into the report. */
 q3_status q3_report_take(q3_report *r, const q3_report_part *part, q3_error *error);
-/* When all are in: equal lines once, in the order of computation; fails where a part of a run is lost. */
+/* When all are in: equal lines once, in the order of computation; fails where a part of a run is
+ * lost. */
 q3_status q3_report_merge(q3_report *r, q3_error *error);
 
-/* ==== Summary (report_summary.c) ============================================================= */
+/* ==== Summary: what text and page say alike (report_summary.c) ================================ */
+
+/* The words of a verdict beside its name. */
+typedef struct verdict_words {
+    char letter;         /* in the map */
+    const char *meaning; /* in the page's legend */
+    const char *blame;   /* behind a tensor's name, in the sentence; NULL: blames nobody */
+} verdict_words;
+
+extern const verdict_words q3_verdict_words[Q3_VERDICT_COUNT];
 
 /* The first entry that makes exit status 1; NULL: none. */
 const report_entry *q3_report_first_bad(const q3_report *r);
-/* The sentence before "agrees", "differs: TAP" or "could not judge". */
-void q3_report_sentence(q3_text *out, const q3_report *r);
+/* What needs no row of its own: exact, within, and in a run what is missing. */
+bool q3_report_is_quiet(const q3_report *r, const q3_finding *f);
+void q3_report_tally(const q3_report *r, size_t counts[Q3_VERDICT_COUNT]);
+
+/* The texts below may hold names from a file, as they stand there: the writer cleans or escapes. */
+
+void q3_report_add_count(q3_text *out, const char *before, uint64_t value, const char *after);
+/* "agrees", "differs: TAP" or "could not judge"; and the sentence that says why. */
+void q3_report_add_verdict(q3_text *out, const q3_report *r);
+void q3_report_add_sentence(q3_text *out, const q3_report *r);
+/* "from position 3, teacher-forced, strict, --kv float16" */
+void q3_report_add_options(q3_text *out, const q3_judged_run *run);
+/* "2 tensors that are no taps, the first: NAME" */
+void q3_report_add_unknown(q3_text *out, const q3_judged_run *run);
 /* "token 3, head 2, channel 5", for a place of this tensor. */
-void q3_report_place(q3_text *out, const report_entry *e, const size_t place[3]);
-/* "self_attn.q_proj", "lm_head"; and those that were judged together with a tensor, with commas. */
-void q3_report_operator(char name[Q3_TAP_NAME_SIZE], q3_tap_id id);
-void q3_report_operators(q3_text *out, const q3_finding *f);
-/* A letter for each verdict. */
-extern const char q3_report_glyphs[Q3_VERDICT_COUNT];
-/* A string of JSON. */
-void q3_report_put_string(q3_text *out, const char *text);
-/* Of the page, line by line; NULL ends them (page_assets.c). */
+void q3_report_add_place(q3_text *out, const report_entry *e, const size_t place[3]);
+/* The taps that were judged together with a tensor, with commas. */
+void q3_report_add_between(q3_text *out, const q3_finding *f);
+
+/* ==== The page's files (page_assets.c) ======================================================== */
+
+/* Line by line; NULL ends them. */
 extern const char *const q3_page_style[];
 extern const char *const q3_page_script[];
-/* A writer's result: the text's block goes to the caller. */
-q3_status q3_report_give(q3_text *made, char **text, size_t *length, const q3_report *r, q3_error *error);
 
 #endif

@@ -1,4 +1,4 @@
-/* report_lines.c - runs and findings as lines of JSON, and such lines read. */
+/* report_lines.c - runs and findings as lines of JSON, and such lines read: MODEL.md 13. */
 #include "host/json.h"
 #include "judge/report.h"
 
@@ -6,11 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ==== JSON out ================================================================================= */
+#define FORMAT "qwen3moe-report-1" /* what a change of it means: MODEL.md 13 */
 
-/* Control bytes, which names from a file may hold, and '<', which would end a script in a page, are escaped; bytes
- * that are not UTF-8, as in a path, become U+FFFD. */
-void q3_report_put_string(q3_text *out, const char *text)
+/* ==== JSON out ================================================================================ */
+
+/* Control bytes, which names from a file may hold, and '<', which would end a script in a page, are
+ * escaped; bytes that are not UTF-8, as in a path, become U+FFFD. */
+static void put_string(q3_text *out, const char *text)
 {
     q3_text_add(out, "\"");
     for (size_t left = strlen(text); left > 0;) {
@@ -48,11 +50,17 @@ static void put_real(q3_text *out, double value)
         q3_text_add(out, value != value ? "\"nan\"" : value > 0 ? "\"inf\"" : "\"-inf\"");
 }
 
+static void put_number(q3_text *out, const char *key, double value)
+{
+    put_key(out, key);
+    put_real(out, value);
+}
+
 static void put_text(q3_text *out, const char *key, const char *text)
 {
     put_key(out, key);
     if (text != NULL)
-        q3_report_put_string(out, text);
+        put_string(out, text);
     else
         q3_text_add(out, "null");
 }
@@ -80,7 +88,7 @@ static void put_profile(q3_text *out, const char *key, const float *values, size
     q3_text_add(out, "[");
     for (size_t i = 0; i < count; i++) {
         double value = (double)values[i];
-        bool written = value < 0x1p100; /* what is above is infinite for q3_text_digits */
+        bool written = value < 0x1p100; /* else q3_text_digits writes inf or nan: a string */
         q3_text_add(out, i > 0 ? "," : "");
         q3_text_add(out, written ? "" : "\"");
         q3_text_digits(out, value, 3);
@@ -91,7 +99,7 @@ static void put_profile(q3_text *out, const char *key, const float *values, size
 
 void q3_report_put_run(q3_text *out, const q3_judged_run *run)
 {
-    q3_text_add(out, "{\"run\":{\"format\":\"qwen3moe-report-1\"");
+    q3_text_add(out, "{\"run\":{\"format\":\"" FORMAT "\"");
     put_text(out, "model", run->model);
     put_text(out, "file", run->file);
     put_text(out, "dtype", q3_dtype_name(run->dtype));
@@ -111,16 +119,45 @@ void q3_report_put_run(q3_text *out, const q3_judged_run *run)
 
 /* The numbers of a finding, for writing and reading. */
 #define COUNTS(X) \
-    X(layer) X(elements) X(judged) X(differ) X(over_1_ulp) X(outside) X(worst_token) X(worst_channel) \
-    X(near_ties) X(wrong_sets) X(other_order)
+    X(layer) X(elements) X(judged) X(differ) X(over_1_ulp) X(outside) X(worst_token) \
+    X(worst_channel) X(near_ties) X(wrong_sets) X(other_order)
 #define REALS(X) \
-    X(expected) X(max_ulp) X(max_ours) X(max_theirs) X(max_bound_ratio) X(relative_l2) X(gain) X(offset)
+    X(expected) X(max_ulp) X(max_ours) X(max_theirs) X(max_bound_ratio) X(relative_l2) X(gain) \
+    X(offset)
+
+static void put_bad(q3_text *out, const q3_finding *f)
+{
+    put_key(out, "bad");
+    if (!f->has_bad) {
+        q3_text_add(out, "null");
+        return;
+    }
+    q3_text_add(out, "{\"ours\":");
+    put_real(out, f->bad_ours);
+    put_number(out, "theirs", f->bad_theirs);
+    put_number(out, "ulp", f->bad_ulp);
+    put_number(out, "bound_ulp", f->bad_bound_ulp);
+    put_place(out, "at", f->bad_at, f->rank);
+    q3_text_add(out, "}");
+}
+
+static void put_operators(q3_text *out, const q3_finding *f)
+{
+    char name[Q3_TAP_NAME_SIZE];
+    put_key(out, "operators");
+    q3_text_add(out, "[");
+    for (size_t i = 0; i < f->between_count; i++) {
+        q3_tap_name(name, f->between[i].id, f->between[i].layer);
+        if (i > 0) q3_text_add(out, ",");
+        put_string(out, name);
+    }
+    q3_text_add(out, "]");
+}
 
 void q3_report_put_finding(q3_text *out, const q3_finding *f)
 {
-    char name[Q3_TAP_NAME_SIZE];
     q3_text_add(out, "{\"tap\":");
-    q3_report_put_string(out, f->name);
+    put_string(out, f->name);
     put_text(out, "verdict", q3_verdict_name(f->verdict));
     put_text(out, "given_as", f->given_as);
     put_text(out, "note", f->note);
@@ -130,41 +167,24 @@ void q3_report_put_finding(q3_text *out, const q3_finding *f)
 #define PUT(field) put_count(out, #field, f->field);
     COUNTS(PUT)
 #undef PUT
-#define PUT(field) put_key(out, #field), put_real(out, f->field);
+#define PUT(field) put_number(out, #field, f->field);
     REALS(PUT)
 #undef PUT
     put_place(out, "max_at", f->max_at, f->rank);
-    put_key(out, "bad");
-    if (f->has_bad) {
-        q3_text_add(out, "{\"ours\":");
-        put_real(out, f->bad_ours);
-        put_key(out, "theirs"), put_real(out, f->bad_theirs);
-        put_key(out, "ulp"), put_real(out, f->bad_ulp);
-        put_key(out, "bound_ulp"), put_real(out, f->bad_bound_ulp);
-        put_place(out, "at", f->bad_at, f->rank);
-        q3_text_add(out, "}");
-    } else {
-        q3_text_add(out, "null");
-    }
-    put_key(out, "operators");
-    q3_text_add(out, "[");
-    for (size_t i = 0; i < f->between_count; i++) {
-        q3_tap_name(name, f->between[i].id, f->between[i].layer);
-        if (i > 0) q3_text_add(out, ",");
-        q3_report_put_string(out, name);
-    }
-    q3_text_add(out, "]");
+    put_bad(out, f);
+    put_operators(out, f);
     put_profile(out, "token_profile", f->token_profile, f->token_bins);
     put_profile(out, "channel_profile", f->channel_profile, f->channel_bins);
     put_profile(out, "margins", f->margins, f->margin_bins);
     q3_text_add(out, "}\n");
 }
 
-/* ==== JSON in ================================================================================== */
+/* ==== JSON in ================================================================================= */
 
 #define MOST_LAYERS 65535 /* as in config.json */
 
-/* One line that is read. The first key that is missing, or not what it should be, is remembered. */
+/* One line that is read. The first key that is missing, or not what it should be, is remembered, so
+ * that the readers below need no status of their own; unknown keys are not looked at. */
 typedef struct reader {
     q3_json json;
     q3_status status;    /* of an error that has been said */
@@ -177,9 +197,10 @@ static void refuse(reader *in, const char *key)
     if (in->bad_key == NULL) in->bad_key = key;
 }
 
-static bool good(const reader *in)
+static void no_memory(reader *in)
 {
-    return in->status == Q3_OK && in->bad_key == NULL;
+    if (in->status == Q3_OK)
+        in->status = q3_fail(in->error, Q3_ERROR_MEMORY, "%s: no memory", in->json.name);
 }
 
 static size_t get_count(reader *in, uint32_t object, const char *key)
@@ -190,13 +211,7 @@ static size_t get_count(reader *in, uint32_t object, const char *key)
     return (size_t)value;
 }
 
-static double double_of(uint64_t bits)
-{
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
+/* As put_real writes. The bits are given, since math.h is not needed for anything else. */
 static double real_of(reader *in, uint32_t node, const char *key)
 {
     static const struct { const char *name; uint64_t bits; } specials[] = {
@@ -204,8 +219,11 @@ static double real_of(reader *in, uint32_t node, const char *key)
     };
     double value = 0;
     if (q3_json_double(&in->json, node, &value)) return value;
-    for (size_t i = 0; i < sizeof specials / sizeof specials[0]; i++)
-        if (q3_json_equal(&in->json, node, specials[i].name)) return double_of(specials[i].bits);
+    for (size_t i = 0; i < sizeof specials / sizeof specials[0]; i++) {
+        if (!q3_json_equal(&in->json, node, specials[i].name)) continue;
+        memcpy(&value, &specials[i].bits, sizeof value);
+        return value;
+    }
     refuse(in, key);
     return 0;
 }
@@ -228,7 +246,7 @@ static char *get_text(reader *in, uint32_t object, const char *key, bool or_null
     size_t length = q3_json_string(&in->json, node, NULL);
     char *text = malloc(length + 1);
     if (text == NULL) {
-        if (in->status == Q3_OK) in->status = q3_fail(in->error, Q3_ERROR_MEMORY, "%s: no memory", in->json.name);
+        no_memory(in);
         return NULL;
     }
     q3_json_string(&in->json, node, (uint8_t *)text);
@@ -237,7 +255,9 @@ static char *get_text(reader *in, uint32_t object, const char *key, bool or_null
     return text;
 }
 
-static void get_fixed(reader *in, uint32_t object, const char *key, bool or_null, char *out, size_t size)
+/* A string that is copied, and cut off where it is longer than those that we write. */
+static void get_fixed(reader *in, uint32_t object, const char *key, bool or_null, char *out,
+                      size_t size)
 {
     char *text = get_text(in, object, key, or_null);
     snprintf(out, size, "%s", text != NULL ? text : "");
@@ -268,7 +288,8 @@ static size_t get_place(reader *in, uint32_t object, const char *key, size_t pla
 }
 
 /* A place in a tensor of this finding's shape. */
-static void get_place_in(reader *in, uint32_t object, const char *key, const q3_finding *f, size_t place[3])
+static void get_place_in(reader *in, uint32_t object, const char *key, const q3_finding *f,
+                         size_t place[3])
 {
     if (get_place(in, object, key, place) != f->rank) refuse(in, key);
 }
@@ -277,25 +298,28 @@ static size_t get_profile(reader *in, const char *key, float values[Q3_PROFILE_B
 {
     size_t count;
     uint32_t node = get_list(in, 0, key, Q3_PROFILE_BINS, &count);
-    for (size_t i = 0; i < count; i++, node = in->json.nodes[node].next) values[i] = (float)real_of(in, node, key);
+    for (size_t i = 0; i < count; i++, node = in->json.nodes[node].next)
+        values[i] = (float)real_of(in, node, key);
     return count;
 }
 
 static void read_operators(reader *in, q3_finding *f)
 {
-    uint32_t node = get_list(in, 0, "operators", (MOST_LAYERS + 1) * Q3_TAP_COUNT, &f->between_count);
+    const size_t most = (MOST_LAYERS + 1) * Q3_TAP_COUNT;
+    uint32_t node = get_list(in, 0, "operators", most, &f->between_count);
     q3_layer_tap *list = f->between_count > 0 ? calloc(f->between_count, sizeof *list) : NULL;
     f->between = list;
     if (f->between_count > 0 && list == NULL) {
         f->between_count = 0;
-        if (in->status == Q3_OK) in->status = q3_fail(in->error, Q3_ERROR_MEMORY, "%s: no memory", in->json.name);
+        no_memory(in);
     }
     for (size_t i = 0; i < f->between_count; i++, node = in->json.nodes[node].next) {
         uint8_t name[512] = {0};
         bool text = q3_json_type_of(&in->json, node) == Q3_JSON_STRING &&
                     q3_json_string(&in->json, node, NULL) < sizeof name;
         if (text) q3_json_string(&in->json, node, name);
-        if (!q3_tap_find((const char *)name, &list[i].id, &list[i].layer)) refuse(in, "operators");
+        if (!q3_tap_find((const char *)name, &list[i].id, &list[i].layer))
+            refuse(in, "operators");
     }
 }
 
@@ -318,8 +342,8 @@ static void read_bad(reader *in, q3_finding *f)
 static q3_verdict get_verdict(reader *in)
 {
     uint32_t node = q3_json_find(&in->json, 0, "verdict");
-    for (int v = 0; v < Q3_VERDICT_COUNT; v++)
-        if (q3_json_equal(&in->json, node, q3_verdict_name(v))) return (q3_verdict)v;
+    for (q3_verdict v = 0; v < Q3_VERDICT_COUNT; v++)
+        if (q3_json_equal(&in->json, node, q3_verdict_name(v))) return v;
     refuse(in, "verdict");
     return Q3_VERDICT_MISSING;
 }
@@ -348,11 +372,23 @@ static void read_finding(reader *in, q3_finding *f)
     f->margin_bins = get_profile(in, "margins", f->margins);
     q3_tap_id id;
     size_t layer;
-    if (good(in) && q3_tap_find(f->name, &id, &layer) && f->layer != layer) refuse(in, "layer");
+    bool tap = f->name != NULL && q3_tap_find(f->name, &id, &layer);
+    if (tap && f->layer != layer) refuse(in, "layer");
+}
+
+/* Another version's lines would be misread, even where all keys are there. */
+static void check_format(reader *in, uint32_t run)
+{
+    char format[64];
+    get_fixed(in, run, "format", false, format, sizeof format);
+    if (in->bad_key == NULL && in->status == Q3_OK && strcmp(format, FORMAT) != 0)
+        in->status = q3_fail(in->error, Q3_ERROR_INPUT, "%s: format: found %s, expected " FORMAT,
+                             in->json.name, format);
 }
 
 static void read_run(reader *in, uint32_t run, q3_judged_run *out)
 {
+    check_format(in, run);
     uint32_t dtype = q3_json_find(&in->json, run, "dtype");
     memset(out, 0, sizeof *out);
     out->model = get_text(in, run, "model", false);
@@ -372,15 +408,15 @@ static void read_run(reader *in, uint32_t run, q3_judged_run *out)
     out->kv = get_text(in, run, "kv", false);
     out->unknown = get_count(in, run, "unknown");
     out->unknown_name = get_text(in, run, "unknown_name", true);
-    if (out->layers > MOST_LAYERS)
-        refuse(in, "num_hidden_layers");
-    if (out->end_layer > out->layers || (out->layers > 0 && out->first_layer >= out->end_layer))
-        refuse(in, "end_layer");
+    bool some = out->layers == 0 || out->first_layer < out->end_layer;
+    if (out->layers > MOST_LAYERS) refuse(in, "num_hidden_layers");
+    if (out->end_layer > out->layers || !some) refuse(in, "end_layer");
 }
 
+/* Memory of get_text, which the structs call const. */
 static void free_text(const char *text)
 {
-    free((void *)(uintptr_t)text); /* the reader's own, though the structs say const */
+    free((void *)(uintptr_t)text);
 }
 
 void q3_report_free_finding(q3_finding *f)
@@ -399,7 +435,8 @@ void q3_report_free_run(q3_judged_run *run)
     free_text(run->unknown_name);
 }
 
-q3_status q3_report_read_line(report_line *line, const char *place, const char *text, size_t length, q3_error *error)
+q3_status q3_report_read_line(report_line *line, const char *place, const char *text, size_t length,
+                              q3_error *error)
 {
     reader in = {.error = error};
     memset(line, 0, sizeof *line);
@@ -412,8 +449,9 @@ q3_status q3_report_read_line(report_line *line, const char *place, const char *
     else
         read_finding(&in, &line->f);
     if (in.status == Q3_OK && in.bad_key != NULL)
-        in.status = q3_fail(error, Q3_ERROR_INPUT, "%s: found no %s of the right type, expected a line of a report",
-                         place, in.bad_key);
+        in.status = q3_fail(error, Q3_ERROR_INPUT,
+                            "%s: found no %s of the right type, expected a line of a report", place,
+                            in.bad_key);
     q3_json_free(&in.json);
     if (in.status == Q3_OK) return Q3_OK;
     q3_report_free_run(&line->run);

@@ -1,12 +1,11 @@
-/* report_page.c - a report as one HTML page: no network, no other file. The top, the map and the table are plain HTML; a
- * small script draws the figures of one tensor from the JSON lines, which stand at the end of the page. */
+/* report_page.c - a report as one HTML page: no network, no other file. The top, the map and the
+ * table are plain HTML; a small script (page.js) draws the figures of one tensor from the JSON
+ * lines, which stand at the end of the page. */
 #include "judge/report.h"
 
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-/* ==== Pieces =================================================================================== */
+/* ==== Pieces ================================================================================== */
 
 static void add_lines(q3_text *out, const char *const *lines)
 {
@@ -23,70 +22,58 @@ static void add_char(q3_text *out, char c)
 static void add_escaped(q3_text *out, const char *text)
 {
     for (; *text != 0; text++) {
-        if (*text == '&')
-            q3_text_add(out, "&amp;");
-        else if (*text == '<')
-            q3_text_add(out, "&lt;");
-        else if (*text == '>')
-            q3_text_add(out, "&gt;");
-        else if (*text == '"')
-            q3_text_add(out, "&quot;");
-        else
-            add_char(out, *text);
+        switch (*text) {
+        case '&': q3_text_add(out, "&amp;"); break;
+        case '<': q3_text_add(out, "&lt;"); break;
+        case '>': q3_text_add(out, "&gt;"); break;
+        case '"': q3_text_add(out, "&quot;"); break;
+        default: add_char(out, *text);
+        }
     }
 }
 
-/* What report.c writes as plain text. */
-static void add_plain(q3_text *out, q3_text *plain)
+/* The same of a text that a summary made; frees it. */
+static void add_summary(q3_text *out, q3_text *plain)
 {
     if (plain->failed) out->failed = true;
     if (plain->data != NULL) add_escaped(out, plain->data);
     free(plain->data);
 }
 
-static void add_count(q3_text *out, const char *before, uint64_t value, const char *after)
-{
-    q3_text_add(out, before);
-    q3_text_uint(out, value);
-    q3_text_add(out, after);
-}
-
-/* A tap's name without its layer, ".output", "self_attn." and "mlp.". */
-static void short_name(char name[Q3_TAP_NAME_SIZE], q3_tap_id id)
-{
-    static const char *const fronts[] = {"model.layers.0.", "model.", "self_attn.", "mlp."};
-    char full[Q3_TAP_NAME_SIZE];
-    q3_tap_name(full, id, 0);
-    char *start = full;
-    for (size_t i = 0; i < sizeof fronts / sizeof fronts[0]; i++) {
-        if (strncmp(start, fronts[i], strlen(fronts[i])) == 0) start += strlen(fronts[i]);
-        char *end = strstr(start, ".output");
-        if (end != NULL) *end = 0;
-    }
-    snprintf(name, Q3_TAP_NAME_SIZE, "%s", start);
-}
-
 /* The class of a cell's colour; within its bound in three shades. */
-static const char *cell_class(const q3_finding *f)
+static const char *cell_class(q3_verdict v, double bound_ratio)
 {
-    if (f->verdict != Q3_VERDICT_WITHIN) return q3_verdict_name(f->verdict);
-    return f->max_bound_ratio < 0.25 ? "w0" : f->max_bound_ratio < 0.5 ? "w1" : "w2";
+    if (v != Q3_VERDICT_WITHIN) return q3_verdict_name(v);
+    return bound_ratio < 0.25 ? "w0" : bound_ratio < 0.5 ? "w1" : "w2";
 }
 
+/* A cell that is not to be chosen: in the legend and in the table. */
+static void add_still_cell(q3_text *out, q3_verdict v, double bound_ratio)
+{
+    q3_text_add(out, "<span class=\"c ");
+    q3_text_add(out, cell_class(v, bound_ratio));
+    q3_text_add(out, "\">");
+    add_char(out, q3_verdict_words[v].letter);
+    q3_text_add(out, "</span>");
+}
+
+/* data-i: the line in the page's data. data-first: where the page begins to look. */
 static void add_cell(q3_text *out, const q3_report *r, const report_entry *e)
 {
-    add_count(out, "<button type=button data-i=", (uint64_t)(e - r->entries), " class=\"c ");
-    q3_text_add(out, cell_class(&e->f));
+    const q3_finding *f = &e->f;
+    q3_report_add_count(out, "<button type=button data-i=", (uint64_t)(e - r->entries),
+                        " class=\"c ");
+    q3_text_add(out, cell_class(f->verdict, f->max_bound_ratio));
     q3_text_add(out, "\" aria-label=\"");
-    add_escaped(out, e->f.name);
+    add_escaped(out, f->name);
     q3_text_add(out, ": ");
-    q3_text_add(out, q3_verdict_name(e->f.verdict));
+    q3_text_add(out, q3_verdict_name(f->verdict));
     q3_text_add(out, e == q3_report_first_bad(r) ? "\" data-first>" : "\">");
-    add_char(out, q3_report_glyphs[e->f.verdict]);
+    add_char(out, q3_verdict_words[f->verdict].letter);
     q3_text_add(out, "</button>");
 }
 
-/* ==== The top ================================================================================== */
+/* ==== The top ================================================================================= */
 
 static void add_term(q3_text *out, const char *term)
 {
@@ -95,59 +82,64 @@ static void add_term(q3_text *out, const char *term)
     q3_text_add(out, "<dd>");
 }
 
+static void add_not_judged(q3_text *out, const q3_report *r)
+{
+    bool any = false;
+    for (size_t i = 0; i < r->run.layers; i++) {
+        if (r->covered[i]) continue;
+        if (!any) add_term(out, "not judged");
+        q3_report_add_count(out, any ? " " : "layers ", i, "");
+        any = true;
+    }
+}
+
 static void add_run(q3_text *out, const q3_report *r)
 {
     const q3_judged_run *run = &r->run;
-    bool all = true;
+    bool diff = run->layers == 0;
+    q3_text options = {0}, unknown = {0};
     q3_text_add(out, "<dl>");
-    add_term(out, run->layers > 0 ? "model" : "ours");
+    add_term(out, diff ? "ours" : "model");
     add_escaped(out, run->model);
-    add_term(out, run->layers > 0 ? "file" : "theirs");
+    add_term(out, diff ? "theirs" : "file");
     add_escaped(out, run->file);
-    if (run->layers > 0) {
+    if (!diff) {
         add_term(out, "run");
         q3_text_add(out, q3_dtype_name(run->dtype));
-        add_count(out, ", ", run->T, " tokens");
-        add_count(out, " from position ", run->start, run->free_running ? ", free-running" : ", teacher-forced");
-        q3_text_add(out, run->strict ? ", strict" : "");
-        if (run->accumulate[0] != 0) q3_text_add(out, ", --accumulate "), add_escaped(out, run->accumulate);
-        if (run->kv[0] != 0) q3_text_add(out, ", --kv "), add_escaped(out, run->kv);
+        q3_report_add_count(out, ", ", run->T, " tokens ");
+        q3_report_add_options(&options, run);
+        add_summary(out, &options);
     }
-    for (size_t i = 0; i < run->layers; i++) {
-        if (r->covered[i]) continue;
-        if (all) add_term(out, "not judged");
-        add_count(out, all ? "layers " : " ", i, "");
-        all = false;
-    }
+    add_not_judged(out, r);
     if (run->unknown > 0) {
         add_term(out, "ignored");
-        add_count(out, "", run->unknown,
-                  run->unknown == 1 ? " tensor that is no tap: " : " tensors that are no taps, the first: ");
-        add_escaped(out, run->unknown_name != NULL ? run->unknown_name : "");
+        q3_report_add_unknown(&unknown, run);
+        add_summary(out, &unknown);
     }
     q3_text_add(out, "\n</dl>\n");
 }
 
 static void add_verdict(q3_text *out, const q3_report *r)
 {
-    static const char *const texts[] = {
-        [Q3_OUTCOME_AGREES] = "agrees", [Q3_OUTCOME_DIFFERS] = "differs: ", [Q3_OUTCOME_UNJUDGED] = "could not judge",
-    };
-    q3_outcome result = q3_report_outcome(r);
-    q3_text_add(out, texts[result]);
-    if (result == Q3_OUTCOME_DIFFERS) add_escaped(out, q3_report_first_bad(r)->f.name);
+    q3_text verdict = {0};
+    q3_report_add_verdict(&verdict, r);
+    add_summary(out, &verdict);
 }
 
+/* Nothing is loaded from anywhere: the policy refuses what is not in the page. */
 static void add_top(q3_text *out, const q3_report *r)
 {
     static const char *const classes[] = {
-        [Q3_OUTCOME_AGREES] = "agrees", [Q3_OUTCOME_DIFFERS] = "differs", [Q3_OUTCOME_UNJUDGED] = "unjudged",
+        [Q3_OUTCOME_AGREES] = "agrees",
+        [Q3_OUTCOME_DIFFERS] = "differs",
+        [Q3_OUTCOME_UNJUDGED] = "unjudged",
     };
     q3_text sentence = {0};
     q3_text_add(out, "<!doctype html>\n<html lang=en><head><meta charset=utf-8>\n"
                      "<meta name=viewport content=\"width=device-width,initial-scale=1\">\n"
                      "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';"
-                     "style-src 'unsafe-inline';script-src 'unsafe-inline'\">\n<title>qwen3moe: ");
+                     "style-src 'unsafe-inline';script-src 'unsafe-inline'\">\n"
+                     "<title>qwen3moe: ");
     add_verdict(out, r);
     q3_text_add(out, "</title>\n<style>\n");
     add_lines(out, q3_page_style);
@@ -156,84 +148,81 @@ static void add_top(q3_text *out, const q3_report *r)
     q3_text_add(out, ">\n<h1>");
     add_verdict(out, r);
     q3_text_add(out, "</h1>\n<p class=sentence>");
-    q3_report_sentence(&sentence, r);
-    add_plain(out, &sentence);
+    q3_report_add_sentence(&sentence, r);
+    add_summary(out, &sentence);
     q3_text_add(out, "</p>\n");
     add_run(out, r);
 }
 
-/* ==== The map ================================================================================== */
+/* ==== The map ================================================================================= */
 
-/* Taps of a layer in the order of computation; dense and sparse layers share a column. */
-static size_t column_of(q3_tap_id id)
-{
-    bool dense = id >= Q3_TAP_DENSE_GATE_PROJ && id <= Q3_TAP_DENSE_DOWN_PROJ_INPUT;
-    return (size_t)id - (dense ? (size_t)Q3_TAP_DENSE_GATE_PROJ - (size_t)Q3_TAP_EXPERTS_GATE_PROJ : 0);
-}
-
-static bool in_layer(const report_entry *e)
-{
-    return e->known && e->rank != 0 && e->rank != SIZE_MAX - 1;
-}
-
+/* A column for each tap that some layer has (q3_tap_column: dense and sparse layers share those of
+ * the experts). */
 static void add_columns(q3_text *out, const bool used[Q3_TAP_COUNT])
 {
-    char name[Q3_TAP_NAME_SIZE];
     q3_text_add(out, "<thead><tr><th><span>layer</span>");
-    for (int c = 0; c < Q3_TAP_COUNT; c++) {
+    for (q3_tap_id c = 0; c < Q3_TAP_COUNT; c++) {
         if (!used[c]) continue;
-        short_name(name, (q3_tap_id)c);
         q3_text_add(out, "<th scope=col><span>");
-        q3_text_add(out, name);
+        q3_text_add(out, q3_tap_short_label(c));
         q3_text_add(out, "</span>");
     }
     q3_text_add(out, "</thead>\n<tbody>\n");
+}
+
+/* The row of the layer that entry i begins; returns the first entry behind it. */
+static size_t add_layer(q3_text *out, const q3_report *r, size_t i, const bool used[Q3_TAP_COUNT])
+{
+    const report_entry *cells[Q3_TAP_COUNT] = {NULL};
+    size_t layer = r->entries[i].f.layer;
+    for (; i < r->count; i++) {
+        const report_entry *e = &r->entries[i];
+        if (!q3_tap_in_layer(e->id) || e->f.layer != layer) break;
+        cells[q3_tap_column(e->id)] = e;
+    }
+    q3_report_add_count(out, "<tr><th scope=row>", layer, "");
+    for (size_t c = 0; c < Q3_TAP_COUNT; c++) {
+        if (!used[c]) continue;
+        q3_text_add(out, "<td>");
+        if (cells[c] != NULL) add_cell(out, r, cells[c]);
+    }
+    q3_text_add(out, "\n");
+    return i;
 }
 
 static void add_layers(q3_text *out, const q3_report *r)
 {
     bool used[Q3_TAP_COUNT] = {false}, any = false;
     for (size_t i = 0; i < r->count; i++)
-        if (in_layer(&r->entries[i])) any = used[column_of(r->entries[i].id)] = true;
+        if (q3_tap_in_layer(r->entries[i].id)) any = used[q3_tap_column(r->entries[i].id)] = true;
     if (!any) return;
     q3_text_add(out, "<div class=\"scroll tall\"><table class=map>");
     add_columns(out, used);
     for (size_t i = 0; i < r->count;) {
-        const report_entry *cells[Q3_TAP_COUNT] = {NULL}, *first = &r->entries[i];
-        if (!in_layer(first)) {
+        if (q3_tap_in_layer(r->entries[i].id))
+            i = add_layer(out, r, i, used);
+        else
             i++;
-            continue;
-        }
-        for (; i < r->count && r->entries[i].rank == first->rank; i++)
-            cells[column_of(r->entries[i].id)] = &r->entries[i];
-        add_count(out, "<tr><th scope=row>", first->rank - 1, "");
-        for (size_t c = 0; c < Q3_TAP_COUNT; c++) {
-            if (!used[c]) continue;
-            q3_text_add(out, "<td>");
-            if (cells[c] != NULL) add_cell(out, r, cells[c]);
-        }
-        q3_text_add(out, "\n");
     }
     q3_text_add(out, "</tbody></table></div>\n");
 }
 
-/* What stands before the layers (rank 0), behind them, or is no tap. */
-static void add_ends(q3_text *out, const q3_report *r, size_t rank)
+/* What stands before the layers, behind them, or (Q3_PLACE_NONE) is no tap and has no name here. */
+static void add_ends(q3_text *out, const q3_report *r, q3_tap_place place)
 {
-    char name[Q3_TAP_NAME_SIZE];
-    bool any = false;
+    bool any = false, taps = place != Q3_PLACE_NONE;
     for (size_t i = 0; i < r->count; i++) {
         const report_entry *e = &r->entries[i];
-        if (e->rank != rank) continue;
+        if (q3_tap_info(e->id)->place != place) continue;
         if (!any)
-            q3_text_add(out, e->known ? "<div class=ends>" : "<h2>Other tensors</h2>\n<div class=\"ends many\">");
+            q3_text_add(out, taps ? "<div class=ends>"
+                                  : "<h2>Other tensors</h2>\n<div class=\"ends many\">");
         any = true;
         q3_text_add(out, "<span>");
         add_cell(out, r, e);
-        if (e->known) {
-            short_name(name, e->id);
+        if (taps) {
             q3_text_add(out, " ");
-            q3_text_add(out, name);
+            q3_text_add(out, q3_tap_short_label(e->id));
         }
         q3_text_add(out, "</span>\n");
     }
@@ -242,76 +231,70 @@ static void add_ends(q3_text *out, const q3_report *r, size_t rank)
 
 static void add_legend(q3_text *out, const q3_report *r)
 {
-    static const char *const meaning[Q3_VERDICT_COUNT] = {
-        [Q3_VERDICT_EXACT] = "the same bits", [Q3_VERDICT_WITHIN] = "inside its bound; strong colour: near it",
-        [Q3_VERDICT_ROUNDING] = "rounded at another place, inside the bound",
-        [Q3_VERDICT_NEAR_TIE] = "other experts, as good as equal", [Q3_VERDICT_DIFFERS] = "outside what is allowed",
-        [Q3_VERDICT_NON_FINITE] = "not finite where ours is", [Q3_VERDICT_MISSING] = "not in the file",
-        [Q3_VERDICT_SHAPE] = "another shape", [Q3_VERDICT_UNJUDGED] = "bounds too wide to say",
-    };
-    size_t counts[Q3_VERDICT_COUNT] = {0};
-    for (size_t i = 0; i < r->count; i++) counts[r->entries[i].f.verdict]++;
+    size_t counts[Q3_VERDICT_COUNT];
+    q3_report_tally(r, counts);
     q3_text_add(out, "<ul class=legend>\n");
-    for (size_t v = 0; v < Q3_VERDICT_COUNT; v++) {
-        const q3_finding sample = {.verdict = (q3_verdict)v, .max_bound_ratio = 0.3};
-        q3_text_add(out, "<li><span class=\"c ");
-        q3_text_add(out, cell_class(&sample));
-        q3_text_add(out, "\">");
-        add_char(out, q3_report_glyphs[v]);
-        add_count(out, "</span><span>", counts[v], " ");
+    for (q3_verdict v = 0; v < Q3_VERDICT_COUNT; v++) {
+        q3_text_add(out, "<li>");
+        add_still_cell(out, v, 0.3);
+        q3_report_add_count(out, "<span>", counts[v], " ");
         q3_text_add(out, q3_verdict_name(v));
         q3_text_add(out, ": ");
-        q3_text_add(out, meaning[v]);
+        q3_text_add(out, q3_verdict_words[v].meaning);
         q3_text_add(out, "</span>\n");
     }
     q3_text_add(out, "</ul>\n");
 }
 
-/* ==== The table ================================================================================ */
+/* ==== The table =============================================================================== */
 
 static void add_row(q3_text *out, const q3_report *r, const report_entry *e)
 {
     const q3_finding *f = &e->f;
-    q3_text plain = {0};
-    q3_text_add(out, "<tr><td><span class=\"c ");
-    q3_text_add(out, cell_class(f));
-    q3_text_add(out, "\">");
-    add_char(out, q3_report_glyphs[f->verdict]);
-    q3_text_add(out, "</span> ");
+    q3_text largest = {0};
+    q3_text_add(out, "<tr><td>");
+    add_still_cell(out, f->verdict, f->max_bound_ratio);
+    q3_text_add(out, " ");
     q3_text_add(out, q3_verdict_name(f->verdict));
-    add_count(out, "<td><button type=button class=name data-i=", (uint64_t)(e - r->entries), ">");
+    q3_report_add_count(out, "<td><button type=button class=name data-i=",
+                        (uint64_t)(e - r->entries), ">");
     add_escaped(out, f->name);
     q3_text_add(out, "</button><td>");
     add_escaped(out, f->reason);
-    if (f->looks_like[0] != 0) q3_text_add(out, "<br>looks like "), add_escaped(out, f->looks_like);
+    if (f->looks_like[0] != 0) {
+        q3_text_add(out, "<br>looks like ");
+        add_escaped(out, f->looks_like);
+    }
     q3_text_add(out, "<td>");
     if (f->differ > 0 && f->max_ulp > 0) {
-        q3_text_digits(&plain, f->max_ulp, 3);
-        q3_text_add(&plain, " ulp at ");
-        q3_report_place(&plain, e, f->max_at);
+        q3_text_digits(&largest, f->max_ulp, 3);
+        q3_text_add(&largest, " ulp at ");
+        q3_report_add_place(&largest, e, f->max_at);
     }
-    add_plain(out, &plain);
+    add_summary(out, &largest);
     q3_text_add(out, "\n");
 }
 
 /* What is neither exact nor within; what was not recorded stands in the map. */
 static void add_table(q3_text *out, const q3_report *r)
 {
-    size_t rows = 0;
+    bool any = false;
     for (size_t i = 0; i < r->count; i++) {
-        q3_verdict v = r->entries[i].f.verdict;
-        if (v == Q3_VERDICT_EXACT || v == Q3_VERDICT_WITHIN || (v == Q3_VERDICT_MISSING && r->run.layers > 0)) continue;
-        if (rows++ == 0)
-            q3_text_add(out, "<h2>Neither exact nor within</h2>\n<div class=scroll><table class=table><thead><tr>"
-                             "<th>verdict<th>tensor<th>why<th>largest difference</thead>\n<tbody>\n");
+        if (q3_report_is_quiet(r, &r->entries[i].f)) continue;
+        if (!any)
+            q3_text_add(out, "<h2>Neither exact nor within</h2>\n"
+                             "<div class=scroll><table class=table><thead><tr>"
+                             "<th>verdict<th>tensor<th>why<th>largest difference</thead>\n"
+                             "<tbody>\n");
+        any = true;
         add_row(out, r, &r->entries[i]);
     }
-    q3_text_add(out, rows > 0 ? "</tbody></table></div>\n" : "");
+    q3_text_add(out, any ? "</tbody></table></div>\n" : "");
 }
 
-/* ==== The page ================================================================================= */
+/* ==== The page ================================================================================ */
 
-/* The lines in the order of computation. No "</script>" in them: report_string escapes '<'. */
+/* The lines in the order of computation. No "</script>" in them: report_lines.c escapes '<'. */
 static void add_data(q3_text *out, const q3_report *r)
 {
     q3_text_add(out, "<script type=application/json id=data>[\n");
@@ -329,10 +312,10 @@ q3_status q3_report_html(const q3_report *r, char **html, size_t *length, q3_err
     q3_text_add(&out, "<div class=parts>\n<div>\n<h2>Layers and operators</h2>\n"
                       "<p class=hint>Choose a cell to see its figures"
                       "<noscript> (needs JavaScript)</noscript>.</p>\n");
-    add_ends(&out, r, 0);
+    add_ends(&out, r, Q3_PLACE_FRONT);
     add_layers(&out, r);
-    add_ends(&out, r, SIZE_MAX - 1);
-    add_ends(&out, r, SIZE_MAX);
+    add_ends(&out, r, Q3_PLACE_HEAD);
+    add_ends(&out, r, Q3_PLACE_NONE);
     add_legend(&out, r);
     q3_text_add(&out, "</div>\n<section id=detail aria-live=polite hidden></section>\n</div>\n");
     add_table(&out, r);

@@ -1,22 +1,44 @@
-/* report_summary.c - what the text and the page say alike: verdict of the whole, the sentence, places, numbers. */
-#include "host/json.h"
+/* report_summary.c - what text and page say alike: the outcome, the sentence, places, taps. */
 #include "judge/report.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-const char q3_report_glyphs[Q3_VERDICT_COUNT] = {
-    [Q3_VERDICT_EXACT] = '=', [Q3_VERDICT_WITHIN] = '~', [Q3_VERDICT_ROUNDING] = 'r', [Q3_VERDICT_NEAR_TIE] = 't',
-    [Q3_VERDICT_DIFFERS] = 'X', [Q3_VERDICT_NON_FINITE] = 'N', [Q3_VERDICT_MISSING] = '.', [Q3_VERDICT_SHAPE] = 'S',
-    [Q3_VERDICT_UNJUDGED] = '?',
+const verdict_words q3_verdict_words[Q3_VERDICT_COUNT] = {
+    [Q3_VERDICT_EXACT] = {'=', "the same bits", NULL},
+    [Q3_VERDICT_WITHIN] = {'~', "inside its bound; strong colour: near it", NULL},
+    [Q3_VERDICT_ROUNDING] = {'r', "rounded at another place, inside the bound",
+                             " is rounded elsewhere"},
+    [Q3_VERDICT_NEAR_TIE] = {'t', "other experts, as good as equal", NULL},
+    [Q3_VERDICT_DIFFERS] = {'X', "outside what is allowed", " is wrong"},
+    [Q3_VERDICT_NON_FINITE] = {'N', "not finite where ours is", " is not finite where ours is"},
+    [Q3_VERDICT_MISSING] = {'.', "not in the file", " is missing"},
+    [Q3_VERDICT_SHAPE] = {'S', "another shape", " has another shape"},
+    [Q3_VERDICT_UNJUDGED] = {'?', "bounds too wide to say", NULL},
 };
 
+/* ==== The outcome ============================================================================= */
+
+static bool is_diff(const q3_report *r)
+{
+    return r->run.layers == 0;
+}
+
+/* Whether the verdict makes exit status 1. */
 static bool is_bad(const q3_report *r, const q3_finding *f)
 {
-    return f->verdict == Q3_VERDICT_DIFFERS || f->verdict == Q3_VERDICT_NON_FINITE || f->verdict == Q3_VERDICT_SHAPE ||
-           (r->run.strict && f->verdict == Q3_VERDICT_ROUNDING) ||
-           (r->run.layers == 0 && f->verdict == Q3_VERDICT_MISSING); /* a diff */
+    switch (f->verdict) {
+    case Q3_VERDICT_DIFFERS:
+    case Q3_VERDICT_NON_FINITE:
+    case Q3_VERDICT_SHAPE: return true;
+    case Q3_VERDICT_ROUNDING: return r->run.strict;
+    case Q3_VERDICT_MISSING: return is_diff(r);
+    case Q3_VERDICT_EXACT:
+    case Q3_VERDICT_WITHIN:
+    case Q3_VERDICT_NEAR_TIE:
+    case Q3_VERDICT_UNJUDGED:
+    case Q3_VERDICT_COUNT: break;
+    }
+    return false;
 }
 
 const report_entry *q3_report_first_bad(const q3_report *r)
@@ -26,110 +48,145 @@ const report_entry *q3_report_first_bad(const q3_report *r)
     return NULL;
 }
 
+/* Two files without a tensor agree; a run that judged none says nothing. */
 q3_outcome q3_report_outcome(const q3_report *r)
 {
+    size_t counts[Q3_VERDICT_COUNT];
     if (q3_report_first_bad(r) != NULL) return Q3_OUTCOME_DIFFERS;
-    if (r->run.layers == 0) return Q3_OUTCOME_AGREES;
-    for (size_t i = 0; i < r->count; i++)
-        if (r->entries[i].f.verdict != Q3_VERDICT_MISSING && r->entries[i].f.verdict != Q3_VERDICT_UNJUDGED)
-            return Q3_OUTCOME_AGREES;
-    return Q3_OUTCOME_UNJUDGED;
+    q3_report_tally(r, counts);
+    size_t judged = r->count - counts[Q3_VERDICT_MISSING] - counts[Q3_VERDICT_UNJUDGED];
+    return judged > 0 || is_diff(r) ? Q3_OUTCOME_AGREES : Q3_OUTCOME_UNJUDGED;
 }
 
-static void add_number(q3_text *out, const char *before, uint64_t value)
+bool q3_report_is_quiet(const q3_report *r, const q3_finding *f)
+{
+    return f->verdict == Q3_VERDICT_EXACT || f->verdict == Q3_VERDICT_WITHIN ||
+           (f->verdict == Q3_VERDICT_MISSING && !is_diff(r));
+}
+
+void q3_report_tally(const q3_report *r, size_t counts[Q3_VERDICT_COUNT])
+{
+    memset(counts, 0, Q3_VERDICT_COUNT * sizeof *counts);
+    for (size_t i = 0; i < r->count; i++) counts[r->entries[i].f.verdict]++;
+}
+
+/* ==== Words =================================================================================== */
+
+void q3_report_add_count(q3_text *out, const char *before, uint64_t value, const char *after)
 {
     q3_text_add(out, before);
     q3_text_uint(out, value);
+    q3_text_add(out, after);
 }
 
-void q3_report_place(q3_text *out, const report_entry *e, const size_t place[3])
+void q3_report_add_verdict(q3_text *out, const q3_report *r)
 {
-    bool scores = e->known && (e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS);
-    bool expert = e->known && e->id >= Q3_TAP_EXPERTS_GATE_PROJ && e->id <= Q3_TAP_EXPERTS_DOWN_PROJ;
-    bool slot = e->known && (e->id == Q3_TAP_TOPK_INDICES || e->id == Q3_TAP_TOPK_WEIGHTS);
-    add_number(out, "token ", place[0]);
-    if (e->f.rank == 2) add_number(out, slot ? ", slot " : ", channel ", place[1]);
-    if (e->f.rank < 3) return;
-    add_number(out, expert ? ", slot " : ", head ", place[1]);
-    add_number(out, scores ? ", key " : ", channel ", place[2]);
+    static const char *const texts[] = {
+        [Q3_OUTCOME_AGREES] = "agrees",
+        [Q3_OUTCOME_DIFFERS] = "differs: ",
+        [Q3_OUTCOME_UNJUDGED] = "could not judge",
+    };
+    const q3_finding *decisive = q3_report_decisive(r);
+    q3_text_add(out, texts[q3_report_outcome(r)]);
+    if (decisive != NULL) q3_text_add(out, decisive->name);
 }
 
-void q3_report_operator(char name[Q3_TAP_NAME_SIZE], q3_tap_id id)
+void q3_report_add_options(q3_text *out, const q3_judged_run *run)
 {
-    char full[Q3_TAP_NAME_SIZE];
-    q3_tap_name(full, id, 0);
-    const char *start = full;
-    if (strncmp(full, "model.layers.0.", 15) == 0)
-        start += 15;
-    else if (strncmp(full, "model.", 6) == 0)
-        start += 6;
-    size_t length = strlen(start), end = sizeof ".output" - 1;
-    if (length > end && strcmp(start + length - end, ".output") == 0) length -= end;
-    snprintf(name, Q3_TAP_NAME_SIZE, "%.*s", (int)length, start);
+    q3_report_add_count(out, "from position ", run->start, "");
+    q3_text_add(out, run->free_running ? ", free-running" : ", teacher-forced");
+    if (run->strict) q3_text_add(out, ", strict");
+    if (run->accumulate[0] != 0) {
+        q3_text_add(out, ", --accumulate ");
+        q3_text_add(out, run->accumulate);
+    }
+    if (run->kv[0] != 0) {
+        q3_text_add(out, ", --kv ");
+        q3_text_add(out, run->kv);
+    }
 }
 
-void q3_report_operators(q3_text *out, const q3_finding *f)
+void q3_report_add_unknown(q3_text *out, const q3_judged_run *run)
 {
-    char name[Q3_TAP_NAME_SIZE];
+    q3_report_add_count(out, "", run->unknown,
+                        run->unknown == 1 ? " tensor that is no tap: "
+                                          : " tensors that are no taps, the first: ");
+    if (run->unknown_name != NULL) q3_text_add(out, run->unknown_name);
+}
+
+void q3_report_add_place(q3_text *out, const report_entry *e, const size_t place[3])
+{
+    for (size_t i = 0; i < e->f.rank || i == 0; i++) {
+        q3_text_add(out, i > 0 ? ", " : "");
+        q3_text_add(out, q3_tap_axis(e->id, e->f.rank, i));
+        q3_report_add_count(out, " ", place[i], "");
+    }
+}
+
+/* Of a layer's taps, those of another layer than the tensor's say which. A long list, as after many
+ * layers without a tensor, is cut off. */
+void q3_report_add_between(q3_text *out, const q3_finding *f)
+{
     for (size_t i = 0; i < f->between_count && i < Q3_TAP_COUNT; i++) {
         const q3_layer_tap *tap = &f->between[i];
         q3_text_add(out, i == 0 ? "" : ", ");
-        if (tap->id > Q3_TAP_SIN && tap->layer != f->layer) {
-            q3_text_add(out, "layers.");
-            q3_text_uint(out, tap->layer);
-            q3_text_add(out, ".");
-        }
-        q3_report_operator(name, tap->id);
-        q3_text_add(out, name);
+        if (q3_tap_in_layer(tap->id) && tap->layer != f->layer)
+            q3_report_add_count(out, "layers.", tap->layer, ".");
+        q3_text_add(out, q3_tap_info(tap->id)->label);
     }
-    if (f->between_count > Q3_TAP_COUNT) add_number(out, " and more, ", f->between_count), q3_text_add(out, " in all");
+    if (f->between_count > Q3_TAP_COUNT)
+        q3_report_add_count(out, " and more, ", f->between_count, " in all");
 }
 
-static void add_blame(q3_text *out, const q3_report *r, const report_entry *e)
+/* ==== The sentence ============================================================================ */
+
+/* What is wrong with the decisive tensor, and what was judged together with it. */
+static void add_blame(q3_text *out, const q3_report *r, const q3_finding *f)
 {
-    static const char *const verbs[Q3_VERDICT_COUNT] = {
-        [Q3_VERDICT_ROUNDING] = " is rounded elsewhere", [Q3_VERDICT_DIFFERS] = " is wrong",
-        [Q3_VERDICT_NON_FINITE] = " is not finite where ours is", [Q3_VERDICT_MISSING] = " is missing",
-        [Q3_VERDICT_SHAPE] = " has another shape",
-    };
-    const q3_finding *f = &e->f;
+    bool differs = is_diff(r) && f->verdict == Q3_VERDICT_DIFFERS;
     q3_text_add(out, f->name);
-    q3_text_add(out, r->run.layers == 0 && f->verdict == Q3_VERDICT_DIFFERS ? " differs" : verbs[f->verdict]);
-    if (f->looks_like[0] != 0)
-        q3_text_add(out, ": looks like "), q3_text_add(out, f->looks_like);
-    else if (f->reason[0] != 0)
-        q3_text_add(out, ": "), q3_text_add(out, f->reason);
+    q3_text_add(out, differs ? " differs" : q3_verdict_words[f->verdict].blame);
+    if (f->looks_like[0] != 0) {
+        q3_text_add(out, ": looks like ");
+        q3_text_add(out, f->looks_like);
+    } else if (f->reason[0] != 0) {
+        q3_text_add(out, ": ");
+        q3_text_add(out, f->reason);
+    }
     if (f->between_count == 0) return;
     if (f->between_count <= 3) {
         q3_text_add(out, "; judged together with ");
-        q3_report_operators(out, f);
+        q3_report_add_between(out, f);
     } else {
-        add_number(out, "; judged together with the ", f->between_count);
-        q3_text_add(out, " operators before it");
+        q3_report_add_count(out, "; judged together with the ", f->between_count,
+                            " operators before it");
     }
     q3_text_add(out, f->between_count == 1 ? ", which is not given" : ", which are not given");
 }
 
-void q3_report_sentence(q3_text *out, const q3_report *r)
+static void add_roundings(q3_text *out, const q3_report *r, size_t count)
 {
-    const report_entry *bad = q3_report_first_bad(r), *rounded = NULL;
-    size_t roundings = 0;
-    for (size_t i = r->count; i-- > 0;) {
-        if (r->entries[i].f.verdict != Q3_VERDICT_ROUNDING) continue;
-        roundings++;
-        rounded = &r->entries[i];
-    }
-    if (bad != NULL) {
-        add_blame(out, r, bad);
-    } else if (roundings > 0) {
-        q3_text_uint(out, roundings);
-        q3_text_add(out, roundings == 1 ? " tensor has" : " tensors have");
-        q3_text_add(out, " another rounding point, inside the bound (--strict counts that); the first: ");
-        q3_text_add(out, rounded->f.name);
-    } else {
-        bool agrees = q3_report_outcome(r) == Q3_OUTCOME_AGREES;
-        q3_text_add(out, r->run.layers == 0 ? "both files hold the same tensors with equal values"
-                         : agrees ? "every tensor that could be judged is within its bound"
-                                  : "no tensor could be judged");
-    }
+    size_t first = 0;
+    while (r->entries[first].f.verdict != Q3_VERDICT_ROUNDING) first++;
+    q3_report_add_count(out, "", count, count == 1 ? " tensor has" : " tensors have");
+    q3_text_add(out, " another rounding point, inside the bound (--strict counts that); "
+                     "the first: ");
+    q3_text_add(out, r->entries[first].f.name);
+}
+
+void q3_report_add_sentence(q3_text *out, const q3_report *r)
+{
+    const q3_finding *decisive = q3_report_decisive(r);
+    size_t counts[Q3_VERDICT_COUNT];
+    q3_report_tally(r, counts);
+    if (decisive != NULL)
+        add_blame(out, r, decisive);
+    else if (counts[Q3_VERDICT_ROUNDING] > 0)
+        add_roundings(out, r, counts[Q3_VERDICT_ROUNDING]);
+    else if (is_diff(r))
+        q3_text_add(out, "both files hold the same tensors with equal values");
+    else if (q3_report_outcome(r) == Q3_OUTCOME_AGREES)
+        q3_text_add(out, "every tensor that could be judged is within its bound");
+    else
+        q3_text_add(out, "no tensor could be judged");
 }

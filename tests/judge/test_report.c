@@ -99,7 +99,7 @@ static void ends(const q3_text *text, const char *before, const char *line)
     CHECKF(begins, "expected \"%s\" before the end of \"%s\"", before, text->data);
 }
 
-/* ==== Findings by hand ======================================================================= */
+/* ==== Findings by hand ======================================================================== */
 
 static const q3_judged_run run_of_three = {
     "golden/tiny", "theirs.safetensors", Q3_BF16, 24, 3, 3, 0, 3, false, false,
@@ -242,7 +242,7 @@ static void test_by_hand(void)
     release(&text);
 }
 
-/* ==== What they say together ================================================================= */
+/* ==== What they say together ================================================================== */
 
 /* A run of one layer, whose tensors have these verdicts. */
 static q3_outcome said(q3_text *text, q3_verdict layer, q3_verdict head, bool strict, bool colour)
@@ -309,7 +309,7 @@ static void test_numbers(void)
     }
 }
 
-/* ==== The report as an object ================================================================ */
+/* ==== The report as an object ================================================================= */
 
 static void test_asking(void)
 {
@@ -403,7 +403,7 @@ static void test_round_trip(void)
     release(&lines);
 }
 
-/* ==== Names from files ======================================================================= */
+/* ==== Names from files ======================================================================== */
 
 static void test_hostile(void)
 {
@@ -469,7 +469,7 @@ static void test_diff(void)
     release(&text);
 }
 
-/* ==== Lines that are no report =============================================================== */
+/* ==== Lines that are no report ================================================================ */
 
 static size_t value_length(const char *p)
 {
@@ -556,7 +556,7 @@ static void test_malformed(void)
                    "characters need an escape)");
 }
 
-/* ==== Merging ================================================================================ */
+/* ==== Merging ================================================================================= */
 
 static uint64_t next(uint64_t *state)
 {
