@@ -47,29 +47,29 @@ typedef struct q3_tap_row {
 } q3_tap_row;
 
 /* Never NULL. Q3_TAP_COUNT has the row of no tap: empty texts, Q3_PLACE_NONE, Q3_LAYOUT_ROW. */
-const q3_tap_row *q3_tap_info(q3_tap_id id);
+Q3_PRIVATE_API const q3_tap_row *q3_tap_info(q3_tap_id id);
 
 /* Whether the name has a layer's number. */
-bool q3_tap_in_layer(q3_tap_id id);
-bool q3_tap_at_front(q3_tap_id id);
-bool q3_tap_at_head(q3_tap_id id);
+Q3_PRIVATE_API bool q3_tap_in_layer(q3_tap_id id);
+Q3_PRIVATE_API bool q3_tap_at_front(q3_tap_id id);
+Q3_PRIVATE_API bool q3_tap_at_head(q3_tap_id id);
 /* scores and probs */
-bool q3_tap_is_square(q3_tap_id id);
+Q3_PRIVATE_API bool q3_tap_is_square(q3_tap_id id);
 /* Rows of heads: q, k and v in all their states, and o_proj's input; not scores and probs. */
-bool q3_tap_has_heads(q3_tap_id id);
+Q3_PRIVATE_API bool q3_tap_has_heads(q3_tap_id id);
 /* [T,A,n]: the experts' inner taps, a row for each chosen expert. */
-bool q3_tap_of_experts(q3_tap_id id);
+Q3_PRIVATE_API bool q3_tap_of_experts(q3_tap_id id);
 
 /* The tap whose column of a map it shares: itself; in a dense layer the experts' tap that does the
  * same. */
-q3_tap_id q3_tap_column(q3_tap_id id);
+Q3_PRIVATE_API q3_tap_id q3_tap_column(q3_tap_id id);
 
 /* Values of one token in a run of T tokens: the product of all axes but the token's. */
-size_t q3_tap_row_size(const q3_config *config, q3_tap_id id, size_t T);
+Q3_PRIVATE_API size_t q3_tap_row_size(const q3_config *config, q3_tap_id id, size_t T);
 /* What an axis counts in a finding about a tensor of this rank (scores and probs: token first):
  * "token" (axis 0), "head", "slot", "key" or "channel". */
-const char *q3_tap_axis(q3_tap_id id, size_t rank, size_t axis);
+Q3_PRIVATE_API const char *q3_tap_axis(q3_tap_id id, size_t rank, size_t axis);
 /* The label without "self_attn." and "mlp.": "q_proj", "experts.gate_proj". */
-const char *q3_tap_short_label(q3_tap_id id);
+Q3_PRIVATE_API const char *q3_tap_short_label(q3_tap_id id);
 
 #endif

@@ -25,6 +25,19 @@ runs() {
     passed=$((passed + 1))
 }
 
+# judges NAME COMMAND...: the program that breaks a tensor and has it judged finds what it broke.
+judges() {
+    local name=$1 got
+    shift
+    got=$("$@" "$root/golden/tiny") || { echo "install_test.sh: $name: failed: $got" >&2; exit 1; }
+    case $got in
+    'differs: model.layers.0.self_attn.q_proj.output: scaled by a factor 1.5 (gain)'*'; 1 of '*' tensors judged') ;;
+    *) echo "install_test.sh: $name: got $got" >&2; exit 1 ;;
+    esac
+    echo "$name: $got"
+    passed=$((passed + 1))
+}
+
 for shared in OFF ON; do
     rm -rf "$work/prefix" "$work/moved"
     log cmake -S "$root" -B "$work/build-$shared" -DBUILD_SHARED_LIBS=$shared -DBUILD_TESTING=OFF \
@@ -45,12 +58,17 @@ for shared in OFF ON; do
     log c++ -std=c++11 -Wall -Wextra -Wpedantic -Werror "$root/tests/consumer/consumer.cpp" $flags -o "$work/cpp"
     runs "pkg-config, C++, shared $shared" "$work/cpp"
 
+    flags=$(pkg-config --cflags --libs qwen3moe-judge)
+    log cc -std=c11 -Wall -Wextra -Wpedantic -Werror "$root/tests/consumer/judge.c" $flags -o "$work/judge"
+    judges "pkg-config, judge, shared $shared" "$work/judge"
+
     mv "$work/prefix" "$work/moved"
     export LD_LIBRARY_PATH="$work/moved/lib"
     log cmake -S "$root/tests/consumer" -B "$work/consumer-$shared" -DCMAKE_PREFIX_PATH="$work/moved"
     log cmake --build "$work/consumer-$shared"
     runs "find_package, C, shared $shared" "$work/consumer-$shared/consumer"
     runs "find_package, C++, shared $shared" "$work/consumer-$shared/consumer_cpp"
+    judges "find_package, judge, shared $shared" "$work/consumer-$shared/consumer_judge"
 done
 if [ -n "$(nm -D --undefined-only "$work/moved/lib/libqwen3moe.so" | grep -w q3_abort || true)" ]; then
     echo 'install_test.sh: the library needs q3_abort' >&2
