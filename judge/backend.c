@@ -67,6 +67,7 @@ static q3_status check_config(const backend *b, const char *text, q3_error *erro
     return status;
 }
 
+/* metadata's dtype: the run's, whatever the tensors are stored as. */
 static q3_status read_dtype(backend *b, const char *text, q3_error *error)
 {
     if (text == NULL) return Q3_OK;
@@ -128,6 +129,7 @@ static q3_status read_ids(backend *b, q3_error *error)
     return Q3_OK;
 }
 
+/* Positions must follow one another; the first is where the run starts. */
 static q3_status read_positions(backend *b, q3_error *error)
 {
     const q3_entry *entry;
@@ -156,6 +158,7 @@ static q3_status read_positions(backend *b, q3_error *error)
     return Q3_OK;
 }
 
+/* metadata's start: the position of the first token, as `dump --start` writes it. */
 static q3_status read_start(backend *b, const char *text, q3_error *error)
 {
     if (text == NULL) return Q3_OK;
@@ -231,6 +234,7 @@ static void move_products(backend *b)
     }
 }
 
+/* Each tensor to the taps that its name means; the others are counted. */
 static q3_status find_taps(backend *b, q3_error *error)
 {
     size_t L = b->config->num_hidden_layers;

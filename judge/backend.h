@@ -86,14 +86,14 @@ const backend_tensor *q3_backend_find(const backend *b, q3_tap_id id, size_t lay
  * lose bits, which no valid id has). */
 void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id,
                     size_t layout, size_t t);
-/* Which of two readings is closer to ours[T,row]. scratch: a row. */
+/* MODEL.md 12.8: which of two readings is closer to ours[T,row]. scratch: a row. */
 size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *tensor,
                         q3_tap_id id, const float *ours);
-/* Experts' rows [T*A,n] may lie expert by expert, those of one in any order: so a hook sees them in
- * Hugging Face 5's grouped_mm, which is its default. They are read so if, each row taken for the
- * nearest of its expert's (choice[T,A] has the experts), they are far closer (256 times) to
- * ours[T,row] than as token by token: *sorted[T,row] is then new memory, else NULL. False: no
- * memory. */
+/* MODEL.md 12.8: experts' rows [T*A,n] may lie expert by expert, those of one in any order: so a
+ * hook sees them in Hugging Face 5's grouped_mm, which is its default. They are read so if, each
+ * row taken for the nearest of its expert's (choice[T,A] has the experts), they are far closer (256
+ * times) to ours[T,row] than as token by token: *sorted[T,row] is then new memory, else NULL.
+ * False: no memory. */
 bool q3_read_by_expert(float **sorted, const backend *b, const backend_tensor *tensor, q3_tap_id id,
                        const float *choice, const float *ours);
 /* "[5,7]", cut off if it is too long. */

@@ -1,5 +1,5 @@
 /* bounds.c - what honest arithmetic may make of each element, derived from the operator, the sizes,
- * the data and D. MODEL.md section 12 has the derivations; the same symbols are used here.
+ * the data and D. MODEL.md 12.1 to 12.3 have the derivations; the same symbols are used here.
  *
  * u = 2^-24, n the length of a sum, S = sum |w||x|, ulp that of D at the element.
  *   noise   float32 sums in any order: (2 + 4 sqrt n) u S, four standard deviations of a random
@@ -26,6 +26,8 @@ static double size_of(double x)
     return x;
 }
 
+/* Of a float32 sum of n products, over its size S: four standard deviations of a random walk of its
+ * partial sums' roundings (12.1). */
 static double sum_noise(size_t n)
 {
     return (2 + 4 * q3_sqrt((double)n)) * U;
@@ -33,7 +35,7 @@ static double sum_noise(size_t n)
 
 /* ==== Sums ==================================================================================== */
 
-/* What a sum of n products gathers. */
+/* What a sum of n products gathers: 12.1 and 12.3 need it. */
 typedef struct sum {
     double size;    /* sum |w||x| */
     double squares; /* sum (w x)^2 */
@@ -51,21 +53,22 @@ static void add_product(sum *s, double w, double x, double x_var)
     s->along += x * x * x_var;
 }
 
-/* Where --accumulate is declared, both operands and the result are rounded (or cut off) to its
- * unit: independent errors of the products, and a common one of the cut and of the result. */
+/* 12.7: where --accumulate is declared, both operands and the result are rounded (or cut off) to
+ * its unit: independent errors of the products, and a common one of the cut and of the result. */
 static double operand_noise(const walk *w, const sum *s, double y)
 {
     if (w->operand == 0) return 0;
     return 4 * q3_sqrt(2 * s->squares) * w->operand + 3 * w->operand * size_of(y);
 }
 
-/* The variance of y from a sum's inputs: independent, plus common. */
+/* 12.3: the variance of y from a sum's inputs: independent, plus common. */
 static double sum_var(const sum *s, double y)
 {
     if (s->var == 0) return 0;
     return s->var + (s->x2 > 0 ? 4 * s->along / s->x2 / s->x2 * y * y : 0);
 }
 
+/* One element of a linear map, or of what is like it: 1 ulp, the sum's noise, what came in. */
 static void bound_sum(row_bound *b, const walk *w, size_t i, const sum *s, double noise, double y)
 {
     b->slack[i] = q3_ulp(y, w->dtype);
@@ -152,7 +155,7 @@ static void bound_rope(row_bound *b, const walk *w, size_t t, const float *y, co
 
 /* ==== Attention =============================================================================== */
 
-/* One token's scores [H,T]. */
+/* One token's scores [H,T]: product and scaled product may both stay unrounded (12.2). */
 static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
 {
     const q3_config *c = w->config;
@@ -175,7 +178,7 @@ static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
         }
 }
 
-/* 6 sigma of an exponent that errs by sigma, over 6: sigma itself where it is small. */
+/* 12.3: 6 sigma of an exponent that errs by sigma, over 6: sigma itself where it is small. */
 static double grown(double var)
 {
     double sd = Q3_SIGMAS * q3_sqrt(var);
@@ -263,6 +266,7 @@ static void bound_attention(row_bound *b, const walk *w, size_t t, const float *
 
 /* ==== Router ================================================================================== */
 
+/* The router's probabilities, which are float32 in every run. */
 static void bound_router(row_bound *b, const walk *w, size_t t, const float *y, size_t E)
 {
     const float *logits = w->tap[Q3_TAP_GATE] + t * E;
@@ -305,6 +309,7 @@ static double sigmoid(double x)
     return 1 / (1 + q3_exp(-x));
 }
 
+/* silu(x): 8 u of itself, and what came in times the derivative. */
 static void bound_silu(row_bound *b, const walk *w, const float *y, const float *x,
                        const double *x_var, size_t n)
 {
@@ -385,6 +390,7 @@ static void bound_residual(row_bound *b, const walk *w, const float *y, const do
 
 /* ==== Every tap =============================================================================== */
 
+/* What must be equal: the embedding, and what is masked. */
 static void bound_nothing(row_bound *b, size_t n)
 {
     for (size_t i = 0; i < n; i++) b->slack[i] = b->noise[i] = b->var[i] = 0;

@@ -138,6 +138,7 @@ typedef struct axes {
     uint64_t token, line; /* from one t, one h to the next */
 } axes;
 
+/* Where token, head and channel lie in a tensor of this shape, and the finding's own shape. */
 static axes axes_of(q3_finding *f, const uint64_t *shape, size_t rank, const q3_alias *alias)
 {
     axes x = {(size_t)shape[0], 1, 1, 1, 1};
@@ -164,6 +165,7 @@ typedef struct exact_counts {
     uint64_t differ, zeros, non_finite;
 } exact_counts;
 
+/* Token t, by exact values: floats alone would hide what F64 and integers hold. */
 static void count_row(q3_finding *f, exact_counts *n, const q3_entry *a, const q3_entry *b,
                       const axes *x, size_t t, q3_dtype dtype)
 {
@@ -241,6 +243,7 @@ static q3_status compare_values(q3_finding *f, const side *a, const q3_entry *ou
 
 /* ==== Two files =============================================================================== */
 
+/* The tap's name where the tensor is one, else its own. */
 static void name_finding(q3_finding *f, const side *s, size_t i)
 {
     q3_alias alias = {Q3_TAP_COUNT, 1, 0, false};
@@ -249,6 +252,7 @@ static void name_finding(q3_finding *f, const side *s, size_t i)
     if (q3_tap_find(f->name, &alias.id, &alias.layer)) f->layer = alias.layer;
 }
 
+/* Tensor i of the first file and k of the second (SIZE_MAX: it has none), as a line. */
 static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const side *b, size_t k,
                               q3_error *error)
 {

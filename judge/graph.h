@@ -37,7 +37,7 @@ typedef struct q3_node {
     q3_tap_id from[3];     /* in the order of the operator's arguments */
     q3_weight_home home;
     size_t weight, bias;   /* offsets; bias 0: none */
-    /* Rounding class (MODEL.md section 12): how many ulp of the element itself an honest
+    /* Rounding class (MODEL.md 12.2): how many ulp of the element itself an honest
      * implementation may differ by, where roundings stand elsewhere or are left out; and how many
      * roundings lie between the operator's float32 noise and the stored value. */
     unsigned char own_ulps, roundings;

@@ -141,6 +141,7 @@ static size_t count_tokens(const q3_judge *j)
     return rows <= Q3_MAX_POSITIONS ? (size_t)rows : 0;
 }
 
+/* What a first layer above 0 starts from: the output of the layer before, as the other gave it. */
 static q3_status read_hidden(q3_judge *j, size_t T, q3_error *error)
 {
     const backend_tensor *start = start_tensor(j);

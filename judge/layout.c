@@ -19,6 +19,7 @@ typedef struct tap_lines {
     bool heads;  /* lines are heads, which may stand before the tokens */
 } tap_lines;
 
+/* A tap's own axes: heads of hd, slots of n, or one line of channels. */
 static void tap_axes(tap_lines *row, const q3_config *c, q3_tap_id id, size_t T)
 {
     size_t shape[3], rank = q3_tap_shape(shape, c, id, T);
@@ -35,6 +36,8 @@ static void tap_axes(tap_lines *row, const q3_config *c, q3_tap_id id, size_t T)
     row->offset = 0;
 }
 
+/* The axes of a tensor that may hold more taps than one: qkv lie one behind the other by heads, gate
+ * and up by channels. */
 static void file_axes(tap_lines *row, const q3_alias *alias, const backend *b,
                       const q3_entry *entry, q3_tap_id id, size_t T)
 {
@@ -120,6 +123,7 @@ static bool add_layout(backend_tensor *tensor, const tap_lines *row, const readi
 
 static void add_note(backend_tensor *tensor, const char *format, ...) Q3_PRINTF(2, 3);
 
+/* One more remark for the report, behind a comma. */
 static void add_note(backend_tensor *tensor, const char *format, ...)
 {
     size_t used = strlen(tensor->note), room = sizeof tensor->note - used;
@@ -184,6 +188,7 @@ static bool of_one_expert(const q3_entry *e, const tap_lines *row, q3_tap_id id,
            e->shape[1] == row->width && e->shape[0] <= T && e->shape[0] != T * row->lines;
 }
 
+/* Which readings the tensor's shape allows. None: the note says what was found and expected. */
 static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t T)
 {
     const q3_entry *e = tensor->entry;
@@ -299,6 +304,7 @@ typedef struct expert_rows {
     float *left;         /* [T*A,n] as the file has them */
 } expert_rows;
 
+/* Where each expert's rows lie, if they lie expert by expert. */
 static void find_experts(expert_rows *r, const float *choice, size_t slots, size_t E)
 {
     for (size_t i = 0; i < slots; i++) r->end[(size_t)choice[i]]++;

@@ -47,6 +47,7 @@ bool q3_figures_begin(figures *g, q3_finding *f, q3_dtype dtype, size_t T, size_
     return false;
 }
 
+/* A profile's bin keeps its largest value. */
 static void raise_to(float *profile, size_t bins, size_t index, size_t count, double value)
 {
     float *bin = &profile[index * bins / count];
@@ -107,6 +108,7 @@ static size_t largest(const double *values, size_t count)
     return best;
 }
 
+/* What follows from the sums, when all rows are in. */
 void q3_figures_end(figures *g)
 {
     q3_finding *f = g->f;

@@ -1,5 +1,5 @@
 /* verdict.c - one tensor under judgement: its elements against their bounds, and the verdict
- * (MODEL.md section 12). */
+ * (MODEL.md 12.4 to 12.6). */
 #include "judge/verdict.h"
 
 #include "judge/graph.h"
@@ -71,9 +71,9 @@ bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, siz
 
 /* ==== Elements ================================================================================ */
 
-/* Hugging Face loses what is finite, or the other way round, where: a masked key or value is not
- * finite (its mask adds, ours never looks); silu of -infinity; the sum of squares of a norm
- * overflows float32. Not judged. */
+/* MODEL.md 12.9: Hugging Face loses what is finite, or the other way round, where: a masked key or
+ * value is not finite (its mask adds, ours never looks); silu of -infinity; the sum of squares of a
+ * norm overflows float32. Not judged. */
 static bool beyond_agreement(const walk *w, q3_tap_id id, size_t t, size_t i, size_t n)
 {
     switch ((int)id) {
@@ -93,6 +93,7 @@ static bool beyond_agreement(const walk *w, q3_tap_id id, size_t t, size_t i, si
     }
 }
 
+/* Of what is finite: above it a bound says nothing of an element (MODEL.md 12.3). */
 static double root_mean_square(const float *x, size_t n)
 {
     double square = 0;
@@ -102,6 +103,7 @@ static double root_mean_square(const float *x, size_t n)
     return count > 0 ? q3_sqrt(square / (double)count) : 0;
 }
 
+/* An element outside its bound: the first one is shown. */
 static void take_bad(trial *r, size_t t, size_t i, double ours, double theirs, double bound,
                      double ulp)
 {
@@ -167,8 +169,8 @@ void q3_trial_row(trial *r, const walk *w, size_t t, const row_bound *b)
 
 /* ==== The router's choice ===================================================================== */
 
-/* How far p may be from an honest implementation's, in a choice between two: its bound and the
- * rounding of its logit, which a fused router may leave out; *var: what came in. */
+/* MODEL.md 12.6: how far p may be from an honest implementation's, in a choice between two: its
+ * bound and the rounding of its logit, which a fused router may leave out; *var: what came in. */
 static double choice_bound(walk *w, const row_bound *scratch, size_t t, size_t e, double *var)
 {
     size_t E = w->config->num_experts;
@@ -260,9 +262,9 @@ bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, cons
 
 /* ==== The verdict ============================================================================= */
 
-/* Whether k differing elements are more than honest accumulation explains, where lambda is the most
- * that may be expected: Chernoff's bound of a Poisson count, k ln(k / lambda) - k + lambda, against
- * 20 (2e-9). */
+/* MODEL.md 12.4: whether k differing elements are more than honest accumulation explains, where
+ * lambda is the most that may be expected: Chernoff's bound of a Poisson count, k ln(k / lambda) -
+ * k + lambda, against 20 (2e-9). */
 static bool unexplained(double k, double lambda)
 {
     if (k <= lambda) return false;
@@ -270,6 +272,7 @@ static bool unexplained(double k, double lambda)
     return k * q3_log(k / lambda) - k + lambda > 20;
 }
 
+/* MODEL.md 12.4, over the tensor, then channel by channel, then head by head. */
 static void find_rounding(trial *r)
 {
     q3_finding *f = &r->f;
@@ -299,9 +302,9 @@ static void find_rounding(trial *r)
         }
 }
 
-/* Roundings have no direction, so that over a whole tensor they hardly add up along it: a gain that
- * they and the sums' noise, were it all of one sign, do not explain is a factor. Eight standard
- * deviations. */
+/* MODEL.md 12.5: roundings have no direction, so that over a whole tensor they hardly add up along
+ * it: a gain that they and the sums' noise, were it all of one sign, do not explain is a factor.
+ * Eight standard deviations. */
 static void find_gain(trial *r)
 {
     q3_finding *f = &r->f;
@@ -319,6 +322,8 @@ static void decide_choice(q3_finding *f)
                                     : Q3_VERDICT_EXACT;
 }
 
+/* What was found element by element goes first; then whether the bounds said enough; then counts and
+ * the gain, for what lies within. */
 static void decide_values(trial *r, const q3_config *config)
 {
     q3_finding *f = &r->f;

@@ -70,6 +70,8 @@ static bool depends_on_choice(q3_tap_id id)
     return id == Q3_TAP_TOPK_WEIGHTS || q3_tap_of_experts(id);
 }
 
+/* What the diagnosis may look at: the tensors of this layer as the walk goes on from them. Those that
+ * come later are not there, nor scores and probs that were not given, which were never kept whole. */
 static void fill_evidence(evidence *e, const judging *j, const trial *r)
 {
     const walk *w = &j->w;
@@ -132,7 +134,7 @@ static size_t list_taps(const judging *j, q3_layer_tap *list, uint64_t taps, siz
 }
 
 /* Token t's row: bounds, comparison, and theirs into ours[n] (the walk's) unless it is free.
- * var_out[n], if it is not NULL, gets what the walk does not know afterwards (MODEL.md section 12:
+ * var_out[n], if it is not NULL, gets what the walk does not know afterwards (MODEL.md 12.3:
  * variances carried on). */
 static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_out)
 {
@@ -193,6 +195,8 @@ static void trial_end(judging *j, trial *r)
 
 /* ==== Router ================================================================================== */
 
+/* topk_indices: a set is compared, not values (MODEL.md 12.6). A valid choice of theirs is followed,
+ * so that weights and experts are judged by their ids. */
 static void judge_topk(judging *j, const q3_tap *tap)
 {
     trial r;
@@ -226,7 +230,7 @@ static void judge_topk(judging *j, const q3_tap *tap)
 
 /* ==== The walk ================================================================================ */
 
-/* --kv: from here on keys and values are what that cache holds. */
+/* --kv (MODEL.md 12.7): from here on keys and values are what that cache holds. */
 static void round_cache(judging *j, const q3_tap *tap, size_t count)
 {
     float *values = tap->data;
@@ -293,6 +297,8 @@ static void end_layer(judging *j)
     w->keys_broken = false;
 }
 
+/* Called by q3_forward for every tensor, which may be changed: that is how theirs takes the place of
+ * ours. */
 static void see_tap(void *user, const q3_tap *tap)
 {
     judging *j = user;
@@ -321,6 +327,7 @@ static void see_tap(void *user, const q3_tap *tap)
 
 /* ==== Memory and the run ====================================================================== */
 
+/* Room for a row of any weight. */
 static size_t longest_sum(const q3_config *c)
 {
     size_t most = c->hidden_size, inner = c->num_attention_heads * c->head_dim;
@@ -329,6 +336,8 @@ static size_t longest_sum(const q3_config *c)
     return c->moe_intermediate_size > most ? c->moe_intermediate_size : most;
 }
 
+/* All memory of the walk, in proportion to T. Scores and probs, which grow with T^2, are kept only
+ * where the other implementation gave them. False: no memory. */
 static bool judging_init(judging *j)
 {
     walk *w = &j->w;
@@ -399,6 +408,7 @@ static void judging_free(judging *j)
     free(j);
 }
 
+/* Of what enters and leaves the sums (MODEL.md 12.7). */
 static double unit_roundoff(q3_accumulate accumulate)
 {
     switch (accumulate) {
