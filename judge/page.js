@@ -1,6 +1,6 @@
-// The script of the report's page (report_page.c): shows the figures of one tensor from the JSON lines, which stand
-// at the end of the page (MODEL.md 13), and lets arrows go through the map. Text from files is set as text, never as
-// HTML; what becomes HTML are numbers.
+// The script of the report's page (report_page.c): shows the figures of one tensor from the JSON
+// lines, which stand at the end of the page (MODEL.md 13), and lets arrows go through the map. Text
+// from files is set as text, never as HTML; what becomes HTML are numbers.
 'use strict';(() => {
 const data = JSON.parse(document.getElementById('data').textContent);
 const panel = document.getElementById('detail'), map = document.querySelector('.map');
@@ -11,7 +11,7 @@ const short = (v, digits) =>
 const show = v => short(v, 4);
 const share = (part, all) => all > 0 ? show(100 * part / all) + ' %' : '0 %';
 
-// What the entries of a place count, as q3_report_place says it.
+// What the entries of a place count, as q3_tap_axis says it.
 function axes(f) {
   const slot = /\.(topk_|experts\.)/.test(f.tap);
   const last = /self_attn\.(scores|probs)\./.test(f.tap) ? 'key' : 'channel';
@@ -54,8 +54,8 @@ function figures(f) {
   return rows;
 }
 
-// A bar for each bin; bin i of n holds the places ceil(i * count / n) to ceil((i + 1) * count / n) - 1. Heights are
-// logarithms, so that one ulp is seen beside a thousand.
+// A bar for each bin; bin i of n holds the places ceil(i * count / n) to
+// ceil((i + 1) * count / n) - 1. Heights are logarithms, so that one ulp is seen beside a thousand.
 function bars(title, axis, values, count, height) {
   const figure = make('figure'), range = make('div'), n = values.length, heights = values.map(height);
   const most = Math.max(...heights), peak = heights.indexOf(most), from = i => Math.ceil(i * count / n);

@@ -1,4 +1,4 @@
-/* page_assets.c - page.css and page.js as C; written by page_assets.cmake, not by hand. */
+/* page_assets.c - page.css and page.js as C; page_assets.cmake writes this file. */
 #include "judge/report.h"
 
 const char *const q3_page_style[] = {

@@ -1,11 +1,13 @@
-# judge/page_assets.c from judge/page.css and judge/page.js, so that a plain `cc judge/*.c` needs no other step:
+# judge/page_assets.c from judge/page.css and judge/page.js; it is in the repository, so that a plain
+# `cc judge/*.c` needs no other step.
 #
-#   cmake -P judge/page_assets.cmake               writes it; to be done after every change of the two
-#   cmake -DCHECK=ON -P judge/page_assets.cmake    fails if it is not what they make (test "page_assets")
+#   cmake -P judge/page_assets.cmake             writes it; to be done after every change of the two
+#   cmake -DCHECK=ON -P judge/page_assets.cmake  fails if it is another (the test "page_assets")
 #
-# Comments stay behind: /* */ in the style, lines that begin with // in the script. In the style a blank line makes a
-# new line, others are joined, and blanks that CSS does not need go; in the script blank lines go. A string literal
-# for each line: the standard promises room for no more than 4095 characters in one (C11 5.2.4.1).
+# Comments stay behind: /* */ in the style, lines that begin with // in the script. In the style a
+# blank line makes a new line, others are joined, and blanks that CSS does not need go; in the script
+# blank lines go. A string literal for each line: the standard promises room for no more than 4095
+# characters in one (C11 5.2.4.1).
 cmake_minimum_required(VERSION 3.16)
 
 # The text as C string literals, a line each, in a variable called `out`.
@@ -33,7 +35,7 @@ string(REGEX REPLACE "\n\n+" "\n" script "${script}")
 string(REGEX REPLACE "^\n" "" script "${script}")
 literals(script "${script}")
 
-set(made "/* page_assets.c - page.css and page.js as C; written by page_assets.cmake, not by hand. */
+set(made "/* page_assets.c - page.css and page.js as C; page_assets.cmake writes this file. */
 #include \"judge/report.h\"
 
 const char *const q3_page_style[] = {
@@ -51,5 +53,6 @@ if(NOT CHECK)
 endif()
 file(READ ${file} found)
 if(NOT found STREQUAL made)
-    message(FATAL_ERROR "judge/page_assets.c is not what page.css and page.js make: run cmake -P judge/page_assets.cmake")
+    message(FATAL_ERROR "judge/page_assets.c is not what page.css and page.js make: "
+        "run cmake -P judge/page_assets.cmake")
 endif()

@@ -515,7 +515,7 @@ static const struct { const char *key, *values[4]; } keys[] = {
     {"token_profile", {"[\"\"]", "5"}}, {"channel_profile", {"{}"}}, {"margins", {"null"}},
 };
 static const struct { const char *key, *values[4]; } run_keys[] = {
-    {"model", {"null", "5"}}, {"file", {"[]"}}, {"dtype", {"\"int8\"", "5"}}, {"tokens", {"-1"}},
+    {"format", {"null", "1"}}, {"model", {"null", "5"}}, {"file", {"[]"}}, {"dtype", {"\"int8\"", "5"}}, {"tokens", {"-1"}},
     {"start", {"\"0\""}}, {"num_hidden_layers", {"65536", "null"}}, {"first_layer", {"1.0"}},
     {"end_layer", {"4", "0"}}, {"free", {"true"}}, {"strict", {"null"}}, {"accumulate", {"null"}},
     {"kv", {"5"}}, {"unknown", {"\"\""}}, {"unknown_name", {"5"}},
@@ -548,6 +548,8 @@ static void test_malformed(void)
         for (size_t k = 0; k < 4 && run_keys[i].values[k] != NULL; k++)
             refused_key(run, line, run_keys[i].key, run_keys[i].values[k], 1);
     }
+    change(lines, sizeof lines, run, "format", "\"qwen3moe-report-2\"");
+    refused(lines, "lines: line 1: format: found qwen3moe-report-2, expected qwen3moe-report-1");
     refused("", "lines: found no line of a run, expected reports that check or diff wrote");
     refused(line, "lines: found no line of a run, expected reports that check or diff wrote");
     refused("\n\n5\n", "lines: line 3: found no tap of the right type, expected a line of a report");
