@@ -7,12 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-q3_status q3_no_memory(q3_error *error)
-{
-    if (error != NULL) snprintf(error->text, sizeof error->text, "tokenizer: not enough memory");
-    return Q3_ERROR_MEMORY;
-}
-
 /* ==== Tables and tokens ======================================================================= */
 
 /* Writes what a token's text (UTF-8) stands for to out, which has room for n bytes, and its
@@ -375,12 +369,9 @@ static q3_status check_utf8(const uint8_t *p, size_t n, q3_error *error)
     for (size_t i = 0, step; i < n; i += step) {
         step = q3_ascii_bytes(p + i, n - i);
         if (step == 0) step = q3_utf8_decode(p + i, n - i, &code);
-        if (step == 0) {
-            if (error != NULL)
-                snprintf(error->text, sizeof error->text, "text: byte %llu: found 0x%02X, "
-                         "expected UTF-8", (unsigned long long)i, p[i]);
-            return Q3_ERROR_INPUT;
-        }
+        if (step == 0)
+            return q3_fail(error, Q3_ERROR_INPUT, "text: byte %zu: found 0x%02X, expected UTF-8", i,
+                           p[i]);
     }
     return Q3_OK;
 }
@@ -392,11 +383,8 @@ q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, s
     const uint8_t *bytes = length > 0 ? text : (const uint8_t *)"";
     q3_status status = check_utf8(bytes, length, error);
     if (status != Q3_OK) return status;
-    if (length >= Q3_NONE) {
-        if (error != NULL)
-            snprintf(error->text, sizeof error->text, "text: found 4 GiB or more, expected less");
-        return Q3_ERROR_INPUT;
-    }
+    if (length >= Q3_NONE)
+        return q3_fail(error, Q3_ERROR_INPUT, "text: found 4 GiB or more, expected less");
     /* A short text is not worth a cache; without memory for one there is none. */
     for (w.cache_size = 64; w.cache_size < length / 64 && w.cache_size < 16384;) w.cache_size *= 2;
     if (length > 2048) w.cache = calloc(w.cache_size, sizeof *w.cache);
@@ -411,7 +399,7 @@ q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, s
     free(w.cache);
     if (!done) {
         free(w.ids.data);
-        return q3_no_memory(error);
+        return q3_no_memory(error, "tokenizer");
     }
     *ids = w.ids.data;
     *count = w.ids.count;
@@ -429,18 +417,15 @@ q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_t *ids,
         k = k != Q3_NONE ? k : q3_find_id(t, t->vocabulary, t->count, ids[i]);
         if (k == Q3_NONE) {
             free(out.data);
-            if (error != NULL)
-                snprintf(error->text, sizeof error->text,
-                         "ids[%llu]: found %ld, expected the id of a token", (unsigned long long)i,
-                         (long)ids[i]);
-            return Q3_ERROR_INPUT;
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "ids[%zu]: found %ld, expected the id of a token", i, (long)ids[i]);
         }
         size_t n = t->offsets[k + 1] - t->offsets[k] - 1;
         room = q3_reserve(&out, n + 1, 1) && q3_append(&out, t->pool + t->offsets[k] + 1, n);
     }
     if (!room) {
         free(out.data);
-        return q3_no_memory(error);
+        return q3_no_memory(error, "tokenizer");
     }
     ((uint8_t *)out.data)[out.count] = 0;
     *bytes = out.data;

@@ -1,4 +1,5 @@
-/* command.h - what the files of the `qwen3moe` command share; not part of the library. */
+/* command.h - what the files of the `qwen3moe` command share. Private: one file a verb,
+ * options.c and session.c for all. */
 #ifndef Q3_COMMAND_H
 #define Q3_COMMAND_H
 
@@ -9,13 +10,11 @@
 
 typedef enum option_id {
     OPTION_ACCUMULATE, OPTION_ALL, OPTION_CHAT, OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE,
-    OPTION_FREE,
-    OPTION_FROM, OPTION_HTML, OPTION_IDS, OPTION_JSON, OPTION_JSON_FILE, OPTION_JSONL, OPTION_KV,
-    OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT, OPTION_NO_THINKING, OPTION_OUTPUT,
-    OPTION_PROMPT,
-    OPTION_SEED, OPTION_START, OPTION_STRICT, OPTION_TAPS, OPTION_TEMPERATURE, OPTION_TEXT,
-    OPTION_TOKENS,
-    OPTION_TOP_K, OPTION_TOP_P, OPTION_USER, OPTION_HELP,
+    OPTION_FREE, OPTION_FROM, OPTION_HTML, OPTION_IDS, OPTION_JSON, OPTION_JSON_FILE,
+    OPTION_JSONL, OPTION_KV, OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT,
+    OPTION_NO_THINKING, OPTION_OUTPUT, OPTION_PROMPT, OPTION_SEED, OPTION_START, OPTION_STRICT,
+    OPTION_TAPS, OPTION_TEMPERATURE, OPTION_TEXT, OPTION_TOKENS, OPTION_TOP_K, OPTION_TOP_P,
+    OPTION_USER, OPTION_HELP,
     OPTION_COUNT
 } option_id;
 
@@ -41,6 +40,25 @@ q3_status verb_diff(const command_line *command, q3_error *error);
 q3_status verb_report(const command_line *command, q3_error *error);
 q3_status verb_selftest(const command_line *command, q3_error *error);
 
+/* ==== The command line (options.c) ============================================================ */
+
+typedef struct verb_row verb_row;
+
+/* The verb of this name (NULL: none is given); NULL and a message: there is none. */
+const verb_row *find_verb(const char *name, q3_error *error);
+/* verb NULL: of the whole command. */
+void print_help(const verb_row *verb);
+/* argv[2..] of a verb. Options may stand anywhere before "--"; "-" is an operand. Whatever comes
+ * of it: free_command_line. */
+q3_status read_command_line(command_line *command, const verb_row *verb, int argc, char **argv,
+                            q3_error *error);
+void free_command_line(command_line *command);
+q3_status run_verb(const verb_row *verb, const command_line *command, q3_error *error);
+/* "--tokens" */
+const char *option_name(option_id option);
+/* An unsigned integer in decimal at [text, end); false for anything else. */
+bool parse_integer(const char *text, const char *end, uint64_t *value);
+
 /* What a verb returns for exit status 1: it worked, and what it compared differs. */
 #define VERB_DIFFERS ((q3_status)1)
 
@@ -50,6 +68,8 @@ q3_status integer_option(const command_line *command, option_id option, uint64_t
 /* The value of a decimal option; `absent` if it was not given. */
 q3_status number_option(const command_line *command, option_id option, double absent, double *value,
                         q3_error *error);
+
+/* ==== Tokens, model, progress (session.c) ===================================================== */
 
 /* Tokens of a run, owned (free). */
 typedef struct token_list {
@@ -71,9 +91,6 @@ q3_status check_chat_options(const command_line *command, q3_error *error);
  * user is not NULL; owned. */
 q3_status render_chat(const command_line *command, const uint8_t *user, size_t user_length,
                       uint8_t **text, size_t *length, q3_error *error);
-/* A whole file (path "-": standard input) and a zero behind it, owned. */
-q3_status read_whole(const char *path, uint8_t **bytes, size_t *length, q3_error *error);
-
 /* A model with its weights and an empty state. */
 typedef struct q3_session {
     q3_model *model;
@@ -85,6 +102,8 @@ typedef struct q3_session {
 
 /* Opens the config (session->config) and reads --dtype and --layers into session->run. */
 q3_status session_open(q3_session *session, const command_line *command, q3_error *error);
+/* Loads the weights that session->run needs; its dtype Q3_AUTO becomes what they are. */
+q3_status session_load_weights(q3_session *session, q3_error *error);
 /* Loads the weights and makes a state for run.start, run.rows and run.chunk. */
 q3_status session_load(q3_session *session, const command_line *command, q3_error *error);
 void session_close(q3_session *session);
@@ -96,14 +115,16 @@ bool is_terminal(FILE *file);
 /* "what: done of all" on standard error, if that is a terminal; done == all ends the line. */
 void show_progress(const char *what, size_t done, size_t all);
 
-/* ==== Reports (report.c) ========================================================================= */
+/* ==== Reports (report.c) ====================================================================== */
 
 typedef struct q3_report q3_report;
 
 /* No output of --json and --html is an input, or the other output. */
 q3_status check_outputs(const command_line *command, q3_error *error);
-/* The text to standard output, --json and --html to their files; what the verb returns. name: of what was judged. */
-q3_status write_report(const command_line *command, const char *name, const q3_report *report, q3_error *error);
+/* The text to standard output, --json and --html to their files; what the verb returns. name: of
+ * what was judged. */
+q3_status write_report(const command_line *command, const char *name, const q3_report *report,
+                       q3_error *error);
 /* show_progress, for the judge. */
 void report_progress(void *user, const char *what, size_t done, size_t all);
 

@@ -1,6 +1,8 @@
 /* dump.c - `qwen3moe dump`: every tap of a run, in one safetensors file. */
 #include "command/command.h"
 
+#include "host/taps.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -74,6 +76,7 @@ static size_t plan_add(dump_plan *plan, const command_line *command, const char 
     return plan->count++;
 }
 
+/* Adds a tap if this run has it. */
 static void plan_tap(dump_plan *plan, const command_line *command, const q3_session *session,
                      size_t T, q3_tap_id id, size_t layer)
 {
@@ -88,6 +91,7 @@ static void plan_tap(dump_plan *plan, const command_line *command, const q3_sess
     *index = plan_add(plan, command, name, q3_tap_dtype(id, session->run.dtype), rank, shape);
 }
 
+/* All tensors of the file: ids, then the taps in the order of computation. */
 static q3_status plan_make(dump_plan *plan, const command_line *command, const q3_session *session,
                            const token_list *tokens, size_t T, q3_error *error)
 {
@@ -98,21 +102,19 @@ static q3_status plan_make(dump_plan *plan, const command_line *command, const q
     plan->index = calloc(most, sizeof *plan->index);
     plan->used = calloc(command->tap_count + 1, sizeof *plan->used);
     if (plan->entries == NULL || plan->names == NULL || plan->index == NULL || plan->used == NULL)
-        return q3_fail(error, Q3_ERROR_MEMORY, "no memory for the names of %zu tensors", most);
+        return q3_no_memory(error, "names of the tensors");
     if (tokens->count != 0) plan_add(plan, command, "input_ids", Q3_I64, 1, &T);
     plan_add(plan, command, "position_ids", Q3_I64, 1, &T);
-    for (int i = Q3_TAP_EMBED_TOKENS; i <= Q3_TAP_SIN; i++)
-        plan_tap(plan, command, session, T, (q3_tap_id)i, 0);
+    for (q3_tap_id id = (q3_tap_id)0; id < Q3_TAP_COUNT; id++)
+        if (q3_tap_at_front(id)) plan_tap(plan, command, session, T, id, 0);
     for (size_t layer = session->run.first_layer; layer < session->run.end_layer; layer++)
-        for (int i = Q3_TAP_INPUT_LAYERNORM; i <= Q3_TAP_LAYER; i++)
-            plan_tap(plan, command, session, T, (q3_tap_id)i, layer);
-    for (int i = Q3_TAP_NORM; i <= Q3_TAP_LM_HEAD; i++)
-        plan_tap(plan, command, session, T, (q3_tap_id)i, 0);
+        for (q3_tap_id id = (q3_tap_id)0; id < Q3_TAP_COUNT; id++)
+            if (q3_tap_in_layer(id)) plan_tap(plan, command, session, T, id, layer);
+    for (q3_tap_id id = (q3_tap_id)0; id < Q3_TAP_COUNT; id++)
+        if (q3_tap_at_head(id)) plan_tap(plan, command, session, T, id, 0);
     for (size_t i = 0; i < command->tap_count; i++)
         if (!plan->used[i])
-            return q3_fail(error, Q3_ERROR_INPUT,
-                           "--taps: found %.200s, expected a pattern that fits a tap",
-                           command->taps[i]);
+            return q3_fail(error, Q3_ERROR_INPUT, "--taps: no tap fits '%.200s'", command->taps[i]);
     return Q3_OK;
 }
 
@@ -165,6 +167,7 @@ typedef struct dump_source {
     const q3_entry *hidden;
 } dump_source;
 
+/* A file without the key passes: other systems write none. */
 static q3_status check_metadata(const q3_tensors *file, const char *path, const char *key,
                                 const char *expected, q3_error *error)
 {
@@ -184,7 +187,7 @@ static q3_status source_ids(const dump_source *source, const char *path, token_l
         (ids->dtype != Q3_I64 && ids->dtype != Q3_I32))
         return Q3_OK;
     if (!given) tokens->ids = malloc(T * sizeof *tokens->ids);
-    if (tokens->ids == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", T);
+    if (tokens->ids == NULL) return q3_no_memory(error, path);
     tokens->count = T;
     for (size_t t = 0; t < T; t++) {
         int64_t id;
@@ -207,7 +210,7 @@ static q3_status source_open(dump_source *source, const command_line *command, q
     size_t M = session->config->hidden_size;
     if (path == NULL)
         return q3_fail(error, Q3_ERROR_INPUT,
-                       "--from: found none, expected a file with the output of layer %zu",
+                       "--from is missing: a file with the output of layer %zu, to start from",
                        session->run.first_layer - 1);
     q3_status status = q3_tensors_open(&source->file, path, error);
     if (status == Q3_OK)
@@ -220,7 +223,7 @@ static q3_status source_open(dump_source *source, const command_line *command, q
     q3_tap_name(name, Q3_TAP_LAYER, session->run.first_layer - 1);
     const q3_entry *hidden = source->hidden = q3_tensors_find(source->file, name);
     if (hidden == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found none, expected it", path, name);
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: missing", path, name);
     if (hidden->rank != 2 || hidden->shape[0] == 0 || hidden->shape[0] > Q3_MAX_POSITIONS ||
         hidden->shape[1] != M || hidden->dtype == Q3_I32 || hidden->dtype == Q3_I64)
         return q3_fail(error, Q3_ERROR_INPUT,
@@ -257,6 +260,7 @@ static q3_status read_start(const command_line *command, const dump_source *sour
     return status;
 }
 
+/* The forward pass, chunk by chunk; write_tap saves what it gives. */
 static q3_status run_pieces(dumping *d, const token_list *tokens, const dump_source *source,
                             float *hidden)
 {
@@ -279,6 +283,7 @@ static q3_status run_pieces(dumping *d, const token_list *tokens, const dump_sou
     return d->status;
 }
 
+/* Runs and writes; on an error no file is left. */
 static q3_status write_file(const command_line *command, q3_session *session, const dump_plan *plan,
                             const token_list *tokens, const dump_source *source, size_t T,
                             q3_error *error)
@@ -295,7 +300,7 @@ static q3_status write_file(const command_line *command, q3_session *session, co
     dumping d = {plan, session, NULL, calloc(chunk, A * sizeof(int64_t)), T, Q3_OK, error};
     float *hidden = source->hidden != NULL ? calloc(chunk, M * sizeof *hidden) : NULL;
     if (d.integers == NULL || (source->hidden != NULL && hidden == NULL))
-        d.status = q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", chunk);
+        d.status = q3_no_memory(error, "a chunk of tokens");
     if (d.status == Q3_OK)
         d.status = q3_writer_open(&d.writer, command->value[OPTION_OUTPUT], plan->entries,
                                   plan->count, metadata, error);
@@ -310,6 +315,7 @@ static q3_status write_file(const command_line *command, q3_session *session, co
     return d.status;
 }
 
+/* What verb_dump does, but for opening and freeing. */
 static q3_status dump(const command_line *command, q3_session *session, token_list *tokens,
                       dump_source *source, dump_plan *plan, q3_error *error)
 {
@@ -320,7 +326,7 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
         status = source_open(source, command, session, tokens, &T, error);
     else if (command->value[OPTION_FROM] != NULL)
         status = q3_fail(error, Q3_ERROR_INPUT,
-                         "--from: found it, expected none unless --layers starts above 0");
+                         "--from is given, but the run starts at layer 0");
     if (status == Q3_OK) status = read_start(command, source, session, error);
     if (status == Q3_OK)
         status = integer_option(command, OPTION_CHUNK, 1, Q3_MAX_POSITIONS, 32, &chunk, error);
@@ -344,8 +350,7 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
         const q3_entry *e = &plan->entries[i];
         uint64_t elements = 1;
         for (size_t r = 0; r < e->rank; r++) elements *= e->shape[r];
-        bool half = e->dtype == Q3_BF16 || e->dtype == Q3_F16;
-        bytes += elements * (e->dtype == Q3_I64 ? 8 : half ? 2 : 4);
+        bytes += elements * q3_dtype_size(e->dtype);
     }
     bool standard = strcmp(command->value[OPTION_OUTPUT], "-") == 0; /* which then holds the file */
     fprintf(standard ? stderr : stdout, "%s: %zu tensors of %zu tokens, %s, %llu bytes of data\n",
@@ -361,7 +366,7 @@ q3_status verb_dump(const command_line *command, q3_error *error)
     dump_source source = {NULL, NULL};
     dump_plan plan = {NULL, NULL, 0, NULL, NULL};
     if (command->value[OPTION_OUTPUT] == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "-o: found none, expected the file to write");
+        return q3_fail(error, Q3_ERROR_INPUT, "-o is missing: the file to write");
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
     bool given = command->value[OPTION_TOKENS] != NULL || command->value[OPTION_PROMPT] != NULL;
@@ -369,7 +374,7 @@ q3_status verb_dump(const command_line *command, q3_error *error)
         status = read_tokens(command, command->value[OPTION_PROMPT], &tokens, error);
     else if (session.run.first_layer == 0)
         status = q3_fail(error, Q3_ERROR_INPUT,
-                         "tokens: found none, expected --tokens 1,2,3 or --prompt TEXT");
+                         "no tokens: give --tokens 1,2,3 or --prompt TEXT");
     if (status == Q3_OK) status = dump(command, &session, &tokens, &source, &plan, error);
     plan_free(&plan);
     q3_tensors_close(source.file);

@@ -1,7 +1,5 @@
-/* generate.c - `qwen3moe generate` and `qwen3moe score`: what is read off the logits. */
+/* generate.c - `qwen3moe generate`: continues a prompt, greedily or by sampling. */
 #include "command/command.h"
-
-#include "host/json.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +31,7 @@ static int compare_candidates(const void *left, const void *right)
     return a->id < b->id ? -1 : a->id > b->id;
 }
 
+/* Reads the sampling options; s->candidates is owned. */
 static q3_status sampler_open(token_sampler *s, const command_line *command, size_t vocab_size,
                               q3_error *error)
 {
@@ -58,16 +57,15 @@ static q3_status sampler_open(token_sampler *s, const command_line *command, siz
                        value[OPTION_TOP_P]);
     if (s->greedy) return Q3_OK;
     s->candidates = malloc(vocab_size * sizeof *s->candidates);
-    return s->candidates != NULL ? Q3_OK : q3_fail(error, Q3_ERROR_MEMORY,
-                                                   "no memory for %zu candidates", vocab_size);
+    return s->candidates != NULL ? Q3_OK : q3_no_memory(error, "candidates of the vocabulary");
 }
 
 /* 53 bits of splitmix64's next number, as a multiple of 2^-53 in [0, 1). */
 static double next_uniform(uint64_t *state)
 {
-    uint64_t z = *state += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    uint64_t z = *state += UINT64_C(0x9E3779B97F4A7C15);
+    z = (z ^ z >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ z >> 27) * UINT64_C(0x94D049BB133111EB);
     return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
 }
 
@@ -102,6 +100,7 @@ static size_t keep_top_p(token_sampler *s, size_t kept, double *mass)
     return kept;
 }
 
+/* The next token. Greedy without sampling options: the largest logit, the lowest id of equals. */
 static q3_status choose(token_sampler *s, const float *logits, int32_t *id, q3_error *error)
 {
     if (s->greedy) {
@@ -178,6 +177,8 @@ static q3_status prefill(q3_session *session, const token_list *tokens, q3_error
     return Q3_OK;
 }
 
+/* Prints up to n new tokens, a newline, and the times on standard error. An end token is printed
+ * as an id, not as text. */
 static q3_status continue_prompt(q3_session *session, const token_list *tokens, uint64_t n,
                                  token_sampler *sampler, token_output *out, q3_error *error)
 {
@@ -231,92 +232,6 @@ q3_status verb_generate(const command_line *command, q3_error *error)
     if (status == Q3_OK) status = continue_prompt(&session, &tokens, n, &sampler, &out, error);
     q3_tokenizer_free(out.tokenizer);
     free(sampler.candidates);
-    free(tokens.ids);
-    session_close(&session);
-    return status;
-}
-
-/* ==== Score =================================================================================== */
-
-/* -log softmax(logits)[id] in float64. */
-static double negative_log_likelihood(const float *logits, size_t vocab_size, int32_t id)
-{
-    double max = (double)logits[q3_argmax(logits, vocab_size)], sum = 0.0;
-    for (size_t i = 0; i < vocab_size; i++) sum += q3_exp((double)logits[i] - max);
-    return sum == sum ? q3_log(sum) - ((double)logits[id] - max) : sum;
-}
-
-/* A float64 as JSON: Python's shortest spelling, null for what JSON cannot say. */
-static void print_number(double value)
-{
-    char text[32];
-    if (value - value != 0.0) {
-        fputs("null", stdout);
-        return;
-    }
-    q3_json_repr(value, text);
-    fputs(text, stdout);
-}
-
-static q3_status score_tokens(q3_session *session, const token_list *tokens, bool lines,
-                              q3_error *error)
-{
-    size_t V = session->config->vocab_size, T = tokens->count;
-    double total = 0.0;
-    for (size_t first = 0; first < T;) {
-        size_t count = T - first < session->run.chunk ? T - first : session->run.chunk;
-        q3_input input = {.tokens = tokens->ids + first, .count = count, .length = T,
-                          .logit_rows = count};
-        q3_status status = q3_forward(session->state, &input, NULL, NULL, error);
-        if (status != Q3_OK) return status;
-        for (size_t t = 0; t < count && first + t + 1 < T; t++) {
-            int32_t id = tokens->ids[first + t + 1];
-            double nll = negative_log_likelihood(q3_logits(session->state) + t * V, V, id);
-            total += nll;
-            if (!lines) continue;
-            printf("{\"position\":%zu,\"id\":%ld,\"nll\":", first + t + 1, (long)id);
-            print_number(nll);
-            puts("}");
-        }
-        first += count;
-        show_progress("score: token", first, T);
-    }
-    if (lines) return Q3_OK;
-    double mean = total / (double)(T - 1);
-    printf("tokens %zu\nmean ", T - 1);
-    print_number(mean);
-    printf("\nperplexity ");
-    print_number(q3_exp(mean));
-    putchar('\n');
-    return Q3_OK;
-}
-
-q3_status verb_score(const command_line *command, q3_error *error)
-{
-    q3_session session;
-    token_list tokens = {NULL, 0};
-    uint8_t *text = NULL;
-    size_t length = 0;
-    if (command->operand == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT,
-                       "score: found no FILE, expected a text file, or - for standard input");
-    q3_status status = session_open(&session, command, error);
-    if (status != Q3_OK) return status;
-    status = read_whole(command->operand, &text, &length, error);
-    if (status == Q3_OK)
-        status = encode_text(command, command->operand, text, length, &tokens, error);
-    if (status == Q3_OK) status = session_check_tokens(&session, &tokens, 0, error);
-    if (status == Q3_OK && tokens.count < 2)
-        status = q3_fail(error, Q3_ERROR_INPUT, "%s: found 1 token, expected at least 2",
-                         command->operand);
-    if (status == Q3_OK) {
-        session.run.rows = tokens.count;
-        session.run.chunk = tokens.count < 32 ? tokens.count : 32;
-        status = session_load(&session, command, error);
-    }
-    if (status == Q3_OK)
-        status = score_tokens(&session, &tokens, command->value[OPTION_JSONL] != NULL, error);
-    free(text);
     free(tokens.ids);
     session_close(&session);
     return status;

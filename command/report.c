@@ -87,7 +87,7 @@ q3_status verb_report(const command_line *command, q3_error *error)
         const char *path = command->operands[read];
         uint8_t *bytes = NULL;
         size_t length = 0;
-        status = read_whole(path, &bytes, &length, error);
+        status = q3_read_whole(&bytes, &length, path, error);
         if (status == Q3_OK && memchr(bytes, 0, length) != NULL)
             status = q3_fail(error, Q3_ERROR_INPUT, "%s: found a zero byte, expected lines of JSON",
                              path);

@@ -2,71 +2,11 @@
  * a program in Jinja; those known here are recognised by the SHA-256 of their text and rendered
  * by code. */
 #include "host/files.h"
-#include "host/nfc.h"
+#include "host/sha256.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ==== SHA-256 (FIPS 180-4) ==================================================================== */
-
-static uint32_t rotate(uint32_t x, unsigned n)
-{
-    return x >> n | x << (32 - n);
-}
-
-static void sha256_block(uint32_t state[8], const uint8_t *p)
-{
-    static const uint32_t k[64] = {
-        0x428A2F98, 0x71374491, 0xB5C0FBCF, 0xE9B5DBA5, 0x3956C25B, 0x59F111F1, 0x923F82A4,
-        0xAB1C5ED5, 0xD807AA98, 0x12835B01, 0x243185BE, 0x550C7DC3, 0x72BE5D74, 0x80DEB1FE,
-        0x9BDC06A7, 0xC19BF174, 0xE49B69C1, 0xEFBE4786, 0x0FC19DC6, 0x240CA1CC, 0x2DE92C6F,
-        0x4A7484AA, 0x5CB0A9DC, 0x76F988DA, 0x983E5152, 0xA831C66D, 0xB00327C8, 0xBF597FC7,
-        0xC6E00BF3, 0xD5A79147, 0x06CA6351, 0x14292967, 0x27B70A85, 0x2E1B2138, 0x4D2C6DFC,
-        0x53380D13, 0x650A7354, 0x766A0ABB, 0x81C2C92E, 0x92722C85, 0xA2BFE8A1, 0xA81A664B,
-        0xC24B8B70, 0xC76C51A3, 0xD192E819, 0xD6990624, 0xF40E3585, 0x106AA070, 0x19A4C116,
-        0x1E376C08, 0x2748774C, 0x34B0BCB5, 0x391C0CB3, 0x4ED8AA4A, 0x5B9CCA4F, 0x682E6FF3,
-        0x748F82EE, 0x78A5636F, 0x84C87814, 0x8CC70208, 0x90BEFFFA, 0xA4506CEB, 0xBEF9A3F7,
-        0xC67178F2,
-    };
-    uint32_t w[64], v[8];
-    for (size_t i = 0; i < 16; i++)
-        w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 |
-               (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
-    for (size_t i = 16; i < 64; i++)
-        w[i] = w[i - 16] + w[i - 7] +
-               (rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ w[i - 15] >> 3) +
-               (rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ w[i - 2] >> 10);
-    memcpy(v, state, sizeof v);
-    for (size_t i = 0; i < 64; i++) {
-        uint32_t choose = (v[4] & v[5]) ^ (~v[4] & v[6]);
-        uint32_t majority = (v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]);
-        uint32_t a = v[7] + (rotate(v[4], 6) ^ rotate(v[4], 11) ^ rotate(v[4], 25)) + choose +
-                     k[i] + w[i];
-        uint32_t b = (rotate(v[0], 2) ^ rotate(v[0], 13) ^ rotate(v[0], 22)) + majority;
-        memmove(v + 1, v, 7 * sizeof *v);
-        v[4] += a;
-        v[0] = a + b;
-    }
-    for (size_t i = 0; i < 8; i++) state[i] += v[i];
-}
-
-/* The digest of p[0..n) in hexadecimal. */
-static void sha256(const uint8_t *p, size_t n, char out[65])
-{
-    uint32_t state[8] = {
-        0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB,
-        0x5BE0CD19,
-    };
-    uint8_t last[128] = {0};
-    size_t whole = n / 64 * 64, rest = n - whole, end = rest < 56 ? 64 : 128;
-    for (size_t i = 0; i < whole; i += 64) sha256_block(state, p + i);
-    if (rest > 0) memcpy(last, p + whole, rest);
-    last[rest] = 0x80;
-    for (size_t i = 0; i < 8; i++) last[end - 1 - i] = (uint8_t)((uint64_t)n * 8 >> 8 * i);
-    for (size_t i = 0; i < end; i += 64) sha256_block(state, last + i);
-    for (size_t i = 0; i < 8; i++) snprintf(out + 8 * i, 9, "%08lx", (unsigned long)state[i]);
-}
 
 /* ==== Templates =============================================================================== */
 
@@ -263,10 +203,13 @@ q3_status q3_chat_render(const void *chat_template, size_t template_length, cons
     const uint8_t *source = chat_template;
     const style *s = NULL;
     char digest[65];
+    sha256 sum;
     q3_json j;
     q3_buffer out = {0};
     if (template_length > 0 && source[template_length - 1] == '\n') template_length--;
-    sha256(source, template_length, digest);
+    sha256_init(&sum);
+    sha256_add(&sum, source, template_length);
+    sha256_text(&sum, digest);
     for (size_t i = 0; i < sizeof styles / sizeof *styles; i++)
         s = strcmp(digest, styles[i].sha256) == 0 ? &styles[i] : s;
     if (s == NULL)
@@ -283,11 +226,11 @@ q3_status q3_chat_render(const void *chat_template, size_t template_length, cons
                          name, q3_json_type_of(&j, 0) == Q3_JSON_ARRAY ? "an empty list"
                          : "no list");
     else if (list == NULL || memory == NULL)
-        status = q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory", name);
+        status = q3_no_memory(error, name);
     else
         status = read_messages(&j, list, memory, error);
     if (status == Q3_OK && !(render(&out, s, list, count, flags) && q3_reserve(&out, 1, 1)))
-        status = q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory", name);
+        status = q3_no_memory(error, name);
     free(list);
     free(memory);
     q3_json_free(&j);
@@ -312,7 +255,7 @@ static q3_status read_config(const char *path, uint8_t **text, size_t *length, q
         uint32_t node = q3_json_find(&j, 0, "chat_template");
         uint8_t *copy = malloc(file.size + 1);
         if (copy == NULL)
-            s = q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory", path);
+            s = q3_no_memory(error, path);
         else if (node == 0 || q3_json_type_of(&j, node) != Q3_JSON_STRING)
             s = q3_json_fail(&j, node, "chat_template", "a string", error);
         if (s == Q3_OK) {
@@ -329,25 +272,15 @@ static q3_status read_config(const char *path, uint8_t **text, size_t *length, q
 
 q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *length, q3_error *error)
 {
-    q3_mapping file = {0};
     char *own = q3_join(folder, "/", "chat_template.jinja");
     char *config = q3_join(folder, "/", "tokenizer_config.json");
-    q3_status s = own != NULL && config != NULL ? Q3_OK : Q3_ERROR_MEMORY;
-    if (s != Q3_OK) {
-        q3_fail(error, s, "%s: not enough memory", folder);
-    } else if (!q3_exists(own)) {
+    q3_status s;
+    if (own == NULL || config == NULL)
+        s = q3_no_memory(error, folder);
+    else if (q3_exists(own))
+        s = q3_read_whole(text, length, own, error);
+    else
         s = read_config(config, text, length, error);
-    } else if ((s = q3_map(&file, own, error)) == Q3_OK) {
-        uint8_t *copy = malloc(file.size + 1);
-        if (copy != NULL && file.size > 0) memcpy(copy, file.data, file.size);
-        if (copy == NULL) {
-            s = q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory", own);
-        } else {
-            *length = file.size;
-            *text = copy;
-        }
-        q3_unmap(&file);
-    }
     free(own);
     free(config);
     return s;

@@ -30,11 +30,6 @@ struct q3_model {
     bool eos_known;
 };
 
-static q3_status no_memory(const char *path, q3_error *error)
-{
-    return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to read it", path);
-}
-
 /* ==== config.json and generation_config.json ================================================== */
 
 /* Maps and parses a JSON file. path must live as long as the document. */
@@ -81,12 +76,12 @@ static q3_status open_config(q3_model *model, const char *path, q3_error *error)
 {
     bool folder = q3_is_folder(path);
     if (!folder && !q3_exists(path))
-        return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found nothing, expected a model folder "
-                       "or a config.json", path);
+        return q3_fail(error, Q3_ERROR_FILE,
+                       "cannot read %.300s: no such model folder or config.json", path);
     model->folder = folder ? q3_join(path, "/", "") : NULL;
     model->config_path = folder ? q3_join(path, "/", "config.json") : q3_join(path, "", "");
     if ((folder && model->folder == NULL) || model->config_path == NULL)
-        return no_memory(path, error);
+        return q3_no_memory(error, path);
     q3_status status = open_json(&model->config_text, &model->document, model->config_path, error);
     return status != Q3_OK ? status : q3_config_read(&model->config, &model->document, error);
 }
@@ -94,7 +89,7 @@ static q3_status open_config(q3_model *model, const char *path, q3_error *error)
 q3_status q3_model_open(q3_model **model, const char *path, q3_error *error)
 {
     q3_model *m = calloc(1, sizeof *m);
-    if (m == NULL) return no_memory(path, error);
+    if (m == NULL) return q3_no_memory(error, path);
     q3_status status = open_config(m, path, error);
     if (status == Q3_OK)
         *model = m;
@@ -126,7 +121,7 @@ static q3_status read_eos(q3_model *model, const q3_json *j, uint32_t node, q3_e
     uint32_t count = type == Q3_JSON_NULL ? 0 : type == Q3_JSON_ARRAY ? j->nodes[node].count : 1;
     uint32_t value = type == Q3_JSON_ARRAY ? node + 1 : node;
     int32_t *ids = calloc((size_t)count + 1, sizeof *ids);
-    if (ids == NULL) return no_memory(j->name, error);
+    if (ids == NULL) return q3_no_memory(error, j->name);
     for (uint32_t i = 0; i < count; i++, value = j->nodes[value].next) {
         uint64_t id = 0;
         if (!q3_json_uint(j, value, &id) || id > INT32_MAX) {
@@ -148,7 +143,7 @@ static q3_status find_eos(q3_model *model, q3_error *error)
     uint32_t node = q3_json_find(&model->document, 0, "eos_token_id");
     char *path = NULL;
     if (model->folder != NULL) path = q3_join(model->folder, "generation_config.json", "");
-    if (model->folder != NULL && path == NULL) return no_memory(model->folder, error);
+    if (model->folder != NULL && path == NULL) return q3_no_memory(error, model->folder);
     if (path == NULL || !q3_exists(path)) {
         free(path);
         return read_eos(model, &model->document, node, error);
@@ -196,7 +191,7 @@ typedef struct listing {
     char *texts; /* the index's strings */
 } listing;
 
-static int compare_names(const void *a, const void *b)
+static int compare_items(const void *a, const void *b)
 {
     const item *x = a, *y = b;
     return strcmp(x->name, y->name);
@@ -212,25 +207,25 @@ static item *find_item(const listing *list, const char *name)
 {
     item key = {.name = name};
     if (list->count == 0) return NULL;
-    return bsearch(&key, list->items, list->count, sizeof key, compare_names);
+    return bsearch(&key, list->items, list->count, sizeof key, compare_items);
 }
 
 /* One file: its tensors are the list. */
 static q3_status list_file(q3_model *model, listing *list, q3_error *error)
 {
     model->shards = calloc(1, sizeof *model->shards);
-    if (model->shards == NULL) return no_memory(list->path, error);
+    if (model->shards == NULL) return q3_no_memory(error, list->path);
     model->shard_count = 1;
     model->shards[0].path = q3_join(list->path, "", "");
-    if (model->shards[0].path == NULL) return no_memory(list->path, error);
+    if (model->shards[0].path == NULL) return q3_no_memory(error, list->path);
     q3_status status = q3_tensors_open(&model->shards[0].tensors, list->path, error);
     if (status != Q3_OK) return status;
     list->count = q3_tensors_count(model->shards[0].tensors);
     list->items = calloc(list->count + 1, sizeof *list->items);
-    if (list->items == NULL) return no_memory(list->path, error);
+    if (list->items == NULL) return q3_no_memory(error, list->path);
     for (size_t i = 0; i < list->count; i++)
         list->items[i].name = q3_tensors_at(model->shards[0].tensors, i)->name;
-    if (list->count > 0) qsort(list->items, list->count, sizeof *list->items, compare_names);
+    if (list->count > 0) qsort(list->items, list->count, sizeof *list->items, compare_items);
     return Q3_OK;
 }
 
@@ -251,26 +246,16 @@ static q3_status number_shards(q3_model *model, listing *list, q3_error *error)
         list->items[i].shard = shards - 1;
     }
     model->shards = calloc(shards + 1, sizeof *model->shards);
-    if (model->shards == NULL) return no_memory(list->path, error);
+    if (model->shards == NULL) return q3_no_memory(error, list->path);
     model->shard_count = shards;
     for (size_t i = 0; i < list->count; i++) {
         shard *s = &model->shards[list->items[i].shard];
         s->listed++;
         if (s->path == NULL) s->path = q3_join(model->folder, list->items[i].file, "");
-        if (s->path == NULL) return no_memory(list->path, error);
+        if (s->path == NULL) return q3_no_memory(error, list->path);
     }
-    if (list->count > 0) qsort(list->items, list->count, sizeof *list->items, compare_names);
+    if (list->count > 0) qsort(list->items, list->count, sizeof *list->items, compare_items);
     return Q3_OK;
-}
-
-/* A string of the index, moved to where the listing keeps it. NULL: it holds a zero. */
-static const char *keep_string(const q3_json *j, uint32_t node, char **at)
-{
-    char *text = *at;
-    size_t length = q3_json_string(j, node, (uint8_t *)text);
-    text[length] = 0;
-    *at += length + 1;
-    return memchr(text, 0, length) == NULL ? text : NULL;
 }
 
 static q3_status read_weight_map(q3_model *model, listing *list, const q3_json *j, q3_error *error)
@@ -281,14 +266,14 @@ static q3_status read_weight_map(q3_model *model, listing *list, const q3_json *
     list->count = j->nodes[map].count;
     list->items = calloc(list->count + 1, sizeof *list->items);
     list->texts = malloc((size_t)j->nodes[0].end + 1);
-    if (list->items == NULL || list->texts == NULL) return no_memory(list->path, error);
+    if (list->items == NULL || list->texts == NULL) return q3_no_memory(error, list->path);
     char *at = list->texts;
     for (size_t i = 0; i < list->count; i++, key = j->nodes[key + 1].next) {
         item *it = &list->items[i];
-        it->name = keep_string(j, key, &at);
+        it->name = q3_json_keep(j, key, &at);
         if (it->name == NULL)
-            return q3_json_fail(j, key, "weight_map", "a name without zeros", error);
-        if (q3_json_type_of(j, key + 1) == Q3_JSON_STRING) it->file = keep_string(j, key + 1, &at);
+            return q3_json_fail(j, key, "weight_map", "a name without zero bytes", error);
+        if (q3_json_type_of(j, key + 1) == Q3_JSON_STRING) it->file = q3_json_keep(j, key + 1, &at);
         if (it->file == NULL || !is_file_name(it->file))
             return q3_json_fail(j, key + 1, it->name, "the name of a file in the folder", error);
     }
@@ -311,13 +296,14 @@ static q3_status list_tensors(q3_model *model, listing *list, q3_error *error)
 {
     static const char single[] = "model.safetensors", index[] = "model.safetensors.index.json";
     if (model->folder == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: weights: found a config.json alone, "
-                       "expected a model folder", model->config_path);
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%.300s: a config.json alone has no weights, expected a model folder",
+                       model->config_path);
     char *one = q3_join(model->folder, single, ""), *many = q3_join(model->folder, index, "");
     if (one == NULL || many == NULL) {
         free(one);
         free(many);
-        return no_memory(model->folder, error);
+        return q3_no_memory(error, model->folder);
     }
     bool has_one = q3_exists(one), has_many = q3_exists(many);
     list->path = has_one ? one : many;
@@ -338,18 +324,17 @@ static q3_status open_shard(q3_model *model, const listing *list, size_t number,
         const q3_entry *entry = q3_tensors_at(s->tensors, i);
         const item *it = find_item(list, entry->name);
         if (it == NULL || it->shard != number)
-            return q3_fail(error, Q3_ERROR_INPUT,
-                           "%.200s: %.120s: found a tensor that the index "
-                           "%s, expected those it puts here", s->path, entry->name,
-                           it == NULL ? "does not list" : "puts into another file");
+            return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.120s: the index %s", s->path,
+                           entry->name, it == NULL ? "does not list this tensor"
+                                      : "puts this tensor into another file");
     }
     if (q3_tensors_count(s->tensors) == s->listed) return Q3_OK;
     for (size_t i = 0; i < list->count; i++) {
         const item *it = &list->items[i];
         if (it->shard == number && q3_tensors_find(s->tensors, it->name) == NULL)
             return q3_fail(error, Q3_ERROR_INPUT,
-                           "%.200s: %.120s: found nothing, expected the "
-                           "tensor that the index puts here", s->path, it->name);
+                           "%.200s: %.120s: missing, though the index puts it here", s->path,
+                           it->name);
     }
     return Q3_OK;
 }
@@ -376,18 +361,6 @@ typedef struct loader {
     q3_error *error;
 } loader;
 
-static void shape_text(char text[200], size_t rank, const uint64_t *shape)
-{
-    size_t used = 1;
-    text[0] = '[';
-    for (size_t i = 0; i < rank; i++) {
-        int n = snprintf(text + used, 24, "%s%" PRIu64, i > 0 ? "," : "", shape[i]);
-        used += n > 0 ? (size_t)n : 0;
-    }
-    text[used] = ']';
-    text[used + 1] = 0;
-}
-
 /* Finite elements that become infinite in dtype: the first one's index, or count if there is none.
  * Only a wider range can overflow in a narrower one. */
 static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype dtype)
@@ -396,7 +369,7 @@ static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype d
     /* half way between the largest finite value and the next power of two */
     uint32_t least = dtype == Q3_F16 ? 0x477FF000 : 0x7F7F8000, infinite = 0x7F800000;
     if (dtype == Q3_F32 || entry->dtype == Q3_F16 || entry->dtype == dtype) return count;
-    size_t size = entry->dtype == Q3_F32 ? 4 : 2;
+    size_t size = q3_dtype_size(entry->dtype);
     for (uint64_t i = 0; i < count; i++) {
         const uint8_t *p = bytes + i * size;
         uint32_t bits = size == 4 ? (uint32_t)p[0] | (uint32_t)p[1] << 8 : 0;
@@ -417,7 +390,8 @@ static q3_status check_range(loader *l, const char *path, const q3_entry *entry)
     q3_entry_floats(&value, entry, at, 1);
     q3_json_repr((double)value, digits);
     return q3_fail(l->error, Q3_ERROR_INPUT,
-                   "%.200s: %.120s: found %s in element %" PRIu64 ", expected what is finite in %s",
+                   "%.200s: %.120s: found %s in element %" PRIu64
+                   ", expected a value that is finite in %s",
                    path, entry->name, digits, at, q3_dtype_name(l->dtype));
 }
 
@@ -425,14 +399,14 @@ static q3_status check_range(loader *l, const char *path, const q3_entry *entry)
 static q3_status fill(loader *l, const char *path, const q3_entry *entry, size_t rank,
                       const uint64_t *shape, q3_tensor *out)
 {
-    char found[200], expected[200];
+    char found[Q3_SHAPE_TEXT], expected[Q3_SHAPE_TEXT];
     if (entry->dtype != Q3_F32 && entry->dtype != Q3_BF16 && entry->dtype != Q3_F16)
         return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found dtype %s, expected "
                        "float32, bfloat16 or float16", path, entry->name,
                        q3_dtype_name(entry->dtype));
     if (entry->rank != rank || memcmp(entry->shape, shape, rank * sizeof *shape) != 0) {
-        shape_text(found, entry->rank, entry->shape);
-        shape_text(expected, rank, shape);
+        q3_shape_text(found, sizeof found, entry->shape, entry->rank);
+        q3_shape_text(expected, sizeof expected, shape, rank);
         return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: %.100s: found shape %s, expected %s",
                        path, entry->name, found, expected);
     }
@@ -455,10 +429,11 @@ static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint
     size_t rank = b == 0 ? 1 : c == 0 ? 2 : 3;
     item *it = find_item(&l->list, name);
     if (it == NULL) {
-        char expected[200];
-        shape_text(expected, rank, shape);
-        return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found nothing, expected a tensor "
-                       "of shape %s", l->list.path, name, expected);
+        char expected[Q3_SHAPE_TEXT];
+        q3_shape_text(expected, sizeof expected, shape, rank);
+        return q3_fail(l->error, Q3_ERROR_INPUT,
+                       "%.200s: %.120s: missing, expected a tensor of shape %s", l->list.path,
+                       name, expected);
     }
     if (l->walk == WALK_NAMES) {
         it->expected = true;
@@ -496,7 +471,7 @@ static q3_status walk_mlp(loader *l, const char *prefix, size_t width, q3_mlp *m
 
 static q3_tensor slice(q3_tensor tensor, uint64_t first)
 {
-    size_t size = tensor.dtype == Q3_F32 ? 4 : 2;
+    size_t size = q3_dtype_size(tensor.dtype);
     return (q3_tensor){(const uint8_t *)tensor.data + (size_t)first * size, tensor.dtype};
 }
 
@@ -578,9 +553,8 @@ static q3_status check_tied(loader *l, q3_tensor head)
         q3_widen(b, head, (size_t)i, n, Q3_F32);
         if (memcmp(a, b, n * sizeof *a) != 0)
             return q3_fail(l->error, Q3_ERROR_INPUT,
-                           "%.300s: lm_head.weight: found values that "
-                           "are not the embedding's, expected none or equal ones "
-                           "(tie_word_embeddings)", l->list.path);
+                           "%.300s: lm_head.weight: differs from model.embed_tokens.weight, though "
+                           "tie_word_embeddings is true", l->list.path);
     }
     return Q3_OK;
 }
@@ -632,10 +606,8 @@ static q3_status check_unknown(const loader *l)
 {
     for (size_t i = 0; l->list.expected < l->list.count && i < l->list.count; i++) {
         if (!l->list.items[i].expected)
-            return q3_fail(l->error, Q3_ERROR_INPUT,
-                           "%.200s: %.120s: found a tensor that the "
-                           "model does not have, expected none", l->list.path,
-                           l->list.items[i].name);
+            return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: the model has no such tensor",
+                           l->list.path, l->list.items[i].name);
     }
     return Q3_OK;
 }
@@ -651,7 +623,7 @@ static q3_status make_tables(loader *l)
     l->model->layers = calloc(c->num_hidden_layers + 1, sizeof *l->model->layers);
     l->model->experts = calloc(experts + 1, sizeof *l->model->experts);
     if (l->model->layers == NULL || l->model->experts == NULL)
-        return no_memory(l->list.path, l->error);
+        return q3_no_memory(l->error, l->list.path);
     l->model->weights.layers = l->model->layers;
     return Q3_OK;
 }
@@ -661,8 +633,8 @@ static q3_status choose_dtype(loader *l)
     if (l->dtype == Q3_AUTO) l->dtype = l->model->config.dtype;
     if (l->dtype != Q3_AUTO) return Q3_OK;
     if (l->other != Q3_AUTO)
-        return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: dtype: found %s in %s and %s in %s, "
-                       "expected one dtype, or a choice", l->list.path, q3_dtype_name(l->seen),
+        return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: dtype: found %s in %s and %s in %s; "
+                       "name the dtype of the run", l->list.path, q3_dtype_name(l->seen),
                        l->seen_name, q3_dtype_name(l->other), l->other_name);
     l->dtype = l->seen != Q3_AUTO ? l->seen : Q3_F32; /* Q3_AUTO: a run without weights */
     return Q3_OK;

@@ -106,18 +106,15 @@ static bool is_string(const source *s, uint32_t node, const char *text)
 /* rope_type, or type as it was called before; 4.x lets the second win, 5.x the first. */
 static bool read_rope_type(const source *s, bool required, q3_rope_type *type)
 {
-    static const char *const names[] = {"default", "linear", "dynamic", "yarn", "llama3"};
     const char *key = find(s, "rope_type") != 0 || find(s, "type") == 0 ? "rope_type" : "type";
     uint32_t node = find(s, key), other = find(s, "type");
     *type = Q3_ROPE_DEFAULT;
     if (node == 0 && !required) return true;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (is_string(s, node, names[i])) {
-            *type = (q3_rope_type)i;
-            if (other != 0 && !is_string(s, other, names[i]))
-                return refuse_both(s, "rope_type", s, "type");
-            return true;
-        }
+    for (size_t i = 0; i < Q3_ROPE_TYPES; i++) {
+        const char *name = q3_rope_name((q3_rope_type)i);
+        if (!is_string(s, node, name)) continue;
+        *type = (q3_rope_type)i;
+        return other == 0 || is_string(s, other, name) || refuse_both(s, "rope_type", s, "type");
     }
     return refuse(s, key, "\"default\", \"linear\", \"dynamic\", \"yarn\" or \"llama3\"");
 }
@@ -136,7 +133,7 @@ static bool read_original_length(const source *s, const source *top, const q3_co
     rope->original_max_position_embeddings = (double)length;
     node = find(top, key);
     if (node != 0 && (!q3_json_uint(s->j, node, &above) || above != length))
-        return refuse(top, key, "no such key, or the value in use with rope_scaling");
+        return refuse(top, key, "no such key, or the same as in rope_scaling");
     return true;
 }
 
@@ -189,7 +186,7 @@ static bool check_no_partial_rotation(const source *s)
     double factor = 1.0;
     uint32_t node = find(s, "partial_rotary_factor");
     return node == 0 || (q3_json_double(s->j, node, &factor) && factor == 1.0) ||
-           refuse(s, "partial_rotary_factor", "1 or no such key");
+           refuse(s, "partial_rotary_factor", "1, or no such key");
 }
 
 /* The parameters in a rope_scaling or rope_parameters object s, without rope_theta. */
@@ -233,7 +230,8 @@ static bool check_dynamic(const source *s, const q3_config *config)
     if (config->head_dim == 2) return refuse(s, "head_dim", "at least 4 with dynamic RoPE");
     double growth = length > most ? rope->factor * length / most - (rope->factor - 1.0) : 1.0;
     if (q3_log(rope->rope_theta) + q3_log(growth) * (hd / (hd - 2.0)) < 80.0) return true;
-    return refuse(s, "rope_theta", "less: dynamic RoPE with this factor grows beyond float32");
+    return refuse(s, "rope_theta",
+                  "a smaller one: with this factor dynamic RoPE grows beyond float32");
 }
 
 /* 4.x: rope_theta and rope_scaling, which must name its type and whose own rope_theta counts in 5.x
@@ -258,7 +256,8 @@ static bool read_rope(const source *s, q3_config *config)
         if (!read_theta(&in4, &inner)) return false;
         if (inner.rope_theta != old.rope_theta)
             return top_theta ? refuse_both(s, "rope_theta", &in4, "rope_theta")
-                             : refuse(&in4, "rope_theta", "it beside rope_scaling, not inside");
+                             : refuse(&in4, "rope_theta",
+                                      "rope_theta beside rope_scaling, not inside it");
     }
     if (node5 != 0) {
         if (!read_rope_object(&in5, s, config, false, &new)) return false;
@@ -266,7 +265,8 @@ static bool read_rope(const source *s, q3_config *config)
             if (!read_theta(&in5, &new)) return false;
             if ((top_theta || node4 != 0) && new.rope_theta != old.rope_theta)
                 return top_theta ? refuse_both(&in5, "rope_theta", s, "rope_theta")
-                                 : refuse(&in5, "rope_theta", "10000, as rope_scaling alone means");
+                                 : refuse(&in5, "rope_theta",
+                                          "10000, since there is none beside rope_scaling");
         }
         if ((top_theta || find(s, key4) != 0) && !same_scaling(&old, &new))
             return find(s, key4) != 0 ? refuse_both(s, key4, s, key5)
@@ -305,10 +305,11 @@ static bool read_sizes(const source *s, q3_config *c)
     if (c->num_hidden_layers > MOST_LAYERS) return refuse(s, "num_hidden_layers", "at most 65535");
     if (!read_size(s, "head_dim", 1, c->hidden_size / c->num_attention_heads, &c->head_dim))
         return false;
-    if (c->head_dim == 0 || c->head_dim % 2 != 0)
-        return refuse(s, "head_dim", find(s, "head_dim") != 0 ? "an even number"
-                      : "it, since hidden_size / num_attention_heads is not even");
-    return true;
+    if (c->head_dim != 0 && c->head_dim % 2 == 0) return true;
+    if (find(s, "head_dim") != 0) return refuse(s, "head_dim", "an even number");
+    q3_fail(s->error, Q3_ERROR_INPUT, "%.200s: head_dim is missing, and hidden_size / "
+            "num_attention_heads is not even", s->j->name);
+    return false;
 }
 
 /* Sizes that must fit each other, and tensors whose bytes must fit 63 bits. */
@@ -425,8 +426,7 @@ static q3_status read_mlp_only(const source *s, q3_config *c, size_t **list)
     }
     size_t *layers = given > 0 ? calloc(given, sizeof *layers) : NULL;
     if (given > 0 && layers == NULL)
-        return q3_fail(s->error, Q3_ERROR_MEMORY, "%.300s: not enough memory to read it",
-                       s->j->name);
+        return q3_no_memory(s->error, s->j->name);
     for (uint32_t i = 0; i < given; i++, value = s->j->nodes[value].next) {
         uint64_t layer = 0;
         if (!q3_json_is_integer(s->j, value)) {
@@ -479,7 +479,6 @@ static void put_real(q3_text *t, const char *key, bool given, double value)
 
 static void put_rope_scaling(q3_text *t, const q3_rope *r)
 {
-    static const char *const names[] = {"default", "linear", "dynamic", "yarn", "llama3"};
     bool yarn = r->type == Q3_ROPE_YARN, llama3 = r->type == Q3_ROPE_LLAMA3;
     put_key(t, "rope_scaling");
     if (r->type == Q3_ROPE_DEFAULT) {
@@ -506,7 +505,7 @@ static void put_rope_scaling(q3_text *t, const q3_rope *r)
                  (uint64_t)r->original_max_position_embeddings);
     put_key(t, "rope_type");
     q3_text_add(t, "\"");
-    q3_text_add(t, names[r->type]);
+    q3_text_add(t, q3_rope_name(r->type));
     q3_text_add(t, "\"");
     if (yarn) put_bool(t, "truncate", r->truncate);
     q3_text_add(t, "}");
@@ -582,7 +581,7 @@ q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error
     f.json = q3_config_json(&f.config);
     if (f.json == NULL) {
         q3_config_free(&f);
-        return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to read it", j->name);
+        return q3_no_memory(error, j->name);
     }
     *file = f;
     return Q3_OK;

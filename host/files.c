@@ -25,46 +25,47 @@
 
 /* ==== Messages ================================================================================ */
 
-q3_status q3_fail_file(q3_error *error, const char *path, const char *expected)
+/* "cannot read FILE: no such file", after a call that set errno (0: the system did not say). */
+static q3_status fail_file(q3_error *error, const char *verb, const char *path)
 {
-    const char *reason = errno != 0 ? strerror(errno) : "an error";
-    return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found %s, expected %s", path, reason,
-                   expected);
-}
-
-static q3_status no_memory(const char *path, const char *verb, q3_error *error)
-{
-    return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to %s it", path, verb);
+    bool create = strcmp(verb, "create") == 0;
+    const char *reason = strerror(errno);
+    if (errno == 0) reason = "the system gives no reason";
+    if (errno == ENOENT) reason = create ? "no such folder" : "no such file";
+    if (errno == EACCES) reason = "permission denied";
+#ifdef ENOTDIR
+    if (errno == ENOTDIR) reason = "a part of the path is a file, not a folder";
+#endif
+#ifdef EISDIR
+    if (errno == EISDIR) reason = "it is a folder";
+#endif
+#ifdef ENOSPC
+    if (errno == ENOSPC) reason = "no space left";
+#endif
+    return q3_fail(error, Q3_ERROR_FILE, "cannot %s %.300s: %s", verb, path, reason);
 }
 
 /* ==== Files in ================================================================================ */
 
-/* Reads what is left of a file that has no size, such as a pipe, or that cannot be mapped. */
-static q3_status read_all(q3_mapping *mapping, FILE *file, const char *path, q3_error *error)
+/* Reads what is left of a file, which may have no size, such as a pipe, and puts a zero behind
+ * it. */
+static q3_status read_all(q3_buffer *bytes, FILE *file, const char *path, q3_error *error)
 {
-    uint8_t *data = NULL;
-    size_t size = 0, capacity = 0, got = 1;
-    while (got > 0) {
-        if (size == capacity) {
-            size_t larger = capacity + capacity / 2 + 65536;
-            uint8_t *grown = larger > capacity ? realloc(data, larger) : NULL;
-            if (grown == NULL) {
-                free(data);
-                return no_memory(path, "read", error);
-            }
-            data = grown;
-            capacity = larger;
-        }
-        got = fread(data + size, 1, capacity - size, file);
-        size += got;
+    q3_status status = Q3_OK;
+    for (size_t got = 1; got > 0 && status == Q3_OK; bytes->count += got) {
+        size_t room = bytes->capacity - bytes->count;
+        if (room < 2) room = q3_reserve(bytes, 65536, 1) ? bytes->capacity - bytes->count : 0;
+        if (room == 0) status = q3_no_memory(error, path);
+        got = room > 0 ? fread((uint8_t *)bytes->data + bytes->count, 1, room - 1, file) : 0;
     }
-    if (ferror(file)) {
-        q3_fail_file(error, path, "a file that can be read");
-        free(data);
-        return Q3_ERROR_FILE;
+    if (status == Q3_OK && ferror(file)) status = fail_file(error, "read", path);
+    if (status == Q3_OK) {
+        ((uint8_t *)bytes->data)[bytes->count] = 0;
+        return Q3_OK;
     }
-    *mapping = (q3_mapping){.data = data, .size = size, .base = data};
-    return Q3_OK;
+    free(bytes->data);
+    *bytes = (q3_buffer){0};
+    return status;
 }
 
 #if defined(_WIN32)
@@ -82,8 +83,7 @@ static bool map_file(q3_mapping *mapping, const char *path, q3_status *status, q
         section = CreateFileMappingA(file, NULL, PAGE_READONLY, 0, 0, NULL);
         base = section != NULL ? MapViewOfFile(section, FILE_MAP_READ, 0, 0, 0) : NULL;
         if (base == NULL)
-            *status = q3_fail(error, Q3_ERROR_MEMORY, "%.300s: it cannot be mapped into memory",
-                              path);
+            *status = q3_fail(error, Q3_ERROR_MEMORY, "%.300s: cannot map it into memory", path);
     }
     if (section != NULL)
         CloseHandle(section); /* the view keeps it alive */
@@ -126,8 +126,7 @@ static bool map_file(q3_mapping *mapping, const char *path, q3_status *status, q
         about.st_size > 0;
     if (known && S_ISCHR(about.st_mode)) { /* which may have no end */
         close(file);
-        *status = q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found a device, expected a file",
-                          path);
+        *status = q3_fail(error, Q3_ERROR_FILE, "cannot read %.300s: it is a device", path);
         return true;
     }
     if (regular && (uint64_t)about.st_size <= SIZE_MAX)
@@ -136,7 +135,7 @@ static bool map_file(q3_mapping *mapping, const char *path, q3_status *status, q
     if (base != MAP_FAILED)
         *mapping = (q3_mapping){base, (size_t)about.st_size, base, true};
     else if (regular)
-        *status = q3_fail(error, Q3_ERROR_MEMORY, "%.300s: it cannot be mapped into memory", path);
+        *status = q3_fail(error, Q3_ERROR_MEMORY, "%.300s: cannot map it into memory", path);
     return regular;
 }
 
@@ -194,10 +193,31 @@ q3_status q3_map(q3_mapping *mapping, const char *path, q3_error *error)
     if (map_file(mapping, path, &status, error)) return status;
     errno = 0;
     FILE *file = fopen(path, "rb");
-    if (file == NULL) return q3_fail_file(error, path, "a file that can be read");
-    status = read_all(mapping, file, path, error);
+    if (file == NULL) return fail_file(error, "read", path);
+    q3_buffer bytes = {0};
+    status = read_all(&bytes, file, path, error);
     fclose(file);
+    if (status == Q3_OK)
+        *mapping = (q3_mapping){.data = bytes.data, .size = bytes.count, .base = bytes.data};
     return status;
+}
+
+q3_status q3_read_whole(uint8_t **bytes, size_t *length, const char *path, q3_error *error)
+{
+    bool standard = strcmp(path, "-") == 0;
+    q3_buffer all = {0};
+    errno = 0;
+    FILE *file = standard ? stdin : fopen(path, "rb");
+    if (file == NULL) return fail_file(error, "read", path);
+#if defined(_WIN32)
+    if (standard) _setmode(_fileno(stdin), _O_BINARY);
+#endif
+    q3_status status = read_all(&all, file, standard ? "standard input" : path, error);
+    if (!standard) fclose(file);
+    if (status != Q3_OK) return status;
+    *bytes = all.data;
+    *length = all.count;
+    return Q3_OK;
 }
 
 void q3_unmap(q3_mapping *mapping)
@@ -224,8 +244,7 @@ struct q3_output {
     FILE *file;       /* NULL: for standard output, which cannot seek, so kept in memory */
     char *path, *temporary;
     uint64_t at, end; /* where the next byte goes, and how long the file is */
-    uint8_t *memory;
-    size_t capacity;
+    q3_buffer memory; /* of bytes */
 };
 
 #if defined(_WIN32)
@@ -293,7 +312,7 @@ static void output_free(q3_output *output)
 {
     free(output->path);
     free(output->temporary);
-    free(output->memory);
+    free(output->memory.data);
     free(output);
 }
 
@@ -304,13 +323,13 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
     bool standard = strcmp(path, "-") == 0;
     if (!standard && !can_replace(path)) {
         free(new);
-        return q3_fail(error, Q3_ERROR_FILE, "%.300s: file: found a folder or a device, expected a "
-                       "file or nothing", path);
+        return q3_fail(error, Q3_ERROR_FILE, "cannot write %.300s: it is a folder or a device",
+                       path);
     }
     if (new != NULL) new->path = q3_join(path, "", "");
     if (new == NULL || new->path == NULL) {
         free(new);
-        return no_memory(path, "write", error);
+        return q3_no_memory(error, path);
     }
     for (unsigned i = 0; !standard && i < 1000 && new->file == NULL; i++) {
         snprintf(number, sizeof number, "%u", i);
@@ -322,9 +341,8 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
         if (new->file == NULL && errno != EEXIST) break;
     }
     if (!standard && new->file == NULL) {
-        q3_status status = new->temporary != NULL
-                         ? q3_fail_file(error, path, "a file that can be made beside it")
-                         : no_memory(path, "write", error);
+        q3_status status = new->temporary != NULL ? fail_file(error, "create", path)
+                                                  : q3_no_memory(error, path);
         output_free(new);
         return status;
     }
@@ -344,19 +362,15 @@ static bool write_at_end(q3_output *output, const uint8_t *bytes, size_t count)
 static q3_status put_in_memory(q3_output *output, uint64_t offset, const uint8_t *bytes,
                                size_t count, q3_error *error)
 {
-    if (offset > SIZE_MAX / 2 || count > SIZE_MAX / 2 - (size_t)offset)
-        return no_memory(output->path, "write", error);
-    size_t end = (size_t)offset + count;
-    if (end > output->capacity) {
-        size_t larger = end > 2 * output->capacity ? end : 2 * output->capacity;
-        uint8_t *grown = realloc(output->memory, larger);
-        if (grown == NULL) return no_memory(output->path, "write", error);
-        memset(grown + output->capacity, 0, larger - output->capacity);
-        output->memory = grown;
-        output->capacity = larger;
-    }
-    if (count > 0) memcpy(output->memory + offset, bytes, count);
-    if (end > output->end) output->end = end;
+    q3_buffer *memory = &output->memory;
+    bool fits = offset <= SIZE_MAX / 2 && count <= SIZE_MAX / 2 - (size_t)offset;
+    size_t end = fits ? (size_t)offset + count : 0;
+    size_t more = end > memory->count ? end - memory->count : 0;
+    if (!fits || !q3_reserve(memory, more, 1)) return q3_no_memory(error, "standard output");
+    uint8_t *data = memory->data;
+    if (more > 0) memset(data + memory->count, 0, more);
+    memory->count += more;
+    if (count > 0) memcpy(data + offset, bytes, count);
     return Q3_OK;
 }
 
@@ -377,21 +391,21 @@ q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes
         ok = write_at_end(output, zeros, gap < sizeof zeros ? (size_t)gap : sizeof zeros);
     }
     ok = ok && write_at_end(output, bytes, count);
-    return ok ? Q3_OK : q3_fail_file(error, output->path, "room to write it");
+    return ok ? Q3_OK : fail_file(error, "write", output->path);
 }
 
 q3_status q3_output_commit(q3_output *output, q3_error *error)
 {
     errno = 0;
     if (output->file == NULL) {
-        size_t size = (size_t)output->end;
-        bool written = fwrite(output->memory, 1, size, stdout) == size && fflush(stdout) == 0;
+        size_t size = output->memory.count;
+        bool written = fwrite(output->memory.data, 1, size, stdout) == size && fflush(stdout) == 0;
         output_free(output);
-        return written ? Q3_OK : q3_fail_file(error, "standard output", "room to write it");
+        return written ? Q3_OK : fail_file(error, "write", "standard output");
     }
     bool ok = fclose(output->file) == 0;
     if (!ok || !replace_file(output->temporary, output->path)) {
-        q3_fail_file(error, output->path, ok ? "a file that can be replaced" : "room to write it");
+        fail_file(error, ok ? "replace" : "write", output->path);
         remove(output->temporary);
         output_free(output);
         return Q3_ERROR_FILE;

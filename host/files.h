@@ -12,11 +12,6 @@
 #include "host/text.h"
 #include "qwen3moe.h"
 
-/* ==== Messages ================================================================================ */
-
-/* "PATH: file: found <what the system said>, expected <expected>" after a call that set errno. */
-Q3_PRIVATE_API q3_status q3_fail_file(q3_error *error, const char *path, const char *expected);
-
 /* ==== Files in ================================================================================ */
 
 typedef struct q3_mapping {
@@ -30,6 +25,11 @@ typedef struct q3_mapping {
 Q3_PRIVATE_API q3_status q3_map(q3_mapping *mapping, const char *path, q3_error *error);
 /* {0} is allowed. */
 Q3_PRIVATE_API void q3_unmap(q3_mapping *mapping);
+
+/* Reads a whole file (path "-": standard input) into a new block, with a zero behind it that is not
+ * counted. */
+Q3_PRIVATE_API q3_status q3_read_whole(uint8_t **bytes, size_t *length, const char *path,
+                                       q3_error *error);
 
 /* Whether something stands at path, readable or not. */
 Q3_PRIVATE_API bool q3_exists(const char *path);

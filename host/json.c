@@ -2,6 +2,8 @@
  * with a fraction or an exponent is in decimal.c. */
 #include "host/json.h"
 
+#include "host/text.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,7 +35,7 @@ size_t q3_utf8_encode(uint32_t code, uint8_t out[4])
     return length;
 }
 
-/* ---- parsing: one pass over the text, an explicit stack of open arrays and objects  */
+/* ==== Parsing: one pass over the text, an explicit stack of open arrays and objects ========== */
 
 typedef struct parser {
     q3_json j;
@@ -46,7 +48,6 @@ typedef struct parser {
 static q3_status fail_at(const parser *p, size_t at, const char *expected)
 {
     char found[24];
-    if (p->error == NULL) return Q3_ERROR_INPUT;
     uint8_t c = at < p->length ? p->j.text[at] : 0;
     if (at >= p->length)
         snprintf(found, sizeof found, "the end of the text");
@@ -54,9 +55,8 @@ static q3_status fail_at(const parser *p, size_t at, const char *expected)
         snprintf(found, sizeof found, "'%c'", c);
     else
         snprintf(found, sizeof found, "byte 0x%02X", c);
-    snprintf(p->error->text, sizeof p->error->text, "%.200s: byte %lu: found %s, expected %.200s",
-             p->j.name, (unsigned long)at, found, expected);
-    return Q3_ERROR_INPUT;
+    return q3_fail(p->error, Q3_ERROR_INPUT, "%.200s: byte %zu: found %s, expected %.200s",
+                   p->j.name, at, found, expected);
 }
 
 static int peek(parser *p)
@@ -247,8 +247,7 @@ q3_status q3_json_parse(q3_json *j, const char *name, const uint8_t *text, size_
     size_t bound = bound_nodes(text, length);
     p.j.nodes = bound <= SIZE_MAX / sizeof *p.j.nodes ? malloc(bound * sizeof *p.j.nodes) : NULL;
     q3_status status = p.j.nodes != NULL ? parse_document(&p) : Q3_ERROR_MEMORY;
-    if (status == Q3_ERROR_MEMORY && error != NULL)
-        snprintf(error->text, sizeof error->text, "%.200s: not enough memory to read it", name);
+    if (status == Q3_ERROR_MEMORY) q3_no_memory(error, name);
     if (status == Q3_OK)
         *j = p.j;
     else
@@ -343,12 +342,10 @@ static q3_status fail_twice(const parser *p, uint32_t key)
 {
     const q3_json_node *n = &p->j.nodes[key];
     bool fits = n->end - n->start <= 80;
-    if (p->error != NULL)
-        snprintf(p->error->text, sizeof p->error->text,
-                 "%.200s: byte %lu: found the key %.*s again, expected each key once", p->j.name,
-                 (unsigned long)n->start, fits ? (int)(n->end - n->start) : 5,
-                 fits ? (const char *)p->j.text + n->start : "\"...\"");
-    return Q3_ERROR_INPUT;
+    return q3_fail(p->error, Q3_ERROR_INPUT,
+                   "%.200s: byte %lu: found the key %.*s again, expected each key once", p->j.name,
+                   (unsigned long)n->start, fits ? (int)(n->end - n->start) : 5,
+                   fits ? (const char *)p->j.text + n->start : "\"...\"");
 }
 
 /* Refuses an object that has a key twice: sorted by a hash, equal hashes by their bytes, so that no
@@ -397,10 +394,8 @@ q3_status q3_json_fail(const q3_json *j, uint32_t node, const char *thing, const
     bool whole = length <= 80;
     for (length = whole ? length : 80; !whole && ((uint8_t)text[length] & 0xC0u) == 0x80; length--)
         continue;
-    if (error != NULL)
-        snprintf(error->text, sizeof error->text, "%.120s: %.120s: found %.*s%s, expected %.140s",
-                 j->name, thing, (int)length, text, whole ? "" : "...", expected);
-    return Q3_ERROR_INPUT;
+    return q3_fail(error, Q3_ERROR_INPUT, "%.120s: %.120s: found %.*s%s, expected %.140s", j->name,
+                   thing, (int)length, text, whole ? "" : "...", expected);
 }
 
 uint32_t q3_json_find(const q3_json *j, uint32_t object, const char *key)
@@ -430,6 +425,15 @@ size_t q3_json_string(const q3_json *j, uint32_t string, uint8_t *out)
         for (int c = next_byte(&r); c >= 0; c = next_byte(&r), n++)
             if (out != NULL) out[n] = (uint8_t)c;
     return n;
+}
+
+const char *q3_json_keep(const q3_json *j, uint32_t string, char **at)
+{
+    char *text = *at;
+    size_t length = q3_json_string(j, string, (uint8_t *)text);
+    text[length] = 0;
+    *at += length + 1;
+    return memchr(text, 0, length) == NULL ? text : NULL;
 }
 
 bool q3_json_is_integer(const q3_json *j, uint32_t node)

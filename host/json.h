@@ -1,4 +1,4 @@
-/* Strict JSON reader (RFC 8259), shared by checkpoint.c and tokenizer.c; not a public interface.
+/* json.h - strict JSON reader (RFC 8259), UTF-8, decimal numbers. Private.
  *
  * The text stays where it is; a document is one array of nodes that point into it, in the order of
  * the text, so a node's children follow it. An object's children are key, value, key, value, ...
@@ -65,6 +65,10 @@ Q3_PRIVATE_API bool q3_json_equal(const q3_json *j, uint32_t node, const char *t
 /* Unescapes a string into out and returns its length in bytes; no zero is added, and the text may
  * hold zeros. With out NULL only the length. It is never more than end - start - 2. */
 Q3_PRIVATE_API size_t q3_json_string(const q3_json *j, uint32_t string, uint8_t *out);
+
+/* Unescapes a string to *at, puts a zero behind it and moves *at behind that. Returns the
+ * string; NULL if it holds a zero itself. */
+Q3_PRIVATE_API const char *q3_json_keep(const q3_json *j, uint32_t string, char **at);
 
 /* A number spelled as an integer: no fraction, no exponent; -1 and -0 are. */
 Q3_PRIVATE_API bool q3_json_is_integer(const q3_json *j, uint32_t node);

@@ -7,26 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-bool q3_reserve(q3_buffer *b, size_t more, size_t size)
-{
-    if (more <= b->capacity - b->count) return true;
-    if (more > SIZE_MAX / 4 / size - b->count) return false;
-    size_t capacity = b->count + more + b->capacity;
-    void *data = realloc(b->data, capacity * size);
-    if (data == NULL) return false;
-    b->data = data;
-    b->capacity = capacity;
-    return true;
-}
-
-bool q3_append(q3_buffer *b, const uint8_t *p, size_t n)
-{
-    if (!q3_reserve(b, n, 1)) return false;
-    if (n > 0) memcpy((uint8_t *)b->data + b->count, p, n);
-    b->count += n;
-    return true;
-}
-
 size_t q3_ascii_bytes(const uint8_t *p, size_t n)
 {
     size_t i = 0;

@@ -1,23 +1,9 @@
-/* Unicode for tokenizer.c: properties of code points (classes of Unicode 16.0) and normalisation
- * (NFC of Unicode 9.0), and the growing array that both use. Not a public interface. */
+/* nfc.h - Unicode for tokenizer.c: properties of code points (classes of Unicode 16.0) and
+ * normalisation (NFC of Unicode 9.0). Private. */
 #ifndef Q3_NFC_H
 #define Q3_NFC_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
-/* A growing array of elements of one size; released by free(data). */
-typedef struct q3_buffer {
-    void *data;
-    size_t count, capacity;
-} q3_buffer;
-
-/* Makes room for more elements behind count; false without memory, and nothing has changed then. */
-bool q3_reserve(q3_buffer *b, size_t more, size_t size);
-
-/* Appends n bytes to an array of bytes. */
-bool q3_append(q3_buffer *b, const uint8_t *p, size_t n);
+#include "host/text.h"
 
 /* The properties of a code point: class in bits 0-1, two flags, combining class in bits 8-15. */
 enum {

@@ -13,11 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* In the order of q3_dtype, Q3_F32 to Q3_I64. */
-static const struct { const char *name; size_t size; } dtypes[] = {
-    {"F32", 4}, {"BF16", 2}, {"F16", 2}, {"F64", 8}, {"I32", 4}, {"I64", 8}};
-
-#define DTYPES (sizeof dtypes / sizeof *dtypes)
 #define DTYPES_TEXT "dtype F64, F32, BF16, F16, I64 or I32"
 #define MOST_AXES (sizeof ((q3_entry *)0)->shape / sizeof *((q3_entry *)0)->shape)
 
@@ -46,7 +41,7 @@ struct q3_tensors {
     const char **metadata; /* [2 * metadata_count]: key, value, ... */
     size_t metadata_count;
     char *texts; /* names and metadata, each ended by 0 */
-    size_t used;
+    char *text_end; /* where the next one goes */
     bool any_dtype; /* tensors of other dtypes are no error */
 };
 
@@ -62,16 +57,6 @@ void q3_tensors_close(q3_tensors *tensors)
     free(tensors);
 }
 
-/* A string of the header, moved to where it lives on. NULL: it holds a zero. */
-static const char *keep_string(q3_tensors *t, uint32_t node)
-{
-    char *text = t->texts + t->used;
-    size_t length = q3_json_string(&t->header, node, (uint8_t *)text);
-    text[length] = 0;
-    t->used += length + 1;
-    return memchr(text, 0, length) == NULL ? text : NULL;
-}
-
 static q3_status read_metadata(q3_tensors *t, uint32_t object, q3_error *error)
 {
     const q3_json *j = &t->header;
@@ -81,10 +66,11 @@ static q3_status read_metadata(q3_tensors *t, uint32_t object, q3_error *error)
     for (uint32_t i = 0; i < j->nodes[object].count; i++, key = j->nodes[key + 1].next) {
         if (q3_json_type_of(j, key + 1) != Q3_JSON_STRING)
             return q3_json_fail(j, key + 1, "__metadata__", "strings", error);
-        const char *name = keep_string(t, key), *value = keep_string(t, key + 1);
+        const char *name = q3_json_keep(j, key, &t->text_end);
+        const char *value = q3_json_keep(j, key + 1, &t->text_end);
         if (name == NULL || value == NULL)
             return q3_json_fail(j, name == NULL ? key : key + 1, "__metadata__",
-                                "strings without zeros", error);
+                                "strings without zero bytes", error);
         t->metadata[2 * t->metadata_count] = name;
         t->metadata[2 * t->metadata_count + 1] = value;
         t->metadata_count++;
@@ -124,13 +110,13 @@ static q3_status read_offsets(const q3_tensors *t, uint32_t array, q3_entry *ent
     entry->data = t->data + begin_end[0];
     if (entry->dtype == Q3_AUTO)
         return Q3_OK; /* of another dtype, whose size is not known here */
-    if (!count_elements(entry, &elements) || elements > UINT64_MAX / dtypes[entry->dtype].size)
+    if (!count_elements(entry, &elements) || elements > UINT64_MAX / q3_dtype_size(entry->dtype))
         return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found a shape of 2^64 bytes or "
                        "more, expected one that fits", j->name, entry->name);
-    if (begin_end[1] - begin_end[0] != elements * dtypes[entry->dtype].size)
+    if (begin_end[1] - begin_end[0] != elements * q3_dtype_size(entry->dtype))
         return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.150s: found %" PRIu64
                        " bytes of data, expected %" PRIu64 " for its shape", j->name, entry->name,
-                       begin_end[1] - begin_end[0], elements * dtypes[entry->dtype].size);
+                       begin_end[1] - begin_end[0], elements * q3_dtype_size(entry->dtype));
     return Q3_OK;
 }
 
@@ -140,15 +126,17 @@ static q3_status read_entry(q3_tensors *t, uint32_t key, q3_entry *entry, uint64
 {
     const q3_json *j = &t->header;
     uint32_t object = key + 1, dtype = q3_json_find(j, object, "dtype");
-    entry->name = keep_string(t, key);
-    if (entry->name == NULL) return q3_json_fail(j, key, "header", "a name without zeros", error);
+    entry->name = q3_json_keep(j, key, &t->text_end);
+    if (entry->name == NULL)
+        return q3_json_fail(j, key, "header", "a name without zero bytes", error);
     if (q3_json_type_of(j, object) != Q3_JSON_OBJECT)
         return q3_json_fail(j, object, entry->name, "an object", error);
-    size_t i = 0;
-    while (i < DTYPES && !(dtype != 0 && q3_json_equal(j, dtype, dtypes[i].name))) i++;
+    entry->dtype = Q3_AUTO;
+    for (q3_dtype d = (q3_dtype)0; dtype != 0 && d < Q3_AUTO; d++)
+        if (q3_json_equal(j, dtype, q3_dtype_code(d))) entry->dtype = d;
     bool other = t->any_dtype && dtype != 0 && q3_json_type_of(j, dtype) == Q3_JSON_STRING;
-    if (i == DTYPES && !other) return q3_json_fail(j, dtype, entry->name, DTYPES_TEXT, error);
-    entry->dtype = i < DTYPES ? (q3_dtype)i : Q3_AUTO;
+    if (entry->dtype == Q3_AUTO && !other)
+        return q3_json_fail(j, dtype, entry->name, DTYPES_TEXT, error);
     q3_status status = read_shape(j, q3_json_find(j, object, "shape"), entry, error);
     if (status != Q3_OK) return status;
     return read_offsets(t, q3_json_find(j, object, "data_offsets"), entry, begin_end, error);
@@ -167,7 +155,7 @@ static int compare_ranges(const void *a, const void *b)
     return (x->index > y->index) - (x->index < y->index);
 }
 
-static int compare_names(const void *a, const void *b)
+static int compare_entries(const void *a, const void *b)
 {
     const q3_entry *const *x = a, *const *y = b;
     return strcmp((*x)->name, (*y)->name);
@@ -211,11 +199,6 @@ static q3_status read_members(q3_tensors *t, range *ranges, q3_error *error)
     return check_ranges(t, ranges, error);
 }
 
-static q3_status no_memory(const char *path, q3_error *error)
-{
-    return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to read it", path);
-}
-
 /* Memory for everything in the header, from upper bounds: members, and members of __metadata__. */
 static q3_status read_header(q3_tensors *t, q3_error *error)
 {
@@ -228,17 +211,17 @@ static q3_status read_header(q3_tensors *t, q3_error *error)
     t->entries = calloc(members + 1, sizeof *t->entries);
     t->sorted = calloc(members + 1, sizeof *t->sorted);
     t->metadata = calloc(2 * pairs + 1, sizeof *t->metadata);
-    t->texts = malloc((size_t)j->nodes[0].end + 1); /* no string is longer than its JSON */
+    t->texts = t->text_end = malloc((size_t)j->nodes[0].end + 1); /* strings only get shorter */
     q3_status status = Q3_ERROR_MEMORY;
     if (ranges == NULL || t->entries == NULL || t->sorted == NULL || t->metadata == NULL ||
         t->texts == NULL)
-        no_memory(t->path, error);
+        q3_no_memory(error, t->path);
     else
         status = read_members(t, ranges, error);
     free(ranges);
     if (status != Q3_OK) return status;
     for (size_t i = 0; i < t->count; i++) t->sorted[i] = &t->entries[i];
-    if (t->count > 0) qsort(t->sorted, t->count, sizeof *t->sorted, compare_names);
+    if (t->count > 0) qsort(t->sorted, t->count, sizeof *t->sorted, compare_entries);
     return Q3_OK;
 }
 
@@ -261,15 +244,14 @@ static q3_status open_mapped(q3_tensors *t, q3_error *error)
     q3_status status = q3_json_parse(&t->header, t->path, bytes + 8, (size_t)length, error);
     if (status != Q3_OK) return status;
     if (q3_json_type_of(&t->header, 0) != Q3_JSON_OBJECT || t->header.nodes[0].start != 0)
-        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: header: found no { at its start, expected a "
-                       "JSON object", t->path);
+        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: the header does not start with {", t->path);
     return read_header(t, error);
 }
 
 static q3_status open_file(q3_tensors **tensors, const char *path, bool any_dtype, q3_error *error)
 {
     q3_tensors *t = calloc(1, sizeof *t);
-    if (t == NULL) return no_memory(path, error);
+    if (t == NULL) return q3_no_memory(error, path);
     t->path = path;
     t->any_dtype = any_dtype;
     q3_status status = q3_map(&t->mapping, path, error);
@@ -363,7 +345,7 @@ void q3_entry_integers(int64_t *values, const q3_entry *entry, uint64_t first, s
     check_piece(entry, first, count);
     Q3_CHECK(entry->dtype == Q3_I32 || entry->dtype == Q3_I64);
     for (size_t i = 0; i < count; i++) {
-        uint64_t bits = load_bits(entry->data, first + i, dtypes[entry->dtype].size);
+        uint64_t bits = load_bits(entry->data, first + i, q3_dtype_size(entry->dtype));
         if (entry->dtype == Q3_I32 && bits > INT32_MAX) bits |= UINT64_C(0xFFFFFFFF00000000);
         values[i] = bits <= INT64_MAX ? (int64_t)bits : -(int64_t)(UINT64_MAX - bits) - 1;
     }
@@ -383,22 +365,6 @@ struct q3_writer {
     uint64_t end;
 };
 
-/* A JSON string with as few escapes as possible. */
-static void put_string(q3_text *text, const char *string)
-{
-    char piece[8];
-    q3_text_add(text, "\"");
-    for (; *string != 0; string++) {
-        uint8_t c = (uint8_t)*string;
-        if (c < 0x20)
-            snprintf(piece, sizeof piece, "\\u%04x", (unsigned)c);
-        else
-            snprintf(piece, sizeof piece, c == '"' || c == '\\' ? "\\%c" : "%c", c);
-        q3_text_add(text, piece);
-    }
-    q3_text_add(text, "\"");
-}
-
 /* The places of the data, counted from its start. The header names the tensors in the order given.
  * The format allows no holes, so that in this order a tensor after one of odd size could not start
  * at a multiple of its element size; the data therefore has the tensors of 8-byte elements first,
@@ -409,8 +375,8 @@ static bool place(q3_writer *w, const q3_entry *entries)
     for (size_t size = 8; size >= 2; size /= 2) {
         for (size_t i = 0; i < w->count; i++) {
             placed *p = &w->tensors[i];
-            Q3_CHECK((size_t)entries[i].dtype < DTYPES && entries[i].rank <= MOST_AXES);
-            if (dtypes[entries[i].dtype].size != size) continue;
+            Q3_CHECK(entries[i].dtype < Q3_AUTO && entries[i].rank <= MOST_AXES);
+            if (q3_dtype_size(entries[i].dtype) != size) continue;
             if (!count_elements(&entries[i], &p->elements) ||
                 p->elements > (INT64_MAX - w->end) / size)
                 return false;
@@ -431,18 +397,18 @@ static void put_header(q3_text *text, const q3_writer *w, const q3_entry *entrie
         q3_text_add(text, "\"__metadata__\":{");
         for (; metadata[0] != NULL; metadata += 2, comma = ",") {
             q3_text_add(text, comma);
-            put_string(text, metadata[0]);
+            q3_text_string(text, metadata[0], strlen(metadata[0]));
             q3_text_add(text, ":");
-            put_string(text, metadata[1]);
+            q3_text_string(text, metadata[1], strlen(metadata[1]));
         }
         q3_text_add(text, "}");
     }
     for (size_t i = 0; i < w->count; i++, comma = ",") {
         const placed *p = &w->tensors[i];
         q3_text_add(text, comma);
-        put_string(text, entries[i].name);
+        q3_text_string(text, entries[i].name, strlen(entries[i].name));
         q3_text_add(text, ":{\"dtype\":\"");
-        q3_text_add(text, dtypes[p->dtype].name);
+        q3_text_add(text, q3_dtype_code(p->dtype));
         q3_text_add(text, "\",\"shape\":[");
         for (size_t k = 0; k < entries[i].rank; k++) {
             q3_text_add(text, k > 0 ? "," : "");
@@ -451,7 +417,7 @@ static void put_header(q3_text *text, const q3_writer *w, const q3_entry *entrie
         q3_text_add(text, "],\"data_offsets\":[");
         q3_text_uint(text, p->offset);
         q3_text_add(text, ",");
-        q3_text_uint(text, p->offset + p->elements * dtypes[p->dtype].size);
+        q3_text_uint(text, p->offset + p->elements * q3_dtype_size(p->dtype));
         q3_text_add(text, "]}");
     }
     q3_text_add(text, "}");
@@ -487,7 +453,7 @@ q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *e
     if (w != NULL) w->tensors = calloc(count + 1, sizeof *w->tensors);
     if (w == NULL || w->tensors == NULL) {
         free(w);
-        return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to write it", path);
+        return q3_no_memory(error, path);
     }
     w->count = count;
     if (!place(w, entries))
@@ -496,7 +462,7 @@ q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *e
     if (status == Q3_OK) {
         put_header(&header, w, entries, metadata);
         if (header.failed)
-            status = q3_fail(error, Q3_ERROR_MEMORY, "%.300s: not enough memory to write it", path);
+            status = q3_no_memory(error, path);
     }
     if (status == Q3_OK) status = q3_output_open(&w->output, path, error);
     if (status == Q3_OK) status = write_header(w, &header, error);
@@ -551,7 +517,7 @@ static q3_status write_piece(q3_writer *w, size_t index, uint64_t first, const f
     uint8_t buffer[8192];
     Q3_CHECK(index < w->count);
     const placed *p = &w->tensors[index];
-    size_t size = dtypes[p->dtype].size, most = sizeof buffer / size;
+    size_t size = q3_dtype_size(p->dtype), most = sizeof buffer / size;
     Q3_CHECK(first <= p->elements && count <= p->elements - first);
     Q3_CHECK((integers != NULL) == (p->dtype == Q3_I32 || p->dtype == Q3_I64) || count == 0);
     for (size_t done = 0; done < count;) {

@@ -1,4 +1,5 @@
-/* What tokenizer.c (encode, decode) and tokenizer_file.c (reading tokenizer.json) share. */
+/* tokenizer.h - what tokenizer.c (encode, decode) and tokenizer_file.c (reading tokenizer.json)
+ * share. Private. */
 #ifndef Q3_TOKENIZER_H
 #define Q3_TOKENIZER_H
 
@@ -59,8 +60,5 @@ uint32_t q3_find_token(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, si
 
 /* The index from low to high - 1 with this id, or Q3_NONE. */
 uint32_t q3_find_id(const q3_tokenizer *t, size_t low, size_t high, int32_t id);
-
-/* Fills in the message and returns Q3_ERROR_MEMORY. */
-q3_status q3_no_memory(q3_error *error);
 
 #endif

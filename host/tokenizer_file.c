@@ -229,7 +229,7 @@ static q3_status load_vocabulary(loader *l, uint32_t vocab)
     size_t n = j->nodes[vocab].count;
     uint64_t *keys = malloc((2 * n + 1) * sizeof *keys), *a = keys, *b = keys + n, id;
     bool sorted = true;
-    if (keys == NULL) return q3_no_memory(l->error);
+    if (keys == NULL) return q3_no_memory(l->error, l->j.name);
     uint32_t k = vocab + 1;
     for (size_t i = 0; i < n; i++, k++, k++) {
         if (!q3_json_uint(j, k + 1, &id) || id > INT32_MAX) break;
@@ -334,7 +334,7 @@ static q3_status load_merges(loader *l, uint32_t merges)
     for (t->pair_mask = 15; t->pair_mask / 4 * 3 <= l->j.nodes[merges].count;)
         t->pair_mask = 2 * t->pair_mask + 1;
     t->pairs = malloc((t->pair_mask + 1) * sizeof *t->pairs);
-    if (t->pairs == NULL) return q3_no_memory(l->error);
+    if (t->pairs == NULL) return q3_no_memory(l->error, l->j.name);
     for (t->pair_seed = 0; collide && t->pair_seed < SEEDS; t->pair_seed += collide) {
         memset(t->pairs, 0xFF, (t->pair_mask + 1) * sizeof *t->pairs); /* Q3_NONE: empty */
         q3_status status = read_merges(l, merges, &collide);
@@ -442,7 +442,7 @@ static q3_status load(loader *l, size_t length)
     t->added_text = malloc(length + 1);
     if (t->pool == NULL || t->offsets == NULL || t->ids == NULL || t->slots == NULL ||
         t->added == NULL || t->added_text == NULL)
-        return q3_no_memory(l->error);
+        return q3_no_memory(l->error, l->j.name);
     s = load_vocabulary(l, vocab);
     if (s == Q3_OK && !index_tokens(t, 0))
         s = fail(l, vocab, "model.vocab", "", "keys that do not collide in a hash table");
@@ -478,7 +478,7 @@ q3_status q3_tokenizer_parse(q3_tokenizer **tokenizer, const char *name, const v
     l.bytes = malloc(length + 1);
     if (l.t != NULL) l.t->properties = q3_properties();
     if (l.t == NULL || l.text == NULL || l.bytes == NULL || l.t->properties == NULL) {
-        s = q3_no_memory(error);
+        s = q3_no_memory(error, name);
     } else {
         fill_bytes(l.t->byte_of);
         s = load(&l, length);

@@ -96,7 +96,5 @@ size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *
  * False: no memory. */
 bool q3_read_by_expert(float **sorted, const backend *b, const backend_tensor *tensor, q3_tap_id id,
                        const float *choice, const float *ours);
-/* "[5,7]", cut off if it is too long. */
-void q3_shape_text(char text[64], const uint64_t *shape, size_t rank);
 
 #endif

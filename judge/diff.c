@@ -272,8 +272,8 @@ static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const sid
         f.given_as = theirs->name;
         if (rank != plain_shape(shape[1], theirs) ||
             memcmp(shape[0], shape[1], rank * sizeof shape[0][0]) != 0) {
-            q3_shape_text(found, theirs->shape, theirs->rank);
-            q3_shape_text(expected, ours->shape, ours->rank);
+            q3_shape_text(found, sizeof found, theirs->shape, theirs->rank);
+            q3_shape_text(expected, sizeof expected, ours->shape, ours->rank);
             f.verdict = Q3_VERDICT_SHAPE;
             snprintf(f.reason, sizeof f.reason, "found %s, expected %s", found, expected);
         } else {

@@ -137,22 +137,13 @@ static void add_note(backend_tensor *tensor, const char *format, ...)
     va_end(arguments);
 }
 
-void q3_shape_text(char text[64], const uint64_t *shape, size_t rank)
-{
-    int used = snprintf(text, 64, "[");
-    for (size_t i = 0; i < rank && used < 64; i++)
-        used += snprintf(text + used, (size_t)(64 - used), "%s%llu", i > 0 ? "," : "",
-                         (unsigned long long)shape[i]);
-    if (used < 64) snprintf(text + used, (size_t)(64 - used), "]");
-}
-
 static void note_wrong_shape(backend_tensor *tensor, const tap_lines *row, size_t rank, size_t T)
 {
     char found[64], expected[64];
     const uint64_t flat[2] = {T, row->lines * row->width}, wide[3] = {T, row->lines, row->width},
                    square[3] = {row->outer, T, T};
-    q3_shape_text(found, tensor->entry->shape, tensor->entry->rank);
-    q3_shape_text(expected, row->square ? square : rank == 2 ? flat : wide, rank);
+    q3_shape_text(found, sizeof found, tensor->entry->shape, tensor->entry->rank);
+    q3_shape_text(expected, sizeof expected, row->square ? square : rank == 2 ? flat : wide, rank);
     add_note(tensor, "found %.60s, expected %.60s", found, expected);
 }
 

@@ -278,7 +278,7 @@ static const failure bad_checks[] = {
      "--html: found w/x, expected another file than --json's"},
     {"check tiny w/fault --json w/y --html w/../w/y --layers 0:1",
      "--html: found w/../w/y, expected another file than --json's"},
-    {"check tiny /dev/zero", "/dev/zero: file: found a device, expected a file"},
+    {"check tiny /dev/zero", "cannot read /dev/zero: it is a device"},
     {"check tiny w/fault --json nowhere/x --layers 0:1", NULL},
 };
 

@@ -11,7 +11,7 @@
 
 #include "qwen3moe.h"
 #include "rule.h"
-#include "sha256.h"
+#include "host/sha256.h"
 
 #include <string.h>
 

@@ -374,7 +374,7 @@ static void check_layers(void)
     }
     q3_model_close(model);
     CHECK(load(&dtype, 1, 3, &error) == NULL);
-    CHECKF(strstr(error.text, "s0.safetensors: file: found ") != NULL, "%s", error.text);
+    CHECKF(strstr(error.text, "s0.safetensors: no such file") != NULL, "%s", error.text);
     CHECK(load(&dtype, 0, 1, &error) == NULL);
     write_tensors("s0.safetensors", &list, 0);
     model = load(&dtype, 0, 2, &error);
@@ -403,8 +403,8 @@ static void check_layers(void)
 
 /* ==== Faults ================================================================================== */
 
-#define UNKNOWN ": found a tensor that the model does not have, expected none"
-#define NOTHING ": found nothing, expected a tensor of shape "
+#define UNKNOWN ": the model has no such tensor"
+#define NOTHING ": missing, expected a tensor of shape "
 
 /* One change of one tensor, in the one file that has all. */
 typedef enum change { DROP, RENAME, SHAPE, DTYPE, ADD } change;
@@ -517,8 +517,8 @@ static void check_faults(void)
            "model.layers.0.mlp.experts.1.up_proj.weight" UNKNOWN);
 }
 
-#define OTHER_HEAD "model.safetensors: lm_head.weight: found values that are not the " \
-                   "embedding's, expected none or equal ones (tie_word_embeddings)"
+#define OTHER_HEAD "model.safetensors: lm_head.weight: differs from model.embed_tokens.weight, " \
+                   "though tie_word_embeddings is true"
 
 static void check_tied(void)
 {
@@ -576,7 +576,7 @@ static void check_equal_head(q3_dtype head_dtype, float add, const char *want)
     expect("equal head", Q3_F32, want);
 }
 
-#define BEYOND " in element 3, expected what is finite in "
+#define BEYOND " in element 3, expected a value that is finite in "
 
 /* Values on both sides of the largest that a dtype holds; infinity and NaN are no overflow. */
 static void check_overflow(void)
@@ -633,8 +633,8 @@ static void check_dtypes(void)
     write_tensors("model.safetensors", &list, -1);
     write_config("");
     expect("mixed", Q3_AUTO, "model.safetensors: dtype: found bfloat16 in "
-           "model.embed_tokens.weight and float32 in model.layers.1.mlp.up_proj.weight, expected "
-           "one dtype, or a choice");
+           "model.embed_tokens.weight and float32 in model.layers.1.mlp.up_proj.weight; "
+           "name the dtype of the run");
     check_weights(Q3_F32, Q3_F32, false, false);
     write_config(",\"torch_dtype\":\"bfloat16\"");
     check_weights(Q3_AUTO, Q3_BF16, false, false);
@@ -657,7 +657,7 @@ static void check_files(void)
            "model.safetensors.index.json");
     CHECK(q3_model_open(&model, folder_path("config.json"), &error) == Q3_OK);
     CHECK(model != NULL && q3_model_load(model, &dtype, 0, L, &error) == Q3_ERROR_INPUT);
-    CHECKF(strstr(error.text, "config.json: weights: found a config.json alone, expected a model "
+    CHECKF(strstr(error.text, "config.json: a config.json alone has no weights, expected a model "
                   "folder") != NULL, "%s", error.text);
     q3_model_close(model);
     write_shards(&list);
@@ -677,18 +677,17 @@ static void check_files(void)
     write_index(&list, "");
     drop(&list, "model.layers.1.mlp.up_proj.weight");
     write_tensors("s1.safetensors", &list, 1);
-    expect("shard has less", Q3_AUTO, "s1.safetensors: model.layers.1.mlp.up_proj.weight: found "
-           "nothing, expected the tensor that the index puts here");
+    expect("shard has less", Q3_AUTO, "s1.safetensors: model.layers.1.mlp.up_proj.weight: "
+           "missing, though the index puts it here");
     make_tensors(&list, false, false, false);
     put(&list, "model.norm.weight", M, 0, 0)->file = 1;
     write_tensors("s1.safetensors", &list, 1);
-    expect("twice", Q3_AUTO, "s1.safetensors: model.norm.weight: found a tensor that the index "
-           "puts into another file, expected those it puts here");
+    expect("twice", Q3_AUTO, "s1.safetensors: model.norm.weight: the index puts this "
+           "tensor into another file");
     make_tensors(&list, false, false, false);
     put(&list, "extra", M, 0, 0)->file = 1;
     write_tensors("s1.safetensors", &list, 1);
-    expect("unlisted", Q3_AUTO, "s1.safetensors: extra: found a tensor that the index does not "
-           "list, expected those it puts here");
+    expect("unlisted", Q3_AUTO, "s1.safetensors: extra: the index does not list this tensor");
 }
 
 #define NO_FILE ", expected the name of a file in the folder"
@@ -716,7 +715,7 @@ static void check_index(void)
         {"{\"weight_map\":{\"a\":\"b\\u0000\"}}",
          "a: found \"b\\u0000\"" NO_FILE},
         {"{\"weight_map\":{\"a\\u0000\":\"b\"}}",
-         "weight_map: found \"a\\u0000\", expected a name without zeros"},
+         "weight_map: found \"a\\u0000\", expected a name without zero bytes"},
     };
     folder_empty();
     write_config("");
@@ -833,18 +832,18 @@ static void check_large_index(void)
     CHECKF(model != NULL, "%s", error.text);
     q3_model_close(model);
     CHECK(load(&dtype, 40, 41, &error) == NULL);
-    CHECKF(strstr(error.text, "safetensors: file: found ") != NULL, "%s", error.text);
+    CHECKF(strstr(error.text, ".safetensors: no such file") != NULL, "%s", error.text);
     n = at + (size_t)snprintf(text + at, capacity - at,
                               ",\"model.layers.94.mlp.gate.weight\":\"m\"}}");
     folder_write("model.safetensors.index.json", text, n);
     CHECK(load(&dtype, 40, 40, &error) == NULL);
-    CHECKF(strstr(error.text, "model.layers.94.mlp.gate.weight: found a tensor that the model does "
-                  "not have") != NULL, "%s", error.text);
+    CHECKF(strstr(error.text, "model.layers.94.mlp.gate.weight: the model has no such "
+                  "tensor") != NULL, "%s", error.text);
     text[at - 40 - 27] = 'X'; /* in the last tensor's name */
     n = at + (size_t)snprintf(text + at, capacity - at, "}}");
     folder_write("model.safetensors.index.json", text, n);
     CHECK(load(&dtype, 40, 40, &error) == NULL);
-    CHECKF(strstr(error.text, "model.layers.93.mlp.experts.127.down_proj.weight: found nothing, "
+    CHECKF(strstr(error.text, "model.layers.93.mlp.experts.127.down_proj.weight: missing, "
                   "expected a tensor of shape [4096,1536]") != NULL, "%s", error.text);
     free(text);
 }

@@ -206,9 +206,9 @@ static const struct { const char *add, *drop, *want; } refused[] = {
      "num_attention_heads: found 6, expected a multiple of num_key_value_heads"},
     {"\"head_dim\":null", "", "head_dim: found null, expected an integer from 1 to 2147483647"},
     {"\"head_dim\":7", "", "head_dim: found 7, expected an even number"},
-    {"\"hidden_size\":45", " head_dim ", "head_dim: found nothing, expected it, since hidden_size "
+    {"\"hidden_size\":45", " head_dim ", "head_dim is missing, and hidden_size "
      "/ num_attention_heads is not even"},
-    {"\"hidden_size\":5", " head_dim ", "head_dim: found nothing, expected it, since hidden_size "
+    {"\"hidden_size\":5", " head_dim ", "head_dim is missing, and hidden_size "
      "/ num_attention_heads is not even"},
     {"\"max_position_embeddings\":0", "",
      "max_position_embeddings: found 0, expected an integer from 1 to 2147483647"},
@@ -296,7 +296,8 @@ static const struct { const char *add, *drop, *want; } refused[] = {
      "{\"rope_type\":\"linear\",\"factor\":2.0}, expected the same in both"},
     {"\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":3,\"rope_theta\":5e6},"
      "\"rope_scaling\":{\"type\":\"linear\",\"factor\":3}", " rope_theta ",
-     "rope_parameters.rope_theta: found 5e6, expected 10000, as rope_scaling alone means"},
+     "rope_parameters.rope_theta: found 5e6, expected 10000, since there is none "
+     "beside rope_scaling"},
     /* RoPE */
     {"\"rope_theta\":1.0", "", "rope_theta: found 1.0, expected a number above 1, up to 1e30"},
     {"\"rope_theta\":0", "", "rope_theta: found 0, expected a number above 1, up to 1e30"},
@@ -305,13 +306,13 @@ static const struct { const char *add, *drop, *want; } refused[] = {
     {"\"rope_theta\":\"1e6\"", "",
      "rope_theta: found \"1e6\", expected a number above 1, up to 1e30"},
     {"\"partial_rotary_factor\":0.5", "",
-     "partial_rotary_factor: found 0.5, expected 1 or no such key"},
+     "partial_rotary_factor: found 0.5, expected 1, or no such key"},
     {"\"partial_rotary_factor\":null", "",
-     "partial_rotary_factor: found null, expected 1 or no such key"},
+     "partial_rotary_factor: found null, expected 1, or no such key"},
     {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":2,\"partial_rotary_factor\":0.25}", "",
-     "rope_scaling.partial_rotary_factor: found 0.25, expected 1 or no such key"},
+     "rope_scaling.partial_rotary_factor: found 0.25, expected 1, or no such key"},
     {"\"rope_parameters\":{\"rope_theta\":1e6,\"partial_rotary_factor\":0.25}", "",
-     "rope_parameters.partial_rotary_factor: found 0.25, expected 1 or no such key"},
+     "rope_parameters.partial_rotary_factor: found 0.25, expected 1, or no such key"},
     {"\"rope_scaling\":{}", "", "rope_scaling.rope_type: found nothing, expected \"default\", "
      "\"linear\", \"dynamic\", \"yarn\" or \"llama3\""},
     {"\"rope_scaling\":{\"factor\":2.0}", "", "rope_scaling.rope_type: found nothing, expected "
@@ -340,12 +341,13 @@ static const struct { const char *add, *drop, *want; } refused[] = {
     {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.0,\"rope_theta\":5e6}", "",
      "rope_theta and rope_scaling.rope_theta: found 1000000.0 and 5e6, expected the same in both"},
     {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.0,\"rope_theta\":5e6}", " rope_theta ",
-     "rope_scaling.rope_theta: found 5e6, expected it beside rope_scaling, not inside"},
+     "rope_scaling.rope_theta: found 5e6, expected rope_theta beside "
+     "rope_scaling, not inside it"},
     {"\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0},\"head_dim\":2", "",
      "head_dim: found 2, expected at least 4 with dynamic RoPE"},
     {"\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":1e30}", "",
-     "rope_theta: found 1000000.0, expected less: dynamic RoPE with this factor grows beyond "
-     "float32"},
+     "rope_theta: found 1000000.0, expected a smaller one: with this factor dynamic RoPE "
+     "grows beyond float32"},
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,"
      "\"original_max_position_embeddings\":null}", "",
      "rope_scaling.original_max_position_embeddings: found null, expected an integer from 1 to "
@@ -354,8 +356,8 @@ static const struct { const char *add, *drop, *want; } refused[] = {
      "", "rope_scaling.original_max_position_embeddings: found 0, expected an integer from 1 to "
      "2147483647"},
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0},\"original_max_position_embeddings\":512",
-     "", "original_max_position_embeddings: found 512, expected no such key, or the value in use "
-     "with rope_scaling"},
+     "", "original_max_position_embeddings: found 512, expected no such key, or the same as in "
+     "rope_scaling"},
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,\"beta_fast\":-1}", "",
      "rope_scaling.beta_fast: found -1, expected a number from 1e-30 to 1e30, 0 or null"},
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,\"beta_slow\":1e-31}", "",
@@ -438,13 +440,13 @@ static void check_fields(void)
     q3_model_close(model);
 }
 
-/* The message of a path that is no configuration: starts with the path, has the text. */
+/* The message of a path that is no configuration has the path and the text. */
 static void check_path(const char *path, const char *text)
 {
     q3_model *model = NULL;
     q3_error error = {""};
     CHECK(q3_model_open(&model, path, &error) != Q3_OK && model == NULL);
-    CHECKF(strncmp(error.text, path, strlen(path)) == 0 && strstr(error.text, text) != NULL,
+    CHECKF(strstr(error.text, path) != NULL && strstr(error.text, text) != NULL,
            "got \"%s\", want \"%s\" in it", error.text, text);
 }
 
@@ -454,8 +456,8 @@ static void check_files(void)
                                          "\xEF\xBB\xBF{}", "{\"a\":NaN}", "{'a':1}",
                                          "\xFF\xFE{"};
     folder_empty();
-    check_path(folder_path("absent"), ": file: found nothing, expected a model folder");
-    check_path(folder.path, "/config.json: file: found ");
+    check_path(folder_path("absent"), "absent: no such model folder or config.json");
+    check_path(folder.path, "/config.json: no such file");
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
         folder_write("config.json", broken[i], strlen(broken[i]));
         check_path(folder_path("config.json"), ": found ");

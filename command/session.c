@@ -1,16 +1,13 @@
-/* command.c - what the verbs share: numbers, tokens, a loaded model, progress. */
+/* session.c - what the verbs share: tokens and chats in, a loaded model, progress. */
 #define _POSIX_C_SOURCE 200809L /* isatty, fileno */
 #include "command/command.h"
 
-#include "host/json.h"
+#include "host/files.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #ifdef _WIN32
-#include <fcntl.h>
 #include <io.h>
 #define isatty _isatty
 #define fileno _fileno
@@ -18,66 +15,15 @@
 #include <unistd.h>
 #endif
 
-static const char *const option_names[OPTION_COUNT] = {
-    [OPTION_CHUNK] = "--chunk", [OPTION_N] = "-n", [OPTION_SEED] = "--seed",
-    [OPTION_START] = "--start",
-    [OPTION_TEMPERATURE] = "--temperature", [OPTION_TOP_K] = "--top-k", [OPTION_TOP_P] = "--top-p",
-};
+/* ==== Tokens ================================================================================== */
 
-/* Digits of an unsigned integer up to `end`; false if there are none, or anything else, or too
- * many. */
-static bool parse_integer(const char *text, const char *end, uint64_t *value)
-{
-    uint64_t n = 0;
-    if (text == end) return false;
-    for (; text != end; text++) {
-        if (*text < '0' || *text > '9') return false;
-        uint64_t digit = (uint64_t)(*text - '0');
-        if (n > (UINT64_MAX - digit) / 10) return false;
-        n = n * 10 + digit;
-    }
-    *value = n;
-    return true;
-}
-
-q3_status integer_option(const command_line *command, option_id option, uint64_t least,
-                         uint64_t most, uint64_t absent, uint64_t *value, q3_error *error)
-{
-    const char *text = command->value[option];
-    *value = absent;
-    if (text == NULL) return Q3_OK;
-    if (parse_integer(text, text + strlen(text), value) && *value >= least && *value <= most)
-        return Q3_OK;
-    return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.40s, expected an integer from %llu to %llu",
-                   option_names[option], text, (unsigned long long)least, (unsigned long long)most);
-}
-
-q3_status number_option(const command_line *command, option_id option, double absent, double *value,
-                        q3_error *error)
-{
-    const char *text = command->value[option];
-    *value = absent;
-    if (text == NULL) return Q3_OK;
-    size_t length = strlen(text), at = 0;
-    bool digits = false;
-    for (; at < length; at++) {
-        digits = digits || (text[at] >= '0' && text[at] <= '9');
-        if ((text[at] < '0' || text[at] > '9') && (text[at] != '.' || at == 0 || at + 1 == length ||
-                                                   strchr(text, '.') != text + at))
-            break;
-    }
-    const uint8_t *bytes = (const uint8_t *)text;
-    if (digits && at == length && q3_decimal_to_double(bytes, bytes + length, value)) return Q3_OK;
-    return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.40s, expected a decimal number such as 0.7",
-                   option_names[option], text);
-}
-
+/* --tokens: ids between commas. */
 static q3_status parse_token_list(const char *text, token_list *tokens, q3_error *error)
 {
     size_t count = 1;
     for (const char *p = text; *p != 0; p++) count += *p == ',';
     int32_t *ids = malloc(count * sizeof *ids);
-    if (ids == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", count);
+    if (ids == NULL) return q3_no_memory(error, "--tokens");
     const char *p = text;
     for (size_t i = 0; i < count; i++) {
         uint64_t id;
@@ -96,59 +42,10 @@ static q3_status parse_token_list(const char *text, token_list *tokens, q3_error
     return Q3_OK;
 }
 
-q3_status read_whole(const char *path, uint8_t **bytes, size_t *length, q3_error *error)
-{
-    bool standard = strcmp(path, "-") == 0;
-    FILE *file = standard ? stdin : fopen(path, "rb");
-    if (file == NULL)
-        return q3_fail(error, Q3_ERROR_FILE, "%s: cannot open: %s", path, strerror(errno));
-#ifdef _WIN32
-    if (standard) _setmode(_fileno(stdin), _O_BINARY);
-#endif
-    uint8_t *all = NULL;
-    size_t used = 0, room = 0;
-    q3_status status = Q3_OK;
-    for (;;) {
-        if (used + 1 >= room) {
-            size_t larger = room == 0 ? 65536 : room * 2;
-            uint8_t *grown = larger > room ? realloc(all, larger) : NULL;
-            if (grown == NULL) {
-                status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory after %zu bytes", path,
-                                 used);
-                break;
-            }
-            all = grown;
-            room = larger;
-        }
-        size_t n = fread(all + used, 1, room - used - 1, file);
-        used += n;
-        if (n == 0) break;
-    }
-    if (status == Q3_OK && ferror(file))
-        status = q3_fail(error, Q3_ERROR_FILE, "%s: cannot read: %s", path, strerror(errno));
-    if (!standard) fclose(file);
-    if (status != Q3_OK) {
-        free(all);
-        return status;
-    }
-    all[used] = 0;
-    *bytes = all;
-    *length = used;
-    return Q3_OK;
-}
-
-static char *model_path(const command_line *command, const char *name)
-{
-    size_t folder = strlen(command->model), size = folder + strlen(name) + 2;
-    char *path = malloc(size);
-    if (path != NULL) snprintf(path, size, "%s/%s", command->model, name);
-    return path;
-}
-
 q3_status open_tokenizer(q3_tokenizer **tokenizer, const command_line *command, q3_error *error)
 {
-    char *path = model_path(command, "tokenizer.json");
-    if (path == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory");
+    char *path = q3_join(command->model, "/", "tokenizer.json");
+    if (path == NULL) return q3_no_memory(error, command->model);
     q3_status status = q3_tokenizer_open(tokenizer, path, error);
     free(path);
     return status;
@@ -169,36 +66,24 @@ q3_status encode_text(const command_line *command, const char *name, const uint8
 
 q3_status check_chat_options(const command_line *command, q3_error *error)
 {
-    static const struct { option_id id; const char *name; } options[] = {
-        {OPTION_NO_GENERATION_PROMPT, "--no-generation-prompt"},
-        {OPTION_NO_THINKING, "--no-thinking"},
-        {OPTION_TEXT, "--text"},
-    };
+    static const option_id options[] = {OPTION_NO_GENERATION_PROMPT, OPTION_NO_THINKING,
+                                        OPTION_TEXT};
     bool chat = command->value[OPTION_CHAT] != NULL || command->value[OPTION_USER] != NULL;
     for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
-        if (command->value[options[i].id] != NULL && !chat)
-            return q3_fail(error, Q3_ERROR_INPUT, "%s: found it alone, expected --chat with it",
-                           options[i].name);
+        if (command->value[options[i]] != NULL && !chat)
+            return q3_fail(error, Q3_ERROR_INPUT, "%s is given without --chat",
+                           option_name(options[i]));
     return Q3_OK;
 }
 
-/* A JSON list of one message: a user's, whose content is text[0..n). */
-static char *user_message(const uint8_t *text, size_t n, size_t *length)
+/* A JSON list of one message: a user's, whose content is text[length]. */
+static q3_status user_message(q3_text *json, const uint8_t *text, size_t length, q3_error *error)
 {
-    static const char before[] = "[{\"role\":\"user\",\"content\":\"", after[] = "\"}]";
-    char *json = n < SIZE_MAX / 8 ? malloc(6 * n + sizeof before + sizeof after) : NULL, *p = json;
-    if (json == NULL) return NULL;
-    memcpy(p, before, sizeof before - 1);
-    p += sizeof before - 1;
-    for (size_t i = 0; i < n; i++) {
-        if (text[i] >= 0x20 && text[i] != '"' && text[i] != '\\')
-            *p++ = (char)text[i];
-        else
-            p += snprintf(p, 7, "\\u%04x", (unsigned)text[i]);
-    }
-    memcpy(p, after, sizeof after);
-    *length = (size_t)(p - json) + sizeof after - 1;
-    return json;
+    q3_text_add(json, "[{\"role\":\"user\",\"content\":");
+    bool good = q3_text_string(json, (const char *)text, length);
+    q3_text_add(json, "}]");
+    if (json->failed) return q3_no_memory(error, "--user");
+    return good ? Q3_OK : q3_fail(error, Q3_ERROR_INPUT, "--user: the text is not UTF-8");
 }
 
 q3_status render_chat(const command_line *command, const uint8_t *user, size_t user_length,
@@ -208,20 +93,21 @@ q3_status render_chat(const command_line *command, const uint8_t *user, size_t u
     unsigned flags = 0;
     if (command->value[OPTION_NO_GENERATION_PROMPT] != NULL) flags |= Q3_CHAT_NO_PROMPT;
     if (command->value[OPTION_NO_THINKING] != NULL) flags |= Q3_CHAT_NO_THINKING;
-    uint8_t *template = NULL, *messages = NULL;
-    size_t template_length = 0, message_length = 0;
+    uint8_t *template = NULL, *file = NULL;
+    size_t template_length = 0, length_of_file = 0;
+    q3_text turn = {0};
     q3_status status = q3_chat_template(command->model, &template, &template_length, error);
-    if (status == Q3_OK && user == NULL) {
-        status = read_whole(path, &messages, &message_length, error);
-    } else if (status == Q3_OK) {
-        messages = (uint8_t *)user_message(user, user_length, &message_length);
-        if (messages == NULL)
-            status = q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu bytes", user_length);
-    }
+    if (status == Q3_OK && user == NULL)
+        status = q3_read_whole(&file, &length_of_file, path, error);
+    else if (status == Q3_OK)
+        status = user_message(&turn, user, user_length, error);
+    const void *messages = user == NULL ? (const void *)file : turn.data;
+    size_t message_length = user == NULL ? length_of_file : turn.size;
     if (status == Q3_OK)
         status = q3_chat_render(template, template_length, name, messages, message_length, flags,
                                 text, length, error);
-    free(messages);
+    free(turn.data);
+    free(file);
     free(template);
     return status;
 }
@@ -234,12 +120,11 @@ q3_status read_tokens(const command_line *command, const char *text, token_list 
     q3_status status = check_chat_options(command, error);
     if (status != Q3_OK) return status;
     if ((list != NULL) + (chat != NULL) + (text != NULL || user) > 1)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: found a text too, expected one of the two",
-                       list != NULL ? "--tokens" : "--chat");
+        return q3_fail(error, Q3_ERROR_INPUT, "--tokens, --chat and a text exclude each other");
     if (list != NULL) return parse_token_list(list, tokens, error);
     uint8_t *bytes = NULL, *rendered = NULL;
     size_t length = given ? strlen(text) : 0;
-    if (chat == NULL && !given) status = read_whole("-", &bytes, &length, error);
+    if (chat == NULL && !given) status = q3_read_whole(&bytes, &length, "-", error);
     const uint8_t *plain = given ? (const uint8_t *)text : bytes;
     const char *name = chat != NULL ? chat : given ? "text" : "standard input";
     if (status == Q3_OK && (chat != NULL || user)) {
@@ -252,6 +137,9 @@ q3_status read_tokens(const command_line *command, const char *text, token_list 
     return status;
 }
 
+/* ==== The model =============================================================================== */
+
+/* --layers A:B. */
 static q3_status read_layers(const char *text, size_t layers, q3_run *run, q3_error *error)
 {
     uint64_t first, end;
@@ -302,18 +190,25 @@ q3_status session_check_tokens(const q3_session *session, const token_list *toke
     return Q3_OK;
 }
 
-q3_status session_load(q3_session *session, const command_line *command, q3_error *error)
+q3_status session_load_weights(q3_session *session, q3_error *error)
 {
     q3_run *run = &session->run;
     show_progress("load", 0, 1);
     q3_status status = q3_model_load(session->model, &run->dtype, run->first_layer, run->end_layer,
                                      error);
     show_progress("load", 1, 1);
+    return status;
+}
+
+q3_status session_load(q3_session *session, const command_line *command, q3_error *error)
+{
+    q3_run *run = &session->run;
+    q3_status status = session_load_weights(session, error);
     if (status != Q3_OK) return status;
     size_t size = q3_state_size(session->config, run);
     session->memory = size == 0 ? NULL : malloc(size);
     if (session->memory == NULL)
-        return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for a state of %zu bytes",
+        return q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory for a state of %zu bytes",
                        command->model, size);
     session->state = q3_state_init(session->memory, size, session->config,
                                    q3_model_weights(session->model), run);
@@ -328,6 +223,8 @@ void session_close(q3_session *session)
     q3_model_close(session->model);
     memset(session, 0, sizeof *session);
 }
+
+/* ==== Progress ================================================================================ */
 
 bool is_terminal(FILE *file)
 {
