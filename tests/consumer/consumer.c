@@ -14,7 +14,7 @@ int main(int argc, char **argv)
         return 2;
     }
     if (!q3_count(&counts, q3_model_config(model))) return 2;
-    printf("%s %llu %g\n", Q3_VERSION, (unsigned long long)counts.parameters, q3_exp(0.0));
+    printf("%s %llu %g\n", q3_version(), (unsigned long long)counts.parameters, q3_exp(0.0));
     q3_model_close(model);
     return 0;
 }
