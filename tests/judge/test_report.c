@@ -403,6 +403,56 @@ static void test_round_trip(void)
     release(&lines);
 }
 
+/* ==== The page ================================================================================ */
+
+static size_t count_of(const char *text, const char *piece)
+{
+    size_t count = 0;
+    for (; (text = strstr(text, piece)) != NULL; text++) count++;
+    return count;
+}
+
+static void test_page(void)
+{
+    q3_text lines = {0}, html = {0};
+    q3_error error = {""};
+    write_three(&lines, &run_of_three);
+    CHECK(read_html(&html, lines.data, &error) == Q3_OK);
+    CHECK(count_of(html.data, " class=\"c w2\" aria-label=\"" TAP(0, "self_attn.q_proj.output")
+                              ": within\">~<") == 1);
+    CHECK(count_of(html.data, "\" data-first>") == 1);
+    CHECK(strstr(html.data, TAP(1, "self_attn.q_rope.output") ": differs\" data-first>X<") != NULL);
+    CHECK(count_of(html.data, "class=name data-i=") == 5); /* neither exact, within nor missing */
+    CHECK(strstr(html.data, "<dt>not judged") == NULL);
+    release(&lines);
+    release(&html);
+}
+
+/* A dense layer's taps stand in the columns of the experts'; a layer that no run judged is said. */
+static void test_dense_page(void)
+{
+    q3_text lines = {0}, html = {0};
+    q3_error error = {""};
+    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 3, 0, 2, false, false, "", "", 0, NULL};
+    q3_report_put_run(&lines, &run);
+    for (q3_tap_id id = 0; id < Q3_TAP_COUNT; id++) {
+        char name[Q3_TAP_NAME_SIZE];
+        q3_finding f = {.name = name, .layer = 1, .verdict = Q3_VERDICT_MISSING};
+        if (!q3_tap_in_layer(id) || q3_tap_info(id)->place == Q3_PLACE_SPARSE) continue;
+        q3_tap_name(name, id, 1);
+        q3_report_put_finding(&lines, &f);
+    }
+    add_rest(&lines, 0, 1, 3);
+    CHECKF(read_html(&html, lines.data, &error) == Q3_OK, "%s", error.text);
+    if (html.data != NULL) {
+        CHECK(count_of(html.data, "<th scope=col>") == 25);
+        CHECK(count_of(html.data, "aria-label=\"" TAP(1, "mlp.gate_proj.output")) == 1);
+        CHECK(strstr(html.data, "<dt>not judged<dd>layers 2\n") != NULL);
+    }
+    release(&lines);
+    release(&html);
+}
+
 /* ==== Names from files ======================================================================== */
 
 static void test_hostile(void)
@@ -701,6 +751,30 @@ static void test_told_once(void)
     release(&html);
 }
 
+/* A rounding and a wrong value of one tap are two kinds of trouble: each is told. Taps of another
+ * layer say which; two layers that look the same are two rows. */
+static void test_two_layers(void)
+{
+    q3_text lines = {0}, text = {0};
+    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 4, 0, 4, false, false, "", "", 0, NULL};
+    q3_finding f = {.name = TAP(0, "output"), .verdict = Q3_VERDICT_ROUNDING,
+                    .looks_like = "a rounding"};
+    q3_report_put_run(&lines, &run);
+    q3_report_put_finding(&lines, &f);
+    f = (q3_finding){.name = TAP(1, "output"), .layer = 1, .verdict = Q3_VERDICT_DIFFERS,
+                     .looks_like = "a mistake", .between_count = 2,
+                     .between = (const q3_layer_tap[]){{Q3_TAP_MLP, 0}, {Q3_TAP_MLP, 1}}};
+    q3_report_put_finding(&lines, &f);
+    add_rest(&lines, 0, 4, 4);
+    CHECK(good_text(&text, lines.data, false, false) == Q3_OUTCOME_DIFFERS);
+    CHECK(strstr(text.data, "looks like a rounding\n") != NULL);
+    CHECK(strstr(text.data, "            looks like a mistake\n") != NULL);
+    CHECK(strstr(text.data, "judged together with: layers.0.mlp, mlp\n") != NULL);
+    CHECK(strstr(text.data, "\n    2  ") != NULL && strstr(text.data, "\n    3  ") != NULL);
+    release(&lines);
+    release(&text);
+}
+
 static void test_many_layers(void)
 {
     q3_text lines = {0}, few = {0};
@@ -790,6 +864,7 @@ static void test_parts(void)
     refused_parts(5, 9, "layers.8.output", "", "lines: model.layers.8.output" LOST);
     refused_parts(5, 7, "layers.5.", "", "lines: model.layers.5.input_layernorm.output" LOST);
     refused_parts(0, 9, "layers.3.self_attn.k_norm", "", "lines: model.layers.3.self_attn.k_norm.output" LOST);
+    refused_parts(0, 9, "layers.4.mlp.gate.", "", "lines: model.layers.4.mlp.gate.output" LOST);
     refused_parts(2, 9, "rotary_emb.sin", "", "lines: model.rotary_emb.sin" LOST);
     random_finding(&more, Q3_TAP_Q_PROJ, 9, Q3_VERDICT_EXACT, &(uint64_t){1});
     refused_parts(0, 9, NULL, more.data, "lines: model.layers.9" NO_RUN);
@@ -835,11 +910,14 @@ int main(int argc, char **argv)
     test_asking();
     test_coverage();
     test_round_trip();
+    test_page();
+    test_dense_page();
     test_hostile();
     test_diff();
     test_malformed();
     test_merge();
     test_told_once();
+    test_two_layers();
     test_many_layers();
     test_long();
     test_parts();
