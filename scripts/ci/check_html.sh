@@ -109,6 +109,15 @@ addEventListener('load', () => {
     seen.arrow = document.activeElement === cells[2] && cells[2].tabIndex === 0 && cells[1].tabIndex === -1;
     cells[2].dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape', bubbles: true}));
     seen.closed = panel.hidden;
+    let placed = 0, misplaced = 0;
+    for (const line of document.querySelectorAll('.table tbody tr')) {
+        const place = line.cells[3].textContent.trim().split(' ulp at ')[1];
+        if (!place) continue;
+        line.querySelector('button').click();
+        placed++;
+        misplaced += !panel.textContent.includes(' ulp at ' + place + ': ours ');
+    }
+    seen.places = misplaced + ' of ' + placed;
     const row = [...document.querySelectorAll('.table button')].at(-1);
     row?.scrollIntoView();
     row?.click();
@@ -179,6 +188,7 @@ for page in agrees differs hostile; do
     expect "$page: the cell is marked" says "$page.light" pressed '^1$'
     expect "$page: every cell shows figures" says "$page.light" empty '^0$'
     expect "$page: margins of the router" says "$page.light" margins '^true$'
+    expect "$page: table and figures call a place alike" says "$page.light" places '^0 of '
     expect "$page: arrows go through the map" says "$page.light" arrow '^true$'
     expect "$page: Escape closes" says "$page.light" closed '^true$'
     expect "$page: a row of the table shows its tensor" says "$page.light" row '^true$'
