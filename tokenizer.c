@@ -29,6 +29,7 @@ uint8_t q3_token_bytes(const q3_tokenizer *t, const uint8_t *text, size_t n, uin
     return 0;
 }
 
+/* One step of a hash (odd multiplier, high bits folded down). */
 static uint64_t mix(uint64_t h, uint64_t word)
 {
     h = (h ^ word) * UINT64_C(0x9E3779B97F4A7C15);
@@ -178,6 +179,7 @@ typedef struct symbol {
 /* Up to this many symbols the lowest rank is found by looking at all, beyond by a heap. */
 #define FEW 32
 
+/* A binary heap of keys, the smallest on top. */
 static void heap_push(q3_buffer *heap, uint64_t key)
 {
     uint64_t *h = heap->data;
@@ -186,6 +188,7 @@ static void heap_push(q3_buffer *heap, uint64_t key)
     h[i] = key;
 }
 
+/* Takes the smallest key; the heap is not empty. */
 static uint64_t heap_pop(q3_buffer *heap)
 {
     uint64_t *h = heap->data, top = h[0], key = h[--heap->count];
@@ -271,6 +274,7 @@ static bool merge_piece(work *w, const uint8_t *p, size_t n)
     return true;
 }
 
+/* The ids of one piece of the split: from the cache, whole, or by merges. False without memory. */
 static bool encode_piece(work *w, const uint8_t *p, size_t n)
 {
     uint64_t key[3] = {0, 0, 0};
@@ -345,6 +349,7 @@ static const q3_added_token *find_added(const q3_tokenizer *t, const uint8_t *p,
     return found;
 }
 
+/* Cuts the added tokens out and encodes what lies between. False without memory. */
 static bool encode_text(work *w, const uint8_t *p, size_t n)
 {
     const q3_tokenizer *t = w->t;
@@ -363,6 +368,7 @@ static bool encode_text(work *w, const uint8_t *p, size_t n)
     return encode_gap(w, p + start, n - start);
 }
 
+/* An error that names the first byte that is not UTF-8. */
 static q3_status check_utf8(const uint8_t *p, size_t n, q3_error *error)
 {
     uint32_t code;

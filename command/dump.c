@@ -48,6 +48,7 @@ typedef struct dumping {
     q3_error *error;
 } dumping;
 
+/* {NULL} is allowed. */
 static void plan_free(dump_plan *plan)
 {
     free(plan->entries);

@@ -24,6 +24,7 @@ typedef struct token_sampler {
     size_t vocab_size;
 } token_sampler;
 
+/* For qsort: falling score, then rising id. */
 static int compare_candidates(const void *left, const void *right)
 {
     const candidate *a = left, *b = right;
@@ -135,6 +136,7 @@ typedef struct token_output {
     size_t printed;
 } token_output;
 
+/* An id behind a blank, or the bytes of the token, which may be a part of a character. */
 static q3_status print_token(token_output *out, int32_t id, q3_error *error)
 {
     uint8_t *bytes;
@@ -151,6 +153,7 @@ static q3_status print_token(token_output *out, int32_t id, q3_error *error)
     return Q3_OK;
 }
 
+/* Whether id is one of ids[count]. */
 static bool is_among(const int32_t *ids, size_t count, int32_t id)
 {
     for (size_t i = 0; i < count; i++)

@@ -192,6 +192,7 @@ static q3_status take_option(command_line *command, const verb_row *verb, int ar
     return Q3_OK;
 }
 
+/* The model or file, then what stands behind it; report takes any number. */
 static q3_status take_operand(command_line *command, const verb_row *verb, const char *text,
                               q3_error *error)
 {

@@ -91,6 +91,7 @@ static uint64_t hash_operators(uint64_t hash, q3_dtype dtype)
     return add_hash(hash, x, T * M);
 }
 
+/* What the compiler says of itself, and what the arithmetic shows. */
 static void print_environment(void)
 {
     volatile double above = 1.0 + 0x1p-30, below = 1.0 - 0x1p-30, one = 1.0;

@@ -48,6 +48,7 @@ static span text_span(const char *text)
     return (span){text, strlen(text)};
 }
 
+/* Whether a text starts (below: ends) with another one. */
 static bool starts(span s, const char *with)
 {
     return s.n >= strlen(with) && memcmp(s.p, with, strlen(with)) == 0;
@@ -76,6 +77,7 @@ static size_t find(span s, const char *what, bool last)
     return found;
 }
 
+/* The text from an offset on. */
 static span behind(span s, size_t offset)
 {
     return (span){s.p + offset, s.n - offset};
@@ -110,6 +112,7 @@ static size_t last_query(const message *messages, size_t count)
     return count - 1;
 }
 
+/* Whether a text is this one. */
 static bool is(span s, const char *text)
 {
     return s.n == strlen(text) && starts(s, text);
@@ -120,6 +123,7 @@ static bool put(q3_buffer *out, span s)
     return q3_append(out, (const uint8_t *)s.p, s.n);
 }
 
+/* <|im_start|>ROLE, a newline, then the four pieces and <|im_end|>. False without memory. */
 static bool put_message(q3_buffer *out, span role, span middle, span reasoning, span end,
                         span content)
 {
@@ -128,6 +132,7 @@ static bool put_message(q3_buffer *out, span role, span middle, span reasoning, 
            put(out, text_span("<|im_end|>\n"));
 }
 
+/* All messages and, without Q3_CHAT_NO_PROMPT, the opening of the answer. False without memory. */
 static bool render(q3_buffer *out, const style *s, const message *messages, size_t count,
                    unsigned flags)
 {
@@ -174,6 +179,7 @@ static q3_status read_string(const q3_json *j, uint32_t node, size_t index, cons
     return Q3_OK;
 }
 
+/* The roles and contents of a JSON list of messages; memory has room for all of its strings. */
 static q3_status read_messages(const q3_json *j, message *messages, char *memory, q3_error *error)
 {
     uint32_t node = 1;

@@ -72,6 +72,7 @@ void q3_model_close(q3_model *model)
     free(model);
 }
 
+/* Finds config.json in the folder, or takes path as one, and reads it. */
 static q3_status open_config(q3_model *model, const char *path, q3_error *error)
 {
     bool folder = q3_is_folder(path);
@@ -136,6 +137,7 @@ static q3_status read_eos(q3_model *model, const q3_json *j, uint32_t node, q3_e
     return Q3_OK;
 }
 
+/* generation_config.json's eos_token_id if it has that key, else config.json's. */
 static q3_status find_eos(q3_model *model, q3_error *error)
 {
     q3_mapping text = {0};
@@ -191,18 +193,21 @@ typedef struct listing {
     char *texts; /* the index's strings */
 } listing;
 
+/* For qsort and bsearch: by name. */
 static int compare_items(const void *a, const void *b)
 {
     const item *x = a, *y = b;
     return strcmp(x->name, y->name);
 }
 
+/* For qsort: by shard. */
 static int compare_files(const void *a, const void *b)
 {
     const item *x = a, *y = b;
     return strcmp(x->file, y->file);
 }
 
+/* The listed tensor of this name, or NULL. */
 static item *find_item(const listing *list, const char *name)
 {
     item key = {.name = name};
@@ -258,6 +263,7 @@ static q3_status number_shards(q3_model *model, listing *list, q3_error *error)
     return Q3_OK;
 }
 
+/* The index's weight_map: names and their files. */
 static q3_status read_weight_map(q3_model *model, listing *list, const q3_json *j, q3_error *error)
 {
     uint32_t map = q3_json_find(j, 0, "weight_map"), key = map + 1;
@@ -280,6 +286,7 @@ static q3_status read_weight_map(q3_model *model, listing *list, const q3_json *
     return number_shards(model, list, error);
 }
 
+/* Many files: the index is the list. */
 static q3_status list_index(q3_model *model, listing *list, q3_error *error)
 {
     q3_mapping text = {0};
@@ -292,6 +299,7 @@ static q3_status list_index(q3_model *model, listing *list, q3_error *error)
     return status;
 }
 
+/* Which of the two ways the weights are kept, and their list. Both or neither is an error. */
 static q3_status list_tensors(q3_model *model, listing *list, q3_error *error)
 {
     static const char single[] = "model.safetensors", index[] = "model.safetensors.index.json";
@@ -379,6 +387,7 @@ static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype d
     return count;
 }
 
+/* An error if a finite element becomes infinite in the run's dtype. */
 static q3_status check_range(loader *l, const char *path, const q3_entry *entry)
 {
     uint64_t count = 1;
@@ -459,6 +468,7 @@ static q3_status visit_in(loader *l, const char *prefix, const char *name, uint6
     return visit(l, whole, a, b, 0, out);
 }
 
+/* gate_proj [width,M], up_proj [width,M] and down_proj [M,width] of a dense layer or of one expert. */
 static q3_status walk_mlp(loader *l, const char *prefix, size_t width, q3_mlp *mlp)
 {
     size_t M = l->model->config.config.hidden_size;
@@ -469,6 +479,7 @@ static q3_status walk_mlp(loader *l, const char *prefix, size_t width, q3_mlp *m
     return status;
 }
 
+/* The part of a tensor from element `first` on. */
 static q3_tensor slice(q3_tensor tensor, uint64_t first)
 {
     size_t size = q3_dtype_size(tensor.dtype);
@@ -503,6 +514,7 @@ static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
     return Q3_OK;
 }
 
+/* All tensors of layer i; experts: where its experts go, NULL unless WALK_FILL. */
 static q3_status walk_layer(loader *l, size_t i, q3_layer *layer, q3_mlp *experts)
 {
     const q3_config *c = &l->model->config.config;
@@ -583,6 +595,7 @@ static q3_status walk_ends(loader *l)
     return status;
 }
 
+/* All tensors that the walk is about, in the order of the layers. */
 static q3_status walk_model(loader *l)
 {
     const q3_config *c = &l->model->config.config;
@@ -628,6 +641,7 @@ static q3_status make_tables(loader *l)
     return Q3_OK;
 }
 
+/* The run's dtype: as asked for, else config.json's, else the weights' one. */
 static q3_status choose_dtype(loader *l)
 {
     if (l->dtype == Q3_AUTO) l->dtype = l->model->config.dtype;
@@ -640,6 +654,7 @@ static q3_status choose_dtype(loader *l)
     return Q3_OK;
 }
 
+/* Lists, names, fills, scans. */
 static q3_status load(loader *l)
 {
     q3_status status = list_tensors(l->model, &l->list, l->error);

@@ -26,6 +26,7 @@ typedef struct source {
     q3_error *error;
 } source;
 
+/* The value of a key; 0: it is absent. */
 static uint32_t find(const source *s, const char *key)
 {
     return q3_json_find(s->j, s->object, key);
@@ -38,6 +39,7 @@ static uint32_t find_value(const source *s, const char *key)
     return node != 0 && q3_json_type_of(s->j, node) == Q3_JSON_NULL ? 0 : node;
 }
 
+/* Writes the message "FILE: KEY: found VALUE, expected WHAT"; always false. */
 static bool refuse(const source *s, const char *key, const char *expected)
 {
     char thing[96];
@@ -60,6 +62,7 @@ static bool refuse_both(const source *a, const char *key_a, const source *b, con
     return false;
 }
 
+/* An integer from `least` on; an absent key has the fallback. */
 static bool read_size(const source *s, const char *key, size_t least, size_t fallback, size_t *out)
 {
     uint32_t node = find(s, key);
@@ -70,6 +73,7 @@ static bool read_size(const source *s, const char *key, size_t least, size_t fal
     return true;
 }
 
+/* true or false, no other spelling; an absent key has the fallback. */
 static bool read_bool(const source *s, const char *key, bool fallback, bool *out)
 {
     uint32_t node = find(s, key);
@@ -98,6 +102,7 @@ static bool read_real(const source *s, const char *key, double low, double high,
 #define SMALL 1e-30
 #define GREAT 1e30
 
+/* Whether a node is there and is this string. */
 static bool is_string(const source *s, uint32_t node, const char *text)
 {
     return node != 0 && q3_json_equal(s->j, node, text);
@@ -137,6 +142,7 @@ static bool read_original_length(const source *s, const source *top, const q3_co
     return true;
 }
 
+/* YaRN's parameters: null and 0 mean the default, as in both versions. */
 static bool read_yarn(const source *s, q3_rope *rope)
 {
     static const char positive[] = "a number from 1e-30 to 1e30, 0 or null";
@@ -161,6 +167,7 @@ static bool read_yarn(const source *s, q3_rope *rope)
     return read_bool(s, "truncate", true, &rope->truncate);
 }
 
+/* Llama 3's two factors. */
 static bool read_llama3(const source *s, q3_rope *rope)
 {
     if (!read_real(s, "low_freq_factor", SMALL, GREAT, "a number from 1e-30 to 1e30",
@@ -181,6 +188,7 @@ static bool read_theta(const source *s, q3_rope *rope)
            (rope->rope_theta > 1.0 || refuse(s, "rope_theta", what));
 }
 
+/* Both versions rotate whole heads of this model; a file that asks for less is refused. */
 static bool check_no_partial_rotation(const source *s)
 {
     double factor = 1.0;
@@ -209,6 +217,7 @@ static bool read_rope_object(const source *s, const source *top, const q3_config
     return true;
 }
 
+/* Whether two sets of parameters are the same but for rope_theta. */
 static bool same_scaling(const q3_rope *a, const q3_rope *b)
 {
     return a->type == b->type && a->factor == b->factor &&
@@ -278,6 +287,7 @@ static bool read_rope(const source *s, q3_config *config)
 
 /* ==== The other keys ========================================================================== */
 
+/* The sizes, each in its own range, and head_dim, whose default depends on two of them. */
 static bool read_sizes(const source *s, q3_config *c)
 {
     const struct { const char *key; size_t least, fallback, *out; } size[] = {
@@ -334,6 +344,7 @@ static bool check_sizes(const source *s, const q3_config *c)
     return true;
 }
 
+/* Booleans, window, epsilon, padding. */
 static bool read_switches(const source *s, q3_config *c)
 {
     static const char eps[] = "a number with a point or an exponent, 0 or more";
@@ -386,6 +397,7 @@ static bool check_fixed(const source *s)
     return true;
 }
 
+/* dtype (5.x) or torch_dtype (4.x); Q3_AUTO: neither. */
 static bool read_dtype(const source *s, q3_dtype *dtype)
 {
     static const char *const keys[] = {"dtype", "torch_dtype"};
@@ -405,6 +417,7 @@ static bool read_dtype(const source *s, q3_dtype *dtype)
     return true;
 }
 
+/* For qsort: ascending. */
 static int compare_sizes(const void *a, const void *b)
 {
     size_t x, y;
@@ -448,6 +461,7 @@ static q3_status read_mlp_only(const source *s, q3_config *c, size_t **list)
 
 /* ==== The configuration as a line of JSON ===================================================== */
 
+/* A comma unless it is the first, and the key. */
 static void put_key(q3_text *t, const char *key)
 {
     q3_text_add(t, t->size > 0 && t->data[t->size - 1] != '{' ? ",\"" : "\"");
@@ -477,6 +491,7 @@ static void put_real(q3_text *t, const char *key, bool given, double value)
         q3_text_add(t, "null");
 }
 
+/* null for the default type; keys in ascending order. */
 static void put_rope_scaling(q3_text *t, const q3_rope *r)
 {
     bool yarn = r->type == Q3_ROPE_YARN, llama3 = r->type == Q3_ROPE_LLAMA3;

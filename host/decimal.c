@@ -15,6 +15,7 @@ typedef struct decimal {
     bool longer;
 } decimal;
 
+/* The first 64 significant digits and the power of ten. The text is a JSON number. */
 static decimal read_decimal(const uint8_t *p, const uint8_t *end)
 {
     decimal d = {.count = 0};
@@ -58,6 +59,7 @@ typedef struct big {
     size_t n;
 } big;
 
+/* b = b * factor + carry. */
 static void multiply_add(big *b, uint32_t factor, uint32_t carry)
 {
     uint64_t sum = carry;
@@ -68,6 +70,7 @@ static void multiply_add(big *b, uint32_t factor, uint32_t carry)
     if (sum != 0) b->w[b->n++] = (uint32_t)sum;
 }
 
+/* Negative, 0 or positive, as a is less than, equal to or greater than b. */
 static int compare_big(const big *a, const big *b)
 {
     if (a->n != b->n) return a->n < b->n ? -1 : 1;

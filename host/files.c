@@ -308,6 +308,7 @@ static bool replace_file(const char *from, const char *to)
 
 #endif
 
+/* Memory alone; the file is closed by then. */
 static void output_free(q3_output *output)
 {
     free(output->path);
@@ -350,6 +351,7 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
     return Q3_OK;
 }
 
+/* Bytes at the place where the last ones ended; false if the system refuses. */
 static bool write_at_end(q3_output *output, const uint8_t *bytes, size_t count)
 {
     if (fwrite(bytes, 1, count, output->file) != count) return false;

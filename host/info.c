@@ -12,6 +12,7 @@ static void indent(q3_text *t, size_t depth)
     for (size_t i = 0; i < depth; i++) q3_text_add(t, "  ");
 }
 
+/* A line of its own. */
 static void line(q3_text *t, size_t depth, const char *text)
 {
     indent(t, depth);
@@ -19,6 +20,7 @@ static void line(q3_text *t, size_t depth, const char *text)
     q3_text_add(t, "\n");
 }
 
+/* "(name): " at the start of a line. */
 static void named(q3_text *t, size_t depth, const char *name)
 {
     indent(t, depth);
@@ -27,6 +29,7 @@ static void named(q3_text *t, size_t depth, const char *name)
     q3_text_add(t, "): ");
 }
 
+/* Linear: y = x W^T, W [out,in]. */
 static void linear(q3_text *t, size_t depth, const char *name, uint64_t in, uint64_t out, bool bias)
 {
     named(t, depth, name);
@@ -37,6 +40,7 @@ static void linear(q3_text *t, size_t depth, const char *name, uint64_t in, uint
     q3_text_add(t, bias ? ", bias=True)\n" : ", bias=False)\n");
 }
 
+/* RMSNorm; epsilon as Python prints it. */
 static void norm(q3_text *t, size_t depth, const char *name, size_t size, double eps)
 {
     named(t, depth, name);
@@ -66,6 +70,7 @@ static void entries(q3_text *t, size_t depth, size_t first, size_t end, const ch
     q3_text_add(t, "(\n");
 }
 
+/* Three linear maps and the activation, and the closing parenthesis at depth. */
 static void mlp(q3_text *t, size_t depth, const q3_config *c, size_t width)
 {
     linear(t, depth + 1, "gate_proj", c->hidden_size, width, false);

@@ -45,6 +45,7 @@ typedef struct parser {
     q3_error *error;
 } parser;
 
+/* "NAME: byte N: found 'c', expected WHAT". */
 static q3_status fail_at(const parser *p, size_t at, const char *expected)
 {
     char found[24];
@@ -59,6 +60,7 @@ static q3_status fail_at(const parser *p, size_t at, const char *expected)
                    p->j.name, at, found, expected);
 }
 
+/* Skips blanks; the next byte, -1 at the end. */
 static int peek(parser *p)
 {
     const uint8_t *text = p->j.text;
@@ -68,6 +70,7 @@ static int peek(parser *p)
     return p->at < p->length ? text[p->at] : -1;
 }
 
+/* The node array has room for all: bound_nodes counted. */
 static uint32_t add_node(parser *p, size_t start, size_t end)
 {
     uint32_t n = p->j.count++;
@@ -108,6 +111,7 @@ static size_t read_escape(const uint8_t *p, size_t n, uint32_t *code)
     return 12;
 }
 
+/* A string whose quote is at p->at; its node says whether it has escapes. */
 static q3_status parse_string(parser *p)
 {
     const uint8_t *text = p->j.text;
@@ -133,6 +137,7 @@ static q3_status parse_string(parser *p)
     return Q3_OK;
 }
 
+/* One digit or more. */
 static bool take_digits(parser *p)
 {
     size_t start = p->at;
@@ -140,6 +145,7 @@ static bool take_digits(parser *p)
     return p->at > start;
 }
 
+/* One of two characters, if it is next. */
 static bool take_char(parser *p, char a, char b)
 {
     int c = p->at < p->length ? p->j.text[p->at] : -1;
@@ -147,6 +153,7 @@ static bool take_char(parser *p, char a, char b)
     return c == a || c == b;
 }
 
+/* RFC 8259: no leading zeros, no leading plus, digits on both sides of a point. */
 static q3_status parse_number(parser *p)
 {
     size_t start = p->at;
@@ -271,12 +278,14 @@ typedef struct reader {
     size_t have, used;
 } reader;
 
+/* A reader at the first byte behind the quote. */
 static reader read_string(const q3_json *j, uint32_t node)
 {
     const q3_json_node *n = &j->nodes[node];
     return (reader){.at = j->text + n->start + 1, .end = j->text + n->end - 1};
 }
 
+/* The next byte of the unescaped string, -1 at its end. */
 static int next_byte(reader *r)
 {
     uint32_t code = 0;
@@ -301,6 +310,7 @@ static uint64_t hash_string(const q3_json *j, uint32_t node)
     return hash;
 }
 
+/* As strcmp, of the unescaped bytes; zeros are bytes like others. */
 static int compare_strings(const q3_json *j, uint32_t a, uint32_t b)
 {
     reader left = read_string(j, a), right = read_string(j, b);
@@ -338,6 +348,7 @@ static void sort_keys(const q3_json *j, uint64_t **a, uint64_t **b, size_t n)
     }
 }
 
+/* Of a key given twice. */
 static q3_status fail_twice(const parser *p, uint32_t key)
 {
     const q3_json_node *n = &p->j.nodes[key];

@@ -17,6 +17,7 @@ size_t q3_ascii_bytes(const uint8_t *p, size_t n)
     return i;
 }
 
+/* The row of a code point that has one (Q3_DECOMPOSES). */
 static const uint32_t *find_decomposition(uint32_t code)
 {
     size_t low = 0, high = sizeof q3_unicode_decompositions / sizeof *q3_unicode_decompositions;
@@ -30,6 +31,7 @@ static const uint32_t *find_decomposition(uint32_t code)
     return q3_unicode_decompositions[low];
 }
 
+/* Sets the class of all code points of the ranges. */
 static void set_class(uint16_t *properties, const uint32_t (*ranges)[2], size_t bytes,
                       uint16_t class)
 {

@@ -57,6 +57,7 @@ void q3_tensors_close(q3_tensors *tensors)
     free(tensors);
 }
 
+/* __metadata__: strings by string keys. */
 static q3_status read_metadata(q3_tensors *t, uint32_t object, q3_error *error)
 {
     const q3_json *j = &t->header;
@@ -78,6 +79,7 @@ static q3_status read_metadata(q3_tensors *t, uint32_t object, q3_error *error)
     return Q3_OK;
 }
 
+/* Up to eight sizes. */
 static q3_status read_shape(const q3_json *j, uint32_t array, q3_entry *entry, q3_error *error)
 {
     uint32_t value = array + 1;
@@ -94,6 +96,7 @@ static q3_status read_shape(const q3_json *j, uint32_t array, q3_entry *entry, q
     return Q3_OK;
 }
 
+/* Where the data lie; their length must be that of the shape. */
 static q3_status read_offsets(const q3_tensors *t, uint32_t array, q3_entry *entry,
                               uint64_t begin_end[2], q3_error *error)
 {
@@ -147,6 +150,7 @@ typedef struct range {
     size_t index;
 } range;
 
+/* For qsort: by place in the file. */
 static int compare_ranges(const void *a, const void *b)
 {
     const range *x = a, *y = b;
@@ -155,6 +159,7 @@ static int compare_ranges(const void *a, const void *b)
     return (x->index > y->index) - (x->index < y->index);
 }
 
+/* For qsort: by name. */
 static int compare_entries(const void *a, const void *b)
 {
     const q3_entry *const *x = a, *const *y = b;
@@ -180,6 +185,7 @@ static q3_status check_ranges(const q3_tensors *t, range *ranges, q3_error *erro
     return Q3_OK;
 }
 
+/* All members of the header, then the rule about holes. */
 static q3_status read_members(q3_tensors *t, range *ranges, q3_error *error)
 {
     const q3_json *j = &t->header;
@@ -225,6 +231,7 @@ static q3_status read_header(q3_tensors *t, q3_error *error)
     return Q3_OK;
 }
 
+/* The length of the header, the header, the data. */
 static q3_status open_mapped(q3_tensors *t, q3_error *error)
 {
     const uint8_t *bytes = t->mapping.data;
@@ -248,6 +255,7 @@ static q3_status open_mapped(q3_tensors *t, q3_error *error)
     return read_header(t, error);
 }
 
+/* Opens, reads, and gives back everything on an error. */
 static q3_status open_file(q3_tensors **tensors, const char *path, bool any_dtype, q3_error *error)
 {
     q3_tensors *t = calloc(1, sizeof *t);
@@ -308,6 +316,7 @@ const char *q3_tensors_metadata(const q3_tensors *tensors, const char *key)
     return NULL;
 }
 
+/* Element `index` of little-endian elements of so many bytes. */
 static uint64_t load_bits(const void *data, uint64_t index, size_t size)
 {
     const uint8_t *bytes = (const uint8_t *)data + index * size;
@@ -316,6 +325,7 @@ static uint64_t load_bits(const void *data, uint64_t index, size_t size)
     return bits;
 }
 
+/* Preconditions of the two readers below. */
 static void check_piece(const q3_entry *entry, uint64_t first, size_t count)
 {
     uint64_t elements = 0;
@@ -388,6 +398,7 @@ static bool place(q3_writer *w, const q3_entry *entries)
     return true;
 }
 
+/* The header, blanks at its end included, so that the data start at a multiple of 8. */
 static void put_header(q3_text *text, const q3_writer *w, const q3_entry *entries,
                        const char *const *metadata)
 {
@@ -424,6 +435,7 @@ static void put_header(q3_text *text, const q3_writer *w, const q3_entry *entrie
     while (text->size % 8 != 0) q3_text_add(text, " ");
 }
 
+/* Its length and its text; the places of the tensors become places in the file. */
 static q3_status write_header(q3_writer *w, const q3_text *header, q3_error *error)
 {
     uint8_t length[8];
@@ -491,6 +503,7 @@ static uint32_t half_bits(uint32_t bits)
     return (fraction & ((UINT32_C(1) << shift) - 1)) != 0 ? 0xFFFFFFFF : sign | fraction >> shift;
 }
 
+/* The bits of a float in a dtype that can hold it. */
 static uint64_t float_bits(float value, q3_dtype dtype)
 {
     uint32_t bits, half;

@@ -206,6 +206,7 @@ bool q3_tap_exists(const q3_config *config, size_t first_layer, size_t end_layer
     return false;
 }
 
+/* The size that a letter of a shape stands for. */
 static size_t size_of(char letter, const q3_config *c, size_t T)
 {
     switch (letter) {

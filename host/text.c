@@ -67,6 +67,7 @@ bool q3_append(q3_buffer *buffer, const uint8_t *bytes, size_t count)
     return true;
 }
 
+/* Appends bytes, which may hold zeros. */
 static void append(q3_text *text, const char *piece, size_t length)
 {
     q3_buffer bytes = {text->data, text->size, text->capacity};

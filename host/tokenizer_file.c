@@ -75,6 +75,7 @@ static q3_status only_keys(const loader *l, uint32_t node, const char *where, co
     return Q3_OK;
 }
 
+/* A ByteLevel object; splits: as a pre-tokenizer, where its switches matter. */
 static q3_status check_byte_level(const loader *l, uint32_t node, const char *where, bool splits)
 {
     q3_status s = only_keys(l, node, where, "type add_prefix_space trim_offsets use_regex");
@@ -85,6 +86,7 @@ static q3_status check_byte_level(const loader *l, uint32_t node, const char *wh
     return s != Q3_OK ? s : expect(l, node, where, "trim_offsets", "true|false|absent");
 }
 
+/* The Split object with the Qwen pattern. */
 static q3_status check_split(const loader *l, uint32_t node, const char *where)
 {
     q3_status s = only_keys(l, node, where, "type pattern behavior invert");
@@ -133,6 +135,7 @@ static q3_status check_pipeline(const loader *l)
                                              "pre_tokenizer.pretokenizers[1]", true);
 }
 
+/* Every key of the model that would change what is done here. */
 static q3_status check_model(const loader *l, uint32_t model)
 {
     static const char *const rules[][2] = {
@@ -222,6 +225,7 @@ static bool index_pair(q3_tokenizer *t, q3_pair pair)
     return false;
 }
 
+/* Tokens in the order of their ids: index i is the i-th id. */
 static q3_status load_vocabulary(loader *l, uint32_t vocab)
 {
     const q3_json *j = &l->j;
@@ -327,6 +331,7 @@ static q3_status read_merges(loader *l, uint32_t merges, bool *collide)
     return Q3_OK;
 }
 
+/* The hash table of merges; a table that collides is made again with another seed. */
 static q3_status load_merges(loader *l, uint32_t merges)
 {
     q3_tokenizer *t = l->t;
@@ -344,6 +349,7 @@ static q3_status load_merges(loader *l, uint32_t merges)
                    : Q3_OK;
 }
 
+/* For qsort: by bytes, a prefix before what is longer. */
 static int compare_added(const void *a, const void *b)
 {
     const q3_added_token *x = a, *y = b;
@@ -396,6 +402,7 @@ static q3_status load_added(loader *l, uint32_t node, const char *where, uint64_
     return Q3_OK;
 }
 
+/* added_tokens, sorted for the search. */
 static q3_status load_all_added(loader *l, uint32_t list)
 {
     q3_tokenizer *t = l->t;
@@ -415,6 +422,7 @@ static q3_status load_all_added(loader *l, uint32_t list)
     return Q3_OK;
 }
 
+/* The whole file, in the order that each step needs: vocabulary, merges, added tokens. */
 static q3_status load(loader *l, size_t length)
 {
     q3_tokenizer *t = l->t;
