@@ -468,7 +468,8 @@ static q3_status visit_in(loader *l, const char *prefix, const char *name, uint6
     return visit(l, whole, a, b, 0, out);
 }
 
-/* gate_proj [width,M], up_proj [width,M] and down_proj [M,width] of a dense layer or of one expert. */
+/* gate_proj [width,M], up_proj [width,M] and down_proj [M,width] of a dense layer or of one
+ * expert. */
 static q3_status walk_mlp(loader *l, const char *prefix, size_t width, q3_mlp *mlp)
 {
     size_t M = l->model->config.config.hidden_size;
