@@ -1,14 +1,13 @@
-/* attempt.c - how well an explanation fits a tensor that differs: each is named only if every element then agrees
- * within the bound (or every element of some tokens, keys, heads or experts, and the others are right); of several
- * the closest is kept, and of equals the first. */
+/* attempt.c - how well an explanation fits a tensor that differs: each is named only if every
+ * element then agrees within the bound (or every element of some tokens, keys, heads or experts,
+ * and the others are right); of several the closest is kept, and of equals the first. */
 #include "judge/diagnosis.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ==== Comparing ================================================================================ */
+/* ==== Comparing =============================================================================== */
 
 static q3_dtype stored_in(const evidence *e)
 {
@@ -22,11 +21,13 @@ static bool in_proportion(q3_tap_id id)
     return id == Q3_TAP_PROBS || id == Q3_TAP_ROUTER_PROBS || id == Q3_TAP_TOPK_WEIGHTS;
 }
 
-/* The bound is that of the larger of ours and theirs, or 0, where ours is not rounded (a masked probability, say); where
- * a mistake's result is larger it is that of the larger value. Negative: nothing is said. */
+/* The bound is that of the larger of ours and theirs, or 0, where ours is not rounded (a masked
+ * probability, say); where a mistake's result is larger it is that of the larger value.
+ * Negative: nothing is said. */
 static double tolerance(const evidence *e, size_t index, double right)
 {
-    double bound = e->bound[index], size = q3_absolute((double)e->theirs[index]), ours = q3_absolute((double)e->ours[index]);
+    double bound = e->bound[index], size = q3_absolute((double)e->theirs[index]);
+    double ours = q3_absolute((double)e->ours[index]);
     if (bound < 0 || e->id == Q3_TAP_TOPK_INDICES) return bound;
     double large = bound > 0 && size > ours ? size : ours;
     if (size < q3_absolute(right)) size = q3_absolute(right);
@@ -37,7 +38,8 @@ static double tolerance(const evidence *e, size_t index, double right)
 
 bool q3_agrees(const evidence *e, size_t index, float right)
 {
-    double allowed = tolerance(e, index, (double)right), x = (double)right, y = (double)e->theirs[index];
+    double allowed = tolerance(e, index, (double)right), x = (double)right;
+    double y = (double)e->theirs[index];
     if (allowed < 0 || x == y || (x != x && y != y)) return true;
     return q3_absolute(x - y) <= allowed;
 }
@@ -69,40 +71,40 @@ typedef enum unit_kind { UNIT_TOKEN, UNIT_KEY, UNIT_HEAD, UNIT_EXPERT, UNIT_KIND
 
 static bool has_experts(const evidence *e)
 {
-    return e->id >= Q3_TAP_EXPERTS_GATE_PROJ && e->id <= Q3_TAP_EXPERTS_DOWN_PROJ &&
-           e->tap[Q3_TAP_TOPK_INDICES] != NULL;
+    return q3_tap_of_experts(e->id) && e->tap[Q3_TAP_TOPK_INDICES] != NULL;
 }
 
 /* How many units of this kind the tensor has; 0: none. */
 static size_t unit_count(const evidence *e, unit_kind kind)
 {
-    bool square = e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS;
-    bool heads = e->id >= Q3_TAP_Q_PROJ && e->id <= Q3_TAP_K_ROPE;
+    bool square = q3_tap_is_square(e->id);
     if (kind == UNIT_TOKEN) return e->T;
     if (kind == UNIT_KEY) return square ? e->T : 0;
     if (kind == UNIT_EXPERT) return has_experts(e) ? e->config->num_experts : 0;
     if (square) return e->config->num_attention_heads;
-    return heads || e->id == Q3_TAP_O_PROJ_INPUT ? e->row / e->config->head_dim : 0;
+    return q3_tap_has_heads(e->id) ? e->row / e->config->head_dim : 0;
 }
 
 static size_t unit_of(const evidence *e, unit_kind kind, size_t t, size_t i)
 {
     size_t A = e->config->num_experts_per_tok;
-    bool square = e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS;
+    bool square = q3_tap_is_square(e->id);
     if (kind == UNIT_TOKEN) return t;
     if (kind == UNIT_KEY) return i % e->T;
     if (kind == UNIT_HEAD) return i / (square ? e->T : e->config->head_dim);
     return (size_t)e->tap[Q3_TAP_TOPK_INDICES][t * A + i / (e->row / A)];
 }
 
-static void name_units(char *text, size_t room, unit_kind kind, size_t first, size_t last, size_t wrong,
-                       size_t all)
+static void name_units(char *text, size_t room, unit_kind kind, size_t first, size_t last,
+                       size_t wrong, size_t all)
 {
     static const char *const names[UNIT_KINDS] = {"token", "key", "head", "expert"};
     const char *name = names[kind];
     if (wrong == 1) snprintf(text, room, " (%s %zu only)", name, first);
-    else if (last - first + 1 == wrong && last + 1 == all) snprintf(text, room, " (%ss from %zu on)", name, first);
-    else if (last - first + 1 == wrong) snprintf(text, room, " (%ss %zu to %zu)", name, first, last);
+    else if (last - first + 1 == wrong && last + 1 == all)
+        snprintf(text, room, " (%ss from %zu on)", name, first);
+    else if (last - first + 1 == wrong)
+        snprintf(text, room, " (%ss %zu to %zu)", name, first, last);
     else snprintf(text, room, " (%zu of %zu %ss, first %zu)", wrong, all, name, first);
 }
 
@@ -138,7 +140,7 @@ static bool mixed(char *text, size_t room, diagnosis *d, const float *y, unit_ki
     return true;
 }
 
-/* ==== Trying a mistake ========================================================================= */
+/* ==== Trying a mistake ======================================================================== */
 
 bool q3_weigh(diagnosis *d, const float *y, const char *text)
 {
@@ -147,8 +149,10 @@ bool q3_weigh(diagnosis *d, const float *y, const char *text)
     double away = q3_distance(d->e, y);
     if (d->rounding && !(away <= d->own_distance / 4)) return false;
     for (int kind = 0; s == NOTHING && !d->rounding && kind < UNIT_KINDS; kind++)
-        if (d->strength <= PARTIAL && mixed(where, sizeof where, d, y, (unit_kind)kind)) s = PARTIAL;
-    if (s == NOTHING || s < d->strength || (s == d->strength && !(away < d->distance / 2))) return false;
+        if (d->strength <= PARTIAL && mixed(where, sizeof where, d, y, (unit_kind)kind))
+            s = PARTIAL;
+    if (s == NOTHING || s < d->strength || (s == d->strength && !(away < d->distance / 2)))
+        return false;
     d->strength = s;
     d->distance = away;
     snprintf(d->name, sizeof d->name, "%s", text);
@@ -184,31 +188,21 @@ static void keep_mistake(diagnosis *d, const mistake *m)
     d->best.map = d->best_map;
 }
 
-void q3_attempt_with(diagnosis *d, const mistake *m, const char *text)
+/* Computes the mistake and weighs what it makes. */
+void q3_attempt(diagnosis *d, const mistake *m, const char *text)
 {
     pass p;
     const evidence *own = d->e;
     evidence carried = *own;
     if (d->no_memory || d->work < 0) return;
-    /* Three roundings more than the operator's: a step in the first may become two. */
-    carried.carry = m->kind == MAP_CAPPED ? 2 : 0;
+    carried.carry = m->carry;
     d->e = &carried;
     const float *y = q3_pass_run(&p, d->e, m);
-    if (y != NULL && d->e->id == Q3_TAP_TOPK_INDICES) q3_sort_ids(p.made[d->e->id], d->e->T, d->e->row);
+    if (y != NULL && d->e->id == Q3_TAP_TOPK_INDICES)
+        q3_sort_ids(p.made[d->e->id], d->e->T, d->e->row);
     if (y != NULL && q3_weigh(d, y, text)) keep_mistake(d, m);
     d->work -= p.work;
     d->no_memory = d->no_memory || p.no_memory;
     q3_pass_free(&p);
     d->e = own;
-}
-
-void q3_attempt(diagnosis *d, uint64_t at, mistake_kind kind, double value, const char *text, ...)
-{
-    char filled[128];
-    mistake m = {at, kind, value, NULL};
-    va_list arguments;
-    va_start(arguments, text);
-    vsnprintf(filled, sizeof filled, text, arguments);
-    va_end(arguments);
-    q3_attempt_with(d, &m, filled);
 }

@@ -1,13 +1,14 @@
-/* diagnose.c - which known mistake explains a tensor that differs: in which order explanations are looked for, and on
- * which tokens. */
+/* diagnose.c - which known mistake explains a tensor that differs: in which order explanations
+ * are looked for, and on which tokens. */
 #include "judge/diagnosis.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* ==== The diagnosis ============================================================================ */
+/* ==== The diagnosis =========================================================================== */
 
-/* A copy of what is judged: bound is -1 where it says nothing, expert ids are sorted in each row. */
+/* A copy of what is judged: bound is -1 where it says nothing, expert ids are sorted in each
+ * row. */
 typedef struct judged_copy {
     double *bound;
     float *ours, *theirs;
@@ -44,21 +45,23 @@ static bool copy_judged(judged_copy *c, const evidence *e)
 
 #define WORK 5e10 /* multiplications: a minute or two */
 
-/* A rounding shows in some elements only, and so needs all of them. Else the tokens up to the first wrong one are
- * enough to choose by, where whole prompts of a large model would take long: what a token has depends on those
- * before it alone. (Scores and probs lie in rows of T.) */
+/* A rounding shows in some elements only, and so needs all of them. Else the tokens up to the
+ * first wrong one are enough to choose by, where whole prompts of a large model would take long:
+ * what a token has depends on those before it alone. (Scores and probs lie in rows of T.) */
 static size_t tokens_to_choose_by(const diagnosis *d)
 {
     const evidence *e = d->e;
     const q3_config *c = e->config;
     size_t wide = c->num_experts_per_tok * c->moe_intermediate_size, t = e->first;
     if (c->intermediate_size > wide) wide = c->intermediate_size;
-    double token = (double)c->hidden_size * (double)(3 * wide + 4 * c->num_attention_heads * c->head_dim);
-    bool square = e->given[Q3_TAP_SCORES] || e->given[Q3_TAP_PROBS] || e->id == Q3_TAP_SCORES ||
-                  e->id == Q3_TAP_PROBS, all = d->rounding || c->rope.type == Q3_ROPE_DYNAMIC;
+    size_t heads = 4 * c->num_attention_heads * c->head_dim;
+    double token = (double)c->hidden_size * (double)(3 * wide + heads);
+    bool square = e->given[Q3_TAP_SCORES] || e->given[Q3_TAP_PROBS] || q3_tap_is_square(e->id);
+    bool all = d->rounding || c->rope.type == Q3_ROPE_DYNAMIC;
     if (all || square || (double)e->T * token < 1e8) return e->T;
     for (bool right = true; right && t < e->T; t++)
-        for (size_t i = t * e->row; i < (t + 1) * e->row && right; i++) right = q3_agrees(e, i, e->ours[i]);
+        for (size_t i = t * e->row; i < (t + 1) * e->row && right; i++)
+            right = q3_agrees(e, i, e->ours[i]);
     t += 2;
     return t < e->T ? t : e->T;
 }
@@ -78,7 +81,7 @@ static void try_all(diagnosis *d)
         d->strength = NOTHING;
         d->work = WORK;
         d->text[0] = 0;
-        q3_attempt_with(d, &m, name);
+        q3_attempt(d, &m, name);
     }
     d->work = WORK;
     q3_search_positions(d);

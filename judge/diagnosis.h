@@ -1,69 +1,124 @@
 /* diagnosis.h - what the files of the diagnosis share. Each calls only those below it:
  *
  * diagnose.c   the order in which explanations are looked for
- * mistakes.c   the list of known mistakes
+ * mistakes.c   the list of known mistakes: a row each
  * searches.c   mistakes with a number in them that has to be found first
  * locate.c     what can be said of the difference itself
  * attempt.c    how well an explanation fits, and the best so far
  * evaluate.c   a layer's forward pass with one mistake in it
- * operators.c  the linear maps, norms and rotary embeddings of that pass */
+ * edits.c      what an edit makes of values
+ * roundings.c  mistakes inside an operator's rounding */
 #ifndef Q3_JUDGE_DIAGNOSIS_H
 #define Q3_JUDGE_DIAGNOSIS_H
 
+#include "host/taps.h"
 #include "judge/diagnose.h"
 #include "judge/graph.h"
 
-/* Formats below D; AWAY and CUT: ties away from zero, and truncation, as tensor cores round to TF32. */
-typedef enum format { FORMAT_BF16, FORMAT_F16, FORMAT_TF32, FORMAT_TF32_AWAY, FORMAT_TF32_CUT, FORMAT_FP8 } format;
+/* ==== A mistake =============================================================================== */
 
-/* A wrong operator. `value` is the number in brackets. */
-typedef enum mistake_kind {
-    NO_MISTAKE,
-    /* embedding */
-    EMBED_SCALED /* (1: by a factor rounded to D) */, EMBED_ROW /* (rows further) */,
-    /* table: cos and sin */
-    TABLE_THETA /* (theta) */, TABLE_OFFSET /* (positions) */, TABLE_FROM_ZERO, TABLE_CONSTANT /* (position) */,
-    TABLE_POSITION_FORMAT /* (format) */, TABLE_UNSCALED, TABLE_NO_FACTOR, TABLE_FACTOR /* (factor) */,
-    TABLE_FREQUENCY_FORMAT /* (format) */, TABLE_FORMAT /* (format) */, TABLE_SWAPPED,
-    /* rotary embedding */
-    ROPE_INTERLEAVED, ROPE_INTERLEAVED_IN, ROPE_TWICE, ROPE_MISSING, ROPE_HALF, ROPE_PARTIAL, ROPE_BACKWARDS,
-    ROPE_ONCE, ROPE_POSITION /* (position of all tokens) */, ROPE_NORM_AFTER,
-    /* norms */
-    NORM_EPS /* (eps) */, NORM_EPS_OUTSIDE, NORM_PLUS_ONE, NORM_NO_WEIGHT, NORM_OTHER_WEIGHT, NORM_BEFORE_CAST,
-    NORM_CENTRED, NORM_SUM, NORM_MISSING, NORM_TWICE, NORM_VARIANCE_FORMAT /* (format) */, NORM_UNROUNDED_SUM,
-    NORM_ALL_HEADS, NORM_AFTER_ROPE, NORM_ROTATED,
-    /* linear maps */
-    MAP_TRANSPOSED, MAP_OTHER_WEIGHT, MAP_FP8, MAP_INT8, MAP_OPERANDS /* (format) */, MAP_CAST /* (format) */,
-    MAP_LOW_SUM /* (format) */, MAP_PARTS /* (count) */, MAP_TAIL /* (terms) */, MAP_TAIL_BLOCK /* (terms) */,
-    MAP_NO_BIAS, MAP_BIAS_TWICE, MAP_BIAS_AFTER, MAP_NOT_ROUNDED, MAP_INTERLEAVED, MAP_STREAM,
-    MAP_WEIGHTED, MAP_EXPERTS /* (see map) */,
-    MAP_SOFTMAX, MAP_CAPPED /* (cap) */,
-    /* attention; KEY_ and HEAD_ at the scores, at o_proj's input, or both */
-    SCORE_SCALE /* (factor) */, SCORE_ONCE, SCORE_QUERY_FIRST, SCORE_CAPPED /* (cap) */, HEAD_TILED, HEAD_DIVISOR,
-    CACHE_STALE, CACHE_SHIFTED, CACHE_FORMAT /* (format) */, CACHE_UNROTATED, PROB_FUTURE, PROB_STRICT,
-    PROB_UNMASKED, PROB_WINDOW /* (keys) */, PROB_FORMAT /* (format) */, PROB_NO_MAXIMUM /* (format) */, PROB_SINK,
-    PROB_BASE_2, VALUE_FROM_KEYS, VALUE_JOINED,
-    /* residual sums */
-    SUM_NO_RESIDUAL, SUM_NO_BRANCH, SUM_NORMED, SUM_DOUBLED, SUM_NOT_ROUNDED, SUM_WITHOUT_ATTENTION,
-    /* router */
-    ROUTER_TWICE, ROUTER_SIGMOID, ROUTER_FORMAT /* (format) */, CHOICE_LOWEST, CHOICE_GROUPS /* (groups) */,
-    CHOICE_SHIFTED /* (ids) */, CHOICE_CLAMPED,
-    WEIGHT_PLAIN, WEIGHT_NORMED, WEIGHT_LOGITS, WEIGHT_CHOSEN, WEIGHT_SIGMOID, WEIGHT_BY_ID, WEIGHT_REVERSED,
-    WEIGHT_NOT_ROUNDED, WEIGHT_ROUNDED_FIRST, WEIGHT_LAST_REPEATED, WEIGHT_FEWER, WEIGHT_MEAN, WEIGHT_ONE,
-    WEIGHT_TWICE,
-    /* MLP */
-    ACT_GELU, ACT_GELU_TANH, ACT_RELU, ACT_HARD, ACT_ALPHA, ACT_CLAMPED, ACT_SIGMOID_ROUNDED, UP_PLUS_ONE,
-    UP_CLAMPED /* (limit) */, UP_ONCE, COMBINE_EXPERT /* (id that is missing) */, COMBINE_SLOT /* (slot missing) */
-} mistake_kind;
+/* Formats below D; AWAY and CUT: ties away from zero, and truncation, as tensor cores round to
+ * TF32. */
+typedef enum format {
+    FORMAT_BF16, FORMAT_F16, FORMAT_TF32, FORMAT_TF32_AWAY, FORMAT_TF32_CUT, FORMAT_FP8
+} format;
 
+/* What of an operator is edited: an argument (in the order of graph.h, the stream before all),
+ * its weight, its bias, a parameter, its result; or the roundings inside it. */
+typedef enum part { NO_PART, ARG_1, ARG_2, ARG_3, WEIGHT, BIAS, PARAMETER, RESULT, ROUNDING } part;
+
+/* How it is edited. (v): by the mistake's value; (tap): by the edit's tap. */
+typedef enum change {
+    NO_CHANGE,
+    /* Arguments and results. Where the operator is that of the keys, or a dense MLP's, `tap` means
+     * its counterpart. READ_PAST jumps over the argument, which must not have been given; THROUGH:
+     * that operator, too. */
+    READ /* (tap) */, READ_PAST /* (tap) */, THROUGH /* (tap) */, AGAIN, SKIPPED, UNROUNDED,
+    /* Element by element; rounded to D. WITHIN: at most so far from 0; CAPPED: v tanh(x / v). */
+    TIMES /* (v) */, PLUS /* (v) */, AT_MOST /* (v) */, WITHIN /* (v) */, AT_LEAST_0,
+    FILL /* (v) */,
+    SQUARED, ROUNDED /* (v: format) */, CAPPED /* (v) */,
+    SIGMOID, GELU, GELU_TANH, RELU, HARD_SWISH, ALPHA_SIGMOID,
+    /* Rows: of heads, of terms of a sum, of slots, of experts */
+    FROM_PAIRS, TO_PAIRS, UPPER_KEPT, TRANSPOSED,
+    NO_TAIL /* (v: terms) */, NO_TAIL_BLOCK /* (v: terms) */, FIRST_TERMS /* (v) */,
+    REVERSED, BY_ID, LAST_REPEATED, NO_SLOT /* (v) */, NO_EXPERT /* (v: id) */, NO_LAST_CHOSEN,
+    BEST_GROUPS /* (v: groups) */, SHIFTED /* (v) */, WEIGHTED,
+    /* Keys and values as they are read */
+    HEADS_TILED, HEADS_DIVIDED, STALE, ROW_BEFORE,
+    /* Weights and biases */
+    PARTNERS, INTERLEAVED, PERMUTED /* by map */, FP8_SCALED, INT8_SCALED, MISSING,
+    /* Parameters */
+    THETA /* (v) */, FACTOR /* (v) */, UNSCALED, NO_ATTENTION_FACTOR, FREQUENCIES /* (v: format) */,
+    FIRST_POSITION /* (v) */, ONE_POSITION /* (v) */, POSITIONS /* (v: format) */, HALF_WIDTH,
+    EPS /* (v) */, ALL_HEADS, ONE_MORE_KEY, ONE_KEY_LESS, ALL_KEYS, WINDOW /* (v: keys) */,
+    RENORMALISED /* (v: or not) */,
+    /* Roundings inside: roundings.c */
+    LOW_SUM /* (v: format) */, PARTS /* (v: count) */, BIAS_LATER, CAST /* (v: format) */,
+    EPS_OUTSIDE, CAST_LAST, CENTRED, SUM_OF_SQUARES, VARIANCE /* (v: format) */, UNROUNDED_SUM,
+    ONCE, SCALE /* (v: factor) */, QUERY_FIRST, LOW_SOFTMAX /* (v: format) */,
+    NO_MAXIMUM /* (v: format) */, SINK, BASE_2, ROUNDED_FIRST, SIGMOID_ROUNDED
+} change;
+
+typedef struct edit {
+    part at;
+    change what;
+    q3_tap_id tap;
+} edit;
+
+#define STREAM Q3_TAP_COUNT /* as a tap to be read: what the layer (the final norm) starts from */
+#define EDITS 3 /* of one mistake at most */
 #define TAP_BIT(id) ((uint64_t)1 << (id))
 
+/* The right graph, edited. */
 typedef struct mistake {
-    uint64_t at;      /* which operators: by the taps they make */
-    mistake_kind kind;
+    uint64_t at;       /* whose operators, by the taps they make */
+    edit edits[EDITS];
     double value;
-    const size_t *map; /* MAP_EXPERTS: [E] whose weights each expert has */
+    double carry;      /* ulp that its further roundings may add */
+    const size_t *map; /* PERMUTED: [E] whose weights each expert has */
 } mistake;
+
+/* ==== What an edit makes of values (edits.c) ================================================== */
+
+double q3_absolute(double x);
+double q3_to_format(double value, format f);
+format q3_format_in(double value);
+/* One element: TIMES to ALPHA_SIGMOID, not yet rounded; D is what steps on the way are rounded
+ * to. */
+double q3_altered(double x, change what, double value, q3_dtype dtype);
+/* x[rows,n], in place, rounded to D. copy: room for a row. ids: of the chosen experts, for what
+ * asks for them. */
+void q3_alter(float *x, float *copy, size_t rows, size_t n, change what, double value,
+              q3_dtype dtype, const q3_config *config, const float *ids);
+/* Whether a sum of K terms can lose this tail, and keep something; true for all other changes. */
+bool q3_can_alter(change what, double value, size_t K);
+
+/* ==== Mistakes inside an operator's rounding (roundings.c) ==================================== */
+
+/* One element of a linear map. */
+float q3_rounding_sum(const float *w, const float *x, size_t K, double bias, change what,
+                      double value, q3_dtype dtype);
+/* A weight's row quantised; most: the tensor's largest value. */
+void q3_rounding_weight(float *row, size_t K, double most, change what, q3_dtype dtype);
+/* y[rows,n]; branch: what was added to x before its rounding, or NULL. */
+void q3_rounding_norm(float *y, const float *x, const float *branch, const float *weight,
+                      size_t rows, size_t n, double eps, change what, double value, q3_dtype dtype);
+void q3_rounding_rope(float *y, const float *x, const float *cos, const float *sin, size_t T,
+                      size_t heads, size_t hd, q3_dtype dtype);
+/* One token: scores[H,n] of q[H,hd] and k[n,K,hd]; probs of scores[H,n], in place. */
+void q3_rounding_scores(float *scores, const float *q, const float *k, size_t H, size_t K,
+                        size_t hd, size_t n, change what, double value, q3_dtype dtype);
+void q3_rounding_probs(float *scores, double *scratch, size_t H, size_t n, change what,
+                       double value, q3_dtype dtype);
+/* One token's routing weights[A]. */
+void q3_rounding_weights(float *weights, const float *probs, const float *ids, size_t A,
+                         bool normed, q3_dtype dtype);
+/* silu of x, and silu of a times b: y[n]. */
+void q3_rounding_silu(float *y, const float *x, size_t n, q3_dtype dtype);
+void q3_rounding_product(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
+
+/* ==== The pass (evaluate.c) =================================================================== */
 
 /* One pass with one mistake, as far as e->id. */
 typedef struct pass {
@@ -76,31 +131,17 @@ typedef struct pass {
     bool no_memory;
 } pass;
 
-/* The tensor e->id [T, row] with the mistake in it; NULL if the mistake does not reach it, if something that it
- * needs is not known, or (pass->no_memory) without memory. Valid until pass_free. */
+/* The tensor e->id [T, row] with the mistake in it; NULL if the mistake does not reach it, if
+ * something that it needs is not known, or (pass->no_memory) without memory. Valid until
+ * q3_pass_free. */
 const float *q3_pass_run(pass *p, const evidence *e, const mistake *m);
 void q3_pass_free(pass *p);
-
-/* A tap inside a pass: recomputed if the mistake reaches it. NULL: not known. */
-const float *q3_pass_get(pass *p, q3_tap_id id);
-size_t q3_row_of(const evidence *e, q3_tap_id id);
 bool q3_in_dense_layer(const evidence *e); /* of a layer without experts */
-
-/* operators.c: operators of a pass; y is [T, row of id]. False: something is not known, or no memory. */
-bool q3_evaluate_map(pass *p, q3_tap_id id, mistake_kind kind, float *y);
-bool q3_evaluate_experts(pass *p, q3_tap_id id, mistake_kind kind, float *y);
-bool q3_evaluate_norm(pass *p, q3_tap_id id, mistake_kind kind, float *y);
-bool q3_evaluate_table(pass *p, q3_tap_id id, mistake_kind kind, float *y);
-bool q3_evaluate_rope(pass *p, q3_tap_id id, mistake_kind kind, float *y);
-
-double q3_to_format(double value, format f);
-/* cap tanh(x / cap), rounded to D after each step, the last one left to the caller. */
-double q3_softcapped(double x, double cap, q3_dtype dtype);
-double q3_absolute(double x);
 
 /* ==== One diagnosis (attempt.c) =============================================================== */
 
-/* How well an explanation holds, worst first. PLACE: where the difference is, but not what made it. */
+/* How well an explanation holds, worst first. PLACE: where the difference is, but not what made
+ * it. */
 typedef enum strength { NOTHING, PLACE, PARTIAL, FULL } strength;
 
 typedef struct diagnosis {
@@ -110,7 +151,8 @@ typedef struct diagnosis {
     strength strength;
     double distance;     /* of the best so far */
     char text[200], name[160]; /* name: of the mistake alone */
-    size_t *outside[2];  /* per unit: elements that the mistake does not explain; that ours does not */
+    /* per unit: elements that the mistake does not explain; that ours does not */
+    size_t *outside[2];
     double work;         /* that is left for further attempts */
     bool no_memory;
     mistake best;        /* that has the text, if a mistake has it */
@@ -124,12 +166,15 @@ bool q3_agrees_everywhere(const evidence *e, const float *y);
 double q3_distance(const evidence *e, const float *y);
 /* Each token's ids by value: which experts a token has decides, not their order. */
 void q3_sort_ids(float *ids, size_t T, size_t A);
-/* Looks whether y explains theirs, and keeps its text if it does so better than all before: then true. */
+/* Looks whether y explains theirs, and keeps its text if it does so better than all before: then
+ * true. */
 bool q3_weigh(diagnosis *d, const float *y, const char *text);
-void q3_attempt_with(diagnosis *d, const mistake *m, const char *text);
-void q3_attempt(diagnosis *d, uint64_t at, mistake_kind kind, double value, const char *text, ...) Q3_PRINTF(5, 6);
+/* Computes the mistake and weighs it. */
+void q3_attempt(diagnosis *d, const mistake *m, const char *text);
 
-void q3_try_mistakes(diagnosis *d); /* mistakes.c */
+
+/* mistakes.c: every known mistake, in the order of the list. */
+void q3_try_mistakes(diagnosis *d);
 
 /* searches.c: mistakes with a number or a choice in them that has to be found first. */
 void q3_search_positions(diagnosis *d);
@@ -140,7 +185,8 @@ void q3_search_experts(diagnosis *d);
 void q3_search_hidden_experts(diagnosis *d);
 void q3_search_missing(diagnosis *d);
 
-/* locate.c: what can be said of the difference itself: which channels, tokens, experts, and by which factor. */
+/* locate.c: what can be said of the difference itself: which channels, tokens, experts, and by
+ * which factor. */
 void q3_locate(diagnosis *d);
 
 #endif

@@ -1,428 +1,736 @@
-/* evaluate.c - one layer's forward pass with one mistake in it. What the other implementation gave is put in the
- * place of what is computed, so a mistake shows in the tensors behind it as far as the next given ones. */
+/* evaluate.c - one layer's forward pass with one mistake in it: walks the graph from what the
+ * mistake touches to the tensor in question. Arguments, weights and results are edited as the
+ * mistake says; what lies between is computed by the public operators. What the other
+ * implementation gave stands in the place of what is computed, so a mistake shows in the tensors
+ * behind it as far as the next given ones. */
 #include "judge/diagnosis.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-size_t q3_row_of(const evidence *e, q3_tap_id id)
+/* One operator that is about to run. */
+typedef struct operation {
+    pass *p;
+    const evidence *e;
+    const q3_node *node;
+    const edit *edits;  /* that the mistake makes here; NULL: none */
+    double value;       /* the mistake's */
+    const float *x[3];  /* arguments, as edited: rows[i] of n[i] */
+    float *own[3];      /* those of them that are copies */
+    size_t rows[3], n[3];
+    const float *ids;   /* chosen experts, where the operator reads them */
+    q3_dtype dtype;     /* that its result is rounded to */
+} operation;
+
+static const edit *edit_of(const operation *o, part at)
 {
-    size_t shape[3], rank = q3_tap_shape(shape, e->config, id, e->T);
-    if (id == Q3_TAP_SCORES || id == Q3_TAP_PROBS) return shape[0] * shape[2];
-    return rank == 3 ? shape[1] * shape[2] : shape[1];
+    for (size_t i = 0; o->edits != NULL && i < EDITS; i++)
+        if (o->edits[i].at == at) return &o->edits[i];
+    return NULL;
 }
 
-/* ==== Attention ================================================================================ */
+static change change_of(const operation *o, part at)
+{
+    const edit *found = edit_of(o, at);
+    return found != NULL ? found->what : NO_CHANGE;
+}
 
+static void *room(pass *p, size_t count, size_t size)
+{
+    void *block = calloc(count + 1, size);
+    if (block == NULL) p->no_memory = true;
+    return block;
+}
+
+/* Floats as a weight: little-endian, as in files. */
+static q3_tensor as_tensor(uint8_t *bytes, const float *values, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, &values[i], 4);
+        for (unsigned k = 0; k < 4; k++) bytes[4 * i + k] = (uint8_t)(u >> 8 * k & 0xFF);
+    }
+    return (q3_tensor){bytes, Q3_F32};
+}
+
+/* ==== Which taps an edit means ================================================================ */
+
+/* The tap that is to the keys what `tap` is to the queries, or to a dense MLP what it is to the
+ * experts, if the operator of `id` is one of those. */
+static q3_tap_id counterpart(q3_tap_id id, q3_tap_id tap)
+{
+    bool keys = id == Q3_TAP_K_NORM || id == Q3_TAP_K_ROPE;
+    if (keys && tap == Q3_TAP_Q_PROJ) return Q3_TAP_K_PROJ;
+    if (keys && tap == Q3_TAP_Q_NORM) return Q3_TAP_K_NORM;
+    if (keys && tap == Q3_TAP_Q_ROPE) return Q3_TAP_K_ROPE;
+    for (size_t i = 0; q3_tap_info(id)->place == Q3_PLACE_DENSE && i < Q3_TAP_COUNT; i++)
+        if (q3_tap_info((q3_tap_id)i)->like == tap) return (q3_tap_id)i;
+    return tap;
+}
+
+/* Whose weight is taken by mistake. */
+static q3_tap_id partner(q3_tap_id id)
+{
+    static const q3_tap_id pairs[][2] = {
+        {Q3_TAP_COS, Q3_TAP_SIN}, {Q3_TAP_K_PROJ, Q3_TAP_V_PROJ}, {Q3_TAP_Q_NORM, Q3_TAP_K_NORM},
+        {Q3_TAP_INPUT_LAYERNORM, Q3_TAP_POST_ATTENTION_LAYERNORM},
+        {Q3_TAP_LM_HEAD, Q3_TAP_EMBED_TOKENS},
+        {Q3_TAP_EXPERTS_GATE_PROJ, Q3_TAP_EXPERTS_UP_PROJ},
+        {Q3_TAP_DENSE_GATE_PROJ, Q3_TAP_DENSE_UP_PROJ},
+    };
+    if (id == Q3_TAP_NORM) return Q3_TAP_POST_ATTENTION_LAYERNORM; /* of the last layer */
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++)
+        for (size_t k = 0; k < 2; k++)
+            if (pairs[i][k] == id) return pairs[i][1 - k];
+    return id;
+}
+
+static const q3_node *partner_node(const operation *o, size_t *layer)
+{
+    const q3_config *c = o->e->config;
+    *layer = o->node->id == Q3_TAP_NORM ? c->num_hidden_layers - 1 : o->e->layer;
+    return q3_graph_node(c, partner(o->node->id), *layer);
+}
+
+/* The weight, or its partner's. */
+static q3_tensor weight_of(const operation *o, bool of_partner, size_t expert)
+{
+    size_t layer = o->e->layer;
+    const q3_node *node = of_partner ? partner_node(o, &layer) : o->node;
+    return node == NULL ? (q3_tensor){NULL, Q3_F32}
+        : q3_graph_weight(node, o->e->weights, layer, expert);
+}
+
+/* ==== Arguments =============================================================================== */
+
+static const float *get(pass *p, q3_tap_id id);
+static bool run(pass *p, const q3_node *node, const float *x, float *y);
+
+static size_t row_of(const evidence *e, q3_tap_id id)
+{
+    return id == STREAM ? e->config->hidden_size : q3_tap_row_size(e->config, id, e->T);
+}
+
+static const q3_node *node_of(const evidence *e, q3_tap_id id)
+{
+    return q3_graph_node(e->config, id, e->layer);
+}
+
+/* x[i], edited. False: something is not known, or no memory. */
+static bool take(operation *o, size_t i, q3_tap_id from)
+{
+    const evidence *e = o->e;
+    const edit *by = NULL;
+    for (size_t k = 0; o->edits != NULL && k < EDITS; k++) {
+        const edit *next = &o->edits[k];
+        if (next->at != (part)(ARG_1 + i)) continue;
+        if (next->what == READ_PAST && e->given[from]) return false;
+        if (next->what == READ || next->what == READ_PAST)
+            from = counterpart(o->node->id, next->tap);
+        else by = next;
+    }
+    size_t row = row_of(e, from);
+    o->n[i] = q3_tap_of_experts(from) ? row / e->config->num_experts_per_tok : row;
+    o->rows[i] = e->T * row / o->n[i];
+    if (by != NULL && !q3_can_alter(by->what, o->value, o->n[i])) return false;
+    o->x[i] = from == STREAM ? e->input : get(o->p, from);
+    if (by == NULL || o->x[i] == NULL) return o->x[i] != NULL;
+    float *copy = o->own[i] = room(o->p, e->T * row + o->n[i], sizeof *copy);
+    if (copy == NULL) return false;
+    memcpy(copy, o->x[i], e->T * row * sizeof *copy);
+    if (by->what == THROUGH) {
+        if (!run(o->p, node_of(e, counterpart(o->node->id, by->tap)), o->x[i], copy)) return false;
+    } else {
+        /* Not rounded once more: what is in a format, a float32 step, a limit that was found. */
+        bool wide = by->what == ROUNDED || by->what == SIGMOID || by->what == WITHIN;
+        q3_dtype dtype = wide ? Q3_F32 : from == STREAM ? e->dtype : q3_tap_dtype(from, e->dtype);
+        q3_alter(copy, copy + e->T * row, o->rows[i], o->n[i], by->what, o->value, dtype, e->config,
+                 o->ids);
+    }
+    o->x[i] = copy;
+    return true;
+}
+
+/* ==== Embedding and tables ==================================================================== */
+
+static bool run_embedding(operation *o, float *y)
+{
+    const evidence *e = o->e;
+    size_t V = e->config->vocab_size;
+    int64_t shift = change_of(o, ARG_1) == SHIFTED ? (int64_t)o->value : 0;
+    q3_tensor weight = weight_of(o, false, 0);
+    int32_t *ids = room(o->p, e->T, sizeof *ids);
+    bool good = e->ids != NULL && weight.data != NULL && ids != NULL;
+    for (size_t t = 0; good && t < e->T; t++) {
+        int64_t id = e->ids[t] + shift;
+        ids[t] = id < 0 || (uint64_t)id >= V ? e->ids[t] : (int32_t)id;
+    }
+    if (good) q3_embedding(y, ids, weight, e->T, V, e->config->hidden_size, o->dtype);
+    free(ids);
+    return good;
+}
+
+/* cos and sin [T,hd] with an edited parameter; at a tap behind the tables, too. */
+static bool make_table(operation *o, float *cos, float *sin, size_t hd)
+{
+    const evidence *e = o->e;
+    change what = change_of(o, PARAMETER);
+    q3_rope rope = e->config->rope;
+    size_t half = hd / 2;
+    float *inv_freq = room(o->p, 2 * half, sizeof *inv_freq), *safe = inv_freq + half;
+    if (inv_freq == NULL) return false;
+    if (what == THETA) rope.rope_theta = o->value;
+    if (what == UNSCALED) rope.type = Q3_ROPE_DEFAULT;
+    if (what == FACTOR) rope.factor = o->value;
+    float scaling = q3_rope_frequencies(inv_freq, &rope, hd, e->config->max_position_embeddings,
+                                        e->start + e->T);
+    if (what == NO_ATTENTION_FACTOR) scaling = 1.0f;
+    if (what == FREQUENCIES)
+        q3_alter(inv_freq, NULL, 1, half, ROUNDED, o->value, Q3_F32, e->config, NULL);
+    for (size_t t = 0; t < e->T; t++) {
+        double position = (double)(e->start + t);
+        if (what == FIRST_POSITION) position = o->value + (double)t;
+        if (what == ONE_POSITION) position = o->value;
+        if (what == POSITIONS) position = q3_to_format(position, q3_format_in(o->value));
+        if (!(position < 0x1p31)) position = 0;
+        /* Angles beyond 2^20, which q3_cos does not take, are 0. */
+        for (size_t j = 0; j < half; j++)
+            safe[j] = position * (double)inv_freq[j] <= 0x1p20 ? inv_freq[j] : 0.0f;
+        q3_rope_table(cos + t * hd, sin + t * hd, safe, scaling, 1, (size_t)position, hd, o->dtype);
+    }
+    free(inv_freq);
+    return true;
+}
+
+static bool run_table(operation *o, float *y)
+{
+    size_t hd = o->e->config->head_dim, count = o->e->T * hd;
+    float *other = room(o->p, count, sizeof *other);
+    bool sine = (o->node->id == Q3_TAP_SIN) != (change_of(o, WEIGHT) == PARTNERS);
+    bool good = other != NULL && make_table(o, sine ? other : y, sine ? y : other, hd);
+    free(other);
+    return good;
+}
+
+/* ==== Norms and rotary embedding ============================================================== */
+
+/* w[n * heads]: the weight, edited, as often as there are heads. */
+static bool norm_weight(operation *o, float *w, size_t n, size_t heads)
+{
+    const edit *by = edit_of(o, WEIGHT);
+    q3_tensor weight = weight_of(o, by != NULL && by->what == PARTNERS, 0);
+    if (weight.data == NULL) return false;
+    for (size_t h = 0; h < heads; h++) q3_widen(w + h * n, weight, 0, n, o->dtype);
+    if (by != NULL) q3_alter(w, w, 1, n * heads, by->what, o->value, o->dtype, o->e->config, NULL);
+    return true;
+}
+
+static bool run_norm(operation *o, float *y)
+{
+    const evidence *e = o->e;
+    change what = change_of(o, ROUNDING);
+    bool head = o->node->op == Q3_OP_HEAD_NORM, together = change_of(o, PARAMETER) == ALL_HEADS;
+    size_t n = head ? e->config->head_dim : o->n[0], heads = together ? o->n[0] / n : 1;
+    size_t wide = n * heads;
+    size_t rows = e->T * o->n[0] / wide;
+    float eps = (float)(change_of(o, PARAMETER) == EPS ? o->value : e->config->rms_norm_eps);
+    const float *x = o->x[0], *branch = NULL;
+    if (together && !head) return false;
+    /* of what post_attention_layernorm's argument is the rounded sum of */
+    if (what == UNROUNDED_SUM) {
+        if (o->node->id != Q3_TAP_POST_ATTENTION_LAYERNORM) return false;
+        x = e->input, branch = get(o->p, Q3_TAP_O_PROJ);
+        if (x == NULL || branch == NULL) return false;
+    }
+    float *w = room(o->p, wide, sizeof *w);
+    uint8_t *bytes = room(o->p, wide, 4);
+    bool good = w != NULL && bytes != NULL && norm_weight(o, w, n, heads);
+    if (good && what != NO_CHANGE)
+        q3_rounding_norm(y, x, branch, w, rows, wide, (double)eps, what, o->value, o->dtype);
+    else if (good) q3_rmsnorm(y, x, as_tensor(bytes, w, wide), rows, wide, eps, o->dtype);
+    free(w);
+    free(bytes);
+    return good;
+}
+
+static bool run_rope(operation *o, float *y)
+{
+    const evidence *e = o->e;
+    const float *x = o->x[0], *cos = o->x[1], *sin = o->x[2];
+    change what = change_of(o, PARAMETER);
+    size_t hd = e->config->head_dim, heads = o->n[0] / hd, width = what == HALF_WIDTH ? hd / 2 : hd;
+    float *table = what != NO_CHANGE ? room(o->p, 2 * e->T * hd, sizeof *table) : NULL;
+    bool good = width % 2 == 0;
+    if (what != NO_CHANGE) {
+        good = good && table != NULL && make_table(o, table, table + e->T * hd, width);
+        cos = table, sin = table + e->T * hd;
+    }
+    if (good && change_of(o, ROUNDING) == ONCE)
+        q3_rounding_rope(y, x, cos, sin, e->T, heads, hd, o->dtype);
+    else if (good && width == hd) q3_rope_apply(y, x, cos, sin, e->T, heads, hd, o->dtype);
+    else if (good) memcpy(y, x, e->T * o->n[0] * sizeof *y);
+    for (size_t r = 0; good && width < hd && r < e->T * heads; r++)
+        q3_rope_apply(y + r * hd, x + r * hd, cos + r / heads * width, sin + r / heads * width, 1,
+                      1, width, o->dtype);
+    for (size_t i = 0; good && change_of(o, RESULT) == UPPER_KEPT && i < e->T * o->n[0]; i++)
+        if (i % hd >= hd / 2) y[i] = x[i];
+    free(table);
+    return good;
+}
+
+/* ==== Linear maps ============================================================================= */
+
+/* y[T,N] = x[T,K] weight[N,K]^T + bias. other: of a mistake that mixes two weights. */
+typedef struct map {
+    const float *x;
+    q3_tensor weight, bias, other;
+    size_t T, N, K;
+} map;
+
+static double largest_weight(const map *m, q3_dtype dtype)
+{
+    float some[64];
+    double most = 0;
+    for (size_t i = 0; i < m->N * m->K; i += 64) {
+        size_t n = m->N * m->K - i < 64 ? m->N * m->K - i : 64;
+        q3_widen(some, m->weight, i, n, dtype);
+        for (size_t k = 0; k < n; k++)
+            if (q3_absolute((double)some[k]) > most) most = q3_absolute((double)some[k]);
+    }
+    return most;
+}
+
+/* Row r of the weight, edited. most: the tensor's largest value (FP8_SCALED). */
+static void weight_row(const operation *o, float *row, const map *m, size_t r, double most)
+{
+    change what = change_of(o, WEIGHT);
+    q3_tensor weight = m->weight;
+    if (what == INTERLEAVED) { /* gate and up stacked, and rows taken alternately */
+        bool up = o->node->id == Q3_TAP_EXPERTS_UP_PROJ || o->node->id == Q3_TAP_DENSE_UP_PROJ;
+        size_t from = 2 * r + up;
+        if ((from < m->N) == up) weight = m->other;
+        r = from % m->N;
+    }
+    if (what == TRANSPOSED)
+        for (size_t k = 0; k < m->K; k++) q3_widen(row + k, weight, k * m->N + r, 1, o->e->dtype);
+    else
+        q3_widen(row, weight, r * m->K, m->K, o->e->dtype);
+    if (what == ROUNDED)
+        q3_alter(row, NULL, 1, m->K, ROUNDED, o->value, Q3_F32, o->e->config, NULL);
+    if (what == FP8_SCALED || what == INT8_SCALED)
+        q3_rounding_weight(row, m->K, most, what, o->e->dtype);
+}
+
+/* Some rows of the weight at a time, as the mistake has them. */
+static bool run_rows(operation *o, const map *m, float *y)
+{
+    enum { SOME = 16 };
+    change sum = change_of(o, ROUNDING);
+    float *rows = room(o->p, SOME * m->K, sizeof *rows);
+    float *some = room(o->p, m->T, SOME * sizeof *some), bias[SOME];
+    uint8_t *bytes = room(o->p, SOME * m->K + SOME, 4);
+    bool good = rows != NULL && some != NULL && bytes != NULL;
+    double most = change_of(o, WEIGHT) == FP8_SCALED ? largest_weight(m, o->e->dtype) : 0;
+    for (size_t r = 0; good && r < m->N; r += SOME) {
+        size_t n = m->N - r < SOME ? m->N - r : SOME;
+        memset(bias, 0, sizeof bias);
+        for (size_t i = 0; i < n; i++) weight_row(o, rows + i * m->K, m, r + i, most);
+        if (m->bias.data != NULL) q3_widen(bias, m->bias, r, n, o->e->dtype);
+        for (size_t i = 0; i < n && change_of(o, BIAS) == TIMES; i++) bias[i] *= (float)o->value;
+        for (size_t i = 0; sum != NO_CHANGE && i < m->T * n; i++)
+            some[i] = q3_rounding_sum(rows + i % n * m->K, m->x + i / n * m->K, m->K,
+                                      (double)bias[i % n], sum, o->value, o->dtype);
+        if (sum == NO_CHANGE)
+            q3_linear(some, m->x, as_tensor(bytes, rows, n * m->K),
+                      as_tensor(bytes + 4 * SOME * m->K, bias, n), m->T, n, m->K, o->dtype);
+        for (size_t i = 0; i < m->T * n; i++) y[i / n * m->N + r + i % n] = some[i];
+    }
+    free(rows);
+    free(some);
+    free(bytes);
+    return good;
+}
+
+static bool run_map(operation *o, const map *m, float *y)
+{
+    change weight = change_of(o, WEIGHT), bias = change_of(o, BIAS);
+    bool whole = weight == NO_CHANGE || weight == PARTNERS || weight == PERMUTED;
+    if (m->weight.data == NULL || (weight == INTERLEAVED && m->other.data == NULL)) return false;
+    if (!whole || bias == TIMES || change_of(o, ROUNDING) != NO_CHANGE || o->dtype != o->e->dtype)
+        return run_rows(o, m, y);
+    q3_linear(y, m->x, m->weight, m->bias, m->T, m->N, m->K, o->dtype);
+    return true;
+}
+
+static bool run_linear(operation *o, float *y)
+{
+    const evidence *e = o->e;
+    change bias = change_of(o, BIAS);
+    size_t layer = e->layer;
+    bool other = change_of(o, WEIGHT) == PARTNERS;
+    const q3_node *node = other ? partner_node(o, &layer) : o->node;
+    map m = {.x = o->x[0], .weight = weight_of(o, other, 0), .other = weight_of(o, true, 0),
+             .T = e->T, .N = row_of(e, o->node->id), .K = o->n[0]};
+    m.bias = q3_graph_bias(node, e->weights, layer);
+    if ((bias != NO_CHANGE || change_of(o, ROUNDING) == BIAS_LATER) && m.bias.data == NULL)
+        return false;
+    if (bias == MISSING) m.bias.data = NULL;
+    return run_map(o, &m, y);
+}
+
+/* All slots that have expert e: gathered, mapped, scattered. in, out: [T*A] rows. */
+static bool run_expert(operation *o, float *y, float *in, float *out, size_t e)
+{
+    /* rows of x a token */
+    size_t A = o->e->config->num_experts_per_tok, n = 0, each = o->rows[0] / o->e->T;
+    bool weighted = change_of(o, ARG_1) == WEIGHTED;
+    const float *weights = weighted ? get(o->p, Q3_TAP_TOPK_WEIGHTS) : NULL;
+    map m = {.x = in, .N = row_of(o->e, o->node->id) / A, .K = o->n[0]};
+    if (weighted && weights == NULL) return false;
+    for (size_t slot = 0; slot < o->e->T * A; slot++) {
+        if (o->ids[slot] != (float)e) continue;
+        float *row = in + n++ * m.K;
+        memcpy(row, o->x[0] + slot * each / A * m.K, m.K * sizeof *row);
+        for (size_t k = 0; k < m.K && weighted; k++)
+            row[k] = q3_round((double)row[k] * (double)weights[slot], o->dtype);
+    }
+    if ((m.T = n) == 0) return true;
+    m.weight = weight_of(o, change_of(o, WEIGHT) == PARTNERS,
+                         change_of(o, WEIGHT) == PERMUTED ? o->p->m->map[e] : e);
+    m.other = weight_of(o, true, e);
+    if (!run_map(o, &m, out)) return false;
+    n = 0;
+    for (size_t slot = 0; slot < o->e->T * A; slot++)
+        if (o->ids[slot] == (float)e) memcpy(y + slot * m.N, out + n++ * m.N, m.N * sizeof *y);
+    return true;
+}
+
+static bool run_experts(operation *o, float *y)
+{
+    const q3_config *c = o->e->config;
+    size_t slots = o->e->T * c->num_experts_per_tok;
+    float *in = room(o->p, slots, o->n[0] * sizeof *in);
+    float *out = room(o->p, o->e->T, row_of(o->e, o->node->id) * sizeof *out);
+    bool good = in != NULL && out != NULL;
+    for (size_t e = 0; e < c->num_experts && good; e++) good = run_expert(o, y, in, out, e);
+    free(in);
+    free(out);
+    return good;
+}
+
+/* ==== Router, MLP ============================================================================= */
+
+/* The chosen experts as integers. owned. */
+static int32_t *whole_ids(const operation *o)
+{
+    size_t count = o->e->T * o->e->config->num_experts_per_tok;
+    int32_t *ids = room(o->p, count, sizeof *ids);
+    for (size_t i = 0; ids != NULL && i < count; i++) ids[i] = (int32_t)o->ids[i];
+    return ids;
+}
+
+static bool run_choice(operation *o, float *y)
+{
+    const q3_config *c = o->e->config;
+    size_t count = o->e->T * c->num_experts_per_tok;
+    int32_t *ids = room(o->p, count, sizeof *ids);
+    if (ids == NULL) return false;
+    q3_router_topk(ids, o->x[0], o->e->T, c->num_experts, c->num_experts_per_tok);
+    for (size_t i = 0; i < count; i++) y[i] = (float)ids[i];
+    free(ids);
+    return true;
+}
+
+static bool run_weights(operation *o, float *y)
+{
+    const q3_config *c = o->e->config;
+    size_t E = c->num_experts, A = c->num_experts_per_tok;
+    bool normed = change_of(o, PARAMETER) == RENORMALISED ? o->value != 0 : c->norm_topk_prob;
+    int32_t *ids = whole_ids(o);
+    if (ids == NULL) return false;
+    if (change_of(o, ROUNDING) == ROUNDED_FIRST)
+        for (size_t t = 0; t < o->e->T; t++)
+            q3_rounding_weights(y + t * A, o->x[0] + t * E, o->ids + t * A, A, normed, o->dtype);
+    else q3_router_weights(y, o->x[0], ids, o->e->T, E, A, normed, o->dtype);
+    free(ids);
+    return true;
+}
+
+static bool run_combine(operation *o, float *y)
+{
+    const q3_config *c = o->e->config;
+    int32_t *ids = whole_ids(o);
+    if (ids == NULL) return false;
+    q3_expert_combine(y, o->x[0], ids, o->x[1], o->e->T, c->num_experts_per_tok, c->hidden_size,
+                      o->dtype);
+    free(ids);
+    return true;
+}
+
+/* Softmax over the experts, SiLU: or another function of each element. */
+static bool run_function(operation *o, float *y)
+{
+    const float *x = o->x[0];
+    size_t count = o->rows[0] * o->n[0];
+    change other = change_of(o, PARAMETER);
+    q3_dtype dtype = o->node->op == Q3_OP_ROUTER ? Q3_F32 : o->dtype;
+    if (change_of(o, ROUNDING) == SIGMOID_ROUNDED) q3_rounding_silu(y, x, count, dtype);
+    else if (o->node->op == Q3_OP_ROUTER) q3_router_probs(y, x, o->rows[0], o->n[0]);
+    else q3_silu_map(y, x, count, dtype);
+    for (size_t i = 0; i < count && other != NO_CHANGE; i++)
+        y[i] = q3_round(q3_altered((double)x[i], other, o->value, dtype), dtype);
+    return true;
+}
+
+/* ==== Attention =============================================================================== */
+
+/* Scores, probs and values together, token by token: what the tap in question does not need is
+ * not stored. */
 typedef struct attention {
     const evidence *e;
-    const float *q, *k, *v;        /* [T,H,hd], [T,K,hd] */
-    const float *scores, *probs;   /* [T,H,T] that were given, or NULL */
-    mistake_kind at_scores, at_probs, at_values;
-    double value;
-    double *row;                   /* [T] */
+    operation at[3];             /* scores, probs, values: their edits */
+    float *cache[2];             /* [T,heads,hd] keys and values as they are read */
+    size_t heads[2];
+    const float *scores, *probs; /* [T,H,T] that were given, or NULL */
+    float *line;                 /* [H,T] of one token */
+    double *scratch;             /* [T] */
 } attention;
 
-static format format_in(double value)
+/* The key/value head that query head h reads. */
+static size_t head_of(const q3_config *c, size_t h, change what)
 {
-    return value >= 0 && value <= FORMAT_FP8 ? (format)(int)value : FORMAT_BF16;
+    size_t K = c->num_key_value_heads;
+    if (what == HEADS_TILED) return h % K;
+    return h / K < K ? h / K : K - 1;
 }
 
-static size_t head_of(const q3_config *c, size_t h, mistake_kind kind)
-{
-    size_t K = c->num_key_value_heads, wrong = h / K < K ? h / K : K - 1;
-    if (kind == HEAD_TILED) return h % K;
-    return kind == HEAD_DIVISOR ? wrong : h / (c->num_attention_heads / K);
-}
-
-/* The cached row that stands for row s when token t reads it. */
-static size_t cached_row(size_t t, size_t s, mistake_kind kind)
-{
-    if (kind == CACHE_STALE && s == t && s > 0) return s - 1;
-    return kind == CACHE_SHIFTED && s > 0 ? s - 1 : s;
-}
-
-static double one_score(const attention *a, size_t t, size_t h, size_t s)
+/* Keys or values, edited: argument 2 of o. With a head for each query head where these are
+ * mapped otherwise. */
+static bool fill_cache(attention *a, size_t i, operation *o)
 {
     const q3_config *c = a->e->config;
-    q3_dtype D = a->e->dtype;
-    mistake_kind kind = a->at_scores;
-    size_t H = c->num_attention_heads, K = c->num_key_value_heads, hd = c->head_dim;
-    const float *q = a->q + (t * H + h) * hd;
-    const float *k = a->k + (cached_row(t, s, kind) * K + head_of(c, h, kind)) * hd;
-    double scale = (double)(float)(1.0 / q3_sqrt((double)hd)), sum = 0;
-    if (a->scores != NULL && s <= t && s >= q3_first_key(t, c->sliding_window))
-        return (double)a->scores[(t * H + h) * a->e->T + s];
-    for (size_t d = 0; d < hd; d++) {
-        double x = (double)q[d], y = (double)k[d];
-        if (kind == SCORE_QUERY_FIRST) x = (double)q3_round(x * scale, D);
-        if (kind == CACHE_FORMAT) y = q3_to_format(y, format_in(a->value));
-        sum += x * y;
+    change what = change_of(o, ARG_2);
+    size_t K = c->num_key_value_heads, hd = c->head_dim;
+    bool mapped = what == HEADS_TILED || what == HEADS_DIVIDED;
+    if (!take(o, 1, o->node->from[1])) return false;
+    size_t heads = a->heads[i] = mapped ? c->num_attention_heads : K;
+    float *to = a->cache[i] = room(o->p, a->e->T * heads, hd * sizeof *to);
+    for (size_t r = 0; to != NULL && r < a->e->T * heads; r++, to += hd) {
+        size_t s = r / heads, h = mapped ? head_of(c, r % heads, what) : r % heads;
+        if (what == ROW_BEFORE && s > 0) s--;
+        memcpy(to, o->x[1] + (s * K + h) * hd, hd * sizeof *to);
     }
-    if (kind == SCORE_QUERY_FIRST) return (double)q3_round(sum, D);
-    if (kind != SCORE_ONCE) sum = (double)q3_round(sum, D);
-    if (kind == SCORE_SCALE) scale *= a->value;
-    double score = (double)q3_round(sum * scale, D);
-    return kind == SCORE_CAPPED ? (double)q3_round(q3_softcapped(score, a->value, D), D) : score;
+    return a->cache[i] != NULL;
+}
+
+/* The cache as token t reads it, from key `first` on. */
+static const float *read_cache(attention *a, size_t i, size_t t, size_t first)
+{
+    const operation *o = &a->at[2 * i];
+    size_t row = a->heads[i] * a->e->config->head_dim;
+    /* each row is right again when the next token reads it */
+    if (change_of(o, ARG_2) == STALE && t > 0) {
+        memcpy(a->cache[i] + t * row, o->x[1] + (t - 1) * row, row * sizeof(float));
+        memcpy(a->cache[i] + (t - 1) * row, o->x[1] + (t - 1) * row, row * sizeof(float));
+    }
+    return a->cache[i] + first * row;
 }
 
 /* Keys [first, end) that token t sees. */
 static void seen_keys(const attention *a, size_t t, size_t *first, size_t *end)
 {
-    mistake_kind kind = a->at_probs;
-    size_t window = a->e->config->sliding_window, T = a->e->T;
-    if (kind == PROB_WINDOW) window = (size_t)a->value;
-    *first = q3_first_key(t, window);
+    const operation *o = &a->at[1];
+    change what = change_of(o, PARAMETER);
+    *first = q3_first_key(t, what == WINDOW ? (size_t)o->value : a->e->config->sliding_window);
     *end = t + 1;
-    if (kind == PROB_FUTURE && t + 1 < T) ++*end;
-    if (kind == PROB_UNMASKED) *end = T;
-    if (kind == PROB_STRICT && t > 0) --*end;
+    if (what == ONE_MORE_KEY && t + 1 < a->e->T) ++*end;
+    if (what == ALL_KEYS) *end = a->e->T;
+    if (what == ONE_KEY_LESS && t > 0) --*end;
 }
 
-/* probs[T] of one token and head, from row[first, end). */
-static void softmax(const attention *a, float *probs, size_t first, size_t end)
+/* line[H,n] = scores of token t and keys [first, first + n). */
+static void score(attention *a, const float *q, size_t t, size_t first, size_t n)
 {
-    double max = a->row[first], sum = 0;
-    format f = format_in(a->value);
-    bool low = a->at_probs == PROB_FORMAT || a->at_probs == PROB_NO_MAXIMUM;
-    q3_dtype D = a->e->dtype;
-    for (size_t s = first; s < end; s++)
-        if (a->row[s] > max) max = a->row[s];
-    if (a->at_probs == PROB_NO_MAXIMUM) max = 0;
-    if (a->at_probs == PROB_SINK) sum = q3_exp(-max);
-    for (size_t s = first; s < end; s++) {
-        double d = a->row[s] - max;
-        if (a->at_probs == PROB_BASE_2) d *= 0x1.62e42fefa39efp-1;
-        a->row[s] = low ? q3_to_format(q3_exp(q3_to_format(d, f)), f) : q3_exp(d);
-        sum += a->row[s];
+    const q3_config *c = a->e->config;
+    const operation *o = &a->at[0];
+    size_t H = c->num_attention_heads, hd = c->head_dim, low = q3_first_key(t, c->sliding_window);
+    change what = change_of(o, ROUNDING), after = change_of(o, RESULT);
+    const float *query = q + t * H * hd, *keys = read_cache(a, 0, t, first);
+    bool given = a->scores != NULL && first >= low && first + n <= t + 1;
+    if (!given && what != NO_CHANGE)
+        q3_rounding_scores(a->line, query, keys, H, a->heads[0], hd, n, what, o->value,
+                           a->e->dtype);
+    else if (!given)
+        q3_attention_scores(a->line, query, keys, 1, H, a->heads[0], hd, n - 1, n, 0, a->e->dtype);
+    if (after != NO_CHANGE) q3_alter(a->line, NULL, H, n, after, o->value, a->e->dtype, c, NULL);
+    for (size_t i = 0; i < H * n && a->scores != NULL; i++) {
+        size_t s = first + i % n;
+        if (s >= low && s <= t) a->line[i] = a->scores[(t * H + i / n) * a->e->T + s];
     }
-    if (low) sum = q3_to_format(sum, f);
-    for (size_t s = first; s < end; s++) probs[s] = q3_round(a->row[s] / sum, D);
 }
 
-/* Element d of value head's row s. */
-static double one_value(const attention *a, size_t t, size_t h, size_t s, size_t d)
+static void copy_keys(attention *a, float *to, const float *from, size_t t, size_t first, size_t n)
 {
-    const q3_config *c = a->e->config;
-    size_t K = c->num_key_value_heads, hd = c->head_dim, head = head_of(c, h, a->at_values);
-    const float *from = a->at_values == VALUE_FROM_KEYS ? a->k : a->v;
-    double x = (double)from[(cached_row(t, s, a->at_values) * K + head) * hd + d];
-    return a->at_values == CACHE_FORMAT ? q3_to_format(x, format_in(a->value)) : x;
+    size_t H = a->e->config->num_attention_heads, T = a->e->T;
+    for (size_t h = 0; h < H; h++) {
+        if (to != NULL) memcpy(to + (t * H + h) * T + first, a->line + h * n, n * sizeof *to);
+        else memcpy(a->line + h * n, from + (t * H + h) * T + first, n * sizeof *from);
+    }
 }
 
-/* One token and head, into y: its row of scores, of probs, or its hd sums. */
-static void attend(attention *a, q3_tap_id want, float *y, float *probs, size_t t, size_t h)
+/* Token t's row of the tap `want`. */
+static void attend(attention *a, q3_operator want, const float *q, float *y, size_t t)
 {
     const q3_config *c = a->e->config;
-    size_t H = c->num_attention_heads, hd = c->head_dim, T = a->e->T, first, end;
-    if (want == Q3_TAP_SCORES) {
-        for (size_t s = 0; s < T; s++) {
-            bool seen = s <= t && s >= q3_first_key(t, c->sliding_window);
-            y[(t * H + h) * T + s] = seen ? (float)one_score(a, t, h, s) : 0.0f;
-        }
+    size_t H = c->num_attention_heads, hd = c->head_dim, first, end;
+    change softmax = change_of(&a->at[1], ROUNDING);
+    if (want == Q3_OP_SCORES) {
+        first = q3_first_key(t, c->sliding_window);
+        score(a, q, t, first, t + 1 - first);
+        copy_keys(a, y, NULL, t, first, t + 1 - first);
         return;
     }
-    for (size_t s = 0; s < T; s++) probs[s] = 0.0f;
     seen_keys(a, t, &first, &end);
+    size_t n = end - first;
     if (a->probs != NULL) {
-        memcpy(probs, a->probs + (t * H + h) * T, T * sizeof *probs);
+        copy_keys(a, NULL, a->probs, t, first, n);
     } else {
-        for (size_t s = first; s < end; s++) a->row[s] = one_score(a, t, h, s);
-        softmax(a, probs, first, end);
+        score(a, q, t, first, n);
+        if (softmax != NO_CHANGE)
+            q3_rounding_probs(a->line, a->scratch, H, n, softmax, a->at[1].value, a->e->dtype);
+        else q3_attention_probs(a->line, a->line, a->scratch, 1, H, n - 1, n, 0, a->e->dtype);
     }
-    if (want == Q3_TAP_PROBS) {
-        memcpy(y + (t * H + h) * T, probs, T * sizeof *probs);
-        return;
-    }
-    for (size_t d = 0; d < hd; d++) {
-        double sum = 0;
-        for (size_t s = first; s < end; s++) sum += (double)probs[s] * one_value(a, t, h, s, d);
-        y[t * H * hd + (a->at_values == VALUE_JOINED ? d * H + h : h * hd + d)] = q3_round(sum, a->e->dtype);
-    }
+    if (want == Q3_OP_PROBS) copy_keys(a, y, NULL, t, first, n);
+    else
+        q3_attention_values(y + t * H * hd, a->line, read_cache(a, 1, t, first), 1, H, a->heads[1],
+                            hd, n - 1, n, 0, a->e->dtype);
 }
 
-static mistake_kind kind_at(const pass *p, q3_tap_id id)
+static bool run_attention(operation *o, float *y)
 {
-    return p->m->at >> id & 1 ? p->m->kind : NO_MISTAKE;
-}
-
-static bool run_attention(pass *p, q3_tap_id want, float *y)
-{
-    const evidence *e = p->e;
-    attention a = {.e = e, .value = p->m->value, .at_scores = kind_at(p, Q3_TAP_SCORES)};
-    a.at_probs = kind_at(p, Q3_TAP_PROBS);
-    a.at_values = kind_at(p, Q3_TAP_O_PROJ_INPUT);
-    if (want != Q3_TAP_SCORES && e->given[Q3_TAP_SCORES]) a.scores = e->tap[Q3_TAP_SCORES];
-    if (want == Q3_TAP_O_PROJ_INPUT && e->given[Q3_TAP_PROBS]) a.probs = e->tap[Q3_TAP_PROBS];
-    a.q = q3_pass_get(p, Q3_TAP_Q_ROPE);
-    a.k = q3_pass_get(p, a.at_scores == CACHE_UNROTATED ? Q3_TAP_K_NORM : Q3_TAP_K_ROPE);
-    a.v = want == Q3_TAP_O_PROJ_INPUT ? q3_pass_get(p, Q3_TAP_V_PROJ) : a.k;
-    a.row = malloc((e->T + 1) * sizeof *a.row);
-    float *probs = malloc((e->T + 1) * sizeof *probs);
-    bool good = a.q != NULL && a.k != NULL && a.v != NULL && a.row != NULL && probs != NULL;
-    for (size_t t = 0; good && t < e->T; t++)
-        for (size_t h = 0; h < e->config->num_attention_heads; h++) attend(&a, want, y, probs, t, h);
-    free(a.row);
-    free(probs);
+    static const q3_tap_id ids[3] = {Q3_TAP_SCORES, Q3_TAP_PROBS, Q3_TAP_O_PROJ_INPUT};
+    pass *p = o->p;
+    const evidence *e = o->e;
+    q3_operator want = o->node->op;
+    attention a = {.e = e};
+    for (size_t i = 0; i < 3; i++) {
+        a.at[i] = (operation){.p = p, .e = e, .node = node_of(e, ids[i]), .value = o->value,
+                              .dtype = e->dtype};
+        if (p->m->at >> ids[i] & 1) a.at[i].edits = p->m->edits;
+    }
+    if (want != Q3_OP_SCORES && e->given[Q3_TAP_SCORES]) a.scores = e->tap[Q3_TAP_SCORES];
+    if (want == Q3_OP_VALUES && e->given[Q3_TAP_PROBS]) a.probs = e->tap[Q3_TAP_PROBS];
+    a.line = room(p, e->T * e->config->num_attention_heads, sizeof *a.line);
+    a.scratch = room(p, e->T, sizeof *a.scratch);
+    const float *q = get(p, Q3_TAP_Q_ROPE);
+    bool good = q != NULL && a.line != NULL && a.scratch != NULL && fill_cache(&a, 0, &a.at[0]) &&
+                (want != Q3_OP_VALUES || fill_cache(&a, 1, &a.at[2]));
+    for (size_t t = 0; good && t < e->T; t++) attend(&a, want, q, y, t);
+    for (size_t i = 0; i < 3; i++) free(a.at[i].own[1]);
+    free(a.cache[0]);
+    free(a.cache[1]);
+    free(a.line);
+    free(a.scratch);
     return good;
 }
 
-/* ==== Residual stream and embedding ============================================================ */
+/* ==== One operator ============================================================================ */
 
-static bool run_embedding(pass *p, mistake_kind kind, float *y)
+static bool run_operator(operation *o, float *y)
 {
-    const evidence *e = p->e;
-    size_t V = e->config->vocab_size, M = e->config->hidden_size;
-    double factor = q3_sqrt((double)M);
-    if (p->m->value > 0) factor = (double)q3_round(factor, e->dtype);
-    if (e->ids == NULL || e->weights->embed_tokens.data == NULL) return false;
-    for (size_t t = 0; t < e->T; t++) {
-        int64_t id = e->ids[t] + (kind == EMBED_ROW ? (int64_t)p->m->value : 0);
-        if (id < 0 || (uint64_t)id >= V) id = e->ids[t];
-        q3_widen(y + t * M, e->weights->embed_tokens, (size_t)id * M, M, e->dtype);
-        for (size_t i = 0; i < M && kind == EMBED_SCALED; i++)
-            y[t * M + i] = q3_round((double)y[t * M + i] * factor, e->dtype);
+    size_t count = o->rows[0] * o->n[0];
+    switch (o->node->op) {
+    case Q3_OP_EMBEDDING: return run_embedding(o, y);
+    case Q3_OP_TABLE: return run_table(o, y);
+    case Q3_OP_NORM: case Q3_OP_HEAD_NORM: return run_norm(o, y);
+    case Q3_OP_LINEAR: return run_linear(o, y);
+    case Q3_OP_EXPERT_LINEAR: return run_experts(o, y);
+    case Q3_OP_ROPE: return run_rope(o, y);
+    case Q3_OP_SCORES: case Q3_OP_PROBS: case Q3_OP_VALUES: return run_attention(o, y);
+    case Q3_OP_ROUTER: case Q3_OP_SILU: return run_function(o, y);
+    case Q3_OP_TOPK: return run_choice(o, y);
+    case Q3_OP_ROUTER_WEIGHTS: return run_weights(o, y);
+    case Q3_OP_COMBINE: return run_combine(o, y);
+    case Q3_OP_SUM: q3_residual_add(y, o->x[0], o->x[1], count, o->dtype); return true;
+    case Q3_OP_PRODUCT: break;
+    default: return false;
     }
+    if (change_of(o, ROUNDING) == ONCE) q3_rounding_product(y, o->x[0], o->x[1], count, o->dtype);
+    else q3_multiply(y, o->x[0], o->x[1], count, o->dtype);
     return true;
 }
 
-static bool run_residual(pass *p, q3_tap_id id, mistake_kind kind, float *y)
+/* All arguments but those of attention, which takes its own. */
+static bool take_all(operation *o, const float *x)
 {
-    const evidence *e = p->e;
-    bool last = id == Q3_TAP_LAYER;
-    const float *stream = last ? q3_pass_get(p, Q3_TAP_POST_ATTENTION_INPUT) : e->input;
-    const float *branch = q3_pass_get(p, last ? Q3_TAP_MLP : Q3_TAP_O_PROJ);
-    if (kind == SUM_NORMED)
-        stream = q3_pass_get(p, last ? Q3_TAP_POST_ATTENTION_LAYERNORM : Q3_TAP_INPUT_LAYERNORM);
-    if (kind == SUM_WITHOUT_ATTENTION) stream = last ? e->input : NULL;
-    if (stream == NULL || branch == NULL) return false;
-    for (size_t i = 0; i < e->T * e->config->hidden_size; i++) {
-        double a = (double)stream[i], b = (double)branch[i];
-        if (kind == SUM_NO_RESIDUAL) a = 0;
-        if (kind == SUM_NO_BRANCH) b = 0;
-        if (kind == SUM_DOUBLED) a *= 2;
-        y[i] = q3_round(a + b, kind == SUM_NOT_ROUNDED ? Q3_F32 : e->dtype);
+    const q3_node *node = o->node;
+    bool inside = node->op == Q3_OP_SCORES || node->op == Q3_OP_PROBS || node->op == Q3_OP_VALUES;
+    bool chosen = node->op == Q3_OP_EXPERT_LINEAR || node->op == Q3_OP_ROUTER_WEIGHTS ||
+        node->op == Q3_OP_COMBINE;
+    bool good = true;
+    bool unbiased = change_of(o, BIAS) == NO_CHANGE && change_of(o, ROUNDING) != BIAS_LATER;
+    if (node->op == Q3_OP_EXPERT_LINEAR && !unbiased) return false;
+    if (chosen && (o->ids = get(o->p, Q3_TAP_TOPK_INDICES)) == NULL) return false;
+    for (size_t i = 0; !inside && i < (size_t)node->count + node->stream; i++) {
+        q3_tap_id from = node->stream && i == 0 ? STREAM : node->from[i - node->stream];
+        if (from == Q3_TAP_TOPK_INDICES) continue;
+        if (i == 0 && x != NULL) o->x[0] = x, o->n[0] = row_of(o->e, from), o->rows[0] = o->e->T;
+        else good = take(o, i, from) && good;
     }
-    return true;
-}
-
-/* ==== Router =================================================================================== */
-
-static bool run_router(pass *p, mistake_kind kind, float *y)
-{
-    const evidence *e = p->e;
-    size_t E = e->config->num_experts, count = e->T * E;
-    const float *logits = q3_pass_get(p, Q3_TAP_GATE);
-    if (logits == NULL) return false;
-    q3_router_probs(y, logits, e->T, E);
-    if (kind == ROUTER_TWICE) q3_router_probs(y, y, e->T, E);
-    for (size_t i = 0; i < count; i++) {
-        if (kind == ROUTER_SIGMOID) y[i] = (float)(1 / (1 + q3_exp(-(double)logits[i])));
-        if (kind == ROUTER_FORMAT) y[i] = (float)q3_to_format((double)y[i], format_in(p->m->value));
-    }
-    return true;
-}
-
-/* Probabilities of one token as the choice sees them. */
-static void choose_from(float *row, const float *probs, const float *logits, const pass *p, mistake_kind kind)
-{
-    size_t E = p->e->config->num_experts, groups = kind == CHOICE_GROUPS ? (size_t)(int)p->m->value : 1;
-    size_t size = E / groups, best[2] = {groups, groups};
-    float top[2] = {-1.0f, -1.0f};
-    for (size_t i = 0; i < E; i++) {
-        row[i] = probs[i];
-        if (kind == CHOICE_LOWEST) row[i] = -probs[i];
-        if (kind == CHOICE_CLAMPED) row[i] = logits[i] > 0.0f ? logits[i] : 0.0f;
-    }
-    if (kind != CHOICE_GROUPS) return;
-    for (size_t g = 0; g < groups; g++) {
-        float most = 0.0f;
-        for (size_t i = g * size; i < (g + 1) * size; i++)
-            if (row[i] > most) most = row[i];
-        size_t at = most > top[0] ? 0 : most > top[1] ? 1 : 2;
-        if (at == 0) top[1] = top[0], best[1] = best[0];
-        if (at < 2) top[at] = most, best[at] = g;
-    }
-    for (size_t i = 0; i < E; i++)
-        if (i / size != best[0] && i / size != best[1]) row[i] = 0.0f;
-}
-
-static bool run_choice(pass *p, mistake_kind kind, float *y)
-{
-    const evidence *e = p->e;
-    size_t E = e->config->num_experts, A = e->config->num_experts_per_tok;
-    const float *probs = q3_pass_get(p, Q3_TAP_ROUTER_PROBS), *logits = q3_pass_get(p, Q3_TAP_GATE);
-    float *row = malloc(E * sizeof *row);
-    int32_t *ids = malloc(A * sizeof *ids);
-    bool good = probs != NULL && logits != NULL && row != NULL && ids != NULL;
-    for (size_t t = 0; good && t < e->T; t++) {
-        choose_from(row, probs + t * E, logits + t * E, p, kind);
-        q3_router_topk(ids, row, 1, E, A);
-        size_t shift = kind == CHOICE_SHIFTED ? (size_t)((int64_t)E + (int64_t)p->m->value) : 0;
-        for (size_t a = 0; a < A; a++) y[t * A + a] = (float)(((size_t)ids[a] + shift) % E);
-    }
-    free(row);
-    free(ids);
     return good;
 }
 
-/* The slot whose weight slot a gets. ids, probs: of the token. */
-static size_t weight_slot(size_t a, size_t A, const float *ids, mistake_kind kind)
+/* The result's edits, behind the operator or in its place. */
+static bool finish(operation *o, float *y, bool instead)
 {
-    if (kind == WEIGHT_REVERSED) return A - 1 - a;
-    if (kind == WEIGHT_LAST_REPEATED && a + 1 == A && A > 1) return a - 1;
-    if (kind != WEIGHT_BY_ID) return a;
-    for (size_t b = 0; b < A; b++) { /* the one with the a-th smallest id */
-        size_t below = 0;
-        for (size_t i = 0; i < A; i++) below += ids[i] < ids[b];
-        if (below == a) return b;
+    const evidence *e = o->e;
+    const q3_node *node = o->node;
+    const edit *by = edit_of(o, RESULT);
+    size_t n = row_of(e, node->id);
+    if (by == NULL) return true;
+    if (by->what == SKIPPED || by->what == READ) {
+        const float *from = by->what == SKIPPED ? o->x[0]
+            : get(o->p, counterpart(node->id, by->tap));
+        if (instead && from != NULL) memcpy(y, from, e->T * n * sizeof *y);
+        return !instead || from != NULL;
     }
-    return a;
+    if (instead || node->op == Q3_OP_SCORES || by->what == UNROUNDED || by->what == UPPER_KEPT)
+        return true;
+    if (by->what == AGAIN) return run(o->p, node, y, y);
+    if (by->what == THROUGH) return run(o->p, node_of(e, counterpart(node->id, by->tap)), y, y);
+    float *copy = room(o->p, n, sizeof *copy);
+    q3_dtype stored = q3_tap_dtype(node->id, e->dtype);
+    if (copy != NULL) q3_alter(y, copy, e->T, n, by->what, o->value, stored, e->config, o->ids);
+    free(copy);
+    return copy != NULL;
 }
 
-static void token_weights(float *y, const float *ids, const float *probs, const float *logits, size_t A,
-                          mistake_kind kind, bool normed, q3_dtype D)
+/* The operator's result. x: its first argument, and nothing is edited; NULL: as the graph and
+ * the mistake have it. */
+static bool run(pass *p, const q3_node *node, const float *x, float *y)
 {
-    double mass = 0, max = (double)logits[(size_t)ids[0]];
-    bool own = kind == WEIGHT_LOGITS || kind == WEIGHT_CHOSEN || kind == WEIGHT_SIGMOID;
-    for (size_t a = 0; a < A; a++)
-        if ((double)logits[(size_t)ids[a]] > max) max = (double)logits[(size_t)ids[a]];
-    for (int round = 0; round < 2; round++)
-        for (size_t a = 0; a < A; a++) {
-            size_t slot = weight_slot(a, A, ids, kind), id = (size_t)ids[slot];
-            double x = own ? (double)logits[id] : (double)probs[id];
-            if (kind == WEIGHT_CHOSEN) x = q3_exp(x - max);
-            if (kind == WEIGHT_SIGMOID) x = 1 / (1 + q3_exp(-x));
-            if (kind == WEIGHT_ROUNDED_FIRST) x = (double)q3_round(x, D);
-            if (kind == WEIGHT_FEWER && a + 1 == A) x = 0;
-            if (round == 0) {
-                mass += kind == WEIGHT_LAST_REPEATED ? (double)probs[(size_t)ids[a]] : x;
-                continue;
-            }
-            if (kind == WEIGHT_ROUNDED_FIRST) mass = (double)q3_round(mass, D);
-            if (normed) x /= mass;
-            if (kind == WEIGHT_MEAN) x = 1 / (double)A;
-            if (kind == WEIGHT_ONE) x = 1;
-            y[a] = q3_round(x, kind == WEIGHT_NOT_ROUNDED ? Q3_F32 : D);
-            if (kind == WEIGHT_TWICE) y[a] = q3_round((double)y[a] * (double)y[a], D);
-        }
-}
-
-static bool run_weights(pass *p, mistake_kind kind, float *y)
-{
-    const evidence *e = p->e;
-    size_t E = e->config->num_experts, A = e->config->num_experts_per_tok;
-    const float *probs = q3_pass_get(p, Q3_TAP_ROUTER_PROBS), *logits = q3_pass_get(p, Q3_TAP_GATE);
-    const float *ids = q3_pass_get(p, Q3_TAP_TOPK_INDICES);
-    bool normed = e->config->norm_topk_prob;
-    if (kind == WEIGHT_PLAIN || kind == WEIGHT_LOGITS) normed = false;
-    if (kind == WEIGHT_NORMED || kind == WEIGHT_CHOSEN) normed = true;
-    if (probs == NULL || logits == NULL || ids == NULL) return false;
-    for (size_t t = 0; t < e->T; t++)
-        token_weights(y + t * A, ids + t * A, probs + t * E, logits + t * E, A, kind, normed, e->dtype);
-    return true;
-}
-
-/* ==== MLP ====================================================================================== */
-
-/* The normal distribution's Phi(x) = 1/2 + exp(-x^2/2) / sqrt(2 pi) (x + x^3/3 + x^5/(3 5) + ...) */
-static double normal_below(double x)
-{
-    double term = x, sum = x;
-    if (!(q3_absolute(x) < 8)) return x > 0 ? 1 : x != x ? x : 0;
-    for (int n = 3; q3_absolute(term) > 1e-18 * q3_absolute(sum) && n < 500; n += 2) {
-        term = term * x * x / n;
-        sum += term;
-    }
-    return 0.5 + q3_exp(-x * x / 2) / 0x1.40d931ff62706p+1 * sum;
-}
-
-static double activation(double x, mistake_kind kind, q3_dtype D)
-{
-    double sigmoid = 1 / (1 + q3_exp(-x));
-    switch ((int)kind) {
-    case ACT_GELU: return x * normal_below(x);
-    case ACT_GELU_TANH: return x / (1 + q3_exp(-2 * 0x1.988453365de01p-1 * (x + 0.044715 * x * x * x)));
-    case ACT_RELU: return x > 0 ? x : 0;
-    case ACT_HARD: return x <= -3 ? 0 : x >= 3 ? x : x * (x + 3) / 6;
-    case ACT_ALPHA: return x / (1 + q3_exp(-1.702 * x));
-    case ACT_CLAMPED: return q3_silu(x > 7 ? 7 : x);
-    case ACT_SIGMOID_ROUNDED: return x * (double)q3_round(sigmoid, D);
-    default: return q3_silu(x);
-    }
-}
-
-static bool run_activation(pass *p, bool sparse, mistake_kind kind, float *y)
-{
-    const float *x = q3_pass_get(p, sparse ? Q3_TAP_EXPERTS_GATE_PROJ : Q3_TAP_DENSE_GATE_PROJ);
-    size_t count = p->e->T * q3_row_of(p->e, sparse ? Q3_TAP_EXPERTS_GATE_PROJ : Q3_TAP_DENSE_GATE_PROJ);
-    for (size_t i = 0; x != NULL && i < count; i++)
-        y[i] = q3_round(activation((double)x[i], kind, p->e->dtype), p->e->dtype);
-    return x != NULL;
-}
-
-static bool run_product(pass *p, bool sparse, mistake_kind kind, float *y)
-{
-    q3_tap_id gate = sparse ? Q3_TAP_EXPERTS_GATE_PROJ : Q3_TAP_DENSE_GATE_PROJ;
-    q3_tap_id act = sparse ? Q3_TAP_EXPERTS_ACT_FN : Q3_TAP_DENSE_ACT_FN;
-    const float *a = q3_pass_get(p, kind == UP_ONCE ? gate : act);
-    const float *b = q3_pass_get(p, sparse ? Q3_TAP_EXPERTS_UP_PROJ : Q3_TAP_DENSE_UP_PROJ);
-    q3_dtype D = p->e->dtype;
-    if (a == NULL || b == NULL || (kind == UP_ONCE && p->e->given[act])) return false;
-    for (size_t i = 0; i < p->e->T * q3_row_of(p->e, gate); i++) {
-        double up = (double)b[i], left = kind == UP_ONCE ? q3_silu((double)a[i]) : (double)a[i];
-        if (kind == UP_PLUS_ONE) up = (double)q3_round(up + 1, D);
-        if (kind == UP_CLAMPED && q3_absolute(up) > p->m->value) up = up < 0 ? -p->m->value : p->m->value;
-        y[i] = q3_round(left * up, D);
-    }
-    return true;
-}
-
-static bool run_combine(pass *p, mistake_kind kind, float *y)
-{
-    const evidence *e = p->e;
-    size_t A = e->config->num_experts_per_tok, M = e->config->hidden_size;
-    const float *down = q3_pass_get(p, Q3_TAP_EXPERTS_DOWN_PROJ), *ids = q3_pass_get(p, Q3_TAP_TOPK_INDICES);
-    const float *weights = q3_pass_get(p, Q3_TAP_TOPK_WEIGHTS);
-    int32_t *whole = malloc((A + 1) * sizeof *whole);
-    float *w = malloc((A + 1) * sizeof *w);
-    bool good = down != NULL && ids != NULL && weights != NULL && whole != NULL && w != NULL;
-    for (size_t t = 0; good && t < e->T; t++) {
-        for (size_t a = 0; a < A; a++) {
-            double x = (double)weights[t * A + a];
-            whole[a] = (int32_t)ids[t * A + a];
-            if (kind == COMBINE_EXPERT && (double)whole[a] == p->m->value) x = 0;
-            if (kind == COMBINE_SLOT && (double)a == p->m->value) x = 0;
-            if (kind == WEIGHT_MEAN) x = 1 / (double)A;
-            if (kind == WEIGHT_ONE) x = 1;
-            if (kind == WEIGHT_TWICE) x *= x;
-            if (kind == WEIGHT_REVERSED) x = (double)weights[t * A + A - 1 - a];
-            w[a] = q3_round(x, kind == WEIGHT_NOT_ROUNDED ? Q3_F32 : e->dtype);
-        }
-        q3_expert_combine(y + t * M, down + t * A * M, whole, w, 1, A, M, e->dtype);
-    }
-    free(whole);
-    free(w);
+    operation o = {.p = p, .e = p->e, .node = node, .value = p->m->value, .dtype = p->e->dtype};
+    if (x == NULL && p->m->at >> node->id & 1) o.edits = p->m->edits;
+    change result = change_of(&o, RESULT);
+    bool instead = result == SKIPPED || result == READ;
+    if (result == UNROUNDED || result == ROUNDED) o.dtype = Q3_F32;
+    bool good = take_all(&o, x) && (instead || run_operator(&o, y)) && finish(&o, y, instead);
+    for (size_t i = 0; i < 3; i++) free(o.own[i]);
     return good;
 }
 
-/* ==== The pass ================================================================================= */
-
-static bool is_sparse(const evidence *e)
-{
-    return q3_layer_is_sparse(e->config, e->layer);
-}
+/* ==== The pass ================================================================================ */
 
 bool q3_in_dense_layer(const evidence *e)
 {
-    return e->id >= Q3_TAP_INPUT_LAYERNORM && e->id <= Q3_TAP_LAYER && !is_sparse(e);
+    return q3_tap_in_layer(e->id) && !q3_layer_is_sparse(e->config, e->layer);
 }
 
 /* Whether the mistake reaches this tap. The pass never runs behind what was given. */
 static bool reaches(const pass *p, q3_tap_id id)
 {
     const evidence *e = p->e;
-    const q3_node *node = q3_graph_node(e->config, id, e->layer);
+    const q3_node *node = node_of(e, id);
     if (id != e->id && e->given[id] && e->tap[id] != NULL) return false;
     if (p->m->at >> id & 1) return true;
     for (size_t i = 0; node != NULL && i < node->count; i++)
@@ -430,62 +738,35 @@ static bool reaches(const pass *p, q3_tap_id id)
     return false;
 }
 
-static bool run_operator(pass *p, q3_tap_id id, float *y)
-{
-    mistake_kind kind = kind_at(p, id);
-    bool sparse = is_sparse(p->e);
-    switch ((int)id) {
-    case Q3_TAP_EMBED_TOKENS: return run_embedding(p, kind, y);
-    case Q3_TAP_COS: case Q3_TAP_SIN: return q3_evaluate_table(p, id, kind, y);
-    case Q3_TAP_INPUT_LAYERNORM: case Q3_TAP_Q_NORM: case Q3_TAP_K_NORM: case Q3_TAP_POST_ATTENTION_LAYERNORM:
-    case Q3_TAP_NORM: return q3_evaluate_norm(p, id, kind, y);
-    case Q3_TAP_Q_ROPE: case Q3_TAP_K_ROPE: return q3_evaluate_rope(p, id, kind, y);
-    case Q3_TAP_SCORES: case Q3_TAP_PROBS: case Q3_TAP_O_PROJ_INPUT: return run_attention(p, id, y);
-    case Q3_TAP_POST_ATTENTION_INPUT: case Q3_TAP_LAYER: return run_residual(p, id, kind, y);
-    case Q3_TAP_ROUTER_PROBS: return run_router(p, kind, y);
-    case Q3_TAP_TOPK_INDICES: return run_choice(p, kind, y);
-    case Q3_TAP_TOPK_WEIGHTS: return run_weights(p, kind, y);
-    case Q3_TAP_EXPERTS_GATE_PROJ: case Q3_TAP_EXPERTS_UP_PROJ: case Q3_TAP_EXPERTS_DOWN_PROJ:
-        return q3_evaluate_experts(p, id, kind, y);
-    case Q3_TAP_EXPERTS_ACT_FN: case Q3_TAP_DENSE_ACT_FN: return run_activation(p, sparse, kind, y);
-    case Q3_TAP_EXPERTS_DOWN_PROJ_INPUT: case Q3_TAP_DENSE_DOWN_PROJ_INPUT: return run_product(p, sparse, kind, y);
-    case Q3_TAP_MLP: return sparse ? run_combine(p, kind, y) : q3_evaluate_map(p, id, kind, y);
-    default: return q3_evaluate_map(p, id, kind, y);
-    }
-}
-
 /* Multiplications of one operator. */
-static double work_of(const evidence *e, q3_tap_id id, size_t row)
+static double work_of(const evidence *e, const q3_node *node)
 {
-    const q3_config *c = e->config;
-    double size = (double)e->T * (double)row;
-    switch ((int)id) {
-    case Q3_TAP_Q_PROJ: case Q3_TAP_K_PROJ: case Q3_TAP_V_PROJ: case Q3_TAP_GATE: case Q3_TAP_LM_HEAD:
-    case Q3_TAP_EXPERTS_GATE_PROJ: case Q3_TAP_EXPERTS_UP_PROJ: case Q3_TAP_DENSE_GATE_PROJ:
-    case Q3_TAP_DENSE_UP_PROJ:
-        return size * (double)c->hidden_size;
-    case Q3_TAP_O_PROJ: return size * (double)(c->num_attention_heads * c->head_dim);
-    case Q3_TAP_EXPERTS_DOWN_PROJ: return size * (double)c->moe_intermediate_size;
-    case Q3_TAP_MLP: return size * (is_sparse(e) ? 1 : (double)c->intermediate_size);
-    case Q3_TAP_SCORES: case Q3_TAP_PROBS: return size * (double)c->head_dim;
-    case Q3_TAP_O_PROJ_INPUT: return size * 2 * (double)e->T;
+    double size = (double)e->T * (double)row_of(e, node->id);
+    switch ((int)node->op) {
+    case Q3_OP_LINEAR: return size * (double)row_of(e, node->from[0]);
+    case Q3_OP_EXPERT_LINEAR:
+        if (!q3_tap_of_experts(node->from[0])) return size * (double)e->config->hidden_size;
+        return size * (double)e->config->moe_intermediate_size;
+    case Q3_OP_COMBINE: return size;
+    case Q3_OP_SCORES: case Q3_OP_PROBS: return size * (double)e->config->head_dim;
+    case Q3_OP_VALUES: return size * 2 * (double)e->T;
     default: return size * 4;
     }
 }
 
-const float *q3_pass_get(pass *p, q3_tap_id id)
+/* A tap inside the pass: recomputed if the mistake reaches it. NULL: not known. */
+static const float *get(pass *p, q3_tap_id id)
 {
     const evidence *e = p->e;
+    const q3_node *node = node_of(e, id);
     if (p->known[id]) return p->result[id];
     p->known[id] = true;
     p->result[id] = id == e->id ? e->ours : e->tap[id];
-    if (!reaches(p, id)) return p->result[id];
-    size_t row = q3_row_of(e, id);
+    if (node == NULL || !reaches(p, id)) return p->result[id];
     p->result[id] = NULL;
-    p->work += work_of(e, id, row);
-    p->made[id] = calloc(e->T, row * sizeof **p->made);
-    if (p->made[id] == NULL) p->no_memory = true;
-    else if (run_operator(p, id, p->made[id])) p->result[id] = p->made[id];
+    p->work += work_of(e, node);
+    p->made[id] = room(p, e->T, row_of(e, id) * sizeof **p->made);
+    if (p->made[id] != NULL && run(p, node, NULL, p->made[id])) p->result[id] = p->made[id];
     return p->result[id];
 }
 
@@ -494,7 +775,7 @@ const float *q3_pass_run(pass *p, const evidence *e, const mistake *m)
     memset(p, 0, sizeof *p);
     p->e = e;
     p->m = m;
-    return reaches(p, e->id) ? q3_pass_get(p, e->id) : NULL;
+    return reaches(p, e->id) ? get(p, e->id) : NULL;
 }
 
 void q3_pass_free(pass *p)

@@ -1,5 +1,5 @@
-/* locate.c - what can be said of a difference without knowing the operator: a factor, channels that have
- * another's values, tokens in another order; else at least where it is. */
+/* locate.c - what can be said of a difference without knowing the operator: a factor, channels
+ * that have another's values, tokens in another order; else at least where it is. */
 #include "judge/diagnosis.h"
 
 #include <stdio.h>
@@ -33,7 +33,8 @@ static void range(const size_t *wrong, size_t count, size_t *first, size_t *last
     }
 }
 
-/* Every rounding counts where a rounding is looked for: then the channel with most of them is the wrong one. */
+/* Every rounding counts where a rounding is looked for: then the channel with most of them is
+ * the wrong one. */
 static void most_only(size_t *wrong, size_t count)
 {
     size_t best = 0;
@@ -74,13 +75,15 @@ static q3_dtype rounded_to(const evidence *e)
     return q3_tap_dtype(e->id, e->dtype) == Q3_F32 ? Q3_F32 : e->dtype;
 }
 
-/* ==== Factors ================================================================================== */
+/* ==== Factors ================================================================================= */
 
-/* Elements of one region: wrong channels of wrong tokens, and of one expert if only one is wrong. */
+/* Elements of one region: wrong channels of wrong tokens, and of one expert if only one is
+ * wrong. */
 static bool inside(const shape *s, size_t t, size_t i, bool one_expert)
 {
     size_t c = i % s->N;
-    if (t < s->first_token || t > s->last_token || c < s->first_channel || c > s->last_channel) return false;
+    if (t < s->first_token || t > s->last_token || c < s->first_channel || c > s->last_channel)
+        return false;
     return !one_expert || expert_of(s, t, i) == s->first_expert;
 }
 
@@ -88,12 +91,14 @@ static void name_region(char *text, size_t room, const shape *s, bool one_expert
 {
     const evidence *e = s->e;
     char of[32] = "", tokens[32] = "";
-    const char *row = e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS ? "key" : "channel";
+    const char *row = q3_tap_is_square(e->id) ? "key" : "channel";
     if (one_expert) snprintf(of, sizeof of, " of expert %zu", s->first_expert);
     if (s->token_count == 1) snprintf(tokens, sizeof tokens, " of token %zu", s->first_token);
-    if (s->channel_count == 1) snprintf(text, room, "%s %zu%s%s", row, s->first_channel, of, tokens);
+    if (s->channel_count == 1)
+        snprintf(text, room, "%s %zu%s%s", row, s->first_channel, of, tokens);
     else if (s->first_channel > 0 || s->last_channel + 1 < s->N)
-        snprintf(text, room, "%ss %zu to %zu%s%s", row, s->first_channel, s->last_channel, of, tokens);
+        snprintf(text, room, "%ss %zu to %zu%s%s", row, s->first_channel, s->last_channel, of,
+                 tokens);
     else if (one_expert) snprintf(text, room, "expert %zu%s", s->first_expert, tokens);
     else if (s->token_count == 1) snprintf(text, room, "token %zu", s->first_token);
     else text[0] = 0;
@@ -106,14 +111,16 @@ static void try_factor(diagnosis *d, shape *s, bool whole)
     bool one_expert = s->experts > 0 && s->expert_count == 1;
     double xy = 0, xx = 0;
     char where[96], text[160];
-    if (d->rounding && !whole && s->channels[s->first_channel] < 5) return; /* chance explains them as well */
+    /* chance explains them as well */
+    if (d->rounding && !whole && s->channels[s->first_channel] < 5) return;
     name_region(where, sizeof where, s, one_expert);
     if (!whole && where[0] == 0) return; /* the region is the whole */
     memcpy(s->y, e->ours, e->T * e->row * sizeof *s->y);
     for (size_t t = e->first; t < e->T; t++)
         for (size_t i = 0; i < e->row; i++) {
             double x = (double)s->base[t * e->row + i], theirs = (double)e->theirs[t * e->row + i];
-            if (!(whole || inside(s, t, i, one_expert)) || !(x * theirs - x * theirs == 0)) continue;
+            if (!(whole || inside(s, t, i, one_expert)) || !(x * theirs - x * theirs == 0))
+                continue;
             xx += x * x;
             xy += x * theirs;
         }
@@ -121,7 +128,8 @@ static void try_factor(diagnosis *d, shape *s, bool whole)
     for (size_t t = e->first; t < e->T; t++)
         for (size_t i = 0; i < e->row; i++)
             if (whole || inside(s, t, i, one_expert))
-                s->y[t * e->row + i] = q3_round(factor * (double)s->base[t * e->row + i], rounded_to(e));
+                s->y[t * e->row + i] = q3_round(factor * (double)s->base[t * e->row + i],
+                                                rounded_to(e));
     if (whole) snprintf(text, sizeof text, "scaled by a factor %.6g (gain)", factor);
     else snprintf(text, sizeof text, "only %s wrong: scaled by a factor %.6g", where, factor);
     q3_weigh(d, s->y, text);
@@ -145,7 +153,8 @@ static void try_token_factors(diagnosis *d, shape *s)
             s->y[i] = q3_round(factor * (double)s->base[i], rounded_to(e));
     }
     char text[160];
-    snprintf(text, sizeof text, "each token scaled by a factor of its own, %.4g to %.4g", least, most);
+    snprintf(text, sizeof text, "each token scaled by a factor of its own, %.4g to %.4g", least,
+             most);
     if (e->row > 2) q3_weigh(d, s->y, text);
 }
 
@@ -172,7 +181,7 @@ static void try_offset(diagnosis *d, shape *s, bool by_channel)
     q3_weigh(d, s->y, text);
 }
 
-/* ==== Values of another place ================================================================== */
+/* ==== Values of another place ================================================================= */
 
 /* One channel with the values of another, or of the token before. */
 static void try_channel(diagnosis *d, shape *s)
@@ -193,7 +202,8 @@ static void try_channel(diagnosis *d, shape *s)
         for (size_t t = e->first + before; t < e->T; t++)
             for (size_t at = t * e->row + c; at < (t + 1) * e->row; at += s->N)
                 s->y[at] = before ? e->ours[at - e->row] : e->ours[at - c + other];
-        if (before) snprintf(text, sizeof text, "channel %zu keeps the values of the token before", c);
+        if (before)
+            snprintf(text, sizeof text, "channel %zu keeps the values of the token before", c);
         else snprintf(text, sizeof text, "channel %zu has the values of channel %zu", c, other);
         q3_weigh(d, s->y, text);
     }
@@ -217,8 +227,12 @@ static void try_shift(diagnosis *d, shape *s)
             if (channel < c || (up && channel + by >= s->N)) continue;
             s->y[i] = e->ours[up ? i + by : i - by];
         }
-        if (up) snprintf(text, sizeof text, "channels from %zu on shifted, each has the next but %zu", c, by - 1);
-        else snprintf(text, sizeof text, "channels from %zu on shifted, each has the one %zu before", c, by);
+        if (up)
+            snprintf(text, sizeof text, "channels from %zu on shifted, each has the next but %zu",
+                     c, by - 1);
+        else
+            snprintf(text, sizeof text, "channels from %zu on shifted, each has the one %zu before",
+                     c, by);
         if (up && by == 1) snprintf(text, sizeof text, "channels from %zu on shifted by one", c);
         q3_weigh(d, s->y, text);
     }
@@ -249,10 +263,12 @@ static void try_tokens(diagnosis *d, shape *s)
         if (other != s->first_token) q3_weigh(d, s->y, text);
     }
     if (e->T > e->first + 1) {
-        memcpy(s->y + (e->first + 1) * n, e->ours + e->first * n, (e->T - e->first - 1) * n * sizeof *s->y);
+        memcpy(s->y + (e->first + 1) * n, e->ours + e->first * n,
+               (e->T - e->first - 1) * n * sizeof *s->y);
         memcpy(s->y + e->first * n, e->ours + e->first * n, n * sizeof *s->y);
         q3_weigh(d, s->y, "values of the token before, shifted by one");
-        memcpy(s->y + e->first * n, e->ours + (e->first + 1) * n, (e->T - e->first - 1) * n * sizeof *s->y);
+        memcpy(s->y + e->first * n, e->ours + (e->first + 1) * n,
+               (e->T - e->first - 1) * n * sizeof *s->y);
         memcpy(s->y + (e->T - 1) * n, e->ours + (e->T - 1) * n, n * sizeof *s->y);
         q3_weigh(d, s->y, "values of the next token, shifted by one");
     }
@@ -261,7 +277,7 @@ static void try_tokens(diagnosis *d, shape *s)
     if (s->N % 2 == 0) q3_weigh(d, s->y, "halves of the channels swapped");
 }
 
-/* ==== Values that are lost ===================================================================== */
+/* ==== Values that are lost ==================================================================== */
 
 static void try_values(diagnosis *d, shape *s)
 {
@@ -269,7 +285,8 @@ static void try_values(diagnosis *d, shape *s)
     const evidence *e = s->e;
     size_t begin = e->first * e->row, end = e->T * e->row, nans = 0;
     for (size_t f = 0; f < 2; f++) {
-        for (size_t i = begin; i < end; i++) s->y[i] = (float)q3_to_format((double)e->ours[i], (format)f);
+        for (size_t i = begin; i < end; i++)
+            s->y[i] = (float)q3_to_format((double)e->ours[i], (format)f);
         q3_weigh(d, s->y, names[f]);
     }
     for (size_t i = begin; i < end; i++) {
@@ -297,21 +314,23 @@ static void try_dropout(diagnosis *d, shape *s)
     }
     double factor = xx > 0 ? xy / xx : 0;
     for (size_t i = e->first * e->row; i < e->T * e->row; i++)
-        s->y[i] = e->theirs[i] == 0.0f ? 0.0f : q3_round(factor * (double)s->base[i], rounded_to(e));
+        s->y[i] = e->theirs[i] == 0.0f ? 0.0f
+            : q3_round(factor * (double)s->base[i], rounded_to(e));
     char text[160];
-    snprintf(text, sizeof text, "dropout left on, %zu of %zu elements are 0 and the others times %.4g", zeros, all,
-             factor);
+    snprintf(text, sizeof text,
+             "dropout left on, %zu of %zu elements are 0 and the others times %.4g", zeros, all,
+                 factor);
     if (zeros > 0 && zeros * 2 < all && factor > 1.005) q3_weigh(d, s->y, text);
 }
 
-/* ==== Where ==================================================================================== */
+/* ==== Where =================================================================================== */
 
 static void say_place(diagnosis *d, const shape *s)
 {
     const evidence *e = s->e;
     size_t tokens = s->judged_tokens, width = s->last_channel - s->first_channel + 1;
     char what[120] = "";
-    bool square = e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS, slots = s->experts > 0;
+    bool square = q3_tap_is_square(e->id), slots = s->experts > 0;
     bool one_expert = slots && s->experts > 1 && s->expert_count == 1;
     if (s->channel_count == 1 && s->N > 1) name_region(what, sizeof what, s, one_expert);
     else if (one_expert) snprintf(what, sizeof what, "expert %zu", s->first_expert);
@@ -320,7 +339,8 @@ static void say_place(diagnosis *d, const shape *s)
     else if (s->token_count == 1 && tokens > 1)
         snprintf(what, sizeof what, "%s%s%zu", s->last_token + 1 == e->T ? "the last token, " : "",
                  s->last_token + 1 == e->T ? "" : "token ", s->first_token);
-    else if (s->first_token > e->first + 1 && s->last_token + 1 == e->T && s->token_count == e->T - s->first_token)
+    else if (s->first_token > e->first + 1 && s->last_token + 1 == e->T &&
+             s->token_count == e->T - s->first_token)
         snprintf(what, sizeof what, "tokens from %zu on", s->first_token);
     else if (s->channel_count == width && 2 * width <= s->N && !square)
         snprintf(what, sizeof what, "channels %zu to %zu", s->first_channel, s->last_channel);
@@ -348,8 +368,8 @@ static void say_expert(diagnosis *d, const shape *s)
         }
         if (other > 0 || with < 2 || right_without < 2) continue;
         d->strength = PLACE;
-        snprintf(d->text, sizeof d->text, "a mistake in one place: all tokens with expert %zu wrong, no other",
-                 expert);
+        snprintf(d->text, sizeof d->text,
+                 "a mistake in one place: all tokens with expert %zu wrong, no other", expert);
     }
 }
 
@@ -376,11 +396,10 @@ static void prepare(shape *s)
 {
     const evidence *e = s->e;
     size_t dims[3], rank = q3_tap_shape(dims, e->config, e->id, e->T);
-    bool square = e->id == Q3_TAP_SCORES || e->id == Q3_TAP_PROBS;
+    bool square = q3_tap_is_square(e->id);
     s->N = square ? e->T : rank == 3 ? dims[2] : e->row;
     s->heads = e->row / s->N;
-    bool slots = e->id >= Q3_TAP_EXPERTS_GATE_PROJ && e->id <= Q3_TAP_EXPERTS_DOWN_PROJ;
-    if (slots && e->tap[Q3_TAP_TOPK_INDICES] != NULL)
+    if (q3_tap_of_experts(e->id) && e->tap[Q3_TAP_TOPK_INDICES] != NULL)
         s->experts = e->config->num_experts;
     s->tokens = calloc(e->T + 1, sizeof *s->tokens);
     s->channels = calloc(s->N + 1, sizeof *s->channels);
@@ -392,16 +411,19 @@ static void prepare(shape *s)
 void q3_locate(diagnosis *d)
 {
     shape s = {.e = d->e};
-    pass exact;
-    mistake m = {TAP_BIT(d->e->id), MAP_NOT_ROUNDED, 0, NULL};
+    pass exact = {0};
+    const q3_node *node = q3_graph_node(d->e->config, d->e->id, d->e->layer);
+    mistake m = {TAP_BIT(d->e->id), {{RESULT, UNROUNDED, 0}}, 0, 0, NULL};
     if (d->e->id == Q3_TAP_TOPK_INDICES) {
         say_choice(d);
         return;
     }
     prepare(&s);
-    bool good = s.tokens != NULL && s.channels != NULL && s.parts != NULL && s.by_expert != NULL && s.y != NULL;
-    bool map = q3_pass_run(&exact, d->e, &m) != NULL;
-    s.base = map ? exact.made[d->e->id] : d->e->ours;
+    bool good = s.tokens != NULL && s.channels != NULL && s.parts != NULL && s.by_expert != NULL &&
+        s.y != NULL;
+    bool map = node != NULL && (node->op == Q3_OP_LINEAR || node->op == Q3_OP_EXPERT_LINEAR);
+    s.base = d->e->ours;
+    if (map && q3_pass_run(&exact, d->e, &m) != NULL) s.base = exact.made[d->e->id];
     if (good) look(&s, d->rounding);
     if (good && s.token_count > 0) {
         try_values(d, &s);

@@ -1,394 +1,518 @@
-/* mistakes.c - the list of known mistakes, in the order of the operators; of those that explain a tensor equally
- * well, the one that stands first. */
+/* mistakes.c - the list of known mistakes, in the order of the operators: of those that explain
+ * a tensor equally well, the one that stands first.
+ *
+ * A row is an edit of the right graph: what reports call it, whose operators, what is edited, by
+ * which value. A mistake that no edit makes, since it lies inside an operator's rounding, has a
+ * change of its own in roundings.c. */
 #include "judge/diagnosis.h"
 
 #include <stdio.h>
 #include <string.h>
 
-/* The same mistake in queries and keys, then in one of them. */
-static void attempt_pair(diagnosis *d, q3_tap_id q, q3_tap_id k, mistake_kind kind, double value, const char *text)
+/* ==== Rows ==================================================================================== */
+
+/* One value of a row's list: the mistake's value, another number for its text, and a name. */
+typedef struct item {
+    double value, other;
+    const char *name;
+    bool skipped;
+} item;
+
+/* The values of a row: its own, or those of a list (see below), which also says where the row
+ * applies. */
+typedef enum list {
+    ITS_OWN,
+    HALVES, OPERANDS, THETAS, EPS_VALUES, SCORE_CAPS, LOGIT_CAPS, TAILS, BLOCKS, SPLITS, ONE_OFF,
+    POSITIONS_OFF, WINDOWS, GROUP_COUNTS, EXPERTS,
+    LISTS, /* behind it: of one value */
+    EMBEDDING_SCALE, EMBEDDING_SCALE_IN_D, START, START_IGNORED, ROPE_TYPE, YARN, DERIVED_FACTOR,
+    HAS_EPS, NORM_ASKED, NO_SCALE, SCALE_TWICE, NARROW_SCALE, HAS_WINDOW, OWN_WINDOW, NORMED,
+    NOT_NORMED, ONE_KTH, LAST_SLOT, FIRST_PLACE, FIRST_APART, LAST_APART, EXPERT_WIDTH
+} list;
+
+typedef enum spread {
+    TOGETHER, /* at all its taps at once */
+    PAIR,     /* at the queries' and the keys' tap, then at one of them */
+    CACHE     /* at the scores and the values, then at one of them */
+} spread;
+
+/* Neighbours with one list are tried together, value by value. In text, %v stands for the value,
+ * %o for the other number, %n for the name. */
+typedef struct row {
+    const char *text;
+    uint64_t at;
+    edit edits[EDITS];
+    list over;
+    double value, carry;
+} row;
+
+#define AT(tap) TAP_BIT(Q3_TAP_##tap)
+#define EDIT(part, change) {part, change, Q3_TAP_COUNT}
+#define EDIT_TAP(part, change, tap) {part, change, Q3_TAP_##tap}
+#define ON(part, change) .edits = {EDIT(part, change)}
+#define READS(part, tap) .edits = {EDIT_TAP(part, READ, tap)}
+#define ROWS(rows) rows, sizeof rows / sizeof rows[0]
+
+/* ==== Values ================================================================================== */
+
+/* The most keys that a token of theirs sees, where probs are given. */
+static size_t largest_window(const evidence *e)
 {
-    q3_attempt(d, TAP_BIT(q) | TAP_BIT(k), kind, value, "%s", text);
-    if (d->e->id <= Q3_TAP_K_ROPE) return;
-    q3_attempt(d, TAP_BIT(k), kind, value, "%s, keys only", text);
-    q3_attempt(d, TAP_BIT(q), kind, value, "%s, queries only", text);
+    size_t most = 0, H = e->config->num_attention_heads, T = e->T;
+    for (size_t r = e->first * H; e->id == Q3_TAP_PROBS && r < T * H; r++) {
+        size_t first = 0, t = r / H;
+        while (first < t && e->theirs[r * T + first] == 0.0f) first++;
+        if (t + 1 - first > most) most = t + 1 - first;
+    }
+    return most;
 }
+
+/* The one value of a list, and whether there is one. */
+static bool only_value(item *i, const evidence *e, list which)
+{
+    static const char *const types[] = {"", "linear", "dynamic", "yarn", "llama3"};
+    const q3_config *c = e->config;
+    const q3_rope *rope = &c->rope;
+    bool scaled = rope->type != Q3_ROPE_DEFAULT, first = e->id == Q3_TAP_POST_ATTENTION_INPUT;
+    double hd = (double)c->head_dim, narrow = (double)(c->hidden_size / c->num_attention_heads);
+    const char *apart = " (vLLM keeps it apart: record the sum)";
+    switch ((int)which) {
+    case EMBEDDING_SCALE: i->value = q3_sqrt((double)c->hidden_size); return true;
+    case EMBEDDING_SCALE_IN_D:
+        i->value = (double)q3_round(q3_sqrt((double)c->hidden_size), e->dtype);
+        return true;
+    case START_IGNORED: i->other = (double)e->start; return e->start > 0;
+    case START: i->value = (double)e->start; return true;
+    case ROPE_TYPE: i->name = types[rope->type]; return scaled;
+    case YARN: return rope->type == Q3_ROPE_YARN;
+    case DERIVED_FACTOR:
+        i->value = (double)c->max_position_embeddings, i->other = rope->factor;
+        if (rope->original_max_position_embeddings > 0)
+            i->value /= rope->original_max_position_embeddings;
+        return scaled && i->value >= 1 && i->value < 1e4;
+    case HAS_EPS: return (float)c->rms_norm_eps != 0.0f;
+    case NORM_ASKED: return e->id == Q3_TAP_Q_NORM || e->id == Q3_TAP_K_NORM;
+    case NO_SCALE: i->value = q3_sqrt(hd); return true;
+    case SCALE_TWICE: i->value = 1 / q3_sqrt(hd); return true;
+    case NARROW_SCALE: i->value = q3_sqrt(hd / narrow); return narrow > 0 && narrow != hd;
+    case HAS_WINDOW: return c->sliding_window != 0;
+    case OWN_WINDOW:
+        i->value = (double)largest_window(e);
+        return c->sliding_window == 0 && i->value > 0 && i->value < (double)e->T;
+    case NORMED: return c->norm_topk_prob;
+    case NOT_NORMED: i->value = 1; return !c->norm_topk_prob;
+    case ONE_KTH: i->value = 1 / (double)c->num_experts_per_tok; return true;
+    case LAST_SLOT: i->value = (double)c->num_experts_per_tok - 1; return c->num_experts > 0;
+    case FIRST_PLACE: i->name = first ? "" : ", after attention"; return true;
+    case FIRST_APART: i->name = first ? apart : ", after attention"; return true;
+    case LAST_APART: i->name = e->id == Q3_TAP_LAYER ? apart : ""; return true;
+    case EXPERT_WIDTH:
+        i->value = (double)c->moe_intermediate_size, i->other = (double)c->intermediate_size;
+        return i->value < i->other && q3_in_dense_layer(e);
+    default: return true;
+    }
+}
+
+/* The n-th value of a list, from 0 on; false behind the last, or if its rows do not apply. */
+static bool value_of(item *i, const evidence *e, list which, size_t n)
+{
+    static const double constants[LISTS][10] = { /* up to the first 0 */
+        [HALVES] = {1 + FORMAT_BF16, 1 + FORMAT_F16}, /* formats: one more, so that none is 0 */
+        [OPERANDS] = {1 + FORMAT_BF16, 1 + FORMAT_TF32, 1 + FORMAT_TF32_AWAY, 1 + FORMAT_TF32_CUT,
+                      1 + FORMAT_F16},
+        [THETAS] = {1e4, 1e6, 5e6, 1e7, 5e5, 1e5, 1e3},
+        [EPS_VALUES] = {1e-5, 1e-6, 1e-8, 1e-12, 1e-4, 1e-3, 1e-7, 1e-10},
+        [SCORE_CAPS] = {20, 30, 40, 50},
+        [LOGIT_CAPS] = {10, 20, 30, 40, 50},
+        [TAILS] = {8, 16, 32, 64},
+        [BLOCKS] = {16, 32, 64},
+        [SPLITS] = {2, 4, 8},
+        [ONE_OFF] = {1, -1},
+    };
+    static const char *const names[2][5] = {
+        {"bfloat16", "float16"}, {"bf16", "f16", "tf32", "tf32", "tf32"} /* --accumulate's */
+    };
+    const q3_config *c = e->config;
+    double w = (double)c->sliding_window;
+    const double windows[] = {w + 1, w - 1, 2 * w + 1, 2 * w};
+    if (which > LISTS) return n == 0 && only_value(i, e, which);
+    if (n < 10) i->value = constants[which][n];
+    bool more = n < 10 && i->value != 0;
+    switch ((int)which) {
+    case HALVES: case OPERANDS:
+        if (more) i->name = names[which == OPERANDS][(size_t)--i->value];
+        return more;
+    case THETAS:
+        i->other = c->rope.rope_theta;
+        i->skipped = i->value == i->other;
+        return more;
+    case EPS_VALUES:
+        i->other = c->rms_norm_eps;
+        i->skipped = (float)i->value == (float)i->other;
+        return more;
+    case ONE_OFF: i->name = n == 0 ? "higher" : "lower"; return more;
+    case POSITIONS_OFF:
+        i->value = (double)e->start + (n == 0 ? 1 : -1);
+        return n < (e->start > 0 ? 2 : 1);
+    case WINDOWS:
+        if (n < 4) i->value = windows[n], i->other = w, i->skipped = i->value == 0;
+        return w > 0 && n < 4;
+    case GROUP_COUNTS:
+        i->value = (double)n + 3;
+        i->skipped = c->num_experts % (n + 3) != 0;
+        return n + 3 <= c->num_experts / 2 && n + 3 <= 64;
+    case EXPERTS: i->value = (double)n; return n < c->num_experts && c->num_experts <= 256;
+    default: return more;
+    }
+}
+
+/* ==== Trying a row ============================================================================ */
+
+/* text with its numbers and name filled in. */
+static void fill(char *to, size_t size, const char *text, const item *i)
+{
+    size_t used = 0;
+    for (; *text != 0 && used + 1 < size; text++) {
+        if (*text != '%') {
+            to[used++] = *text;
+            continue;
+        }
+        text++;
+        int n = *text == 'n' ? snprintf(to + used, size - used, "%s", i->name)
+                             : snprintf(to + used, size - used, "%.9g",
+                                        *text == 'v' ? i->value : i->other);
+        used += (size_t)n < size - used ? (size_t)n : size - used - 1;
+    }
+    to[used] = 0;
+}
+
+static void attempt_at(diagnosis *d, const row *r, uint64_t at, double value, const char *text,
+                       const char *behind)
+{
+    char full[200];
+    mistake m = {at, {{0}}, value, r->carry, NULL};
+    memcpy(m.edits, r->edits, sizeof m.edits);
+    snprintf(full, sizeof full, "%s%s", text, behind);
+    q3_attempt(d, &m, full);
+}
+
+/* The row with one value; where: what its text begins with. */
+static void attempt_item(diagnosis *d, const row *r, uint64_t at, spread as, const item *i,
+                         const char *where)
+{
+    const evidence *e = d->e;
+    uint64_t q = at & (AT(Q_NORM) | AT(Q_ROPE)), k = at & (AT(K_NORM) | AT(K_ROPE));
+    bool first = e->id <= Q3_TAP_PROBS, known = e->given[Q3_TAP_SCORES] || e->given[Q3_TAP_PROBS];
+    char text[160];
+    size_t used = (size_t)snprintf(text, 64, "%s", where);
+    fill(text + used, sizeof text - used, r->text, i);
+    if (as == CACHE) {
+        if (!first && !known) attempt_at(d, r, at, i->value, text, "");
+        attempt_at(d, r, AT(SCORES), i->value, text, first ? "" : ", keys only");
+        attempt_at(d, r, AT(O_PROJ_INPUT), i->value, text, ", values only");
+        return;
+    }
+    attempt_at(d, r, at, i->value, text, "");
+    if (as != PAIR || q == 0 || e->id <= Q3_TAP_K_ROPE) return;
+    attempt_at(d, r, k, i->value, text, ", keys only");
+    attempt_at(d, r, q, i->value, text, ", queries only");
+}
+
+/* All rows, at those of their taps that are in `within`. */
+static void attempt_rows(diagnosis *d, const row *rows, size_t count, uint64_t within, spread as,
+                         const char *where)
+{
+    for (size_t first = 0, end; first < count; first = end) {
+        list values = rows[first].over;
+        bool more = true;
+        for (end = first + 1; values != ITS_OWN && end < count && rows[end].over == values;) end++;
+        for (size_t n = 0; more; n++)
+            for (size_t r = first; more && r < end; r++) {
+                item i = {.value = rows[r].value};
+                more = values == ITS_OWN ? n == 0 : value_of(&i, d->e, values, n);
+                if (more && !i.skipped && (rows[r].at & within) != 0)
+                    attempt_item(d, &rows[r], rows[r].at & within, as, &i, where);
+            }
+    }
+}
+
+/* ==== The list ================================================================================ */
+
+static const row embedding[] = {
+    {"embedding scaled by sqrt(hidden_size) in the run's dtype", AT(EMBED_TOKENS),
+     ON(RESULT, TIMES), .over = EMBEDDING_SCALE_IN_D},
+    {"embedding scaled by sqrt(hidden_size)", AT(EMBED_TOKENS), ON(RESULT, TIMES),
+     .over = EMBEDDING_SCALE},
+    {"embedding row of id + 1", AT(EMBED_TOKENS), ON(ARG_1, SHIFTED), .value = 1},
+    {"embedding row of id - 1", AT(EMBED_TOKENS), ON(ARG_1, SHIFTED), .value = -1},
+};
+
+#define TABLES (AT(COS) | AT(SIN))
+static const row tables[] = {
+    {"position off by one (the first is %v)", TABLES, ON(PARAMETER, FIRST_POSITION),
+     .over = POSITIONS_OFF},
+    {"positions from 0 though the run starts at %o", TABLES, ON(PARAMETER, FIRST_POSITION),
+     .over = START_IGNORED},
+    {"position %v for all tokens", TABLES, ON(PARAMETER, ONE_POSITION), .over = START},
+    {"position 0 for all tokens", TABLES, ON(PARAMETER, ONE_POSITION)},
+    {"RoPE scaling (%n) ignored", TABLES, ON(PARAMETER, UNSCALED), .over = ROPE_TYPE},
+    {"YaRN's attention factor missing", TABLES, ON(PARAMETER, NO_ATTENTION_FACTOR), .over = YARN},
+    {"RoPE scaling factor %v instead of %o (of max_position_embeddings)", TABLES,
+     ON(PARAMETER, FACTOR), .over = DERIVED_FACTOR},
+    {"rope_theta %v instead of %o", TABLES, ON(PARAMETER, THETA), .over = THETAS},
+    {"inverse frequencies rounded to %n", TABLES, ON(PARAMETER, FREQUENCIES), .over = HALVES},
+    {"positions rounded to %n", TABLES, ON(PARAMETER, POSITIONS), .over = HALVES},
+    {"cos and sin rounded to %n", TABLES, ON(RESULT, ROUNDED), .over = HALVES},
+    {"cos and sin swapped", TABLES, ON(WEIGHT, PARTNERS)},
+};
+
+#define ROPE (AT(Q_ROPE) | AT(K_ROPE))
+static const row ropes[] = {
+    {"RoPE interleaved, pairs (2i, 2i+1)", ROPE,
+     .edits = {EDIT(ARG_1, FROM_PAIRS), EDIT(RESULT, TO_PAIRS)}},
+    {"RoPE interleaved, pairs (2i, 2i+1) written to halves", ROPE, ON(ARG_1, FROM_PAIRS)},
+    {"RoPE applied twice", ROPE, ON(RESULT, AGAIN)},
+    {"RoPE missing", ROPE, ON(RESULT, SKIPPED)},
+    {"RoPE on the first half of the dimensions only", ROPE, ON(RESULT, UPPER_KEPT)},
+    {"partial RoPE, half of head_dim", ROPE, ON(PARAMETER, HALF_WIDTH)},
+    {"RoPE in the other direction (sign of sin)", ROPE, ON(ARG_3, TIMES), .value = -1},
+    {"QK-norm after RoPE", ROPE,
+     .edits = {EDIT_TAP(ARG_1, READ_PAST, Q_PROJ), EDIT_TAP(RESULT, THROUGH, Q_NORM)}},
+    {"RoPE with one rounding", ROPE, ON(ROUNDING, ONCE)},
+};
+
+/* At each norm in turn; those of queries and keys count as one. */
+#define HEAD_NORMS (AT(Q_NORM) | AT(K_NORM))
+#define NORMS (AT(INPUT_LAYERNORM) | HEAD_NORMS | AT(POST_ATTENTION_LAYERNORM) | AT(NORM))
+static const row norms[] = {
+    {"eps added outside the root", NORMS, ON(ROUNDING, EPS_OUTSIDE)},
+    {"norm weight + 1", NORMS, ON(WEIGHT, PLUS), .value = 1},
+    {"norm weight missing", NORMS, ON(WEIGHT, FILL), .value = 1},
+    {"LayerNorm (mean subtracted)", NORMS, ON(ROUNDING, CENTRED)},
+    {"sum instead of mean in the norm", NORMS, ON(ROUNDING, SUM_OF_SQUARES)},
+    {"norm missing", NORMS, ON(RESULT, SKIPPED)},
+    {"norm applied twice", NORMS, ON(RESULT, AGAIN)},
+    {"QK-norm over all heads together", HEAD_NORMS, ON(PARAMETER, ALL_HEADS)},
+    {"QK-norm after RoPE", HEAD_NORMS, .edits = {EDIT_TAP(ARG_1, THROUGH, Q_ROPE)}},
+    {"norm weight multiplied before the cast", NORMS, ON(ROUNDING, CAST_LAST)},
+    {"variance rounded to bfloat16", NORMS, ON(ROUNDING, VARIANCE), .value = FORMAT_BF16},
+    {"norm of the unrounded residual sum", AT(POST_ATTENTION_LAYERNORM),
+     ON(ROUNDING, UNROUNDED_SUM)},
+    {"RoPE applied to it already (a hook must copy what is overwritten in place)", HEAD_NORMS,
+     .edits = {EDIT_TAP(RESULT, THROUGH, Q_ROPE)}, .over = NORM_ASKED},
+};
+static const row norm_parameters[] = {
+    {"norm with post_attention_layernorm's weight", AT(INPUT_LAYERNORM), ON(WEIGHT, PARTNERS)},
+    {"norm with input_layernorm's weight", AT(POST_ATTENTION_LAYERNORM), ON(WEIGHT, PARTNERS)},
+    {"norm with the last layer's post_attention_layernorm weight", AT(NORM), ON(WEIGHT, PARTNERS)},
+    {"weights of q_norm and k_norm swapped", HEAD_NORMS, ON(WEIGHT, PARTNERS)},
+    {"eps missing", NORMS, ON(PARAMETER, EPS), .over = HAS_EPS},
+    {"eps %v instead of %o", NORMS, ON(PARAMETER, EPS), .over = EPS_VALUES},
+};
+
+static const row scores[] = {
+    {"attention scale missing", AT(SCORES), ON(ROUNDING, SCALE), .over = NO_SCALE},
+    {"attention scale applied twice", AT(SCORES), ON(ROUNDING, SCALE), .over = SCALE_TWICE},
+    {"attention scale of head_dim = hidden_size / heads", AT(SCORES), ON(ROUNDING, SCALE),
+     .over = NARROW_SCALE},
+    {"queries scaled and rounded before the product", AT(SCORES), ON(ROUNDING, QUERY_FIRST)},
+    {"scores softcapped, %v tanh(s / %v)", AT(SCORES), ON(RESULT, CAPPED), .over = SCORE_CAPS},
+    {"keys not rotated in the cache", AT(SCORES), READS(ARG_2, K_NORM)},
+    {"scores rounded once, after the scale", AT(SCORES), ON(ROUNDING, ONCE)},
+};
+
+#define CACHES (AT(SCORES) | AT(O_PROJ_INPUT))
+static const row caches[] = {
+    {"KV head mapping tiled (h mod K)", CACHES, ON(ARG_2, HEADS_TILED)},
+    {"KV head mapping h / K (wrong divisor)", CACHES, ON(ARG_2, HEADS_DIVIDED)},
+    {"stale cache, its last row is the previous token's", CACHES, ON(ARG_2, STALE)},
+    {"stale cache, read one row off", CACHES, ON(ARG_2, ROW_BEFORE)},
+    {"KV cache rounded to %n, declare --kv %n", CACHES, ON(ARG_2, ROUNDED), .over = HALVES},
+    {"KV cache rounded to fp8", CACHES, ON(ARG_2, ROUNDED), .value = FORMAT_FP8},
+};
+
+static const row attentions[] = {
+    {"values taken from the keys", AT(O_PROJ_INPUT), READS(ARG_2, K_ROPE)},
+    {"heads joined as [hd,H], transposed", AT(O_PROJ_INPUT), ON(RESULT, TRANSPOSED)},
+    {"mask lets each token see one future token", AT(PROBS), ON(PARAMETER, ONE_MORE_KEY)},
+    {"mask hides the token itself", AT(PROBS), ON(PARAMETER, ONE_KEY_LESS)},
+    {"causal mask missing", AT(PROBS), ON(PARAMETER, ALL_KEYS)},
+    {"softmax with a sink, 1 added to the denominator", AT(PROBS), ON(ROUNDING, SINK)},
+    {"softmax in base 2", AT(PROBS), ON(ROUNDING, BASE_2)},
+    {"softmax in %n throughout", AT(PROBS), ON(ROUNDING, LOW_SOFTMAX), .over = HALVES},
+    {"softmax in %n without its maximum subtracted", AT(PROBS), ON(ROUNDING, NO_MAXIMUM),
+     .over = HALVES},
+    {"window ignored", AT(PROBS), ON(PARAMETER, WINDOW), .over = HAS_WINDOW},
+    {"window of %v keys instead of %o", AT(PROBS), ON(PARAMETER, WINDOW), .over = WINDOWS},
+    {"window of %v keys though the config has none", AT(PROBS), ON(PARAMETER, WINDOW),
+     .over = OWN_WINDOW},
+};
+
+static const row routers[] = {
+    {"softmax applied twice", AT(ROUTER_PROBS), ON(RESULT, AGAIN)},
+    {"sigmoid instead of softmax in the router", AT(ROUTER_PROBS), ON(PARAMETER, SIGMOID)},
+    {"router probabilities rounded to %n", AT(ROUTER_PROBS), ON(RESULT, ROUNDED), .over = HALVES},
+    {"the smallest chosen (ascending order)", AT(TOPK_INDICES), ON(ARG_1, TIMES), .value = -1},
+    {"negative logits count as 0 in the choice", AT(TOPK_INDICES),
+     .edits = {EDIT_TAP(ARG_1, READ, GATE), EDIT(ARG_1, AT_LEAST_0)}},
+    {"expert ids one %n", AT(TOPK_INDICES), ON(RESULT, SHIFTED), .over = ONE_OFF},
+    {"grouped selection, the best 2 of %v groups", AT(TOPK_INDICES), ON(ARG_1, BEST_GROUPS),
+     .over = GROUP_COUNTS},
+    {"top-k weights not renormalised", AT(TOPK_WEIGHTS), ON(PARAMETER, RENORMALISED),
+     .over = NORMED},
+    {"top-k weights renormalised though norm_topk_prob is false", AT(TOPK_WEIGHTS),
+     ON(PARAMETER, RENORMALISED), .over = NOT_NORMED},
+    {"raw router logits as weights", AT(TOPK_WEIGHTS),
+     .edits = {EDIT_TAP(ARG_1, READ, GATE), EDIT(PARAMETER, RENORMALISED)}},
+    {"sigmoid of the logits as weights", AT(TOPK_WEIGHTS),
+     .edits = {EDIT_TAP(ARG_1, READ, GATE), EDIT(ARG_1, SIGMOID)}},
+    {"weights paired in the order of the ids", AT(TOPK_WEIGHTS), ON(RESULT, BY_ID)},
+    {"weights paired in reverse order of rank", AT(TOPK_WEIGHTS), ON(RESULT, REVERSED)},
+    {"weights paired in reverse order of rank", AT(MLP), ON(ARG_2, REVERSED)},
+    {"last slot has the weight of the slot before", AT(TOPK_WEIGHTS), ON(RESULT, LAST_REPEATED)},
+    {"k - 1 experts, the last slot's weight 0", AT(TOPK_WEIGHTS), ON(ARG_1, NO_LAST_CHOSEN)},
+    {"routing weights ignored, 1/k each", AT(TOPK_WEIGHTS), ON(RESULT, FILL), .over = ONE_KTH},
+    {"routing weights ignored, 1/k each", AT(MLP), ON(ARG_2, FILL), .over = ONE_KTH},
+    {"routing weights ignored, 1 each", AT(TOPK_WEIGHTS), ON(RESULT, FILL), .value = 1},
+    {"routing weights ignored, 1 each", AT(MLP), ON(ARG_2, FILL), .value = 1},
+    {"routing weights applied twice", AT(TOPK_WEIGHTS), ON(RESULT, SQUARED)},
+    {"routing weights applied twice", AT(MLP), ON(ARG_2, SQUARED)},
+    {"weights rounded before they are renormalised", AT(TOPK_WEIGHTS), ON(ROUNDING, ROUNDED_FIRST)},
+    {"routing weights not rounded", AT(TOPK_WEIGHTS), ON(RESULT, UNROUNDED)},
+    {"last slot missing from the sum", AT(MLP), ON(ARG_2, NO_SLOT), .over = LAST_SLOT},
+    {"expert %v missing from the sum", AT(MLP), ON(ARG_2, NO_EXPERT), .over = EXPERTS},
+};
+
+#define ACT (AT(EXPERTS_ACT_FN) | AT(DENSE_ACT_FN))
+#define PRODUCT (AT(EXPERTS_DOWN_PROJ_INPUT) | AT(DENSE_DOWN_PROJ_INPUT))
+static const row activations[] = {
+    {"GELU instead of SiLU", ACT, ON(PARAMETER, GELU)},
+    {"tanh GELU instead of SiLU", ACT, ON(PARAMETER, GELU_TANH)},
+    {"ReLU instead of SiLU", ACT, ON(PARAMETER, RELU)},
+    {"hard swish instead of SiLU", ACT, ON(PARAMETER, HARD_SWISH)},
+    {"x sigmoid(1.702 x) instead of SiLU (alpha 1.702)", ACT, ON(PARAMETER, ALPHA_SIGMOID)},
+    {"gate clamped at 7", ACT, ON(ARG_1, AT_MOST), .value = 7},
+    {"sigmoid rounded before the product", ACT, ON(ROUNDING, SIGMOID_ROUNDED)},
+    {"up + 1", PRODUCT, ON(ARG_2, PLUS), .value = 1},
+    {"up clamped at 7", PRODUCT, ON(ARG_2, WITHIN), .value = 7},
+    {"silu(gate) up with one rounding", PRODUCT,
+     .edits = {EDIT_TAP(ARG_1, READ_PAST, EXPERTS_GATE_PROJ), EDIT(ROUNDING, ONCE)}},
+};
+
+#define FIRST_SUM AT(POST_ATTENTION_INPUT)
+static const row sums[] = {
+    {"residual missing%n", FIRST_SUM, ON(ARG_1, FILL), .over = FIRST_APART},
+    {"residual missing%n", AT(LAYER), ON(ARG_1, FILL), .over = LAST_APART},
+    {"branch missing, the residual alone%n", FIRST_SUM, ON(ARG_2, FILL), .over = FIRST_PLACE},
+    {"branch missing, the residual alone", AT(LAYER), ON(ARG_2, FILL)},
+    {"residual taken from the normed input%n", FIRST_SUM, READS(ARG_1, INPUT_LAYERNORM),
+     .over = FIRST_PLACE},
+    {"residual taken from the normed input", AT(LAYER), READS(ARG_1, POST_ATTENTION_LAYERNORM)},
+    {"residual doubled%n", FIRST_SUM, ON(ARG_1, TIMES), .over = FIRST_PLACE, .value = 2},
+    {"residual doubled", AT(LAYER), ON(ARG_1, TIMES), .value = 2},
+    {"residual taken from before attention", AT(LAYER), .edits = {{ARG_1, READ, STREAM}}},
+    {"residual sum not rounded%n", FIRST_SUM, ON(RESULT, UNROUNDED), .over = FIRST_PLACE},
+    {"residual sum not rounded", AT(LAYER), ON(RESULT, UNROUNDED)},
+};
+
+#define EXPERTS_IN (AT(EXPERTS_GATE_PROJ) | AT(EXPERTS_UP_PROJ))
+#define GATE_UP (EXPERTS_IN | AT(DENSE_GATE_PROJ) | AT(DENSE_UP_PROJ))
+static const row projections[] = {
+    {"dense MLP as wide as an expert, %v instead of %o", AT(MLP), ON(ARG_1, FIRST_TERMS),
+     .over = EXPERT_WIDTH},
+    {"weights of k_proj and v_proj swapped", AT(K_PROJ) | AT(V_PROJ), ON(WEIGHT, PARTNERS)},
+    {"gate and up swapped", GATE_UP, ON(WEIGHT, PARTNERS)},
+    {"gate and up interleaved row by row", GATE_UP, ON(WEIGHT, INTERLEAVED)},
+    {"routing weight applied before the expert", EXPERTS_IN, ON(ARG_1, WEIGHTED)},
+    {"router reads the residual stream before the norm", AT(GATE),
+     READS(ARG_1, POST_ATTENTION_INPUT)},
+    {"router logits are probabilities (softmax)", AT(GATE),
+     .edits = {EDIT_TAP(RESULT, THROUGH, ROUTER_PROBS)}},
+    {"lm_head tied to the embedding", AT(LM_HEAD), ON(WEIGHT, PARTNERS)},
+    /* Three roundings more than the operator's: a step in the first may become two. */
+    {"logits softcapped, %v tanh(x / %v)", AT(LM_HEAD), ON(RESULT, CAPPED), .over = LOGIT_CAPS,
+     .carry = 2},
+};
+
+/* Of any linear map: at each in turn, then at all of the experts'. */
+#define EVERY ~(uint64_t)0
+static const row maps[] = {
+    {"weight transposed", EVERY, ON(WEIGHT, TRANSPOSED)},
+    {"bias missing", EVERY, ON(BIAS, MISSING)},
+    {"bias added twice", EVERY, ON(BIAS, TIMES), .value = 2},
+    {"bias added after the rounding", EVERY, ON(ROUNDING, BIAS_LATER)},
+    {"tail of the sum missing, its last %v terms", EVERY, ON(ARG_1, NO_TAIL), .over = TAILS},
+    {"tail of the sum missing, what is left of blocks of %v terms", EVERY, ON(ARG_1, NO_TAIL_BLOCK),
+     .over = BLOCKS},
+    {"operands rounded to %n, declare --accumulate %n", EVERY,
+     .edits = {EDIT(ARG_1, ROUNDED), EDIT(WEIGHT, ROUNDED)}, .over = OPERANDS},
+    {"operands rounded to fp8", EVERY, .edits = {EDIT(ARG_1, ROUNDED), EDIT(WEIGHT, ROUNDED)},
+     .value = FORMAT_FP8},
+    {"operands and result rounded to %n", EVERY,
+     .edits = {EDIT(ARG_1, ROUNDED), EDIT(WEIGHT, ROUNDED), EDIT(ROUNDING, CAST)}, .over = HALVES},
+    {"sums accumulated in %n", EVERY, ON(ROUNDING, LOW_SUM), .over = HALVES},
+    {"sum in %v parts, each rounded (split accumulation)", EVERY, ON(ROUNDING, PARTS),
+     .over = SPLITS},
+    {"weights quantised to fp8", EVERY, ON(WEIGHT, FP8_SCALED)},
+    {"weights quantised to int8", EVERY, ON(WEIGHT, INT8_SCALED)},
+    {"result not rounded", EVERY, ON(RESULT, UNROUNDED)},
+};
+
+/* ==== All of them ============================================================================= */
 
 /* "" for the tensor in question, else its operator's name and a colon. */
 static const char *operator_name(char name[Q3_TAP_NAME_SIZE + 4], const evidence *e, q3_tap_id id)
 {
-    char full[Q3_TAP_NAME_SIZE], *at = full;
     name[0] = 0;
     if (id == e->id) return name;
-    q3_tap_name(full, id, e->layer);
-    if (strncmp(full, "model.layers.", 13) == 0) at = strchr(full + 13, '.') + 1;
-    char *end = strrchr(at, '.');
-    if (end != NULL) *end = 0;
-    snprintf(name, Q3_TAP_NAME_SIZE + 4, "%s: ", at);
+    snprintf(name, Q3_TAP_NAME_SIZE + 4, "%s", q3_tap_info(id)->name);
+    char *end = strrchr(name, '.');
+    if (end == NULL) end = name + strlen(name);
+    memcpy(end, ": ", 3);
     return name;
-}
-
-/* ==== The list ================================================================================= */
-
-/* As --accumulate calls them. */
-static const struct { format f; const char *name; } formats[] = {
-    {FORMAT_BF16, "bf16"}, {FORMAT_TF32, "tf32"}, {FORMAT_TF32_AWAY, "tf32"}, {FORMAT_TF32_CUT, "tf32"},
-    {FORMAT_F16, "f16"}, {FORMAT_FP8, "fp8"},
-};
-#define FORMATS (sizeof formats / sizeof formats[0])
-static const struct { format f; const char *name; } halves[2] = {
-    {FORMAT_BF16, "bfloat16"}, {FORMAT_F16, "float16"},
-};
-
-static void try_embedding(diagnosis *d)
-{
-    uint64_t at = TAP_BIT(Q3_TAP_EMBED_TOKENS);
-    q3_attempt(d, at, EMBED_SCALED, 1, "embedding scaled by sqrt(hidden_size) in the run's dtype");
-    q3_attempt(d, at, EMBED_SCALED, 0, "embedding scaled by sqrt(hidden_size)");
-    q3_attempt(d, at, EMBED_ROW, 1, "embedding row of id + 1");
-    q3_attempt(d, at, EMBED_ROW, -1, "embedding row of id - 1");
-}
-
-static void try_table(diagnosis *d)
-{
-    static const double thetas[] = {1e4, 1e6, 5e6, 1e7, 5e5, 1e5, 1e3};
-    static const char *const types[] = {"", "linear", "dynamic", "yarn", "llama3"};
-    const evidence *e = d->e;
-    const q3_rope *rope = &e->config->rope;
-    uint64_t at = TAP_BIT(Q3_TAP_COS) | TAP_BIT(Q3_TAP_SIN);
-    double derived = (double)e->config->max_position_embeddings;
-    q3_attempt(d, at, TABLE_OFFSET, 1, "position off by one (the first is %zu)", e->start + 1);
-    if (e->start > 0) {
-        q3_attempt(d, at, TABLE_OFFSET, -1, "position off by one (the first is %zu)", e->start - 1);
-        q3_attempt(d, at, TABLE_FROM_ZERO, 0, "positions from 0 though the run starts at %zu", e->start);
-    }
-    q3_attempt(d, at, TABLE_CONSTANT, (double)e->start, "position %zu for all tokens", e->start);
-    q3_attempt(d, at, TABLE_CONSTANT, 0, "position 0 for all tokens");
-    if (rope->type != Q3_ROPE_DEFAULT)
-        q3_attempt(d, at, TABLE_UNSCALED, 0, "RoPE scaling (%s) ignored", types[rope->type]);
-    if (rope->type == Q3_ROPE_YARN) q3_attempt(d, at, TABLE_NO_FACTOR, 0, "YaRN's attention factor missing");
-    if (rope->original_max_position_embeddings > 0) derived /= rope->original_max_position_embeddings;
-    if (rope->type != Q3_ROPE_DEFAULT && derived >= 1 && derived < 1e4)
-        q3_attempt(d, at, TABLE_FACTOR, derived,
-                "RoPE scaling factor %.9g instead of %.9g (of max_position_embeddings)", derived, rope->factor);
-    for (size_t i = 0; i < sizeof thetas / sizeof thetas[0]; i++)
-        if (thetas[i] != rope->rope_theta)
-            q3_attempt(d, at, TABLE_THETA, thetas[i], "rope_theta %.9g instead of %.9g", thetas[i], rope->rope_theta);
-    for (size_t i = 0; i < 2; i++) {
-        const char *name = halves[i].name;
-        q3_attempt(d, at, TABLE_FREQUENCY_FORMAT, halves[i].f, "inverse frequencies rounded to %s", name);
-        q3_attempt(d, at, TABLE_POSITION_FORMAT, halves[i].f, "positions rounded to %s", name);
-        q3_attempt(d, at, TABLE_FORMAT, halves[i].f, "cos and sin rounded to %s", name);
-    }
-    q3_attempt(d, at, TABLE_SWAPPED, 0, "cos and sin swapped");
-}
-
-static void try_rope(diagnosis *d)
-{
-    static const struct { mistake_kind kind; const char *text; } list[] = {
-        {ROPE_INTERLEAVED, "RoPE interleaved, pairs (2i, 2i+1)"},
-        {ROPE_INTERLEAVED_IN, "RoPE interleaved, pairs (2i, 2i+1) written to halves"},
-        {ROPE_TWICE, "RoPE applied twice"}, {ROPE_MISSING, "RoPE missing"},
-        {ROPE_HALF, "RoPE on the first half of the dimensions only"},
-        {ROPE_PARTIAL, "partial RoPE, half of head_dim"},
-        {ROPE_BACKWARDS, "RoPE in the other direction (sign of sin)"},
-        {ROPE_NORM_AFTER, "QK-norm after RoPE"}, {ROPE_ONCE, "RoPE with one rounding"},
-    };
-    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
-        attempt_pair(d, Q3_TAP_Q_ROPE, Q3_TAP_K_ROPE, list[i].kind, 0, list[i].text);
-}
-
-static const struct { mistake_kind kind; double value; const char *text; } norm_list[] = {
-    {NORM_EPS_OUTSIDE, 0, "eps added outside the root"}, {NORM_PLUS_ONE, 0, "norm weight + 1"},
-    {NORM_NO_WEIGHT, 0, "norm weight missing"}, {NORM_CENTRED, 0, "LayerNorm (mean subtracted)"},
-    {NORM_SUM, 0, "sum instead of mean in the norm"}, {NORM_MISSING, 0, "norm missing"},
-    {NORM_TWICE, 0, "norm applied twice"}, {NORM_ALL_HEADS, 0, "QK-norm over all heads together"},
-    {NORM_AFTER_ROPE, 0, "QK-norm after RoPE"}, {NORM_BEFORE_CAST, 0, "norm weight multiplied before the cast"},
-    {NORM_VARIANCE_FORMAT, FORMAT_BF16, "variance rounded to bfloat16"},
-    {NORM_UNROUNDED_SUM, 0, "norm of the unrounded residual sum"},
-    {NORM_ROTATED, 0, "RoPE applied to it already (a hook must copy what is overwritten in place)"},
-};
-
-static const char *other_weight(q3_tap_id id)
-{
-    switch ((int)id) {
-    case Q3_TAP_INPUT_LAYERNORM: return "norm with post_attention_layernorm's weight";
-    case Q3_TAP_POST_ATTENTION_LAYERNORM: return "norm with input_layernorm's weight";
-    case Q3_TAP_NORM: return "norm with the last layer's post_attention_layernorm weight";
-    default: return "weights of q_norm and k_norm swapped";
-    }
 }
 
 static void try_norms(diagnosis *d)
 {
-    static const q3_tap_id ids[] = {Q3_TAP_INPUT_LAYERNORM, Q3_TAP_Q_NORM, Q3_TAP_POST_ATTENTION_LAYERNORM,
-                                    Q3_TAP_NORM};
-    static const double eps[] = {0, 1e-5, 1e-6, 1e-8, 1e-12, 1e-4, 1e-3, 1e-7, 1e-10};
-    for (size_t n = 0; n < sizeof ids / sizeof ids[0]; n++) {
-        char name[Q3_TAP_NAME_SIZE + 4], text[160];
-        const char *where = operator_name(name, d->e, ids[n]);
-        bool heads = ids[n] == Q3_TAP_Q_NORM;
-        uint64_t at = TAP_BIT(ids[n]) | (heads ? TAP_BIT(Q3_TAP_K_NORM) : 0);
+    static const q3_tap_id ids[] = {Q3_TAP_INPUT_LAYERNORM, Q3_TAP_Q_NORM,
+                                    Q3_TAP_POST_ATTENTION_LAYERNORM, Q3_TAP_NORM};
+    for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
+        char name[Q3_TAP_NAME_SIZE + 4];
+        bool heads = ids[i] == Q3_TAP_Q_NORM;
+        uint64_t at = heads ? HEAD_NORMS : TAP_BIT(ids[i]);
+        const char *where = operator_name(name, d->e, ids[i]);
         if (heads) where = d->e->id > Q3_TAP_K_NORM ? "QK-norm: " : "";
-        for (size_t i = 0; i < sizeof norm_list / sizeof norm_list[0]; i++) {
-            snprintf(text, sizeof text, "%s%s", where, norm_list[i].text);
-            if (heads) attempt_pair(d, Q3_TAP_Q_NORM, Q3_TAP_K_NORM, norm_list[i].kind, norm_list[i].value, text);
-            else q3_attempt(d, at, norm_list[i].kind, norm_list[i].value, "%s", text);
-        }
-        q3_attempt(d, at, NORM_OTHER_WEIGHT, 0, "%s%s", where, other_weight(ids[n]));
-        for (size_t i = 0; i < sizeof eps / sizeof eps[0]; i++) {
-            if ((float)eps[i] == (float)d->e->config->rms_norm_eps) continue;
-            if (i == 0) q3_attempt(d, at, NORM_EPS, 0, "%seps missing", where);
-            else q3_attempt(d, at, NORM_EPS, eps[i], "%seps %.9g instead of %.9g", where, eps[i],
-                         d->e->config->rms_norm_eps);
-        }
+        attempt_rows(d, ROWS(norms), at, PAIR, where);
+        attempt_rows(d, ROWS(norm_parameters), at, TOGETHER, where);
     }
-}
-
-/* Mistakes that any linear map may have. */
-static void try_map(diagnosis *d, uint64_t at, const char *where)
-{
-    static const size_t tails[] = {8, 16, 32, 64};
-    q3_attempt(d, at, MAP_TRANSPOSED, 0, "%sweight transposed", where);
-    q3_attempt(d, at, MAP_NO_BIAS, 0, "%sbias missing", where);
-    q3_attempt(d, at, MAP_BIAS_TWICE, 0, "%sbias added twice", where);
-    q3_attempt(d, at, MAP_BIAS_AFTER, 0, "%sbias added after the rounding", where);
-    for (size_t i = 0; i < 4; i++)
-        q3_attempt(d, at, MAP_TAIL, (double)tails[i], "%stail of the sum missing, its last %zu terms", where,
-                tails[i]);
-    for (size_t i = 1; i < 4; i++)
-        q3_attempt(d, at, MAP_TAIL_BLOCK, (double)tails[i],
-                "%stail of the sum missing, what is left of blocks of %zu terms", where, tails[i]);
-    for (size_t i = 0; i < FORMATS; i++) {
-        const char *name = formats[i].name;
-        if (formats[i].f == FORMAT_FP8)
-            q3_attempt(d, at, MAP_OPERANDS, FORMAT_FP8, "%soperands rounded to fp8", where);
-        else
-            q3_attempt(d, at, MAP_OPERANDS, formats[i].f, "%soperands rounded to %s, declare --accumulate %s", where,
-                    name, name);
-    }
-    for (size_t i = 0; i < 2; i++) {
-        q3_attempt(d, at, MAP_CAST, halves[i].f, "%soperands and result rounded to %s", where, halves[i].name);
-        q3_attempt(d, at, MAP_LOW_SUM, halves[i].f, "%ssums accumulated in %s", where, halves[i].name);
-    }
-    for (size_t parts = 2; parts <= 8; parts *= 2)
-        q3_attempt(d, at, MAP_PARTS, (double)parts, "%ssum in %zu parts, each rounded (split accumulation)", where,
-                parts);
-    q3_attempt(d, at, MAP_FP8, 0, "%sweights quantised to fp8", where);
-    q3_attempt(d, at, MAP_INT8, 0, "%sweights quantised to int8", where);
-    q3_attempt(d, at, MAP_NOT_ROUNDED, 0, "%sresult not rounded", where);
 }
 
 static void try_maps(diagnosis *d)
 {
-    static const q3_tap_id ids[] = {
-        Q3_TAP_Q_PROJ, Q3_TAP_K_PROJ, Q3_TAP_V_PROJ, Q3_TAP_O_PROJ, Q3_TAP_GATE, Q3_TAP_EXPERTS_GATE_PROJ,
-        Q3_TAP_EXPERTS_UP_PROJ, Q3_TAP_EXPERTS_DOWN_PROJ, Q3_TAP_DENSE_GATE_PROJ, Q3_TAP_DENSE_UP_PROJ, Q3_TAP_MLP,
-        Q3_TAP_LM_HEAD};
-    uint64_t experts = TAP_BIT(Q3_TAP_EXPERTS_GATE_PROJ) | TAP_BIT(Q3_TAP_EXPERTS_UP_PROJ);
-    uint64_t dense = TAP_BIT(Q3_TAP_DENSE_GATE_PROJ) | TAP_BIT(Q3_TAP_DENSE_UP_PROJ);
-    uint64_t all = experts | TAP_BIT(Q3_TAP_EXPERTS_DOWN_PROJ);
-    size_t I = d->e->config->intermediate_size, F = d->e->config->moe_intermediate_size;
-    if (F < I && q3_in_dense_layer(d->e))
-        q3_attempt(d, TAP_BIT(Q3_TAP_MLP), MAP_TAIL, (double)(I - F),
-                "dense MLP as wide as an expert, %zu instead of %zu", F, I);
-    q3_attempt(d, TAP_BIT(Q3_TAP_K_PROJ) | TAP_BIT(Q3_TAP_V_PROJ), MAP_OTHER_WEIGHT, 0,
-            "weights of k_proj and v_proj swapped");
-    q3_attempt(d, experts | dense, MAP_OTHER_WEIGHT, 0, "gate and up swapped");
-    q3_attempt(d, experts | dense, MAP_INTERLEAVED, 0, "gate and up interleaved row by row");
-    q3_attempt(d, experts, MAP_WEIGHTED, 0, "routing weight applied before the expert");
-    q3_attempt(d, TAP_BIT(Q3_TAP_GATE), MAP_STREAM, 0, "router reads the residual stream before the norm");
-    q3_attempt(d, TAP_BIT(Q3_TAP_GATE), MAP_SOFTMAX, 0, "router logits are probabilities (softmax)");
-    q3_attempt(d, TAP_BIT(Q3_TAP_LM_HEAD), MAP_OTHER_WEIGHT, 0, "lm_head tied to the embedding");
-    for (double cap = 10; cap <= 50; cap += 10)
-        q3_attempt(d, TAP_BIT(Q3_TAP_LM_HEAD), MAP_CAPPED, cap, "logits softcapped, %g tanh(x / %g)", cap, cap);
-    for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
+    uint64_t experts = 0;
+    for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
         char name[Q3_TAP_NAME_SIZE + 4];
-        try_map(d, TAP_BIT(ids[i]), operator_name(name, d->e, ids[i]));
+        const q3_node *node = q3_graph_node(d->e->config, (q3_tap_id)i, d->e->layer);
+        if (node == NULL || (node->op != Q3_OP_LINEAR && node->op != Q3_OP_EXPERT_LINEAR)) continue;
+        if (node->op == Q3_OP_EXPERT_LINEAR) experts |= TAP_BIT(i);
+        attempt_rows(d, ROWS(maps), TAP_BIT(i), TOGETHER, operator_name(name, d->e, (q3_tap_id)i));
     }
-    if (d->e->id > Q3_TAP_EXPERTS_DOWN_PROJ && d->e->id < Q3_TAP_NORM) try_map(d, all, "experts: ");
+    if (d->e->id > Q3_TAP_EXPERTS_DOWN_PROJ && d->e->id < Q3_TAP_NORM)
+        attempt_rows(d, ROWS(maps), experts, TOGETHER, "experts: ");
 }
-
-/* The same mistake in what is read of keys and of values, then in one of them. */
-static void attempt_cache(diagnosis *d, mistake_kind kind, double value, const char *text)
-{
-    uint64_t keys = TAP_BIT(Q3_TAP_SCORES), values = TAP_BIT(Q3_TAP_O_PROJ_INPUT);
-    bool first = d->e->id <= Q3_TAP_PROBS, known = d->e->given[Q3_TAP_SCORES] || d->e->given[Q3_TAP_PROBS];
-    if (!first && !known) q3_attempt(d, keys | values, kind, value, "%s", text);
-    q3_attempt(d, keys, kind, value, "%s%s", text, first ? "" : ", keys only");
-    q3_attempt(d, values, kind, value, "%s, values only", text);
-}
-
-static void try_scores(diagnosis *d)
-{
-    const q3_config *c = d->e->config;
-    uint64_t at = TAP_BIT(Q3_TAP_SCORES);
-    double hd = (double)c->head_dim, narrow = (double)(c->hidden_size / c->num_attention_heads);
-    q3_attempt(d, at, SCORE_SCALE, q3_sqrt(hd), "attention scale missing");
-    q3_attempt(d, at, SCORE_SCALE, 1 / q3_sqrt(hd), "attention scale applied twice");
-    if (narrow > 0 && narrow != hd)
-        q3_attempt(d, at, SCORE_SCALE, q3_sqrt(hd / narrow), "attention scale of head_dim = hidden_size / heads");
-    q3_attempt(d, at, SCORE_QUERY_FIRST, 0, "queries scaled and rounded before the product");
-    for (double cap = 20; cap <= 50; cap += 10)
-        q3_attempt(d, at, SCORE_CAPPED, cap, "scores softcapped, %g tanh(s / %g)", cap, cap);
-    q3_attempt(d, at, CACHE_UNROTATED, 0, "keys not rotated in the cache");
-    q3_attempt(d, at, SCORE_ONCE, 0, "scores rounded once, after the scale");
-}
-
-static void try_attention(diagnosis *d)
-{
-    uint64_t probs = TAP_BIT(Q3_TAP_PROBS), values = TAP_BIT(Q3_TAP_O_PROJ_INPUT);
-    attempt_cache(d, HEAD_TILED, 0, "KV head mapping tiled (h mod K)");
-    attempt_cache(d, HEAD_DIVISOR, 0, "KV head mapping h / K (wrong divisor)");
-    attempt_cache(d, CACHE_STALE, 0, "stale cache, its last row is the previous token's");
-    attempt_cache(d, CACHE_SHIFTED, 0, "stale cache, read one row off");
-    for (size_t i = 0; i < 2; i++) {
-        char text[96];
-        snprintf(text, sizeof text, "KV cache rounded to %s, declare --kv %s", halves[i].name, halves[i].name);
-        attempt_cache(d, CACHE_FORMAT, halves[i].f, text);
-    }
-    attempt_cache(d, CACHE_FORMAT, FORMAT_FP8, "KV cache rounded to fp8");
-    q3_attempt(d, values, VALUE_FROM_KEYS, 0, "values taken from the keys");
-    q3_attempt(d, values, VALUE_JOINED, 0, "heads joined as [hd,H], transposed");
-    q3_attempt(d, probs, PROB_FUTURE, 0, "mask lets each token see one future token");
-    q3_attempt(d, probs, PROB_STRICT, 0, "mask hides the token itself");
-    q3_attempt(d, probs, PROB_UNMASKED, 0, "causal mask missing");
-    q3_attempt(d, probs, PROB_SINK, 0, "softmax with a sink, 1 added to the denominator");
-    q3_attempt(d, probs, PROB_BASE_2, 0, "softmax in base 2");
-    for (size_t i = 0; i < 2; i++) {
-        q3_attempt(d, probs, PROB_FORMAT, halves[i].f, "softmax in %s throughout", halves[i].name);
-        q3_attempt(d, probs, PROB_NO_MAXIMUM, halves[i].f, "softmax in %s without its maximum subtracted",
-                halves[i].name);
-    }
-}
-
-/* The most keys that a token of theirs sees, where probs are given; 0: all of them. */
-static size_t largest_window(const evidence *e)
-{
-    size_t most = 0, H = e->config->num_attention_heads, T = e->T;
-    for (size_t row = e->first * H; e->id == Q3_TAP_PROBS && row < T * H; row++) {
-        size_t first = 0, t = row / H;
-        while (first < t && e->theirs[row * T + first] == 0.0f) first++;
-        if (t + 1 - first > most) most = t + 1 - first;
-    }
-    return most < T ? most : 0;
-}
-
-static void try_window(diagnosis *d)
-{
-    size_t w = d->e->config->sliding_window, found = largest_window(d->e);
-    uint64_t at = TAP_BIT(Q3_TAP_PROBS);
-    if (w != 0) {
-        size_t others[] = {w + 1, w - 1, 2 * w + 1, 2 * w};
-        q3_attempt(d, at, PROB_WINDOW, 0, "window ignored");
-        for (size_t i = 0; i < 4; i++)
-            if (others[i] > 0)
-                q3_attempt(d, at, PROB_WINDOW, (double)others[i], "window of %zu keys instead of %zu", others[i], w);
-    } else if (found != 0) {
-        q3_attempt(d, at, PROB_WINDOW, (double)found, "window of %zu keys though the config has none", found);
-    }
-}
-
-static void try_sums(diagnosis *d)
-{
-    static const struct { mistake_kind kind; const char *text; } list[] = {
-        {SUM_NO_RESIDUAL, "residual missing"}, {SUM_NO_BRANCH, "branch missing, the residual alone"},
-        {SUM_NORMED, "residual taken from the normed input"}, {SUM_DOUBLED, "residual doubled"},
-        {SUM_WITHOUT_ATTENTION, "residual taken from before attention"},
-        {SUM_NOT_ROUNDED, "residual sum not rounded"},
-    };
-    bool first = d->e->id == Q3_TAP_POST_ATTENTION_INPUT;
-    const char *apart = first || d->e->id == Q3_TAP_LAYER ? " (vLLM keeps it apart: record the sum)" : "";
-    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
-        const char *more = list[i].kind == SUM_NO_RESIDUAL ? apart : "";
-        q3_attempt(d, TAP_BIT(Q3_TAP_POST_ATTENTION_INPUT), list[i].kind, 0, "%s%s", list[i].text,
-                first ? more : ", after attention");
-        q3_attempt(d, TAP_BIT(Q3_TAP_LAYER), list[i].kind, 0, "%s%s", list[i].text, more);
-    }
-}
-
-static void try_router(diagnosis *d)
-{
-    const evidence *e = d->e;
-    uint64_t probs = TAP_BIT(Q3_TAP_ROUTER_PROBS), ids = TAP_BIT(Q3_TAP_TOPK_INDICES);
-    size_t E = e->config->num_experts;
-    if (E == 0) return;
-    q3_attempt(d, probs, ROUTER_TWICE, 0, "softmax applied twice");
-    q3_attempt(d, probs, ROUTER_SIGMOID, 0, "sigmoid instead of softmax in the router");
-    q3_attempt(d, probs, ROUTER_FORMAT, FORMAT_BF16, "router probabilities rounded to bfloat16");
-    q3_attempt(d, probs, ROUTER_FORMAT, FORMAT_F16, "router probabilities rounded to float16");
-    q3_attempt(d, ids, CHOICE_LOWEST, 0, "the smallest chosen (ascending order)");
-    q3_attempt(d, ids, CHOICE_CLAMPED, 0, "negative logits count as 0 in the choice");
-    q3_attempt(d, ids, CHOICE_SHIFTED, 1, "expert ids one higher");
-    q3_attempt(d, ids, CHOICE_SHIFTED, -1, "expert ids one lower");
-    for (size_t groups = 3; groups <= E / 2 && groups <= 64; groups++)
-        if (E % groups == 0)
-            q3_attempt(d, ids, CHOICE_GROUPS, (double)groups, "grouped selection, the best 2 of %zu groups", groups);
-}
-
-static void try_weights(diagnosis *d)
-{
-    static const struct { mistake_kind kind; const char *text; } list[] = {
-        {WEIGHT_LOGITS, "raw router logits as weights"}, {WEIGHT_SIGMOID, "sigmoid of the logits as weights"},
-        {WEIGHT_BY_ID, "weights paired in the order of the ids"},
-        {WEIGHT_REVERSED, "weights paired in reverse order of rank"},
-        {WEIGHT_LAST_REPEATED, "last slot has the weight of the slot before"},
-        {WEIGHT_FEWER, "k - 1 experts, the last slot's weight 0"},
-        {WEIGHT_MEAN, "routing weights ignored, 1/k each"}, {WEIGHT_ONE, "routing weights ignored, 1 each"},
-        {WEIGHT_TWICE, "routing weights applied twice"},
-        {WEIGHT_ROUNDED_FIRST, "weights rounded before they are renormalised"},
-        {WEIGHT_NOT_ROUNDED, "routing weights not rounded"},
-    };
-    static const mistake_kind in_sum[] = {WEIGHT_MEAN, WEIGHT_ONE, WEIGHT_TWICE, WEIGHT_REVERSED};
-    const q3_config *c = d->e->config;
-    uint64_t at = TAP_BIT(Q3_TAP_TOPK_WEIGHTS), sum = TAP_BIT(Q3_TAP_MLP);
-    if (c->num_experts == 0) return;
-    if (c->norm_topk_prob) {
-        q3_attempt(d, at, WEIGHT_PLAIN, 0, "top-k weights not renormalised");
-    } else {
-        q3_attempt(d, at, WEIGHT_NORMED, 0, "top-k weights renormalised though norm_topk_prob is false");
-    }
-    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
-        q3_attempt(d, at, list[i].kind, 0, "%s", list[i].text);
-        for (size_t k = 0; k < sizeof in_sum / sizeof in_sum[0]; k++)
-            if (list[i].kind == in_sum[k]) q3_attempt(d, sum, list[i].kind, 0, "%s", list[i].text);
-    }
-    size_t A = c->num_experts_per_tok;
-    q3_attempt(d, sum, COMBINE_SLOT, (double)A - 1, "last slot missing from the sum");
-    for (size_t e = 0; e < c->num_experts && c->num_experts <= 256; e++)
-        q3_attempt(d, sum, COMBINE_EXPERT, (double)e, "expert %zu missing from the sum", e);
-}
-
-static void try_mlp(diagnosis *d)
-{
-    static const struct { mistake_kind kind; const char *text; } list[] = {
-        {ACT_GELU, "GELU instead of SiLU"}, {ACT_GELU_TANH, "tanh GELU instead of SiLU"},
-        {ACT_RELU, "ReLU instead of SiLU"}, {ACT_HARD, "hard swish instead of SiLU"},
-        {ACT_ALPHA, "x sigmoid(1.702 x) instead of SiLU (alpha 1.702)"}, {ACT_CLAMPED, "gate clamped at 7"},
-        {ACT_SIGMOID_ROUNDED, "sigmoid rounded before the product"},
-    };
-    uint64_t act = TAP_BIT(Q3_TAP_EXPERTS_ACT_FN) | TAP_BIT(Q3_TAP_DENSE_ACT_FN);
-    uint64_t product = TAP_BIT(Q3_TAP_EXPERTS_DOWN_PROJ_INPUT) | TAP_BIT(Q3_TAP_DENSE_DOWN_PROJ_INPUT);
-    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) q3_attempt(d, act, list[i].kind, 0, "%s", list[i].text);
-    q3_attempt(d, product, UP_PLUS_ONE, 0, "up + 1");
-    q3_attempt(d, product, UP_CLAMPED, 7, "up clamped at 7");
-    q3_attempt(d, product, UP_ONCE, 0, "silu(gate) up with one rounding");
-}
-
-/* ==== All of them ================================================================================ */
 
 void q3_try_mistakes(diagnosis *d)
 {
-    try_embedding(d);
-    try_table(d);
-    try_rope(d);
+    attempt_rows(d, ROWS(embedding), EVERY, TOGETHER, "");
+    attempt_rows(d, ROWS(tables), EVERY, TOGETHER, "");
+    attempt_rows(d, ROWS(ropes), EVERY, PAIR, "");
     try_norms(d);
-    try_scores(d);
-    try_attention(d);
-    try_window(d);
-    try_router(d);
-    try_weights(d);
-    try_mlp(d);
-    try_sums(d);
+    attempt_rows(d, ROWS(scores), EVERY, TOGETHER, "");
+    attempt_rows(d, ROWS(caches), EVERY, CACHE, "");
+    attempt_rows(d, ROWS(attentions), EVERY, TOGETHER, "");
+    attempt_rows(d, ROWS(routers), EVERY, TOGETHER, "");
+    attempt_rows(d, ROWS(activations), EVERY, TOGETHER, "");
+    attempt_rows(d, ROWS(sums), EVERY, TOGETHER, "");
+    attempt_rows(d, ROWS(projections), EVERY, TOGETHER, "");
     try_maps(d);
 }

@@ -1,5 +1,6 @@
-/* searches.c - mistakes with a number or a choice in them that has to be found first: positions, theta, eps, a
- * limit, which expert's weights, which experts are left out. What is found is then tried like any other. */
+/* searches.c - mistakes with a number or a choice in them that has to be found first: positions,
+ * theta, eps, a limit, which expert's weights, which experts are left out. What is found is then
+ * tried like any other. */
 #include "judge/diagnosis.h"
 
 #include <stdio.h>
@@ -21,7 +22,7 @@ static double shortened(double x, int digits)
     return (x < 0 ? -units : units) / power;
 }
 
-/* ==== Positions ================================================================================ */
+/* ==== Positions =============================================================================== */
 
 static bool row_agrees(const evidence *e, const float *y, size_t t)
 {
@@ -35,10 +36,12 @@ static void say_positions(char *text, size_t room, const evidence *e, const doub
     size_t t = e->first, begin = t;
     while (t + 1 < e->T && position[t + 1] == position[t] + 1) t++;
     if (t + 1 < e->T)
-        snprintf(text, room, "positions that do not go on: token %zu has position %.9g, token %zu has %.9g", t,
-                 position[t], t + 1, position[t + 1]);
+        snprintf(text, room,
+                 "positions that do not go on: token %zu has position %.9g, token %zu has %.9g", t,
+                     position[t], t + 1, position[t + 1]);
     else
-        snprintf(text, room, "positions from %.9g instead of %zu", position[begin], e->start + begin);
+        snprintf(text, room, "positions from %.9g instead of %zu", position[begin],
+                 e->start + begin);
 }
 
 /* Rows of cos, sin or rotated queries and keys, each with the position that it fits. */
@@ -47,15 +50,16 @@ void q3_search_positions(diagnosis *d)
     const evidence *e = d->e;
     bool table = e->id == Q3_TAP_COS || e->id == Q3_TAP_SIN;
     bool rope = e->id == Q3_TAP_Q_ROPE || e->id == Q3_TAP_K_ROPE;
-    size_t count = e->T * e->row, found = 0, candidates = e->start < e->T ? e->start + e->T : 2 * e->T;
+    size_t count = e->T * e->row, found = 0;
+    size_t candidates = e->start < e->T ? e->start + e->T : 2 * e->T;
     if ((!table && !rope) || d->rounding || d->strength == FULL || e->T > 1024) return;
     float *y = calloc(count, sizeof *y);
     double *position = calloc(e->T, sizeof *position);
     bool *known = calloc(e->T, sizeof *known);
     for (size_t k = 0; y != NULL && position != NULL && known != NULL && k < candidates; k++) {
         double p = (double)(k < e->T || e->start < e->T ? k : e->start + k - e->T);
-        mistake m = {.at = table ? TAP_BIT(Q3_TAP_COS) | TAP_BIT(Q3_TAP_SIN) : TAP_BIT(e->id), .value = p};
-        m.kind = table ? TABLE_CONSTANT : ROPE_POSITION;
+        mistake m = {.at = table ? TAP_BIT(Q3_TAP_COS) | TAP_BIT(Q3_TAP_SIN) : TAP_BIT(e->id),
+                     .edits = {{PARAMETER, ONE_POSITION, 0}}, .value = p};
         pass run;
         const float *row = q3_pass_run(&run, e, &m);
         for (size_t t = e->first; row != NULL && t < e->T; t++) {
@@ -79,7 +83,7 @@ void q3_search_positions(diagnosis *d)
     free(known);
 }
 
-/* ==== Theta ==================================================================================== */
+/* ==== Theta =================================================================================== */
 
 /* The angle in [0, pi] whose cosine this is. */
 static double arc_cosine(double c)
@@ -93,13 +97,28 @@ static double arc_cosine(double c)
     return low;
 }
 
+/* Tries the mistake with x as its value: with so many digits first, then with more, until one
+ * fits. text: what is wrong; right: what the config has, or negative: it has none. */
+static void attempt_digits(diagnosis *d, mistake m, double x, int digits, const char *text,
+                           double right)
+{
+    for (int n = 1; n <= digits && d->strength != FULL; n++) {
+        char full[96];
+        m.value = shortened(x, n);
+        int used = snprintf(full, sizeof full, "%s %.9g", text, m.value);
+        if (right >= 0)
+            snprintf(full + used, sizeof full - (size_t)used, " instead of %.9g", right);
+        q3_attempt(d, &m, full);
+    }
+}
+
 static double power_of(double base, double y)
 {
     return q3_exp(y * q3_log(base));
 }
 
-/* From the slowest angle of the last row to the fastest, each time the turn that is nearest to what the slower
- * ones say: the error of theta shrinks as the angles grow. */
+/* From the slowest angle of the last row to the fastest, each time the turn that is nearest to
+ * what the slower ones say: the error of theta shrinks as the angles grow. */
 static double theta_of(const evidence *e)
 {
     size_t hd = e->config->head_dim, half = hd / 2, t = e->T - 1;
@@ -113,7 +132,8 @@ static double theta_of(const evidence *e)
         double whole = (double)(int64_t)(near / turn);
         for (double k = whole > 1 ? whole - 1 : 0; k <= whole + 1; k++) {
             if (q3_absolute(k * turn + a - near) < q3_absolute(best - near)) best = k * turn + a;
-            if (k > 0 && q3_absolute(k * turn - a - near) < q3_absolute(best - near)) best = k * turn - a;
+            if (k > 0 && q3_absolute(k * turn - a - near) < q3_absolute(best - near))
+                best = k * turn - a;
         }
         if (theta > 0 && q3_absolute(best - near) > 0.7) break;
         if (best > 0.05) theta = power_of(best / p, -1 / exponent);
@@ -124,16 +144,16 @@ static double theta_of(const evidence *e)
 void q3_search_theta(diagnosis *d)
 {
     const evidence *e = d->e;
-    uint64_t at = TAP_BIT(Q3_TAP_COS) | TAP_BIT(Q3_TAP_SIN);
+    mistake m = {TAP_BIT(Q3_TAP_COS) | TAP_BIT(Q3_TAP_SIN), {{PARAMETER, THETA, 0}}, 0, 0, NULL};
     bool plain = e->config->rope.type == Q3_ROPE_DEFAULT && e->config->head_dim >= 4;
-    if (e->id != Q3_TAP_COS || d->rounding || d->strength == FULL || e->start + e->T < 3 || !plain) return;
+    if (e->id != Q3_TAP_COS || d->rounding || d->strength == FULL || e->start + e->T < 3 || !plain)
+        return;
     double theta = theta_of(e);
-    for (int digits = 1; digits <= 5 && theta > 1 && theta < 1e12 && d->strength != FULL; digits++)
-        q3_attempt(d, at, TABLE_THETA, shortened(theta, digits), "rope_theta %.9g instead of %.9g",
-                shortened(theta, digits), e->config->rope.rope_theta);
+    if (theta > 1 && theta < 1e12)
+        attempt_digits(d, m, theta, 5, "rope_theta", e->config->rope.rope_theta);
 }
 
-/* ==== Eps ====================================================================================== */
+/* ==== Eps ===================================================================================== */
 
 /* From the row with the smallest mean square: theirs = gain * weight * x. */
 static double eps_of(const evidence *e, const float *plain, const float *x, size_t n)
@@ -160,21 +180,20 @@ void q3_search_eps(diagnosis *d)
     const evidence *e = d->e;
     bool heads = e->id == Q3_TAP_Q_NORM || e->id == Q3_TAP_K_NORM;
     q3_tap_id from = e->id == Q3_TAP_Q_NORM ? Q3_TAP_Q_PROJ : Q3_TAP_K_PROJ;
-    mistake m = {TAP_BIT(e->id), NORM_EPS, 0, NULL};
+    mistake m = {TAP_BIT(e->id), {{PARAMETER, EPS, 0}}, 0, 0, NULL};
     pass run;
     if (d->rounding || d->strength == FULL) return;
     const float *x = heads ? e->tap[from] : e->input;
     if (e->id == Q3_TAP_POST_ATTENTION_LAYERNORM) x = e->tap[Q3_TAP_POST_ATTENTION_INPUT];
     else if (!heads && e->id != Q3_TAP_INPUT_LAYERNORM && e->id != Q3_TAP_NORM) return;
     const float *plain = q3_pass_run(&run, e, &m);
-    double eps = plain != NULL && x != NULL ? eps_of(e, plain, x, heads ? e->config->head_dim : e->row) : -1;
+    double eps = plain != NULL && x != NULL
+        ? eps_of(e, plain, x, heads ? e->config->head_dim : e->row) : -1;
     q3_pass_free(&run);
-    for (int digits = 1; digits <= 3 && eps > 0 && d->strength != FULL; digits++)
-        q3_attempt(d, m.at, NORM_EPS, shortened(eps, digits), "eps %.9g instead of %.9g", shortened(eps, digits),
-                e->config->rms_norm_eps);
+    if (eps > 0) attempt_digits(d, m, eps, 3, "eps", e->config->rms_norm_eps);
 }
 
-/* ==== A limit of up ============================================================================ */
+/* ==== A limit of up =========================================================================== */
 
 void q3_search_limit(diagnosis *d)
 {
@@ -182,6 +201,7 @@ void q3_search_limit(diagnosis *d)
     bool sparse = e->id == Q3_TAP_EXPERTS_DOWN_PROJ_INPUT;
     const float *act = e->tap[sparse ? Q3_TAP_EXPERTS_ACT_FN : Q3_TAP_DENSE_ACT_FN];
     double sum = 0, count = 0;
+    mistake m = {TAP_BIT(e->id), {{ARG_2, WITHIN, 0}}, 0, 0, NULL};
     if (!sparse && e->id != Q3_TAP_DENSE_DOWN_PROJ_INPUT) return;
     if (act == NULL || d->rounding || d->strength == FULL) return;
     for (size_t i = e->first * e->row; i < e->T * e->row; i++) {
@@ -189,12 +209,10 @@ void q3_search_limit(diagnosis *d)
         sum += q3_absolute((double)e->theirs[i] / (double)act[i]);
         count++;
     }
-    for (int digits = 1; digits <= 4 && count > 0 && d->strength != FULL; digits++)
-        q3_attempt(d, TAP_BIT(e->id), UP_CLAMPED, shortened(sum / count, digits), "up clamped at %.9g",
-                shortened(sum / count, digits));
+    if (count > 0) attempt_digits(d, m, sum / count, 4, "up clamped at", -1);
 }
 
-/* ==== Experts ================================================================================== */
+/* ==== Experts ================================================================================= */
 
 /* "4 has the weights of 5, 5 has the weights of 4": at most three. */
 static void say_experts(char *text, size_t room, const size_t *map, size_t E)
@@ -202,10 +220,11 @@ static void say_experts(char *text, size_t room, const size_t *map, size_t E)
     size_t wrong = 0, used = (size_t)snprintf(text, room, "experts permuted: ");
     for (size_t e = 0; e < E; e++) {
         if (map[e] == e || wrong++ >= 3 || used >= room) continue;
-        used += (size_t)snprintf(text + used, room - used, "%s%zu has the weights of %zu", wrong > 1 ? ", " : "",
-                                 e, map[e]);
+        used += (size_t)snprintf(text + used, room - used, "%s%zu has the weights of %zu", wrong > 1
+                                 ? ", " : "", e, map[e]);
     }
-    if (wrong > 3 && used < room) snprintf(text + used, room - used, " and so on, %zu in all", wrong);
+    if (wrong > 3 && used < room)
+        snprintf(text + used, room - used, " and so on, %zu in all", wrong);
 }
 
 /* Which expert's weights make this slot: by the first outputs. E: none. */
@@ -235,7 +254,8 @@ void q3_search_experts(diagnosis *d)
     size_t A = e->config->num_experts_per_tok, E = e->config->num_experts, changed = 0;
     bool down = e->id == Q3_TAP_EXPERTS_DOWN_PROJ;
     const float *ids = e->tap[Q3_TAP_TOPK_INDICES];
-    const float *x = e->tap[down ? Q3_TAP_EXPERTS_DOWN_PROJ_INPUT : Q3_TAP_POST_ATTENTION_LAYERNORM];
+    const float *x = e->tap[down ? Q3_TAP_EXPERTS_DOWN_PROJ_INPUT
+                            : Q3_TAP_POST_ATTENTION_LAYERNORM];
     if (e->id != Q3_TAP_EXPERTS_GATE_PROJ && e->id != Q3_TAP_EXPERTS_UP_PROJ && !down) return;
     if (ids == NULL || x == NULL || d->rounding) return;
     size_t N = e->row / A, K = down ? e->config->moe_intermediate_size : e->config->hidden_size;
@@ -251,21 +271,23 @@ void q3_search_experts(diagnosis *d)
     }
     if (map != NULL && changed > 0) {
         char text[160];
-        mistake m = {TAP_BIT(e->id), MAP_EXPERTS, 0, map};
+        mistake m = {TAP_BIT(e->id), {{WEIGHT, PERMUTED, 0}}, 0, 0, map};
         say_experts(text, sizeof text, map, E);
-        q3_attempt_with(d, &m, text);
+        q3_attempt(d, &m, text);
     }
     free(map);
 }
 
-/* Where the experts' own tensors are not given: all ids one further, and every two of few experts exchanged. */
+/* Where the experts' own tensors are not given: all ids one further, and every two of few
+ * experts exchanged. */
 void q3_search_hidden_experts(diagnosis *d)
 {
     const evidence *e = d->e;
     size_t E = e->config->num_experts;
     mistake m = {.at = TAP_BIT(Q3_TAP_EXPERTS_GATE_PROJ) | TAP_BIT(Q3_TAP_EXPERTS_UP_PROJ) |
-                       TAP_BIT(Q3_TAP_EXPERTS_DOWN_PROJ), .kind = MAP_EXPERTS};
-    if ((e->id != Q3_TAP_MLP && e->id != Q3_TAP_LAYER) || d->rounding || d->strength == FULL || E == 0) return;
+                       TAP_BIT(Q3_TAP_EXPERTS_DOWN_PROJ), .edits = {{WEIGHT, PERMUTED, 0}}};
+    if ((e->id != Q3_TAP_MLP && e->id != Q3_TAP_LAYER) || d->rounding || d->strength == FULL ||
+        E == 0) return;
     size_t *map = malloc(E * sizeof *map), pairs = E <= 32 ? E * (E - 1) / 2 : 0, a = 0, b = 0;
     m.map = map;
     for (size_t k = 0; map != NULL && k < pairs + 2 && d->strength != FULL; k++) {
@@ -274,7 +296,7 @@ void q3_search_hidden_experts(diagnosis *d)
         if (k >= 2 && ++b == E) b = ++a + 1;
         if (k >= 2) map[a] = b, map[b] = a;
         say_experts(text, sizeof text, map, E);
-        q3_attempt_with(d, &m, text);
+        q3_attempt(d, &m, text);
     }
     free(map);
 }
@@ -283,7 +305,8 @@ void q3_search_hidden_experts(diagnosis *d)
 static size_t missing_slots(const evidence *e, size_t t, float *y)
 {
     size_t A = e->config->num_experts_per_tok, M = e->row;
-    const float *weights = e->tap[Q3_TAP_TOPK_WEIGHTS] + t * A, *ids = e->tap[Q3_TAP_TOPK_INDICES] + t * A;
+    const float *weights = e->tap[Q3_TAP_TOPK_WEIGHTS] + t * A;
+    const float *ids = e->tap[Q3_TAP_TOPK_INDICES] + t * A;
     int32_t whole[8];
     float w[8];
     for (size_t bits = 1; bits < (size_t)1 << A; bits++) {
@@ -291,7 +314,8 @@ static size_t missing_slots(const evidence *e, size_t t, float *y)
             whole[a] = (int32_t)ids[a];
             w[a] = bits >> a & 1 ? 0.0f : weights[a];
         }
-        q3_expert_combine(y + t * M, e->tap[Q3_TAP_EXPERTS_DOWN_PROJ] + t * A * M, whole, w, 1, A, M, e->dtype);
+        q3_expert_combine(y + t * M, e->tap[Q3_TAP_EXPERTS_DOWN_PROJ] + t * A * M, whole, w, 1, A,
+                          M, e->dtype);
         if (row_agrees(e, y, t)) return bits;
     }
     return 0;
@@ -322,7 +346,8 @@ void q3_search_missing(diagnosis *d)
     if (y != NULL && tokens > 0) {
         char text[160];
         snprintf(text, sizeof text,
-                 "experts missing from the sum in %zu of %zu tokens (first: token %zu, expert %zu)", tokens,
+                 "experts missing from the sum in %zu of %zu tokens (first: token %zu, expert %zu)",
+                     tokens,
                  e->T - e->first, first, (size_t)e->tap[Q3_TAP_TOPK_INDICES][first * A + slot]);
         q3_weigh(d, y, text);
     }
