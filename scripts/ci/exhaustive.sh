@@ -54,6 +54,7 @@ program values $source/load.c
 program dots $source/load.c
 
 status=0
+# shellcheck disable=SC2048 # names of parts are single words
 for part in ${*:-sin cos exp silu values dots}; do
     case $part in
     sin | cos | exp | silu) set -- "$build/functions" "$part" ;;

@@ -1,10 +1,11 @@
-#!/bin/sh
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
 # The same bits everywhere: builds tests/model/test_bits.c and the command for many compilers, flags,
 # processors and systems, runs them (under emulators where needed) and compares their hashes with
 # golden/bits.
 #
 #   scripts/ci/platforms.sh [--quick | --all] [--without NAME]... [--only NAME]... [--table]
-#                        [--list] [--install] [--work DIR]
+#                           [--jobs N] [--list] [--install] [--work DIR]
 #
 #   --quick     the default: one row of each kind, under 10 minutes
 #   --all       every row
@@ -12,16 +13,18 @@
 #               or a processor that cannot run a row, is a failure
 #   --only      these rows alone; those of an earlier run in the same --work folder are kept
 #   --table     writes the table to golden/bits/README.md too, between its two marks
+#   --jobs N    so many rows at once (2)
 #   --list      prints the names of the rows
 #   --install   first installs what is needed: Debian packages (apt-get, as root) and, into a Python
 #               environment in the work folder, ziglang and wasmtime from PyPI
 #   --work DIR  the folder to work in, kept; else one in /tmp that is removed
 #
 # A row is built without the arithmetic flags that CMakeLists.txt adds (-ffp-contract=off): the bits
-# do not rest on them. Exit status: 0 if every row passed and all hashes are one, else 1.
+# do not rest on them. The library is compiled anew for each row; what holds none of the model's arithmetic
+# (judge/, command/) once for each compiler and target, with -O1, and shared by its rows. Exit status: 0 if every row passed and all hashes are one, else 1.
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
-set_name=quick without="" only="" table=no install=no list=no work=""
+set_name=quick without="" only="" table=no install=no list=no work="" jobs=2
 
 packages="build-essential cmake clang llvm tcc musl-tools python3-venv
 gcc-i686-linux-gnu libc6-dev-i386-cross gcc-aarch64-linux-gnu libc6-dev-arm64-cross
@@ -34,7 +37,7 @@ qemu-user-static qemu-system-arm gcc-arm-none-eabi picolibc-arm-none-eabi wine w
 usage()
 {
     echo "platforms.sh: $1" >&2
-    sed -n '6,19s/^# \{0,1\}//p' "$0" >&2
+    sed -n '7,21s/^# \{0,1\}//p' "$0" >&2
     exit 2
 }
 
@@ -45,12 +48,13 @@ while [ $# -gt 0 ]; do
     --table) table=yes ;;
     --install) install=yes ;;
     --list) list=yes ;;
-    --without | --only | --work)
+    --without | --only | --work | --jobs)
         [ $# -ge 2 ] || usage "$1: found no value, expected one"
         case $1 in
         --without) without="$without $2 " ;;
         --only) only="$only $2 " ;;
         --work) work=$2 ;;
+        --jobs) jobs=$2 ;;
         esac
         shift ;;
     *) usage "found $1, expected an option" ;;
@@ -123,17 +127,32 @@ wanted()
     [ "$2" = quick ] || [ $set_name = all ]
 }
 
-# A finished row: name, compiler, result, hashes of core, all and files, seconds.
+# A finished row: name, compiler, result, hashes of core, all and files, seconds. Rows end in any order;
+# the table has them in the order in which they began.
 finish()
 {
-    printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$1" "$2" "$4" "$5" "$6" "$7" "$3" >"$work/new"
-    awk -F'|' 'NR == FNR { new = $0; name = $2; next } $2 == name { $0 = new; found = 1 } { print }
-        END { if (!found) print new }' "$work/new" "$rows" >"$work/all" && mv "$work/all" "$rows"
-    printf '%-26s %-14s %s %s %s %ss\n' "$1" "$3" "$4" "$5" "$6" "$7"
-    case $3 in
-    same | built | refused) ;;
-    *) sed 's/^/    /' "$work/log" | tail -12 ;;
-    esac
+    printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$1" "$2" "$4" "$5" "$6" "$7" "$3" >"$work/done/$1"
+    {
+        printf '%-26s %-14s %s %s %s %ss\n' "$1" "$3" "$4" "$5" "$6" "$7"
+        case $3 in
+        same | built | refused) ;;
+        *) sed 's/^/    /' "$work/logs/$1" | tail -12 ;;
+        esac
+    } >"$work/done/$1.said"
+    cat "$work/done/$1.said"
+}
+
+# later NAME FUNCTION WORD...: runs it beside at most $jobs - 1 others.
+running=0 begun=()
+later()
+{
+    begun+=("$1")
+    if [ $running -ge "$jobs" ]; then
+        wait -n || true
+        running=$((running - 1))
+    fi
+    "${@:2}" &
+    running=$((running + 1))
 }
 
 short() { printf '%s' "$1" | cut -c1-16; }
@@ -143,39 +162,67 @@ version() { "$1" --version 2>/dev/null | head -1 | sed 's/ (.*)//; s/^Debian //'
 # host/text.c: host_text.o
 object() { printf '%s.o' "${1%.c}" | tr / _; }
 
-# build DIR EXE COMPILER FLAGS...: both programs. Warnings are errors where the compiler knows them.
-build()
+# compile DIR SOURCES COMPILER FLAGS...: objects. Warnings are errors where the compiler knows them.
+compile()
 {
-    dir=$1 exe=$2
+    local dir=$1 sources=$2 source
     shift 2
-    rm -rf "$dir" && mkdir -p "$dir" || return 1
-    for source in $sources $command_sources tests/model/test_bits.c; do
+    mkdir -p "$dir" || return 1
+    for source in $sources; do
         "$@" -DQ3_ABORT=q3_abort -I"$root" -I"$root/tests" -c "$root/$source" \
             -o "$dir/$(object "$source")" || return 1
     done
-    library=$(for source in $sources; do echo "$dir/$(object "$source")"; done)
-    command_objects=$(for source in $command_sources; do echo "$dir/$(object "$source")"; done)
-    # shellcheck disable=SC2086
-    "$@" $library "$dir/tests_model_test_bits.o" -o "$dir/test_bits$exe" &&
-        "$@" $library $command_objects -o "$dir/qwen3moe$exe"
+}
+
+objects() { for source in $2; do echo "$1/$(object "$source")"; done; }
+
+# build DIR EXE COMPILER FLAGS...: both programs.
+build()
+{
+    local dir=$1 exe=$2 key word shared without_level=()
+    shift 2
+    rm -rf "$dir"
+    compile "$dir" "$sources tests/model/test_bits.c" "$@" || return 1
+    # What the flags below change is no concern of judge/ and command/: one set of objects for all of them.
+    for word; do
+        case $word in
+        -O* | -march=* | -mfpu=* | -ffp-contract=* | -flto | -std=*) ;;
+        *) without_level+=("$word") ;;
+        esac
+    done
+    key=$(echo "${without_level[*]}" | sha256sum | cut -c1-16)
+    shared=$work/shared/$key
+    (
+        flock 9
+        [ -e "$shared/complete" ] || {
+            compile "$shared" "$command_sources" "${without_level[@]}" -std=gnu11 -O1 && touch "$shared/complete"
+        }
+    ) 9>"$work/shared/$key.lock" || return 1
+    # shellcheck disable=SC2046
+    "$@" $(objects "$dir" "$sources") "$dir/tests_model_test_bits.o" -o "$dir/test_bits$exe" &&
+        "$@" $(objects "$dir" "$sources") $(objects "$shared" "$command_sources") -o "$dir/qwen3moe$exe"
 }
 
 # row NAME SET EXE RUNNER COMPILER FLAGS...: builds and runs. RUNNER: words, "" for this machine,
 # "none" to build alone.
 row()
 {
-    name=$1 in_set=$2 exe=$3 runner=$4
+    wanted "$1" "$2" || return 0
+    later "$1" build_and_run "$@"
+}
+
+build_and_run()
+{
+    local name=$1 exe=$3 runner=$4 start label core=- all=- files=- result=same
     shift 4
-    wanted "$name" "$in_set" || return 0
     start=$(date +%s)
     label=$(version "$1")
     case "$*" in
-    *ziglang*) label="zig $("$1" -m ziglang version 2>/dev/null) cc $(shift 4; echo "$*")" ;;
-    musl-gcc*) label="musl-gcc, $label $(shift; echo "$*")" ;;
-    *) label="$label $(shift; echo "$*")" ;;
+    *ziglang*) label="zig $("$1" -m ziglang version 2>/dev/null) cc ${*:5}" ;;
+    musl-gcc*) label="musl-gcc, $label ${*:2}" ;;
+    *) label="$label ${*:2}" ;;
     esac
     label=$(echo "$label" | sed 's/ -W[A-Za-z-]*//g')
-    core=- all=- files=- result=same
     {
         if ! command -v "$1" >/dev/null; then
             echo "found no $1, expected it installed (--install)"
@@ -187,27 +234,30 @@ row()
         else
             run_row
         fi
-    } >"$work/log" 2>&1
-    finish "$name" "$label" "$result" "$(short $core)" "$(short $all)" "$(short $files)" \
+    } >"$work/logs/$name" 2>&1
+    finish "$name" "$label" "$result" "$(short "$core")" "$(short "$all")" "$(short "$files")" \
         $(($(date +%s) - start))
     [ $result = same ] || [ $result = built ] && rm -rf "${work:?}/$name"
 }
 
+# On build_and_run's variables.
 run_row()
 {
+    local out=$work/$name/out
     # shellcheck disable=SC2086
-    if ! $runner "$work/$name/test_bits$exe" "$root/golden" >"$work/out"; then
-        cat "$work/out"
+    if ! $runner "$work/$name/test_bits$exe" "$root/golden" >"$out"; then
+        cat "$out"
         result=differs
     fi
-    core=$(tr -d '\r' <"$work/out" | sed -n 's/^core //p')
-    all=$(tr -d '\r' <"$work/out" | sed -n 's/^bits //p')
-    [ $result = same ] || return
+    core=$(tr -d '\r' <"$out" | sed -n 's/^core //p')
+    all=$(tr -d '\r' <"$out" | sed -n 's/^bits //p')
+    [ "$result" = same ] || return
+    # shellcheck disable=SC2086
     cmake -DCOMMAND="$work/$name/qwen3moe$exe" -DMAKER="$work/maker/test_bits" \
         -DGOLDEN="$root/golden" -DWHERE="$work/$name/dump" -DRUNNER="$(echo $runner | tr ' ' ';')" \
-        -P "$root/tests/platforms/dump.cmake" >"$work/out" 2>&1 || result=differs
-    cat "$work/out"
-    files=$(sed -n 's/^-- files //p' "$work/out")
+        -P "$root/tests/platforms/dump.cmake" >"$out" 2>&1 || result=differs
+    cat "$out"
+    files=$(sed -n 's/^-- files //p' "$out")
     [ "$core $all $files" = "$core_hash $all_hash $files_hash" ] || result=differs
 }
 
@@ -226,7 +276,8 @@ march()
         grep -qw "$feature" /proc/cpuinfo && continue
         if wanted "$name" "$in_set"; then
             echo "found a processor without $feature, expected x86-64-$level (--without $name)" \
-                >"$work/log"
+                >"$work/logs/$name"
+            begun+=("$name")
             finish "$name" "-march=x86-64-$level" cannot-run - - - 0
         fi
         return
@@ -237,37 +288,47 @@ march()
 # refused NAME SET COMPILER FLAGS...: qwen3moe.c must not compile, and say why.
 refused()
 {
-    name=$1 in_set=$2
+    wanted "$1" "$2" || return 0
+    later "$1" must_refuse "$@"
+}
+
+must_refuse()
+{
+    local name=$1 start result=refused log=$work/logs/$1
     shift 2
-    wanted "$name" "$in_set" || return 0
-    start=$(date +%s) result=refused
+    start=$(date +%s)
     if ! command -v "$1" >/dev/null; then
-        echo "found no $1, expected it installed (--install)" >"$work/log"
+        echo "found no $1, expected it installed (--install)" >"$log"
         result=missing
-    elif "$@" -I"$root" -c "$root/qwen3moe.c" -o "$work/refused.o" >"$work/log" 2>&1; then
-        echo "it compiled, expected an #error" >>"$work/log"
+    elif "$@" -I"$root" -c "$root/qwen3moe.c" -o "$work/$name.o" >"$log" 2>&1; then
+        echo "it compiled, expected an #error" >>"$log"
         result=accepted
-    elif ! grep -q '#error "qwen3moe: ' "$work/log"; then
+    elif ! grep -q '#error "qwen3moe: ' "$log"; then
         result=not-built
     fi
-    finish "$name" "$(version "$1") $(shift; echo "$*")" $result - - - $(($(date +%s) - start))
+    finish "$name" "$(version "$1") ${*:2}" $result - - - $(($(date +%s) - start))
 }
 
 # bare NAME SET MACHINE FLAGS...: tests/baremetal on an emulated board.
 bare()
 {
-    name=$1 in_set=$2 machine=$3
+    wanted "$1" "$2" || return 0
+    later "$1" run_bare "$@"
+}
+
+run_bare()
+{
+    local name=$1 machine=$3 start core=- result=same log=$work/logs/$1
     shift 3
-    wanted "$name" "$in_set" || return 0
-    start=$(date +%s) result=same core=-
-    if sh "$root/tests/baremetal/run.sh" "$work/$name" "$machine" "$@" >"$work/log" 2>&1; then
-        core=$(sed -n 's/^core //p' "$work/log")
+    start=$(date +%s)
+    if sh "$root/tests/baremetal/run.sh" "$work/$name" "$machine" "$@" >"$log" 2>&1; then
+        core=$(sed -n 's/^core //p' "$log")
         [ "$core" = "$core_hash" ] || result=differs
     else
         result=differs
     fi
     finish "$name" "$(version arm-none-eabi-gcc) picolibc $*, no system" $result \
-        "$(short $core)" - - $(($(date +%s) - start))
+        "$(short "$core")" - - $(($(date +%s) - start))
 }
 
 # ==== The rows ====
@@ -275,6 +336,8 @@ strict="-std=c11 -Wall -Wextra -Werror"
 fused="-std=gnu11 -ffp-contract=fast -Wall -Wextra -Werror"
 if [ $list = no ]; then
     # shellcheck disable=SC2086
+    rm -rf "$work/done" "$work/logs" "$work/shared"
+    mkdir -p "$work/done" "$work/logs" "$work/shared"
     build "$work/maker" "" cc -std=c11 -O1 >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
 fi
 
@@ -336,6 +399,12 @@ all_rows()
 }
 all_rows
 [ $list = no ] || exit 0
+wait
+for name in "${begun[@]}"; do
+    [ -e "$work/done/$name" ] || printf '| %s | | | | | 0 | no-result |\n' "$name" >"$work/done/$name"
+    awk -F'|' 'NR == FNR { new = $0; name = $2; next } $2 == name { $0 = new; found = 1 } { print }
+        END { if (!found) print new }' "$work/done/$name" "$rows" >"$work/all" && mv "$work/all" "$rows"
+done
 
 count() { grep -cE "\| ($1) \|\$" "$rows"; }
 failed=$(($(grep -c . "$rows") - $(count 'same|built|refused')))
