@@ -19,8 +19,8 @@ static void release(q3_text *text)
     memset(text, 0, sizeof *text);
 }
 
-static q3_status read_text(q3_text *text, q3_outcome *result, const char *lines, bool all, bool colour,
-                           q3_error *error)
+static q3_status read_text(q3_text *text, q3_outcome *result, const char *lines, bool all,
+                           bool colour, q3_error *error)
 {
     q3_report_part part = {"lines", lines, strlen(lines)};
     q3_report *report;
@@ -36,7 +36,8 @@ static q3_status read_text(q3_text *text, q3_outcome *result, const char *lines,
     return status;
 }
 
-/* What a run of layers [first, end) of `layers`, none of them dense, writes a line for, too: missing. */
+/* What a run of layers [first, end) of `layers`, none of them dense, writes a line for, too:
+ * missing. */
 static void add_rest(q3_text *lines, size_t first, size_t end, size_t layers)
 {
     for (int id = 0; id < Q3_TAP_COUNT; id++) {
@@ -48,7 +49,9 @@ static void add_rest(q3_text *lines, size_t first, size_t end, size_t layers)
             q3_tap_name(name, (q3_tap_id)id, layer);
             snprintf(key, sizeof key, "{\"tap\":\"%s\"", name);
             if (strstr(lines->data, key) == NULL)
-                q3_report_put_finding(lines, &(q3_finding){.name = name, .layer = layer, .verdict = Q3_VERDICT_MISSING});
+                q3_report_put_finding(
+                    lines,
+                    &(q3_finding){.name = name, .layer = layer, .verdict = Q3_VERDICT_MISSING});
         }
     }
 }
@@ -70,7 +73,8 @@ static q3_outcome good_text(q3_text *text, const char *lines, bool all, bool col
     q3_outcome result = Q3_OUTCOME_UNJUDGED;
     q3_error error = {""};
     q3_status status = read_text(text, &result, lines, all, colour, &error);
-    CHECKF(status == Q3_OK && text->data != NULL && !text->failed, "status %d: %s", (int)status, error.text);
+    CHECKF(status == Q3_OK && text->data != NULL && !text->failed, "status %d: %s", (int)status,
+           error.text);
     return result;
 }
 
@@ -107,41 +111,49 @@ static const q3_judged_run run_of_three = {
 };
 
 static const q3_finding three_layers[] = {
-    {.name = "model.embed_tokens.output", .verdict = Q3_VERDICT_EXACT, .given_as = "model.embed_tokens.output",
-     .rank = 2, .shape = {24, 120}, .elements = 2880, .judged = 2880, .gain = 1},
+    {.name = "model.embed_tokens.output", .verdict = Q3_VERDICT_EXACT,
+     .given_as = "model.embed_tokens.output", .rank = 2, .shape = {24, 120}, .elements = 2880,
+     .judged = 2880, .gain = 1},
     {.name = TAP(0, "self_attn.q_proj.output"), .verdict = Q3_VERDICT_WITHIN, .given_as = "Qcur-0",
-     .note = "batch axis", .rank = 2, .shape = {24, 96}, .elements = 2304, .judged = 2304, .differ = 23,
-     .over_1_ulp = 0, .expected = 115.2, .max_ulp = 1, .max_at = {2, 7}, .max_bound_ratio = 0.75,
-     .relative_l2 = 0.00012346, .gain = 0.99999949, .offset = -1e-7, .worst_token = 2, .worst_channel = 7},
+     .note = "batch axis", .rank = 2, .shape = {24, 96}, .elements = 2304, .judged = 2304,
+     .differ = 23, .over_1_ulp = 0, .expected = 115.2, .max_ulp = 1, .max_at = {2, 7},
+     .max_bound_ratio = 0.75, .relative_l2 = 0.00012346, .gain = 0.99999949, .offset = -1e-7,
+     .worst_token = 2, .worst_channel = 7},
     {.name = TAP(0, "mlp.topk_indices.output"), .verdict = Q3_VERDICT_NEAR_TIE,
-     .given_as = TAP(0, "mlp.topk_indices.output"), .rank = 2, .shape = {24, 4}, .elements = 96, .judged = 96,
-     .differ = 1, .gain = 1, .near_ties = 1, .other_order = 2, .margin_bins = 3,
+     .given_as = TAP(0, "mlp.topk_indices.output"), .rank = 2, .shape = {24, 4}, .elements = 96,
+     .judged = 96, .differ = 1, .gain = 1, .near_ties = 1, .other_order = 2, .margin_bins = 3,
      .margins = {0.5f, 0.0009765625f, 0.25f}},
-    {.name = TAP(0, "output"), .verdict = Q3_VERDICT_EXACT, .given_as = "l_out-0", .rank = 2, .shape = {24, 120},
-     .elements = 2880, .judged = 2880, .gain = 1},
+    {.name = TAP(0, "output"), .verdict = Q3_VERDICT_EXACT, .given_as = "l_out-0", .rank = 2,
+     .shape = {24, 120}, .elements = 2880, .judged = 2880, .gain = 1},
     {.name = TAP(1, "self_attn.q_rope.output"), .layer = 1, .verdict = Q3_VERDICT_DIFFERS,
-     .given_as = TAP(1, "self_attn.q_rope.output"), .reason = "2016 of 2304 elements outside the bound",
-     .rank = 3, .shape = {24, 6, 16}, .elements = 2304, .judged = 2304, .differ = 2304, .over_1_ulp = 2016,
-     .outside = 2016, .expected = 115.2, .max_ulp = 1234567, .max_at = {23, 5, 15}, .max_bound_ratio = 4096,
-     .relative_l2 = 1.25, .gain = -0.123456789, .offset = 0.5, .worst_token = 23, .worst_channel = 15,
-     .has_bad = true, .bad_at = {1, 0, 2}, .bad_ours = 0.75, .bad_theirs = -1.5, .bad_ulp = 288,
-     .bad_bound_ulp = 1.5, .between_count = 1, .between = &(const q3_layer_tap){Q3_TAP_Q_NORM, 1},
-     .looks_like = "RoPE interleaved, pairs (2i, 2i+1), explains 100 % of elements", .token_bins = 2,
-     .token_profile = {0, 1234567}, .channel_bins = 1, .channel_profile = {1234567}},
-    {.name = TAP(1, "output"), .layer = 1, .verdict = Q3_VERDICT_NON_FINITE, .given_as = TAP(1, "output"),
-     .reason = "1 of 2880 elements outside the bound", .rank = 2, .shape = {24, 120}, .elements = 2880,
-     .judged = 2880, .differ = 1, .over_1_ulp = 1, .outside = 1, .expected = 0, .max_ulp = 0x1p100,
-     .max_at = {4, 20}, .max_bound_ratio = (double)INFINITY, .relative_l2 = 0x1p100, .gain = (double)NAN,
-     .offset = -(double)INFINITY, .worst_token = 4, .worst_channel = 20, .has_bad = true, .bad_at = {4, 20},
-     .bad_ours = 2, .bad_theirs = (double)INFINITY},
+     .given_as = TAP(1, "self_attn.q_rope.output"),
+     .reason = "2016 of 2304 elements outside the bound", .rank = 3, .shape = {24, 6, 16},
+     .elements = 2304, .judged = 2304, .differ = 2304, .over_1_ulp = 2016, .outside = 2016,
+     .expected = 115.2, .max_ulp = 1234567, .max_at = {23, 5, 15}, .max_bound_ratio = 4096,
+     .relative_l2 = 1.25, .gain = -0.123456789, .offset = 0.5, .worst_token = 23,
+     .worst_channel = 15, .has_bad = true, .bad_at = {1, 0, 2}, .bad_ours = 0.75,
+     .bad_theirs = -1.5, .bad_ulp = 288, .bad_bound_ulp = 1.5, .between_count = 1,
+     .between = &(const q3_layer_tap){Q3_TAP_Q_NORM, 1},
+     .looks_like = "RoPE interleaved, pairs (2i, 2i+1), explains 100 % of elements",
+     .token_bins = 2, .token_profile = {0, 1234567}, .channel_bins = 1,
+     .channel_profile = {1234567}},
+    {.name = TAP(1, "output"), .layer = 1, .verdict = Q3_VERDICT_NON_FINITE,
+     .given_as = TAP(1, "output"), .reason = "1 of 2880 elements outside the bound", .rank = 2,
+     .shape = {24, 120}, .elements = 2880, .judged = 2880, .differ = 1, .over_1_ulp = 1,
+     .outside = 1, .expected = 0, .max_ulp = 0x1p100, .max_at = {4, 20},
+     .max_bound_ratio = (double)INFINITY, .relative_l2 = 0x1p100, .gain = (double)NAN,
+     .offset = -(double)INFINITY, .worst_token = 4, .worst_channel = 20, .has_bad = true,
+     .bad_at = {4, 20}, .bad_ours = 2, .bad_theirs = (double)INFINITY},
     {.name = TAP(2, "mlp.gate.output"), .layer = 2, .verdict = Q3_VERDICT_ROUNDING,
-     .given_as = TAP(2, "mlp.gate.output"), .reason = "200 of 336 elements differ, at most 12 expected",
-     .rank = 2, .shape = {24, 14}, .elements = 336, .judged = 336, .differ = 200, .expected = 12, .max_ulp = 1,
-     .max_at = {0, 0}, .max_bound_ratio = 0.999, .relative_l2 = 0.002, .gain = 1, .offset = 0},
-    {.name = TAP(2, "output"), .layer = 2, .verdict = Q3_VERDICT_UNJUDGED, .given_as = TAP(2, "output"),
-     .reason = "the bound says something of 7 of 2880 elements only", .rank = 2, .shape = {24, 120},
-     .elements = 2880, .judged = 7, .differ = 1440, .over_1_ulp = 288, .expected = 7, .max_ulp = 12,
-     .max_at = {1, 2}, .max_bound_ratio = 0.5, .relative_l2 = 0.01, .gain = 1, .between_count = 2,
+     .given_as = TAP(2, "mlp.gate.output"),
+     .reason = "200 of 336 elements differ, at most 12 expected", .rank = 2, .shape = {24, 14},
+     .elements = 336, .judged = 336, .differ = 200, .expected = 12, .max_ulp = 1, .max_at = {0, 0},
+     .max_bound_ratio = 0.999, .relative_l2 = 0.002, .gain = 1, .offset = 0},
+    {.name = TAP(2, "output"), .layer = 2, .verdict = Q3_VERDICT_UNJUDGED,
+     .given_as = TAP(2, "output"), .reason = "the bound says something of 7 of 2880 elements only",
+     .rank = 2, .shape = {24, 120}, .elements = 2880, .judged = 7, .differ = 1440,
+     .over_1_ulp = 288, .expected = 7, .max_ulp = 12, .max_at = {1, 2}, .max_bound_ratio = 0.5,
+     .relative_l2 = 0.01, .gain = 1, .between_count = 2,
      .between = (const q3_layer_tap[]){{Q3_TAP_EXPERTS_DOWN_PROJ, 2}, {Q3_TAP_MLP, 2}}},
     {.name = "lm_head.output", .verdict = Q3_VERDICT_MISSING, .rank = 2, .shape = {24, 2048}},
 };
@@ -149,7 +161,8 @@ static const q3_finding three_layers[] = {
 static const char text_of_three[] =
     "model    golden/tiny\n"
     "file     theirs.safetensors\n"
-    "run      bfloat16, 24 tokens from position 3, teacher-forced, --accumulate bf16, --kv float16\n"
+    "run      bfloat16, 24 tokens from position 3, teacher-forced, --accumulate bf16, --kv "
+    "float16\n"
     "ignored  2 tensors that are no taps, the first: evil?[31m\n"
     "\n"
     "front  = embed_tokens   . rotary_emb.cos   . rotary_emb.sin\n"
@@ -160,15 +173,19 @@ static const char text_of_three[] =
     "    2  .    . . . .  .  .  .  .  . .  . .   .    r    .  .   . .    .  .   .   .    .   ?\n"
     "  end  . norm   . lm_head\n"
     "\n"
-    "= exact  ~ within  r rounding  t near-tie  X differs  N non-finite  . missing  S shape  ? unjudged\n"
-    "qn kn: q_norm, k_norm  qr kr: q_rope, k_rope  qk: scores  p: probs  pv: o_proj.input  res: residual sum\n"
+    "= exact  ~ within  r rounding  t near-tie  X differs  N non-finite  . missing  S shape  ? "
+    "unjudged\n"
+    "qn kn: q_norm, k_norm  qr kr: q_rope, k_rope  qk: scores  p: probs  pv: o_proj.input  res: "
+    "residual sum\n"
     "rout: gate  rp: router_probs  ids w: topk_indices, topk_weights  mul: down_proj.input\n"
     "\n"
     "near-tie    model.layers.0.mlp.topk_indices.output\n"
-    "            tokens: 0 with wrong experts, 1 near-ties, 2 in another order; smallest margin 0.000977\n"
+    "            tokens: 0 with wrong experts, 1 near-ties, 2 in another order; smallest margin "
+    "0.000977\n"
     "differs     model.layers.1.self_attn.q_rope.output\n"
     "            2016 of 2304 elements outside the bound\n"
-    "            first: token 1, head 0, channel 2: ours 0.75, theirs -1.5, 288 ulp apart, bound 1.5 ulp\n"
+    "            first: token 1, head 0, channel 2: ours 0.75, theirs -1.5, 288 ulp apart, bound "
+    "1.5 ulp\n"
     "            most: 1.23e+06 ulp at token 23, head 5, channel 15; up to 4100 times the bound\n"
     "            relative L2 1.25, gain -0.123457, offset 0.5; worst token 23, worst channel 15\n"
     "            differ: 100 %, at most 5 % expected; by more than 1 ulp: 87.5 %\n"
@@ -193,26 +210,34 @@ static const char text_of_three[] =
     "\n"
     "2 exact, 1 within, 1 rounding, 1 near-tie, 1 differs, 1 non-finite, 72 missing, 1 unjudged\n"
     "unjudged    1 tensor; to judge it, record some of: mlp.experts.down_proj, mlp\n"
-    "model.layers.1.self_attn.q_rope.output is wrong: looks like RoPE interleaved, pairs (2i, 2i+1), explains "
+    "model.layers.1.self_attn.q_rope.output is wrong: looks like RoPE interleaved, pairs (2i, "
+    "2i+1), explains "
     "100 % of elements; judged together with self_attn.q_norm, which is not given\n"
     "differs: model.layers.1.self_attn.q_rope.output\n";
 
 static const char lines_of_two[] =
-    "{\"run\":{\"format\":\"qwen3moe-report-1\",\"model\":\"golden/tiny\",\"file\":\"theirs.safetensors\","
-    "\"dtype\":\"bfloat16\",\"tokens\":24,\"start\":3,\"num_hidden_layers\":3,\"first_layer\":0,\"end_layer\":3,"
+    "{\"run\":{\"format\":\"qwen3moe-report-1\",\"model\":\"golden/tiny\","
+    "\"file\":\"theirs.safetensors\","
+    "\"dtype\":\"bfloat16\",\"tokens\":24,\"start\":3,\"num_hidden_layers\":3,\"first_layer\":0,"
+    "\"end_layer\":3,"
     "\"free\":0,\"strict\":0,\"accumulate\":\"bf16\",\"kv\":\"float16\",\"unknown\":2,"
     "\"unknown_name\":\"evil\\u001b[31m\"}}\n"
     "{\"tap\":\"model.layers.1.self_attn.q_rope.output\",\"verdict\":\"differs\","
     "\"given_as\":\"model.layers.1.self_attn.q_rope.output\",\"note\":\"\","
     "\"reason\":\"2016 of 2304 elements outside the bound\","
-    "\"looks_like\":\"RoPE interleaved, pairs (2i, 2i+1), explains 100 % of elements\",\"shape\":[24,6,16],"
+    "\"looks_like\":\"RoPE interleaved, pairs (2i, 2i+1), explains 100 % of elements\","
+    "\"shape\":[24,6,16],"
     "\"layer\":1,"
-    "\"elements\":2304,\"judged\":2304,\"differ\":2304,\"over_1_ulp\":2016,\"outside\":2016,\"worst_token\":23,"
+    "\"elements\":2304,\"judged\":2304,\"differ\":2304,\"over_1_ulp\":2016,\"outside\":2016,"
+    "\"worst_token\":23,"
     "\"worst_channel\":15,\"near_ties\":0,\"wrong_sets\":0,\"other_order\":0,\"expected\":115.2,"
     "\"max_ulp\":1234567.0,"
-    "\"max_ours\":0.0,\"max_theirs\":0.0,\"max_bound_ratio\":4096.0,\"relative_l2\":1.25,\"gain\":-0.123456789,"
-    "\"offset\":0.5,\"max_at\":[23,5,15],\"bad\":{\"ours\":0.75,\"theirs\":-1.5,\"ulp\":288.0,\"bound_ulp\":1.5,"
-    "\"at\":[1,0,2]},\"operators\":[\"model.layers.1.self_attn.q_norm.output\"],\"token_profile\":[0,1.23e+06],"
+    "\"max_ours\":0.0,\"max_theirs\":0.0,\"max_bound_ratio\":4096.0,\"relative_l2\":1.25,"
+    "\"gain\":-0.123456789,"
+    "\"offset\":0.5,\"max_at\":[23,5,15],\"bad\":{\"ours\":0.75,\"theirs\":-1.5,\"ulp\":288.0,"
+    "\"bound_ulp\":1.5,"
+    "\"at\":[1,0,2]},\"operators\":[\"model.layers.1.self_attn.q_norm.output\"],"
+    "\"token_profile\":[0,1.23e+06],"
     "\"channel_profile\":[1.23e+06],\"margins\":[]}\n";
 
 static void write_three(q3_text *lines, const q3_judged_run *run)
@@ -249,8 +274,9 @@ static q3_outcome said(q3_text *text, q3_verdict layer, q3_verdict head, bool st
 {
     q3_text lines = {0};
     q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 1, 0, 1, false, strict, "", "", 0, NULL};
-    q3_finding f[2] = {{.name = TAP(0, "output"), .verdict = layer, .rank = 2, .shape = {1, 2}, .reason = "because"},
-                    {.name = "lm_head.output", .verdict = head, .rank = 2, .shape = {1, 2}}};
+    q3_finding f[2] = {{.name = TAP(0, "output"), .verdict = layer, .rank = 2, .shape = {1, 2},
+                        .reason = "because"},
+                       {.name = "lm_head.output", .verdict = head, .rank = 2, .shape = {1, 2}}};
     q3_report_put_run(&lines, &run);
     for (size_t i = 0; i < 2; i++) q3_report_put_finding(&lines, &f[i]);
     add_rest(&lines, 0, 1, 1);
@@ -265,22 +291,29 @@ static void test_outcomes(void)
     q3_text text = {0};
     CHECK(said(&text, Q3_VERDICT_EXACT, Q3_VERDICT_WITHIN, true, false) == Q3_OUTCOME_AGREES);
     ends(&text, agrees, "agrees");
-    CHECK(strstr(text.data, "\nrun      float32, 1 token from position 0, teacher-forced, strict\n") != NULL);
+    CHECK(strstr(text.data,
+                 "\nrun      float32, 1 token from position 0, teacher-forced, strict\n") != NULL);
     CHECK(said(&text, Q3_VERDICT_NEAR_TIE, Q3_VERDICT_MISSING, true, false) == Q3_OUTCOME_AGREES);
     ends(&text, agrees, "agrees");
-    CHECK(said(&text, Q3_VERDICT_UNJUDGED, Q3_VERDICT_MISSING, false, false) == Q3_OUTCOME_UNJUDGED);
+    CHECK(said(&text, Q3_VERDICT_UNJUDGED, Q3_VERDICT_MISSING, false, false) ==
+          Q3_OUTCOME_UNJUDGED);
     ends(&text, "no tensor could be judged", "could not judge");
     CHECK(said(&text, Q3_VERDICT_MISSING, Q3_VERDICT_SHAPE, false, false) == Q3_OUTCOME_DIFFERS);
     ends(&text, "lm_head.output has another shape", "differs: lm_head.output");
     CHECK(said(&text, Q3_VERDICT_ROUNDING, Q3_VERDICT_DIFFERS, false, false) == Q3_OUTCOME_DIFFERS);
     ends(&text, "lm_head.output is wrong", "differs: lm_head.output");
     CHECK(said(&text, Q3_VERDICT_ROUNDING, Q3_VERDICT_DIFFERS, true, false) == Q3_OUTCOME_DIFFERS);
-    ends(&text, "model.layers.0.output is rounded elsewhere: because", "differs: model.layers.0.output");
+    ends(&text, "model.layers.0.output is rounded elsewhere: because",
+         "differs: model.layers.0.output");
     CHECK(said(&text, Q3_VERDICT_ROUNDING, Q3_VERDICT_ROUNDING, false, false) == Q3_OUTCOME_AGREES);
-    ends(&text, "2 tensors have another rounding point, inside the bound (--strict counts that); the first: "
-         "model.layers.0.output", "agrees");
-    CHECK(said(&text, Q3_VERDICT_NON_FINITE, Q3_VERDICT_DIFFERS, false, false) == Q3_OUTCOME_DIFFERS);
-    ends(&text, "model.layers.0.output is not finite where ours is: because", "differs: model.layers.0.output");
+    ends(&text,
+         "2 tensors have another rounding point, inside the bound (--strict counts that); the "
+         "first: model.layers.0.output",
+         "agrees");
+    CHECK(said(&text, Q3_VERDICT_NON_FINITE, Q3_VERDICT_DIFFERS, false, false) ==
+          Q3_OUTCOME_DIFFERS);
+    ends(&text, "model.layers.0.output is not finite where ours is: because",
+         "differs: model.layers.0.output");
     CHECK(strchr(text.data, '\033') == NULL);
     CHECK(said(&text, Q3_VERDICT_NON_FINITE, Q3_VERDICT_EXACT, false, true) == Q3_OUTCOME_DIFFERS);
     ends(&text, "model.layers.0.output is not", "differs: model.layers.0.output");
@@ -292,14 +325,15 @@ static void test_outcomes(void)
 static void test_numbers(void)
 {
     static const struct { double value; int digits; const char *text; } cases[] = {
-        {0, 3, "0"}, {-0.0, 3, "0"}, {1, 3, "1"}, {-2.5, 3, "-2.5"}, {0.125, 3, "0.125"}, {100, 3, "100"},
-        {12345, 3, "12300"}, {999.5, 3, "1000"}, {99.949, 3, "99.9"}, {0.9996, 3, "1"}, {0.0001, 3, "0.0001"},
-        {0.000099996, 3, "0.0001"}, {0.00001234, 3, "1.23e-05"}, {999499, 3, "999000"}, {999500, 3, "1e+06"},
-        {1234567, 3, "1.23e+06"}, {1234567, 6, "1.23457e+06"}, {1e22, 3, "1e+22"}, {5e-324, 3, "5e-324"},
-        {1.005e-300, 3, "1.01e-300"}, {0.99999949, 6, "0.999999"}, {123456.5, 6, "123457"},
-        {1000000, 3, "1e+06"}, {2.5004, 3, "2.5"}, {42, 1, "40"},
-        {0x1p99, 3, "6.34e+29"}, {0x1p100, 3, "inf"}, {-0x1p100, 3, "-inf"}, {(double)INFINITY, 3, "inf"},
-        {-(double)INFINITY, 3, "-inf"}, {(double)NAN, 3, "nan"},
+        {0, 3, "0"}, {-0.0, 3, "0"}, {1, 3, "1"}, {-2.5, 3, "-2.5"}, {0.125, 3, "0.125"},
+        {100, 3, "100"}, {12345, 3, "12300"}, {999.5, 3, "1000"}, {99.949, 3, "99.9"},
+        {0.9996, 3, "1"}, {0.0001, 3, "0.0001"}, {0.000099996, 3, "0.0001"},
+        {0.00001234, 3, "1.23e-05"}, {999499, 3, "999000"}, {999500, 3, "1e+06"},
+        {1234567, 3, "1.23e+06"}, {1234567, 6, "1.23457e+06"}, {1e22, 3, "1e+22"},
+        {5e-324, 3, "5e-324"}, {1.005e-300, 3, "1.01e-300"}, {0.99999949, 6, "0.999999"},
+        {123456.5, 6, "123457"}, {1000000, 3, "1e+06"}, {2.5004, 3, "2.5"}, {42, 1, "40"},
+        {0x1p99, 3, "6.34e+29"}, {0x1p100, 3, "inf"}, {-0x1p100, 3, "-inf"},
+        {(double)INFINITY, 3, "inf"}, {-(double)INFINITY, 3, "-inf"}, {(double)NAN, 3, "nan"},
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
         q3_text text = {0};
@@ -321,17 +355,20 @@ static void test_asking(void)
     write_three(&lines, &run_of_three);
     size_t half = (size_t)(strchr(strchr(lines.data, '\n') + 1, '\n') - lines.data);
     const q3_report_part parts[] = {
-        {"first", lines.data, half}, {"empty", NULL, 0}, {"second", lines.data + half + 1, lines.size - half - 1},
+        {"first", lines.data, half}, {"empty", NULL, 0},
+        {"second", lines.data + half + 1, lines.size - half - 1},
     };
     CHECKF(q3_report_read(&r, parts, 3, true, &error) == Q3_OK, "%s", error.text);
     if (r == NULL) return;
     CHECK(q3_report_outcome(r) == Q3_OUTCOME_DIFFERS && q3_report_count(r) == 80);
     CHECK_TEXT(q3_report_finding(r, 0)->name, "model.embed_tokens.output");
     CHECK_TEXT(q3_report_finding(r, 79)->name, "lm_head.output");
-    CHECK(q3_report_decisive(r) != NULL && strcmp(q3_report_decisive(r)->name, three_layers[4].name) == 0);
+    CHECK(q3_report_decisive(r) != NULL &&
+          strcmp(q3_report_decisive(r)->name, three_layers[4].name) == 0);
     /* Judged are all of three_layers but the unjudged output of layer 2 and the missing lm_head. */
     q3_coverage all = q3_report_coverage(r);
-    CHECK(all.taps_judged == 7 && all.taps_expected == 80 && all.layers_judged == 3 && all.layers == 3);
+    CHECK(all.taps_judged == 7 && all.taps_expected == 80 && all.layers_judged == 3 &&
+          all.layers == 3);
     CHECK(q3_report_lines(r, &again, &length, NULL) == Q3_OK && length == lines.size);
     CHECK_TEXT(again, lines.data);
     free(again);
@@ -359,7 +396,8 @@ static void test_coverage(void)
     CHECK(q3_report_read(&r, &part, 1, false, NULL) == Q3_OK);
     if (r == NULL) return;
     q3_coverage all = q3_report_coverage(r);
-    CHECK(all.taps_judged == 2 && all.taps_expected == 52 && all.layers_judged == 1 && all.layers == 4);
+    CHECK(all.taps_judged == 2 && all.taps_expected == 52 && all.layers_judged == 1 &&
+          all.layers == 4);
     q3_report_close(r);
     q3_error error = {""};
     CHECK(q3_report_read(&r, &part, 1, true, &error) == Q3_ERROR_INPUT && r == NULL);
@@ -378,11 +416,14 @@ static void test_round_trip(void)
     q3_error error = {""};
     q3_report *r;
     q3_judged_run run = {"m", "f", Q3_F16, 5, 7, 0, 0, 0, true, true, "", "", 0, NULL};
-    q3_finding f = {.name = "x", .rank = 1, .shape = {9}, .max_at = {8}, .token_bins = Q3_PROFILE_BINS};
+    q3_finding f = {
+        .name = "x", .rank = 1, .shape = {9}, .max_at = {8}, .token_bins = Q3_PROFILE_BINS};
     q3_report_put_run(&lines, &run);
-    for (size_t i = 0; i < Q3_PROFILE_BINS; i++) f.token_profile[i] = profile[i % COUNT(profile)]; /* three digits */
+    for (size_t i = 0; i < Q3_PROFILE_BINS; i++)
+        f.token_profile[i] = profile[i % COUNT(profile)]; /* three digits */
     f.expected = values[0], f.max_ulp = values[1], f.max_ours = values[2], f.max_theirs = values[3];
-    f.relative_l2 = values[4], f.gain = values[5], f.offset = values[6], f.max_bound_ratio = (double)NAN;
+    f.relative_l2 = values[4], f.gain = values[5], f.offset = values[6],
+    f.max_bound_ratio = (double)NAN;
     f.elements = SIZE_MAX;
     q3_report_put_finding(&lines, &f);
     q3_report_part part = {"lines", lines.data, lines.size};
@@ -397,7 +438,8 @@ static void test_round_trip(void)
         CHECK(memcmp(g->token_profile, f.token_profile, sizeof f.token_profile) == 0);
         CHECK(g->token_bins == Q3_PROFILE_BINS && g->channel_bins == 0);
         CHECK(g->elements == SIZE_MAX && g->max_at[0] == 8 && g->rank == 1 && g->given_as == NULL);
-        CHECK(r->run.dtype == Q3_F16 && r->run.T == 5 && r->run.start == 7 && r->run.free_running && r->run.strict);
+        CHECK(r->run.dtype == Q3_F16 && r->run.T == 5 && r->run.start == 7 && r->run.free_running &&
+              r->run.strict);
     }
     q3_report_close(r);
     release(&lines);
@@ -459,9 +501,11 @@ static void test_hostile(void)
 {
     q3_text lines = {0}, text = {0}, html = {0};
     q3_error error = {""};
-    q3_judged_run run = {"caf\xc3\xa9 \xff", hostile, Q3_F32, 1, 0, 1, 0, 1, false, false, "", "", 1, hostile};
-    q3_finding f[2] = {{.name = TAP(0, "output"), .verdict = Q3_VERDICT_DIFFERS, .given_as = hostile},
-                    {.name = "lm_head.output", .verdict = Q3_VERDICT_EXACT}};
+    q3_judged_run run = {
+        "caf\xc3\xa9 \xff", hostile, Q3_F32, 1, 0, 1, 0, 1, false, false, "", "", 1, hostile};
+    q3_finding f[2] = {
+        {.name = TAP(0, "output"), .verdict = Q3_VERDICT_DIFFERS, .given_as = hostile},
+        {.name = "lm_head.output", .verdict = Q3_VERDICT_EXACT}};
     snprintf(f[0].note, sizeof f[0].note, "%s", hostile);
     snprintf(f[0].reason, sizeof f[0].reason, "%s", hostile);
     snprintf(f[0].looks_like, sizeof f[0].looks_like, "%s", hostile);
@@ -501,19 +545,23 @@ static void test_diff(void)
                           "both files hold the same tensors with equal values\nagrees\n");
     q3_finding f = {.name = "zebra", .verdict = Q3_VERDICT_EXACT, .rank = 1, .shape = {3}};
     q3_report_put_finding(&lines, &f);
-    f = (q3_finding){.name = "ape", .verdict = Q3_VERDICT_MISSING, .reason = "only in the first file"};
+    f = (q3_finding){
+        .name = "ape", .verdict = Q3_VERDICT_MISSING, .reason = "only in the first file"};
     q3_report_put_finding(&lines, &f);
     f = (q3_finding){.name = TAP(7, "output"), .layer = 7, .verdict = Q3_VERDICT_EXACT};
     q3_report_put_finding(&lines, &f);
-    f = (q3_finding){.name = "zebra", .verdict = Q3_VERDICT_EXACT, .rank = 1, .shape = {3}}; /* again */
+    f = (q3_finding){
+        .name = "zebra", .verdict = Q3_VERDICT_EXACT, .rank = 1, .shape = {3}}; /* again */
     q3_report_put_finding(&lines, &f);
     CHECK(good_text(&text, lines.data, true, false) == Q3_OUTCOME_DIFFERS);
-    const char *tap = strstr(text.data, "exact       model.layers.7.output\nexact       zebra\nmissing     ape\n"
-                             "            only in the first file\n\n2 exact, 1 missing\n");
+    const char *tap =
+        strstr(text.data, "exact       model.layers.7.output\nexact       zebra\nmissing     ape\n"
+                          "            only in the first file\n\n2 exact, 1 missing\n");
     CHECKF(tap != NULL, "%s", text.data);
     ends(&text, "ape is missing: only in the first file", "differs: ape");
     good_text(&text, lines.data, false, false);
-    CHECK(strstr(text.data, "\n\nmissing     ape\n            only in the first file\n\n2 exact") != NULL);
+    CHECK(strstr(text.data, "\n\nmissing     ape\n            only in the first file\n\n2 exact") !=
+          NULL);
     CHECK(strstr(text.data, "\n    7  ") != NULL);
     release(&lines);
     release(&text);
@@ -549,36 +597,42 @@ static void change(char *out, size_t size, const char *line, const char *key, co
              value != NULL ? value : "", rest + skip);
 }
 
-/* Keys of the second line of lines_of_two, and of its first; values that are wrong beside a missing one. */
+/* Keys of the second line of lines_of_two, and of its first; values that are wrong beside a missing
+ * one. */
 static const struct { const char *key, *values[4]; } keys[] = {
     {"tap", {"5", "null", "\"a\\u0000b\""}}, {"verdict", {"\"good\"", "3"}}, {"given_as", {"5"}},
     {"note", {"null", "[]"}}, {"reason", {"null", "{}"}}, {"looks_like", {"7"}},
     {"shape", {"[24,6,16,1]", "[24,-6,16]", "24"}}, {"layer", {"2", "-1", "1.5"}},
     {"elements", {"\"5\"", "18446744073709551616"}}, {"judged", {"1e3"}}, {"differ", {"null"}},
-    {"over_1_ulp", {"true"}}, {"outside", {"[]"}}, {"worst_token", {"0.0"}}, {"worst_channel", {"{}"}},
-    {"near_ties", {"null"}}, {"wrong_sets", {"-1"}}, {"other_order", {"\"1\""}},
-    {"expected", {"\"many\"", "null"}}, {"max_ulp", {"\"Infinity\""}}, {"max_ours", {"[]"}},
-    {"max_theirs", {"null"}}, {"max_bound_ratio", {"true"}}, {"relative_l2", {"\"\""}}, {"gain", {"{}"}},
-    {"offset", {"\"-nan\""}}, {"max_at", {"[23,5]", "[23,5,15,1]", "5", "[0,0,\"\"]"}}, {"bad", {"5", "[]"}},
+    {"over_1_ulp", {"true"}}, {"outside", {"[]"}}, {"worst_token", {"0.0"}},
+    {"worst_channel", {"{}"}}, {"near_ties", {"null"}}, {"wrong_sets", {"-1"}},
+    {"other_order", {"\"1\""}}, {"expected", {"\"many\"", "null"}}, {"max_ulp", {"\"Infinity\""}},
+    {"max_ours", {"[]"}}, {"max_theirs", {"null"}}, {"max_bound_ratio", {"true"}},
+    {"relative_l2", {"\"\""}}, {"gain", {"{}"}}, {"offset", {"\"-nan\""}},
+    {"max_at", {"[23,5]", "[23,5,15,1]", "5", "[0,0,\"\"]"}}, {"bad", {"5", "[]"}},
     {"ours", {"null"}}, {"theirs", {"\"x\""}}, {"ulp", {"[]"}}, {"bound_ulp", {"null"}},
     {"at", {"[1]", "null"}}, {"operators", {"null", "[5]", "[\"model.layers.1.nothing\"]"}},
     {"token_profile", {"[\"\"]", "5"}}, {"channel_profile", {"{}"}}, {"margins", {"null"}},
 };
 static const struct { const char *key, *values[4]; } run_keys[] = {
-    {"format", {"null", "1"}}, {"model", {"null", "5"}}, {"file", {"[]"}}, {"dtype", {"\"int8\"", "5"}}, {"tokens", {"-1"}},
-    {"start", {"\"0\""}}, {"num_hidden_layers", {"65536", "null"}}, {"first_layer", {"1.0"}},
-    {"end_layer", {"4", "0"}}, {"free", {"true"}}, {"strict", {"null"}}, {"accumulate", {"null"}},
-    {"kv", {"5"}}, {"unknown", {"\"\""}}, {"unknown_name", {"5"}},
+    {"format", {"null", "1"}}, {"model", {"null", "5"}}, {"file", {"[]"}},
+    {"dtype", {"\"int8\"", "5"}}, {"tokens", {"-1"}}, {"start", {"\"0\""}},
+    {"num_hidden_layers", {"65536", "null"}}, {"first_layer", {"1.0"}}, {"end_layer", {"4", "0"}},
+    {"free", {"true"}}, {"strict", {"null"}}, {"accumulate", {"null"}}, {"kv", {"5"}},
+    {"unknown", {"\"\""}}, {"unknown_name", {"5"}},
 };
 
-static void refused_key(const char *run, const char *line, const char *key, const char *value, int number)
+static void refused_key(const char *run, const char *line, const char *key, const char *value,
+                        int number)
 {
     static char changed[4096], lines[8192];
     char message[128];
     change(changed, sizeof changed, number == 1 ? run : line, key, value);
-    snprintf(lines, sizeof lines, "%s%s", number == 1 ? changed : run, number == 1 ? line : changed);
-    snprintf(message, sizeof message, "lines: line %d: found no %s of the right type, expected a line of a report",
-             number, key);
+    snprintf(lines, sizeof lines, "%s%s", number == 1 ? changed : run,
+             number == 1 ? line : changed);
+    snprintf(message, sizeof message,
+             "lines: line %d: found no %s of the right type, expected a line of a report", number,
+             key);
     refused(lines, message);
 }
 
@@ -602,10 +656,11 @@ static void test_malformed(void)
     refused(lines, "lines: line 1: format: found qwen3moe-report-2, expected qwen3moe-report-1");
     refused("", "lines: found no line of a run, expected reports that check or diff wrote");
     refused(line, "lines: found no line of a run, expected reports that check or diff wrote");
-    refused("\n\n5\n", "lines: line 3: found no tap of the right type, expected a line of a report");
+    refused("\n\n5\n",
+            "lines: line 3: found no tap of the right type, expected a line of a report");
     snprintf(lines, sizeof lines, "%s%.50s", run, line);
-    refused(lines, "lines: line 2: byte 50: found the end of the text, expected the rest of a string (control "
-                   "characters need an escape)");
+    refused(lines, "lines: line 2: byte 50: found the end of the text, expected the rest of a "
+                   "string (control characters need an escape)");
 }
 
 /* ==== Merging ================================================================================= */
@@ -616,12 +671,14 @@ static uint64_t next(uint64_t *state)
     return *state >> 33;
 }
 
-static void random_finding(q3_text *lines, q3_tap_id id, size_t layer, q3_verdict v, uint64_t *state)
+static void random_finding(q3_text *lines, q3_tap_id id, size_t layer, q3_verdict v,
+                           uint64_t *state)
 {
     char name[Q3_TAP_NAME_SIZE];
     q3_tap_name(name, id, layer);
-    q3_finding f = {.name = name, .layer = layer, .verdict = v, .given_as = v == Q3_VERDICT_MISSING ? NULL : name,
-                 .rank = 2, .shape = {240, 2048}, .elements = 491520, .judged = 491520, .gain = 1};
+    q3_finding f = {.name = name, .layer = layer, .verdict = v,
+                    .given_as = v == Q3_VERDICT_MISSING ? NULL : name, .rank = 2,
+                    .shape = {240, 2048}, .elements = 491520, .judged = 491520, .gain = 1};
     if (v != Q3_VERDICT_EXACT && v != Q3_VERDICT_MISSING) {
         f.token_bins = f.channel_bins = Q3_PROFILE_BINS;
         for (size_t i = 0; i < Q3_PROFILE_BINS; i++) {
@@ -636,17 +693,20 @@ static void random_finding(q3_text *lines, q3_tap_id id, size_t layer, q3_verdic
     }
     if (id == Q3_TAP_TOPK_INDICES) {
         f.margin_bins = Q3_PROFILE_BINS;
-        for (size_t i = 0; i < Q3_PROFILE_BINS; i++) f.margins[i] = (float)(next(state) % 1000 + 1) / 65536;
+        for (size_t i = 0; i < Q3_PROFILE_BINS; i++)
+            f.margins[i] = (float)(next(state) % 1000 + 1) / 65536;
     }
-    if (v == Q3_VERDICT_DIFFERS) snprintf(f.reason, sizeof f.reason, "some elements outside the bound");
+    if (v == Q3_VERDICT_DIFFERS)
+        snprintf(f.reason, sizeof f.reason, "some elements outside the bound");
     q3_report_put_finding(lines, &f);
 }
 
-/* A run over layers [first, end); q_rope of one layer is wrong. Front tensors are judged by every run. */
+/* A run over layers [first, end); q_rope of one layer is wrong. Front tensors are judged by every
+ * run. */
 static void write_many(q3_text *lines, size_t layers, size_t first, size_t end)
 {
-    q3_judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_BF16, 240, 0, layers, first, end,
-                      false, false, "", "", 0, NULL};
+    q3_judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_BF16, 240, 0, layers, first,
+                         end, false, false, "", "", 0, NULL};
     uint64_t state = 7;
     q3_report_put_run(lines, &run);
     for (q3_tap_id id = first == 0 ? Q3_TAP_EMBED_TOKENS : Q3_TAP_COS; id <= Q3_TAP_SIN; id++)
@@ -656,7 +716,8 @@ static void write_many(q3_text *lines, size_t layers, size_t first, size_t end)
         for (q3_tap_id id = Q3_TAP_INPUT_LAYERNORM; id <= Q3_TAP_LAYER; id++) {
             bool dense = id >= Q3_TAP_DENSE_GATE_PROJ && id <= Q3_TAP_DENSE_DOWN_PROJ_INPUT;
             q3_verdict v = next(&state) % 4 == 0 ? Q3_VERDICT_WITHIN : Q3_VERDICT_EXACT;
-            if (layer >= 30 && layer < 50) v = id == Q3_TAP_LAYER ? Q3_VERDICT_EXACT : Q3_VERDICT_MISSING;
+            if (layer >= 30 && layer < 50)
+                v = id == Q3_TAP_LAYER ? Q3_VERDICT_EXACT : Q3_VERDICT_MISSING;
             if (layer == layers * 2 / 3 && id == Q3_TAP_Q_ROPE) v = Q3_VERDICT_DIFFERS;
             if (!dense) random_finding(lines, id, layer, v, &state);
         }
@@ -710,7 +771,8 @@ static void test_merge(void)
     release(&html);
 }
 
-/* A run of layers [first, end) of 3, with the same trouble in each: the first `told` say what it looks like. */
+/* A run of layers [first, end) of 3, with the same trouble in each: the first `told` say what it
+ * looks like. */
 static void write_trouble(q3_text *lines, size_t first, size_t end, size_t told)
 {
     q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 3, first, end, false, false, "", "", 0, NULL};
@@ -725,7 +787,8 @@ static void write_trouble(q3_text *lines, size_t first, size_t end, size_t told)
     add_rest(lines, first, end, 3);
 }
 
-/* One run tells a mistake that stands in every layer once; so do its parts, also where they overlap. */
+/* One run tells a mistake that stands in every layer once; so do its parts, also where they
+ * overlap. */
 static void test_told_once(void)
 {
     q3_text whole = {0}, text = {0}, html = {0};
@@ -746,7 +809,8 @@ static void test_told_once(void)
     write_trouble(&whole, 0, 3, 3);
     memcpy(strstr(strstr(whole.data, "layers.1"), "a mistake"), "another", 7);
     write_trouble(&whole, 1, 2, 1);
-    refused(whole.data, "lines: model.layers.1.output: found two findings that differ, expected one");
+    refused(whole.data,
+            "lines: model.layers.1.output: found two findings that differ, expected one");
     release(&whole);
     release(&html);
 }
@@ -813,7 +877,8 @@ static void test_long(void)
         f.reason[98 + (layer == 1)] = f.reason[101] = ' '; /* layer 1: a column too many */
         q3_report_put_finding(&lines, &f);
     }
-    q3_report_put_finding(&lines, &(q3_finding){.name = "lm_head.output", .verdict = Q3_VERDICT_SHAPE});
+    q3_report_put_finding(&lines,
+                          &(q3_finding){.name = "lm_head.output", .verdict = Q3_VERDICT_SHAPE});
     add_rest(&lines, 0, 5, 5);
     good_text(&text, lines.data, false, false);
     const char *line = strstr(text.data, "            b c");
@@ -822,16 +887,19 @@ static void test_long(void)
     CHECK(strstr(text.data, "model.layers.1.output\n            b\n            caaa") != NULL);
     CHECK(strstr(text.data, "shape       model.layers.2.output\n") != NULL);
     CHECK(strstr(text.data, "shape       model.layers.3.output\n") == NULL);
-    CHECK(strstr(text.data, "shape       lm_head.output\nand 2 more of the same taps in later layers "
-                            "(--all shows them)\n\n124 missing, 6 shape\n") != NULL);
+    CHECK(strstr(text.data,
+                 "shape       lm_head.output\nand 2 more of the same taps in later layers "
+                 "(--all shows them)\n\n124 missing, 6 shape\n") != NULL);
     good_text(&text, lines.data, true, false);
-    CHECK(strstr(text.data, "shape       model.layers.4.output\n") != NULL && strstr(text.data, "more") == NULL);
+    CHECK(strstr(text.data, "shape       model.layers.4.output\n") != NULL &&
+          strstr(text.data, "more") == NULL);
     release(&lines);
     release(&text);
 }
 
 /* The lines of a run over 9 layers, but for those that hold `without`; then `with`. */
-static void refused_parts(size_t first, size_t end, const char *without, const char *with, const char *message)
+static void refused_parts(size_t first, size_t end, const char *without, const char *with,
+                          const char *message)
 {
     q3_text lines = {0}, kept = {0};
     write_many(&lines, 9, first, end);
@@ -863,7 +931,8 @@ static void test_parts(void)
     refused_parts(0, 9, "lm_head", "", "lines: lm_head.output" LOST);
     refused_parts(5, 9, "layers.8.output", "", "lines: model.layers.8.output" LOST);
     refused_parts(5, 7, "layers.5.", "", "lines: model.layers.5.input_layernorm.output" LOST);
-    refused_parts(0, 9, "layers.3.self_attn.k_norm", "", "lines: model.layers.3.self_attn.k_norm.output" LOST);
+    refused_parts(0, 9, "layers.3.self_attn.k_norm", "",
+                  "lines: model.layers.3.self_attn.k_norm.output" LOST);
     refused_parts(0, 9, "layers.4.mlp.gate.", "", "lines: model.layers.4.mlp.gate.output" LOST);
     refused_parts(2, 9, "rotary_emb.sin", "", "lines: model.rotary_emb.sin" LOST);
     random_finding(&more, Q3_TAP_Q_PROJ, 9, Q3_VERDICT_EXACT, &(uint64_t){1});
@@ -886,8 +955,9 @@ static void test_parts(void)
     q3_judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_F16, 240, 0, 9, 0, 1,
                       false, false, "", "", 0, NULL};
     q3_report_put_run(&more, &run);
-    refused_parts(8, 9, NULL, more.data, /* the run, 2, 25 and 2 lines stand before it */
-                  "lines: line 31: found another run (model, file, dtype or options), expected parts of one");
+    refused_parts(
+        8, 9, NULL, more.data, /* the run, 2, 25 and 2 lines stand before it */
+        "lines: line 31: found another run (model, file, dtype or options), expected parts of one");
     release(&more);
     release(&text);
 }
