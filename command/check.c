@@ -43,16 +43,6 @@ static q3_status give_tokens(q3_judge *judge, const command_line *command, q3_er
     return status;
 }
 
-static q3_status load(q3_session *session, q3_error *error)
-{
-    q3_run *run = &session->run;
-    show_progress("load", 0, 1);
-    q3_status status = q3_model_load(session->model, &run->dtype, run->first_layer, run->end_layer,
-                                     error);
-    show_progress("load", 1, 1);
-    return status;
-}
-
 q3_status verb_check(const command_line *command, q3_error *error)
 {
     q3_session session;
@@ -60,9 +50,8 @@ q3_status verb_check(const command_line *command, q3_error *error)
     q3_judge *judge = NULL;
     q3_report *report = NULL;
     if (command->operand == NULL)
-        return q3_fail(
-            error, Q3_ERROR_INPUT,
-            "check: found no file behind MODEL, expected the other implementation's tensors");
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "check: the file of the other implementation's tensors is missing");
     q3_status status = check_outputs(command, error);
     if (status == Q3_OK) status = read_options(&options, command, error);
     if (status == Q3_OK) status = session_open(&session, command, error);
@@ -74,7 +63,7 @@ q3_status verb_check(const command_line *command, q3_error *error)
     if (status == Q3_OK) status = q3_judge_file(judge, command->operand, error);
     if (status == Q3_OK) status = give_tokens(judge, command, error);
     if (status == Q3_OK) status = q3_judge_prepare(judge, &run->dtype, error);
-    if (status == Q3_OK) status = load(&session, error);
+    if (status == Q3_OK) status = session_load_weights(&session, error);
     if (status == Q3_OK)
         status = q3_judge_run(judge, q3_model_weights(session.model), run->dtype, &report, error);
     if (status == Q3_OK) status = write_report(command, command->operand, report, error);

@@ -6,7 +6,7 @@ q3_status verb_diff(const command_line *command, q3_error *error)
 {
     q3_report *report = NULL;
     if (command->operand == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "diff: found one file, expected two");
+        return q3_fail(error, Q3_ERROR_INPUT, "diff: the second file is missing");
     q3_status status = check_outputs(command, error);
     if (status == Q3_OK)
         status = q3_diff(&report, command->model, command->operand, report_progress, NULL, error);

@@ -48,7 +48,7 @@ static q3_status check_config(const backend *b, const char *text, q3_error *erro
     q3_error inner;
     if (text == NULL) return Q3_OK;
     if (expected == NULL)
-        return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the config", b->name);
+        return q3_no_memory(error, b->name);
     q3_status status = q3_json_parse(&raw, "config", (const uint8_t *)text, strlen(text), &inner);
     if (status == Q3_OK) status = q3_config_read(&config, &raw, &inner);
     if (status == Q3_OK)

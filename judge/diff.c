@@ -326,7 +326,7 @@ q3_status q3_diff(q3_report **report, const char *a, const char *b,
     }
     q3_report_part part = {b, lines.data, lines.size};
     if (status == Q3_OK && lines.failed)
-        status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", b);
+        status = q3_no_memory(error, b);
     if (status == Q3_OK) status = q3_report_read(report, &part, 1, false, error);
     free(lines.data);
     side_close(&first);

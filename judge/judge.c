@@ -28,7 +28,7 @@ q3_status q3_judge_open(q3_judge **judge, const q3_config *config, const q3_judg
 {
     const q3_judge_options none = {0};
     q3_judge *j = calloc(1, sizeof *j);
-    if (j == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for a judge");
+    if (j == NULL) return q3_no_memory(error, "judge");
     j->options = options != NULL ? *options : none;
     q3_judge_options *o = &j->options;
     if (o->end_layer == 0) o->end_layer = config->num_hidden_layers;
@@ -221,7 +221,7 @@ q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtyp
                      judge->ids != NULL ? judge->ids : b->ids, judge->hidden, o, error);
     q3_report_part part = {b->name, lines.data, lines.size};
     if (status == Q3_OK && lines.failed)
-        status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", b->name);
+        status = q3_no_memory(error, b->name);
     if (status == Q3_OK) status = q3_report_read(report, &part, 1, false, error);
     free(lines.data);
     return status;

@@ -453,7 +453,7 @@ q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *wei
                   const q3_judge_options *options, q3_error *error)
 {
     judging *j = calloc(1, sizeof *j);
-    if (j == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory");
+    if (j == NULL) return q3_no_memory(error, "judge");
     j->w.config = config;
     j->w.weights = weights;
     j->w.dtype = run->dtype;
