@@ -1,38 +1,42 @@
 /* The whole model against Hugging Face: golden/hf, in float32, bfloat16 and float16.
  *
- * test_model GOLDEN CASE...   GOLDEN is the folder golden/, CASE a folder of golden/hf with a config.json
+ *   test_model GOLDEN CASE...     the folder golden/, and folders of golden/hf with a config.json
  *
- * 1. Teacher-forced: each tap is compared with Hugging Face's tensor, then Hugging Face's values are
- *    written over ours, so that every operator is judged on Hugging Face's own inputs. Embedding, RoPE's
- *    application, products, residual sums, the choice of experts and their weighted sum must be equal bit
- *    for bit. The others: per element a bound, and over all elements a number of those that may differ.
+ * 1. Teacher-forced: each tap is compared with Hugging Face's tensor, then Hugging Face's values
+ *    are written over ours, so that every operator is judged on Hugging Face's own inputs.
+ *    Embedding, RoPE's application, products, residual sums, the choice of experts and their
+ *    weighted sum must be equal bit for bit. The others: per element a bound, and over all elements
+ *    a number of those that may differ.
  * 2. Whole prompt = chunks of 3 = token by token, every tap bit for bit.
  * 3. Free-running float32 against a float64 run of Hugging Face's modules (truth.safetensors).
  * 4. Greedy continuations of golden/tiny.
  *
- * Bounds. u = 2^-24; n the length of a sum; ulp that of D at the larger of the two values. What honest
- * float32 accumulation in any order gives is at most noise = (2 + 4 sqrt n) u sum|w||x| (probabilistic: a
- * random walk of n roundings of partial sums, four standard deviations); ours errs by far less. After
- * rounding to D both lie within noise of each other plus 1 ulp.
+ * Bounds. u = 2^-24; n the length of a sum; ulp that of D at the larger of the two values. What
+ * honest float32 accumulation in any order gives is at most noise = (2 + 4 sqrt n) u sum|w||x|
+ * (probabilistic: a random walk of n roundings of partial sums, four standard deviations); ours
+ * errs by far less. After rounding to D both lie within noise of each other plus 1 ulp.
  *   linear maps, sum of V   1 ulp + noise, n = inputs (with the bias's magnitude)
- *   norms                   3 ulp + |y| (2 + 4 sqrt n) u: the mean's noise halves under the root; the value
- *                           before the weight may differ by its ulp, which is up to 2 ulp of y
+ *   norms                   3 ulp + |y| (2 + 4 sqrt n) u: the mean's noise halves under the root;
+ *                           the value before the weight may differ by its ulp, which is up to 2 ulp
+ *                           of y
  *   scores                  3 ulp + noise * scale: as for norms, two roundings
- *   probs, router_probs     1 ulp + p (|s - max| + 8 + 2 + 4 sqrt n) u: Hugging Face rounds s - max to
- *                           float32, and its exp and quotient err by a few u
+ *   probs, router_probs     1 ulp + p (|s - max| + 8 + 2 + 4 sqrt n) u: Hugging Face rounds s - max
+ *                           to float32, and its exp and quotient err by a few u
  *   topk_weights            1 ulp + p (4 + 2 + 4 sqrt A) u
  *   act_fn                  1 ulp + 8 u |y|: exp, sum and quotient in float32
  *   cos, sin                1 ulp + 8 u + |angle| 4 u: torch's inverse frequency errs by up to 4 u
- * How many may differ at all: a value that carries noise e crosses a rounding boundary with probability
- * at most 2 e / ulp, each of r roundings; so at most the sum of min(1, 2 r e / ulp) over the elements,
- * plus three standard deviations, 3 sqrt(sum) + 1. A rounding point in another place changes 12 % and
- * more of a bfloat16 tensor (a few per mille are expected), and is found here.
- * Largest error seen, in parts of the bound: printed by the test itself, line by line. */
+ * How many may differ at all: a value that carries noise e crosses a rounding boundary with
+ * probability at most 2 e / ulp, each of r roundings; so at most the sum of min(1, 2 r e / ulp)
+ * over the elements, plus three standard deviations, 3 sqrt(sum) + 1. A rounding point in another
+ * place changes 12 % and more of a bfloat16 tensor (a few per mille are expected), and is found
+ * here. Largest error seen, in parts of the bound: printed by the test itself, line by line. */
 #include "model.h"
 
 #include <math.h>
 
-typedef enum rule_kind { EXACT, LINEAR, NORM, SCORES, PROBS, ROUTER, WEIGHTS, SILU, TABLE, KINDS } rule_kind;
+typedef enum rule_kind {
+    EXACT, LINEAR, NORM, SCORES, PROBS, ROUTER, WEIGHTS, SILU, TABLE, KINDS
+} rule_kind;
 static const char *const kind_names[KINDS] = {"exact", "linear", "norm", "scores", "probs",
                                               "router_probs", "topk_weights", "act_fn", "cos, sin"};
 static const char *const dtype_names[3] = {"float32", "bfloat16", "float16"};
@@ -109,8 +113,9 @@ static void judge(const teacher *t, const q3_tap *tap, rule_kind kind, size_t in
     t_count.run++;
     if (good) return;
     q3_tap_name(name, tap->id, tap->layer);
-    CHECKF(good, "%s %s %s[%lu]: got %a, want %a, error %g, bound %g", t->label, dtype_names[t->dtype], name,
-           (unsigned long)index, (double)ours, (double)theirs, error, bound);
+    CHECKF(good, "%s %s %s[%lu]: got %a, want %a, error %g, bound %g", t->label,
+           dtype_names[t->dtype], name, (unsigned long)index, (double)ours, (double)theirs, error,
+           bound);
 }
 
 static double sum_noise(size_t n)
@@ -134,13 +139,15 @@ static void judge_linear(const teacher *t, const q3_tap *tap, const float *their
             for (size_t k = 0; k < C; k++) size += fabs((double)row[k] * (double)in[k]);
             if (bias.data != NULL) q3_widen(&b, bias, o, 1, t->dtype);
             size += fabs((double)b);
-            judge(t, tap, LINEAR, r * N + o, ours[r * N + o], theirs[r * N + o], 1.0, sum_noise(C) * size, 1);
+            judge(t, tap, LINEAR, r * N + o, ours[r * N + o], theirs[r * N + o], 1.0,
+                  sum_noise(C) * size, 1);
         }
     }
     free(row);
 }
 
-static void judge_norm(const teacher *t, const q3_tap *tap, const float *theirs, size_t rows, size_t n)
+static void judge_norm(const teacher *t, const q3_tap *tap, const float *theirs, size_t rows,
+                       size_t n)
 {
     const float *ours = tap->data;
     for (size_t i = 0; i < rows * n; i++)
@@ -154,10 +161,13 @@ static void judge_attention(const teacher *t, const q3_tap *tap, const float *th
     const float *ours = tap->data;
     size_t H = c->num_attention_heads, K = c->num_key_value_heads, hd = c->head_dim;
     size_t row = tap->first, S = tap->shape[2], T = t->T;
-    float *q = golden_tensor(t, Q3_TAP_Q_ROPE, tap->layer), *k = golden_tensor(t, Q3_TAP_K_ROPE, tap->layer);
+    float *q = golden_tensor(t, Q3_TAP_Q_ROPE, tap->layer),
+          *k = golden_tensor(t, Q3_TAP_K_ROPE, tap->layer);
     float *scores = golden_tensor(t, Q3_TAP_SCORES, tap->layer);
     for (size_t h = 0; h < H; h++) {
-        size_t low = c->sliding_window != 0 && row + 1 > c->sliding_window ? row + 1 - c->sliding_window : 0;
+        size_t low = c->sliding_window != 0 && row + 1 > c->sliding_window
+                         ? row + 1 - c->sliding_window
+                         : 0;
         const float *score_row = scores + (h * T + row) * T;
         double max = -INFINITY;
         for (size_t s = low; s <= row; s++) max = fmax(max, (double)score_row[s]);
@@ -165,7 +175,8 @@ static void judge_attention(const teacher *t, const q3_tap *tap, const float *th
             size_t index = (h * T + row) * T + s;
             double size = 0.0, p = fabs((double)theirs[index]);
             for (size_t d = 0; d < hd; d++)
-                size += fabs((double)q[(row * H + h) * hd + d] * (double)k[(s * K + h / (H / K)) * hd + d]);
+                size += fabs((double)q[(row * H + h) * hd + d] *
+                             (double)k[(s * K + h / (H / K)) * hd + d]);
             if (s < low)
                 judge(t, tap, EXACT, index, ours[h * S + s], 0.0f, 0, 0, 0);
             else if (tap->id == Q3_TAP_SCORES)
@@ -187,12 +198,14 @@ static void judge_values(const teacher *t, const q3_tap *tap, const float *their
     const q3_config *c = t->f->config;
     const float *ours = tap->data;
     size_t H = c->num_attention_heads, K = c->num_key_value_heads, hd = c->head_dim, T = t->T;
-    float *v = golden_tensor(t, Q3_TAP_V_PROJ, tap->layer), *p = golden_tensor(t, Q3_TAP_PROBS, tap->layer);
+    float *v = golden_tensor(t, Q3_TAP_V_PROJ, tap->layer),
+          *p = golden_tensor(t, Q3_TAP_PROBS, tap->layer);
     for (size_t i = 0; i < T * H * hd; i++) {
         size_t row = i / (H * hd), h = i / hd % H, d = i % hd;
         double size = 0.0;
         for (size_t s = 0; s <= row; s++)
-            size += fabs((double)p[(h * T + row) * T + s] * (double)v[(s * K + h / (H / K)) * hd + d]);
+            size += fabs((double)p[(h * T + row) * T + s] *
+                         (double)v[(s * K + h / (H / K)) * hd + d]);
         judge(t, tap, LINEAR, i, ours[i], theirs[i], 1.0, sum_noise(row + 1) * size, 1);
     }
     free(v);
@@ -210,7 +223,8 @@ static void judge_router(const teacher *t, const q3_tap *tap, const float *their
         double max = -INFINITY;
         for (size_t e = 0; e < E; e++) max = fmax(max, (double)row[e]);
         judge(t, tap, ROUTER, i, ours[i], theirs[i], 1.0,
-              fabs((double)theirs[i]) * ((max - (double)row[i % E] + 8) * 0x1p-24 + sum_noise(E)), 1);
+              fabs((double)theirs[i]) * ((max - (double)row[i % E] + 8) * 0x1p-24 + sum_noise(E)),
+              1);
     }
     for (size_t i = 0; i < T * A && tap->id == Q3_TAP_TOPK_WEIGHTS; i++)
         judge(t, tap, WEIGHTS, i, ours[i], theirs[i], 1.0,
@@ -234,7 +248,8 @@ static void judge_table(const teacher *t, const q3_tap *tap, const float *theirs
 static void judge_exact(const teacher *t, const q3_tap *tap, const float *theirs, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        float ours = tap->dtype == Q3_I32 ? (float)((const int32_t *)tap->data)[i] : ((const float *)tap->data)[i];
+        float ours = tap->dtype == Q3_I32 ? (float)((const int32_t *)tap->data)[i]
+                                          : ((const float *)tap->data)[i];
         judge(t, tap, EXACT, i, ours, theirs[i], 0, 0, 0);
     }
 }
@@ -256,7 +271,8 @@ static bool judge_linear_tap(const teacher *t, const q3_tap *tap, const float *t
     const q3_config *c = t->f->config;
     const q3_layer *l = &t->f->weights->layers[tap->layer];
     const q3_tensor none = {NULL, Q3_F32};
-    size_t m = 0, count = sizeof maps / sizeof maps[0], M = c->hidden_size, I = c->intermediate_size;
+    size_t m = 0, count = sizeof maps / sizeof maps[0], M = c->hidden_size,
+           I = c->intermediate_size;
     size_t q = c->num_attention_heads * c->head_dim, k = c->num_key_value_heads * c->head_dim;
     size_t A = c->num_experts_per_tok, F = c->moe_intermediate_size;
     size_t stride = sizeof(q3_mlp) / sizeof(q3_tensor);
@@ -266,21 +282,42 @@ static bool judge_linear_tap(const teacher *t, const q3_tap *tap, const float *t
     if (tap->id >= Q3_TAP_EXPERTS_GATE_PROJ && tap->id <= Q3_TAP_EXPERTS_DOWN_PROJ)
         ids = golden_tensor(t, Q3_TAP_TOPK_INDICES, tap->layer);
     switch ((int)tap->id) {
-    case Q3_TAP_Q_PROJ: judge_linear(t, tap, theirs, x, 0, &l->q_proj, 0, NULL, 1, l->q_proj_bias, q, M); break;
-    case Q3_TAP_K_PROJ: judge_linear(t, tap, theirs, x, 0, &l->k_proj, 0, NULL, 1, l->k_proj_bias, k, M); break;
-    case Q3_TAP_V_PROJ: judge_linear(t, tap, theirs, x, 0, &l->v_proj, 0, NULL, 1, l->v_proj_bias, k, M); break;
-    case Q3_TAP_O_PROJ: judge_linear(t, tap, theirs, x, 0, &l->o_proj, 0, NULL, 1, l->o_proj_bias, M, q); break;
-    case Q3_TAP_GATE: judge_linear(t, tap, theirs, x, 0, &l->gate, 0, NULL, 1, none, c->num_experts, M); break;
+    case Q3_TAP_Q_PROJ:
+        judge_linear(t, tap, theirs, x, 0, &l->q_proj, 0, NULL, 1, l->q_proj_bias, q, M);
+        break;
+    case Q3_TAP_K_PROJ:
+        judge_linear(t, tap, theirs, x, 0, &l->k_proj, 0, NULL, 1, l->k_proj_bias, k, M);
+        break;
+    case Q3_TAP_V_PROJ:
+        judge_linear(t, tap, theirs, x, 0, &l->v_proj, 0, NULL, 1, l->v_proj_bias, k, M);
+        break;
+    case Q3_TAP_O_PROJ:
+        judge_linear(t, tap, theirs, x, 0, &l->o_proj, 0, NULL, 1, l->o_proj_bias, M, q);
+        break;
+    case Q3_TAP_GATE:
+        judge_linear(t, tap, theirs, x, 0, &l->gate, 0, NULL, 1, none, c->num_experts, M);
+        break;
     case Q3_TAP_EXPERTS_GATE_PROJ:
-        judge_linear(t, tap, theirs, x, 0, &l->experts->gate_proj, stride, ids, A, none, F, M); break;
+        judge_linear(t, tap, theirs, x, 0, &l->experts->gate_proj, stride, ids, A, none, F, M);
+        break;
     case Q3_TAP_EXPERTS_UP_PROJ:
         judge_linear(t, tap, theirs, x, 0, &l->experts->up_proj, stride, ids, A, none, F, M); break;
     case Q3_TAP_EXPERTS_DOWN_PROJ:
-        judge_linear(t, tap, theirs, x, 1, &l->experts->down_proj, stride, ids, A, none, M, F); break;
-    case Q3_TAP_DENSE_GATE_PROJ: judge_linear(t, tap, theirs, x, 0, &l->mlp.gate_proj, 0, NULL, 1, none, I, M); break;
-    case Q3_TAP_DENSE_UP_PROJ: judge_linear(t, tap, theirs, x, 0, &l->mlp.up_proj, 0, NULL, 1, none, I, M); break;
-    case Q3_TAP_MLP: judge_linear(t, tap, theirs, x, 0, &l->mlp.down_proj, 0, NULL, 1, none, M, I); break;
-    default: judge_linear(t, tap, theirs, x, 0, &t->f->weights->lm_head, 0, NULL, 1, none, c->vocab_size, M); break;
+        judge_linear(t, tap, theirs, x, 1, &l->experts->down_proj, stride, ids, A, none, M, F);
+        break;
+    case Q3_TAP_DENSE_GATE_PROJ:
+        judge_linear(t, tap, theirs, x, 0, &l->mlp.gate_proj, 0, NULL, 1, none, I, M);
+        break;
+    case Q3_TAP_DENSE_UP_PROJ:
+        judge_linear(t, tap, theirs, x, 0, &l->mlp.up_proj, 0, NULL, 1, none, I, M);
+        break;
+    case Q3_TAP_MLP:
+        judge_linear(t, tap, theirs, x, 0, &l->mlp.down_proj, 0, NULL, 1, none, M, I);
+        break;
+    default:
+        judge_linear(t, tap, theirs, x, 0, &t->f->weights->lm_head, 0, NULL, 1, none, c->vocab_size,
+                     M);
+        break;
     }
     free(x);
     free(ids);
@@ -310,8 +347,8 @@ static void judge_tap(const teacher *t, const q3_tap *tap, const float *theirs, 
     }
 }
 
-/* Compares, then teaches. The whole prompt is one call, so a piece is a whole tensor, but for scores and
- * probs, which come token by token. */
+/* Compares, then teaches. The whole prompt is one call, so a piece is a whole tensor, but for
+ * scores and probs, which come token by token. */
 static void teach(void *user, const q3_tap *tap)
 {
     teacher *t = user;
@@ -409,7 +446,7 @@ static void test_taught(const fixture *f, const char *folder, q3_dtype dtype)
     q3_tensors_close(golden);
 }
 
-/* ==== Chunks ================================================================================= */
+/* ==== Chunks ================================================================================== */
 
 /* Every tap of a run, as 32-bit patterns at their places in the whole tensors. */
 typedef struct recording {
@@ -435,8 +472,8 @@ static void record(void *user, const q3_tap *tap)
     }
 }
 
-static recording run_in_chunks(const fixture *f, const int32_t *ids, size_t T, size_t start, size_t chunk,
-                               q3_dtype dtype)
+static recording run_in_chunks(const fixture *f, const int32_t *ids, size_t T, size_t start,
+                               size_t chunk, q3_dtype dtype)
 {
     q3_run run = {dtype, 0, f->config->num_hidden_layers, start, T, chunk};
     recording r = {f->config, T, calloc((run.end_layer + 1) * Q3_TAP_COUNT, sizeof *r.tensors)};
@@ -461,7 +498,8 @@ static size_t tensor_size(const recording *r, size_t slot)
 
 static void recording_free(recording *r)
 {
-    for (size_t i = 0; i < (r->config->num_hidden_layers + 1) * Q3_TAP_COUNT; i++) free(r->tensors[i]);
+    for (size_t i = 0; i < (r->config->num_hidden_layers + 1) * Q3_TAP_COUNT; i++)
+        free(r->tensors[i]);
     free(r->tensors);
 }
 
@@ -478,7 +516,8 @@ static void test_chunks(const fixture *f, const char *folder, q3_dtype dtype)
             CHECK((whole.tensors[i] == NULL) == (parts.tensors[i] == NULL));
             if (whole.tensors[i] == NULL || parts.tensors[i] == NULL) continue;
             CHECKF(memcmp(whole.tensors[i], parts.tensors[i], tensor_size(&whole, i) * 4) == 0,
-                   "%s: chunks of %lu: tap %lu differs", folder, (unsigned long)chunks[c], (unsigned long)i);
+                   "%s: chunks of %lu: tap %lu differs", folder, (unsigned long)chunks[c],
+                   (unsigned long)i);
         }
         recording_free(&parts);
     }
@@ -496,8 +535,8 @@ static int compare_doubles(const void *a, const void *b)
 }
 
 /* ours - truth and theirs - truth, squared and summed, over the tokens that the truth has. */
-static double error_ratio(const q3_entry *theirs, const q3_entry *delta, const uint32_t *ours, size_t axis,
-                          size_t T, size_t first)
+static double error_ratio(const q3_entry *theirs, const q3_entry *delta, const uint32_t *ours,
+                          size_t axis, size_t T, size_t first)
 {
     size_t outer = axis == 1 ? (size_t)theirs->shape[0] : 1, row = 1, tokens = T - first;
     double ours2 = 0.0, theirs2 = 0.0;
@@ -516,9 +555,10 @@ static double error_ratio(const q3_entry *theirs, const q3_entry *delta, const u
     return theirs2 > 0 ? sqrt(ours2 / theirs2) : ours2 > 0 ? INFINITY : -1.0;
 }
 
-/* The median over the taps of our error over Hugging Face float32's, in relative L2 (the truth's norm
- * cancels). Exact sums with one rounding were measured at 0.37 of Hugging Face's error; at most 0.65 is
- * asked. Taps where Hugging Face has no error have no ratio, and ours must have none either. */
+/* The median over the taps of our error over Hugging Face float32's, in relative L2 (the truth's
+ * norm cancels). Exact sums with one rounding were measured at 0.37 of Hugging Face's error; at
+ * most 0.65 is asked. Taps where Hugging Face has no error have no ratio, and ours must have none
+ * either. */
 static size_t add_ratios(double *ratios, const fixture *f, const char *folder)
 {
     q3_tensors *golden = open_golden(folder, "taps-float32"), *truth = open_golden(folder, "truth");
@@ -528,13 +568,16 @@ static size_t add_ratios(double *ratios, const fixture *f, const char *folder)
     const char *digits = q3_tensors_metadata(truth, "first");
     for (; digits != NULL && *digits != 0; digits++) first = 10 * first + (size_t)(*digits - '0');
     for (size_t i = 0; i < q3_tensors_count(truth); i++) {
-        const q3_entry *delta = q3_tensors_at(truth, i), *theirs = q3_tensors_find(golden, delta->name);
+        const q3_entry *delta = q3_tensors_at(truth, i),
+                       *theirs = q3_tensors_find(golden, delta->name);
         q3_tap_id id = Q3_TAP_COUNT;
         size_t layer = 0;
-        CHECKF(theirs != NULL && q3_tap_find(delta->name, &id, &layer), "%s: %s", folder, delta->name);
+        CHECKF(theirs != NULL && q3_tap_find(delta->name, &id, &layer), "%s: %s", folder,
+               delta->name);
         if (id == Q3_TAP_COUNT) continue;
         size_t axis = id == Q3_TAP_SCORES || id == Q3_TAP_PROBS;
-        double ratio = error_ratio(theirs, delta, r.tensors[layer * Q3_TAP_COUNT + (size_t)id], axis, T, first);
+        double ratio = error_ratio(theirs, delta, r.tensors[layer * Q3_TAP_COUNT + (size_t)id],
+                                   axis, T, first);
         CHECKF(ratio < INFINITY, "%s: %s: Hugging Face is exact, we are not", folder, delta->name);
         if (ratio >= 0) ratios[count++] = ratio;
     }
@@ -551,17 +594,19 @@ static void check_ratios(double *ratios, size_t count)
     if (count == 0) return;
     qsort(ratios, count, sizeof *ratios, compare_doubles);
     double median = ratios[count / 2];
-    printf("free-running float32: our error over Hugging Face's, %lu taps: median %.3f, largest %.3f\n",
+    printf("free-running float32: our error over Hugging Face's, %lu taps: median %.3f, largest "
+           "%.3f\n",
            (unsigned long)count, median, ratios[count - 1]);
     CHECKF(median <= 0.65, "median %g", median);
 }
 
-/* ==== Greedy continuations =================================================================== */
+/* ==== Greedy continuations ==================================================================== */
 
-/* In float32 all 64 ids of every prompt. In bfloat16 and float16 up to the first position where Hugging
- * Face's two best logits are at most 2 ulp of D apart: each of two honest runs may store either of them
- * one ulp off, and then the other one wins. The test says where. */
-static void test_greedy_prompt(const fixture *f, const q3_tensors *golden, size_t prompt, q3_dtype dtype)
+/* In float32 all 64 ids of every prompt. In bfloat16 and float16 up to the first position where
+ * Hugging Face's two best logits are at most 2 ulp of D apart: each of two honest runs may store
+ * either of them one ulp off, and then the other one wins. The test says where. */
+static void test_greedy_prompt(const fixture *f, const q3_tensors *golden, size_t prompt,
+                               q3_dtype dtype)
 {
     char name[64];
     size_t T, n;
@@ -581,16 +626,19 @@ static void test_greedy_prompt(const fixture *f, const q3_tensors *golden, size_
     for (; step < n && top != NULL; step++) {
         float best[2];
         q3_entry_floats(best, top, 2 * step, 2);
-        if (dtype != Q3_F32 && (double)best[0] - (double)best[1] <= 2 * ulp((double)best[0], dtype)) {
-            printf("greedy %s, prompt %lu: compared %lu ids; then Hugging Face's two best are %g and %g\n",
+        if (dtype != Q3_F32 &&
+            (double)best[0] - (double)best[1] <= 2 * ulp((double)best[0], dtype)) {
+            printf("greedy %s, prompt %lu: compared %lu ids; then Hugging Face's two best are %g "
+                   "and %g\n",
                    dtype_names[dtype], (unsigned long)prompt, (unsigned long)step, (double)best[0],
                    (double)best[1]);
             break;
         }
         CHECK(q3_forward(state, &input, NULL, NULL, &error) == Q3_OK);
         int32_t id = (int32_t)q3_argmax(q3_logits(state), f->config->vocab_size);
-        CHECKF(id == want[step], "prompt %lu, %s, step %lu: got %ld, want %ld", (unsigned long)prompt,
-               dtype_names[dtype], (unsigned long)step, (long)id, (long)want[step]);
+        CHECKF(id == want[step], "prompt %lu, %s, step %lu: got %ld, want %ld",
+               (unsigned long)prompt, dtype_names[dtype], (unsigned long)step, (long)id,
+               (long)want[step]);
         input.tokens = &want[step];
         input.count = 1;
     }
@@ -605,28 +653,29 @@ static void test_greedy(const fixture *f, const char *folder)
     q3_tensors *golden = open_golden(folder, "generate");
     const char *prompts = q3_tensors_metadata(golden, "prompts");
     size_t count = 0;
-    for (; prompts != NULL && *prompts != 0; prompts++) count = 10 * count + (size_t)(*prompts - '0');
+    for (; prompts != NULL && *prompts != 0; prompts++)
+        count = 10 * count + (size_t)(*prompts - '0');
     CHECKF(count >= 8, "%lu prompts", (unsigned long)count);
     for (size_t p = 0; p < count; p++)
         for (q3_dtype d = Q3_F32; d <= Q3_F16; d++) test_greedy_prompt(f, golden, p, d);
     q3_tensors_close(golden);
 }
 
-/* ==== main =================================================================================== */
+/* ==== main ==================================================================================== */
 
 static void print_tallies(void)
 {
-    printf("%-13s %-9s %10s %10s %10s  largest error / bound\n", "operators", "dtype", "elements", "differ",
-           "expected");
+    printf("%-13s %-9s %10s %10s %10s  largest error / bound\n", "operators", "dtype", "elements",
+           "differ", "expected");
     for (size_t k = 0; k < KINDS; k++)
         for (size_t d = 0; d < 3; d++) {
             const tally *s = &tallies[k][d];
-            printf("%-13s %-9s %10.0f %10.0f %10.1f  %.3f\n", kind_names[k], dtype_names[d], s->elements,
-                   s->differ, s->expected, s->worst);
+            printf("%-13s %-9s %10.0f %10.0f %10.1f  %.3f\n", kind_names[k], dtype_names[d],
+                   s->elements, s->differ, s->expected, s->worst);
             CHECK(s->elements > 0);
             CHECKF(s->differ <= s->expected + 3 * sqrt(s->expected) + (k == EXACT ? 0 : 1),
-                   "%s %s: %g elements differ, at most about %g may", kind_names[k], dtype_names[d], s->differ,
-                   s->expected);
+                   "%s %s: %g elements differ, at most about %g may", kind_names[k], dtype_names[d],
+                   s->differ, s->expected);
         }
 }
 
@@ -653,7 +702,8 @@ int main(int argc, char **argv)
             test_taught(&f, argv[i], d);
             test_chunks(&f, argv[i], d);
         }
-        if (exists(argv[i], "truth.safetensors")) ratio_count += add_ratios(ratios + ratio_count, &f, argv[i]);
+        if (exists(argv[i], "truth.safetensors"))
+            ratio_count += add_ratios(ratios + ratio_count, &f, argv[i]);
         fixture_close(&f);
     }
     snprintf(tiny, sizeof tiny, "%s/tiny", argv[1]);

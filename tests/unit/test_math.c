@@ -203,8 +203,9 @@ static void test_frequencies(const char *golden)
                 CHECK(from32((uint32_t)v[0]) == (float)thetas[t] &&
                       from32((uint32_t)v[1]) == (float)(2 * j) / (float)heads[h]);
                 CHECKF(bits32(inv_freq[j]) == bits32(want),
-                       "theta %g, head_dim %lu, j %lu: got %08" PRIx32 ", want %08" PRIx32, thetas[t],
-                       (unsigned long)heads[h], (unsigned long)j, bits32(inv_freq[j]), bits32(want));
+                       "theta %g, head_dim %lu, j %lu: got %08" PRIx32 ", want %08" PRIx32,
+                       thetas[t], (unsigned long)heads[h], (unsigned long)j, bits32(inv_freq[j]),
+                       bits32(want));
                 one_step += q3_pow((float)thetas[t], -from32((uint32_t)v[1])) != want;
             }
         }
