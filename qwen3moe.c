@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* qwen3moe.c - the model: arithmetic, operators, forward pass, state, self-test.
  *
  * Freestanding: needs memcpy, memset and nothing else of libc, no libm. MODEL.md is the

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* qwen3moe.h - the Qwen3-MoE transformer (Qwen3-235B-A22B, 30B-A3B, Coder-480B-A35B), exactly.
  *
  * A small reference that other implementations are judged against: it computes what Hugging Face

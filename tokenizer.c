@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Text <-> token ids, as Hugging Face tokenizers 0.23 does it with the Qwen tokenizer.json: added
  * tokens, NFC (nfc.c), the Qwen split, byte-level BPE. tokenizer_file.c reads the file. */
 #include "host/tokenizer.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* check.c - `qwen3moe check`: judges another implementation's tensors. */
 #include "command/command.h"
 #include "judge/judge.h"

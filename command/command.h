@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* command.h - what the files of the `qwen3moe` command share. Private: one file a verb,
  * options.c and session.c for all. */
 #ifndef Q3_COMMAND_H

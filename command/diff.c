@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* diff.c - `qwen3moe diff`: the figures for two files of tensors. */
 #include "command/command.h"
 #include "judge/judge.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* dump.c - `qwen3moe dump`: every tap of a run, in one safetensors file. */
 #include "command/command.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* generate.c - `qwen3moe generate`: continues a prompt, greedily or by sampling. */
 #include "command/command.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* info.c - `qwen3moe info`: the module tree and the counts, from config.json alone. */
 #include "command/command.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* main.c - the `qwen3moe` command. */
 #include "command/command.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* options.c - the command line: the table of options, the table of verbs, help, taking it apart. */
 #include "command/command.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* report.c - `qwen3moe report`, and how the reports of all verbs are written: the text, --json and
  * --html. */
 #include "command/command.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* score.c - `qwen3moe score`: the perplexity of a text. */
 #include "command/command.h"
 

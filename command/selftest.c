@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* selftest.c - `qwen3moe selftest`: what this compiler and processor do, and a hash of what the
  * operators give here, which must be the same everywhere. */
 #include "command/command.h"

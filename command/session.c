@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* session.c - what the verbs share: tokens and chats in, a loaded model, progress. */
 #define _POSIX_C_SOURCE 200809L /* isatty, fileno */
 #include "command/command.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tokenize.c - `qwen3moe tokenize`: text to ids and back, lines of JSON strings, chats. */
 #include "command/command.h"
 

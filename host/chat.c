@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Chat: a list of messages to the text that the model's chat template makes of it. A template is
  * a program in Jinja; those known here are recognised by the SHA-256 of their text and rendered
  * by code. */

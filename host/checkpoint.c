@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* checkpoint.c - the model folder: config.json, and the weights in model.safetensors or in the
  * shards of model.safetensors.index.json, where each is found by its Hugging Face name. */
 #include "host/files.h"

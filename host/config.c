@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* config.c - config.json of a Hugging Face folder, in the spelling of transformers 4.x or of 5.x.
  *
  * Absent keys get the defaults of Qwen3MoeConfig. What transformers 4.57.6 and 5.17.0 compute

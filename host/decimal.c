@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Decimal text to float64 and back, exactly: by large integers, not by the C library's conversions,
  * so that no bit depends on it or on the locale. Declared in json.h. */
 #include "host/json.h"

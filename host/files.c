@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* files.c - all that depends on the operating system: files mapped for reading, and files written
  * beside their target that take its place when complete. */
 #define _POSIX_C_SOURCE 200809L

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* files.h - what the sources that read and write files share; not part of the public interface.
  *
  * files.c        files mapped into memory, files written beside their target: everything that

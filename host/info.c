@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* info.c - what a configuration says without any weights: the module tree and the counts. */
 #include "host/files.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Strict JSON reader: see json.h. UTF-8, parsing, duplicate keys, access. The conversion of numbers
  * with a fraction or an exponent is in decimal.c. */
 #include "host/json.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* json.h - strict JSON reader (RFC 8259), UTF-8, decimal numbers. Private.
  *
  * The text stays where it is; a document is one array of nodes that point into it, in the order of

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Unicode for the tokenizer: see nfc.h. The tables are in unicode.h. NFC is decomposition,
  * ordering of marks, composition; only what can change is worked on. */
 #include "host/nfc.h"

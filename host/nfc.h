@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* nfc.h - Unicode for tokenizer.c: properties of code points (classes of Unicode 16.0) and
  * normalisation (NFC of Unicode 9.0). Private. */
 #ifndef Q3_NFC_H

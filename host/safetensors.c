@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* safetensors.c - the safetensors format, in and out.
  *
  *   8 bytes       length N of the header, little-endian

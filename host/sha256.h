@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* sha256.h - SHA-256 (FIPS 180-4): of chat templates, and in the tests of results. All in the
  * header, so that the tests that run without an operating system need no other file. */
 #ifndef Q3_SHA256_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* taps.c - one row a tap: its name (Hugging Face's module path), its shape, where it stands. Needs
  * no operating system: of the C library memcpy, strlen, strcmp and strncmp alone. */
 #include "host/taps.h"

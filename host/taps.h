@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* taps.h - one row a tap: all that is told of it anywhere. Private; needs no operating system.
  *
  * The order of q3_tap_id is the order of computation; nothing else is read from it. A new tap is an

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* text.c - messages, texts and arrays that grow, numbers and names in them. */
 #include "host/text.h"
 

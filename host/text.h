@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* text.h - one-line messages; texts and arrays that grow; numbers, names and shapes. Private. */
 #ifndef Q3_TEXT_H
 #define Q3_TEXT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tokenizer.h - what tokenizer.c (encode, decode) and tokenizer_file.c (reading tokenizer.json)
  * share. Private. */
 #ifndef Q3_TOKENIZER_H

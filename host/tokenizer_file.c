@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Reads tokenizer.json for tokenizer.c. Whatever it asks for that is not done there is refused. */
 #include "host/tokenizer.h"
 #include "host/files.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT AND Unicode-3.0 */
 /* Unicode tables of nfc.c, written by scripts/golden/make_unicode.py; not edited by hand.
  * Classes are Unicode 16.0's, normalisation is Unicode 9.0's, as in Hugging Face tokenizers
  * 0.23. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* aliases.c - what other systems call the taps. */
 #include "judge/backend.h"
 

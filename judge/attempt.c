@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* attempt.c - how well an explanation fits a tensor that differs: each is named only if every
  * element then agrees within the bound (or every element of some tokens, keys, heads or experts,
  * and the others are right); of several the closest is kept, and of equals the first. */

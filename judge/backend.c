@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* backend.c - what the other implementation gives: of which run, and which of its tensors are
  * taps. */
 #include "judge/backend.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* backend.h - the other implementation's tensors: whose names, which layout, which run.
  * Private to judge/.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* bounds.c - what honest arithmetic may make of each element, derived from the operator, the sizes,
  * the data and D. MODEL.md 12.1 to 12.3 have the derivations; the same symbols are used here.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* diagnose.c - which known mistake explains a tensor that differs: in which order explanations
  * are looked for, and on which tokens. */
 #include "judge/diagnosis.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* diagnose.h - which known mistake explains a tensor that differs. Private to judge/: what the
  * walk uses. */
 #ifndef Q3_JUDGE_DIAGNOSE_H

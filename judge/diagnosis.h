@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* diagnosis.h - what the files of the diagnosis share. Each calls only those below it:
  *
  * diagnose.c   the order in which explanations are looked for

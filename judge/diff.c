@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* diff.c - the figures for two files of tensors: the report of a judge without a model, so without
  * bounds. */
 #include "host/files.h"

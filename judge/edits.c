@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* edits.c - what an edit makes of values: of an argument, a weight or a result of an operator. */
 #include "judge/diagnosis.h"
 

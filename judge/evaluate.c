@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* evaluate.c - one layer's forward pass with one mistake in it: walks the graph from what the
  * mistake touches to the tensor in question. Arguments, weights and results are edited as the
  * mistake says; what lies between is computed by the public operators. What the other

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* graph.c - what each tap is computed from: one row a tap, in the order of computation. */
 #include "judge/graph.h"
 

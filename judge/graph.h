@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* graph.h - the model as a graph: what each tap is computed from, by which operator, with which
  * weights. Private to judge/; MODEL.md sections 3 to 8 have the formulas. */
 #ifndef Q3_JUDGE_GRAPH_H

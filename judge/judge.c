@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* judge.c - the library's objects: what is given of another implementation's run, and the judgement
  * of it. */
 #include "judge/judge.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* judge.h - judging another implementation of Qwen3-MoE: the library qwen3moe::judge.
  *
  * It is given tensors that the other implementation computed, runs the model itself, compares every

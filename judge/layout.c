@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* layout.c - how a tensor of the other implementation's file lies: which axes it may have, where a
  * tap's row is in it, and, where two readings fit, which is meant. */
 #include "judge/backend.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* locate.c - what can be said of a difference without knowing the operator: a factor, channels
  * that have another's values, tokens in another order; else at least where it is. */
 #include "judge/diagnosis.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* mistakes.c - the list of known mistakes, in the order of the operators: of those that explain
  * a tensor equally well, the one that stands first.
  *

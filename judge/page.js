@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The script of the report's page (report_page.c): shows the figures of one tensor from the JSON
 // lines, which stand at the end of the page (MODEL.md 13), and lets arrows go through the map. Text
 // from files is set as text, never as HTML; what becomes HTML are numbers.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* page_assets.c - page.css and page.js as C; page_assets.cmake writes this file. */
 #include "judge/report.h"
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # judge/page_assets.c from judge/page.css and judge/page.js; it is in the repository, so that a plain
 # `cc judge/*.c` needs no other step.
 #
@@ -35,7 +36,8 @@ string(REGEX REPLACE "\n\n+" "\n" script "${script}")
 string(REGEX REPLACE "^\n" "" script "${script}")
 literals(script "${script}")
 
-set(made "/* page_assets.c - page.css and page.js as C; page_assets.cmake writes this file. */
+set(made "/* SPDX-License-Identifier: MIT */
+/* page_assets.c - page.css and page.js as C; page_assets.cmake writes this file. */
 #include \"judge/report.h\"
 
 const char *const q3_page_style[] = {

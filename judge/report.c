@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* report.c - a report as a caller holds it: read from lines, asked, closed. What it says as text
  * stands in report_text.c and report_page.c. */
 #include "judge/report.h"

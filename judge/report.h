@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* report.h - inside a report: what the files report*.c share, and how the judge writes its lines.
  *
  * report_lines.c writes and reads lines, report_merge.c puts them together, report.c is what a

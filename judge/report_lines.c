@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* report_lines.c - runs and findings as lines of JSON, and such lines read: MODEL.md 13. */
 #include "host/json.h"
 #include "judge/report.h"

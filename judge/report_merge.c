@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* report_merge.c - lines of one run, or of several over parts of its layers, put together into one
  * report, which is then what a run over all of them would have written: MODEL.md 13. */
 #include "judge/report.h"

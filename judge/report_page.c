@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* report_page.c - a report as one HTML page: no network, no other file. The top, the map and the
  * table are plain HTML; a small script (page.js) draws the figures of one tensor from the JSON
  * lines, which stand at the end of the page. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* report_summary.c - what text and page say alike: the outcome, the sentence, places, taps. */
 #include "judge/report.h"
 

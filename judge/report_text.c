@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* report_text.c - a report as the text that check, diff and report print. */
 #include "host/json.h"
 #include "judge/report.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* roundings.c - mistakes inside an operator's rounding, which no edit around the public
  * operators makes. In the words of MODEL.md section 2: a rounding point that is missing, stands
  * elsewhere, or is in another format; and sums, roots and softmaxes that are taken otherwise. */

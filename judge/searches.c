@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* searches.c - mistakes with a number or a choice in them that has to be found first: positions,
  * theta, eps, a limit, which expert's weights, which experts are left out. What is found is then
  * tried like any other. */

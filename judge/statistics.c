@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* statistics.c - how two tensors differ: what can be said without a model. */
 #include "judge/walk.h"
 
@@ -22,7 +23,7 @@ double q3_ulp(double value, q3_dtype dtype)
     static const int precision[3] = {24, 8, 11}, emin[3] = {-126, -126, -14};
     uint64_t bits;
     memcpy(&bits, &value, sizeof bits);
-    int exponent = (int)(bits >> 52 & 0x7ff) - 1023;
+    int exponent = (int)(bits >> 52 & 0x7FF) - 1023;
     if (exponent < emin[dtype]) exponent = emin[dtype];
     if (exponent > 127) exponent = 127; /* infinity and NaN: float32's largest */
     bits = (uint64_t)(exponent - precision[dtype] + 1 + 1023) << 52;

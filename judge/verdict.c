@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* verdict.c - one tensor under judgement: its elements against their bounds, and the verdict
  * (MODEL.md 12.4 to 12.6). */
 #include "judge/verdict.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* verdict.h - one tensor under judgement: its elements against their bounds, and the verdict.
  * Private to judge/; MODEL.md section 12. */
 #ifndef Q3_JUDGE_VERDICT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* walk.c - the walk over the taps: every tensor that the other implementation gives is compared
  * with ours, its verdict found, and its values put in the place of ours, so that what follows is
  * computed from them. */

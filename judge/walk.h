@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* walk.h - the walk over the taps: what is known while a layer is judged, the bounds of what is
  * computed from it, and figures of the difference. Private to judge/.
  *

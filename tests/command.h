@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* For the tests of the `qwen3moe` command: runs it, and checks its status, output and messages.
  *
  * The shell runs the command in a folder of the test's own, which the test names by FOLDER

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A folder for the tests to write into, in the working directory: made by folder_make, emptied and
  * removed by folder_remove; files are written by folder_write and remembered. */
 #ifndef Q3_FOLDER_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Models for the tests: a folder's weights, or weights by the rule (tests/rule.h) for a folder that
  * holds a config.json alone. */
 #ifndef Q3_TESTS_MODEL_H

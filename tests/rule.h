@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Weights and inputs that are a rule, not data: the C half. scripts/golden/rule.py gives the same
  * bits.
  *

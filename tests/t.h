@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The checks of every C test: they count, print what failed, and set the exit status.
  * Used as: int main(void) { ...; return t_done("name"); } */
 #ifndef Q3_T_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Safetensors files for tests, byte by byte: none of the library's own writer. */
 #ifndef Q3_TESTS_TENSORS_H
 #define Q3_TESTS_TENSORS_H

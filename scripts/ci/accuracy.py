@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How far our float32, Hugging Face's and llama.cpp's are from exact arithmetic, tap by tap.
 
 Needs torch==2.13.0, transformers==5.17.0 (or 4.57.6), safetensors, numpy on x86 (80-bit long

@@ -7,6 +7,7 @@
 # A compiler that is not there is a failure unless it is left out by name. The flags that CMakeLists.txt
 # adds for arithmetic are left out: the bits do not rest on them; one row even asks for fused
 # multiply-add. scripts/ci/platforms.sh has other processors and systems.
+# SPDX-License-Identifier: MIT
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 without=' '

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares the rendering of chat templates with that of Hugging Face transformers.
 
     python3 scripts/ci/check_chat.py COMMAND MODEL TEMPLATE ... [--count 300] [--seed 1] [--write FILE]

@@ -6,6 +6,7 @@
 #
 # QWEN3MOE: the built command. PYTHON4, PYTHON5: interpreters of environments with torch==2.13.0 and
 # transformers==4.57.6, transformers==5.17.0. Exit status 0 if all agree.
+# SPDX-License-Identifier: MIT
 set -eu
 if [ $# -ne 3 ]; then
     sed -n '2,8p' "$0" >&2

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What MODEL.md section 13 and tests/judge/formats.schema.json say of the lines of `--json` and of
 a dump's metadata is what the command writes, and nothing else:
 

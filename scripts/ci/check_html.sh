@@ -7,6 +7,7 @@
 # page wider than a phone, the same look in light and dark. FOLDER keeps the pages, with pictures of them.
 # Needs chromium, python3.
 # Exit status: 0 all is well, 1 something is not, 2 it could not be seen.
+# SPDX-License-Identifier: MIT
 set -euo pipefail
 
 stop() {

@@ -7,6 +7,7 @@
 # check_html.sh. Needs cmake, node and npm, which installs eslint, csstree-validator and
 # html-validate into a temporary folder.
 # Exit status: 0 all is well, 1 something is not.
+# SPDX-License-Identifier: MIT
 set -euo pipefail
 [ $# = 1 ] || { echo 'check_page.sh: expected COMMAND' >&2; exit 2; }
 command=$(realpath "$1")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Compares the tokenizer with Hugging Face's on every code point and on all the combinations that
 its rules could get wrong, and prints the counts and the differences.
 

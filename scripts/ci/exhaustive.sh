@@ -7,6 +7,7 @@
 # Needs gcc, clang, objdump, MPFR and GMP with their headers, a processor with fused multiply-add
 # (FMA) and about half an hour of one core. The build folder is ${BUILD:-build/exhaustive}. Exit
 # status 0: every claim of the table holds.
+# SPDX-License-Identifier: MIT
 set -eu
 cd "$(dirname "$0")/../.."
 build=${BUILD:-build/exhaustive}

@@ -3,6 +3,7 @@
 # refused, at compile time or by the self-test; never different bits in silence.
 # Needs gcc, clang, sha256sum. Builds the command straight from its sources, so that nothing but the flags
 # under test is given.
+# SPDX-License-Identifier: MIT
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT

@@ -7,6 +7,7 @@
 #   scripts/ci/install_test.sh
 #
 # Needs CMake, a C and a C++ compiler, binutils, pkg-config.
+# SPDX-License-Identifier: MIT
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)

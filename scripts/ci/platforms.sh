@@ -21,7 +21,8 @@
 #
 # A row is built without the arithmetic flags that CMakeLists.txt adds (-ffp-contract=off): the bits
 # do not rest on them. The library is compiled anew for each row; what holds none of the model's arithmetic
-# (judge/, command/) once for each compiler and target, with -O1, and shared by its rows. Exit status: 0 if every row passed and all hashes are one, else 1.
+# (judge/, command/) once for each compiler and target, with -O1, and shared by its rows. Exit status: 0 if
+# every row passed and all hashes are one, else 1.
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
 set_name=quick without="" only="" table=no install=no list=no work="" jobs=2

@@ -5,6 +5,7 @@
 #   scripts/ci/sanitize.sh [-j N]     N tests at once (2)
 #
 # Needs gcc or clang with their sanitizers, Ninja and valgrind.
+# SPDX-License-Identifier: MIT
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 jobs=2

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Speed and memory of the tokenizer beside Hugging Face's, one thread, in one run.
 
     python3 scripts/ci/speed_tokenizer.py TOKENIZER_JSON [TEXT_FILE]

@@ -7,6 +7,7 @@
 #   scripts/ci/split_test.sh QWEN3MOE
 #
 # QWEN3MOE: the command. Needs root, GNU parallel, Slurm and munge (Debian: parallel slurm-wlm munge), python3.
+# SPDX-License-Identifier: MIT
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 [ $# = 1 ] || { echo 'usage: split_test.sh QWEN3MOE' >&2; exit 2; }

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Tests of record_hf.py, record_llamacpp.py and taps.py against hf_taps.py, which computes taps its own way.
 
   python3 scripts/ci/test_record.py [--llamacpp PYTHON]     under transformers 5.17.0 or 4.57.6

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A Qwen3-MoE backend in torch, written to be broken: scripts/detect/bugs.py patches it, scripts/detect/detect.py has the
 broken ones judged. Needs torch==2.13.0.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The planted bugs of the detection matrix (scripts/detect/detect.py): each a small patch of scripts/detect/backend.py.
 
 Every class below is one bug. Its first line says what is wrong; the decorator says where it must be found:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The detection matrix: planted bugs against today's gates and against check; honest backends against check.
 
 Needs torch==2.13.0, transformers==5.17.0 (or 4.57.6), safetensors, numpy.

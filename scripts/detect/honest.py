@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Honest backends: dumps that `qwen3moe check` must not blame.
 
   python3 scripts/detect/honest.py OUT [--v4 PYTHON] [--llamacpp PYTHON]   OUT/NAME.safetensors and OUT/list.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """golden/ops: one self-contained file per operator, outputs by Hugging Face's own modules.
 
 Needs torch==2.13.0, transformers==5.17.0, safetensors, numpy. Run through make_golden.py.

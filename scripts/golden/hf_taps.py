@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs Hugging Face's Qwen3MoeForCausalLM and returns every tensor on its way, by name.
 
 Needs torch==2.13.0, safetensors, numpy and transformers==5.17.0 (or 4.57.6: the same taps).

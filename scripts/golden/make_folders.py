@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Model folders as transformers saves them, from one set of weights, to compare how they load.
 
   python3 scripts/golden/make_folders.py weights FILE.npz          the weights (any version), made once

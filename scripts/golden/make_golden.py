@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Makes golden/hf and golden/ops: what Hugging Face computes, stored. See golden/README.md.
 
 Needs torch==2.13.0, transformers==5.17.0 (4.57.6 for a comparison), safetensors, numpy.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes golden/tokenizer/: texts and the ids that Hugging Face tokenizers gives them.
 
     python3 scripts/golden/make_tokenizer_golden.py OFFICIAL_TOKENIZER_JSON

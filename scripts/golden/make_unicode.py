@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Writes unicode.h: the tables nfc.c needs, from the Unicode character database.
 
     python3 scripts/golden/make_unicode.py UCD_FOLDER > host/unicode.h
@@ -105,7 +106,8 @@ def main():
                       and code not in combining and pair[0] not in combining)
     assert (len(letters), len(numbers), len(spaces)) == (141028, 1911, 25)
     assert (len(combining), len(decomposition), len(composed)) == (814, 2060, 940)
-    print("""/* Unicode tables of nfc.c, written by scripts/golden/make_unicode.py; not edited by hand.
+    print("""/* SPDX-License-Identifier: MIT AND Unicode-3.0 */
+/* Unicode tables of nfc.c, written by scripts/golden/make_unicode.py; not edited by hand.
  * Classes are Unicode 16.0's, normalisation is Unicode 9.0's, as in Hugging Face tokenizers
  * 0.23. */
 #ifndef Q3_UNICODE_H

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Weights and inputs that are a rule, not data: the Python half of tests/rule.h (same bits; its
 comment states the rule). Needs numpy.
 

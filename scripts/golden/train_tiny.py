@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
 """Makes golden/tiny: a small Qwen3-MoE checkpoint, trained on the King James Bible.
 
 Needs  torch 2.13.0 (2.11 or newer trains), transformers 5.17.0, tokenizers 0.23, safetensors, numpy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What Hugging Face's model would give in exact arithmetic: the same modules run in float64.
 
 Needs what hf_taps.py needs (transformers==5.17.0 or 4.57.6).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Records what a PyTorch backend computes, by Hugging Face's module names, for `qwen3moe check`.
 
     from record_hf import record

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Runs a model folder through llama.cpp and records its tensors under our tap names, for `qwen3moe check`.
 
 Needs llama-cpp-python==0.3.36, gguf==0.19.0, numpy, and taps.py beside this file; no torch.

@@ -20,6 +20,7 @@
 # $QWEN3MOE, else qwen3moe in PATH.
 #
 # Exit status: the report's: 0 agrees, 1 differs, 2 could not judge. A part that is lost is status 2.
+# SPDX-License-Identifier: MIT
 set -euo pipefail
 
 stop() {

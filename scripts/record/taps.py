@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a file of taps is: the config line of its metadata, and how it is written. The standard library alone.
 
 scripts/record/record_hf.py and scripts/record/record_llamacpp.py need this file beside them.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The core on a board without an operating system: qwen3moe.c alone (host/taps.c names the taps), the
  * weights of the small model in flash. Prints the lines of tests/platforms/core.h and their hash. */
 #include "../platforms/core.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Prints the weights of the small model of tests/platforms/core.h as a C array, for boards that
  * keep them in flash. Runs on the machine that builds. */
 #include "../platforms/core.h"

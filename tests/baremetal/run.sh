@@ -5,6 +5,7 @@
 #
 # Prints "core HASH", and the lines that golden/bits/core.txt does not have; the status is the
 # program's own, not 0 where it found a wrong NaN.
+# SPDX-License-Identifier: MIT
 set -eu
 dir=$1 machine=$2
 shift 2

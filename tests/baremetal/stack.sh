@@ -7,6 +7,7 @@
 #
 # Not in the figures: a tap, which is the caller's, the three functions, and routines for arithmetic that the
 # processor lacks. Frames are in bytes; "path" is the deepest one of q3_forward.
+# SPDX-License-Identifier: MIT
 set -eu
 limit=6144
 root=$(cd "$(dirname "$0")/../.." && pwd)

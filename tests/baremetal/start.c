@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Start-up of a Cortex-M without an operating system, and semihosting: the few calls by which a
  * program on an emulated or debugged board reaches its host. */
 #include "start.h"
@@ -44,7 +45,7 @@ void fault(void)
 void reset(void)
 {
 #if defined(__ARM_FP)
-    *(volatile uint32_t *)0xe000ed88 |= 0xfu << 20; /* CPACR: the floating-point unit is on */
+    *(volatile uint32_t *)0xE000ED88 |= 0xFu << 20; /* CPACR: the floating-point unit is on */
     __asm__ volatile("dsb\n isb" : : : "memory");
 #endif
     memcpy(data_start, data_source, (size_t)(data_end - data_start));

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What start.c offers to a program without an operating system. */
 #ifndef Q3_BAREMETAL_START_H
 #define Q3_BAREMETAL_START_H

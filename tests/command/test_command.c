@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The `qwen3moe` command but for dump: statuses, standard output, the line on standard error.
  *
  *   test_command COMMAND GOLDEN     COMMAND is the program, GOLDEN the folder golden/

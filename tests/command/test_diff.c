@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* `qwen3moe diff`: verdicts, figures and exit status for two files.
  *
  *   test_diff COMMAND GOLDEN */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* `qwen3moe dump`: the file's bytes, the options, the errors.
  *
  *   test_dump COMMAND GOLDEN     COMMAND is the program, GOLDEN the folder golden/

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* `qwen3moe check` and `report`: options, messages, exit status. What is judged: test_check.
  *
  *   test_judge_command COMMAND GOLDEN

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A broken precondition goes to the function that -DQ3_ABORT names. Prints its text. */
 #include "qwen3moe.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Another project's program, for scripts/ci/install_test.sh: uses the installed header and library.
  * consumer CONFIG.JSON prints the number of parameters. */
 #include <qwen3moe.h>

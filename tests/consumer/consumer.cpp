@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 // The same from C++: the header must compile there, and its functions must be found.
 #include <qwen3moe.h>
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Another project's program that judges: it computes a tensor, breaks it, gives it to the installed
  * qwen3moe::judge from memory, and reads the finding.
  *

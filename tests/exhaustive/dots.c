@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* How often q3_linear's stored result is not the exactly rounded dot product, on long sums of three
  * kinds of data, against the exact accumulator; and that all builds store the same bits. Without
  * planned cancellation it must be never for bfloat16 weights, at most 1 in 100000 for float32 ones.
@@ -42,7 +43,7 @@ static float draw(uint64_t *state, q3_dtype dtype, data how)
 {
     uint64_t u = next_random(state);
     uint32_t e = how == WIDE ? 107 + (uint32_t)(u >> 32) % 41 : 126 + (uint32_t)(u >> 32) % 2;
-    uint32_t mask = dtype == Q3_BF16 ? 0x7f0000 : dtype == Q3_F16 ? 0x7fe000 : 0x7fffff;
+    uint32_t mask = dtype == Q3_BF16 ? 0x7F0000 : dtype == Q3_F16 ? 0x7FE000 : 0x7FFFFF;
     uint32_t fraction = (uint32_t)u & mask;
     return from32((uint32_t)(u >> 63) << 31 | e << 23 | fraction);
 }
@@ -60,7 +61,7 @@ static q3_tensor pack(uint8_t *bytes, const float *values, size_t count, q3_dtyp
     size_t size = dtype == Q3_BF16 ? 2 : 4;
     for (size_t i = 0; i < count; i++)
         for (size_t b = 0; b < size; b++)
-            bytes[i * size + b] = (uint8_t)(bits32(values[i]) >> (8 * (b + 4 - size)) & 0xff);
+            bytes[i * size + b] = (uint8_t)(bits32(values[i]) >> (8 * (b + 4 - size)) & 0xFF);
     q3_tensor tensor = {bytes, dtype};
     return tensor;
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* An exact accumulator for sums of products of two float32 values (test code only): a fixed-point
  * number in two's complement, whose lowest bit is 2^-298 (the smallest product) and which has room
  * for 2^60 of the largest. Rounding happens once, at the end, on integers. */
@@ -17,10 +18,10 @@ static inline uint32_t exact_split(float x, int *exponent, bool *negative)
 {
     uint32_t u;
     memcpy(&u, &x, 4);
-    int e = (int)(u >> 23 & 0xff);
+    int e = (int)(u >> 23 & 0xFF);
     *negative = u >> 31 != 0;
     *exponent = (e == 0 ? 1 : e) - 150;
-    return (u & 0x7fffff) | (e == 0 ? 0 : 0x800000u);
+    return (u & 0x7FFFFF) | (e == 0 ? 0 : 0x800000u);
 }
 
 static inline void exact_add_shifted(exact *sum, uint64_t value, unsigned shift, bool negative)
@@ -92,9 +93,9 @@ static inline double exact_round(const exact *sum, int precision, int emin, int 
             unit++;
         }
         if (q != 0 && unit + 52 > emax)
-            result = (uint64_t)0x7ff << 52;
+            result = (uint64_t)0x7FF << 52;
         else if (q != 0)
-            result = (uint64_t)(unit + 52 + 1023) << 52 | (q & 0xfffffffffffffu);
+            result = (uint64_t)(unit + 52 + 1023) << 52 | (q & 0xFFFFFFFFFFFFFu);
     }
     result |= (uint64_t)negative << 63;
     double x;

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Every float32 input of exp, silu, sin and cos, through several builds of qwen3moe.c, against
  * the correctly rounded value.
  * usage: functions FUNCTION LIBRARY...    FUNCTION: sin, cos, exp, silu
@@ -38,7 +39,7 @@ static const task tasks[] = {
     {"sin", F_SIN, true, 1, {{0, 0x49800000u, false}, {0, 0, false}}},
     {"cos", F_COS, true, 1, {{0, 0x49800000u, false}, {0, 0, false}}},
     {"exp", F_EXP, false, 2, {{0x32000000u, 0x43000000u, false}, {0x32000000u, 0x43000000u, true}}},
-    {"silu", F_SILU, false, 2, {{0, 0x7f7fffffu, false}, {0, 0x7f7fffffu, true}}},
+    {"silu", F_SILU, false, 2, {{0, 0x7F7FFFFFu, false}, {0, 0x7F7FFFFFu, true}}},
 };
 
 static struct { double log2; float x; } hardest[HARDEST];
@@ -150,9 +151,9 @@ static uint64_t run_block(const task *job, tally *tallies, size_t count, const f
 /* exp beyond its parts, and the special values. */
 static uint64_t run_ends(const task *job, tally *tallies, size_t count)
 {
-    static const uint32_t exp_ends[] = {0, 1, 0x007fffff, 0x00800000, 0x1f000000, 0x31ffffff,
-                                        0x43000001, 0x44000000, 0x4b000000, 0x60000000, 0x7f7fffff,
-                                        0x7f800000};
+    static const uint32_t exp_ends[] = {0, 1, 0x007FFFFF, 0x00800000, 0x1F000000, 0x31FFFFFF,
+                                        0x43000001, 0x44000000, 0x4B000000, 0x60000000, 0x7F7FFFFF,
+                                        0x7F800000};
     float x[2 * sizeof exp_ends / sizeof *exp_ends], want[2 * sizeof exp_ends / sizeof *exp_ends];
     size_t n = 0;
     if (job->f == F_EXP) {

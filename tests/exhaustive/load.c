@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Loads the shared libraries under test. */
 #include "under_test.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Writes golden/math/: inputs and correctly rounded results as hexadecimal bits, from MPFR alone.
  * usage: make_golden HARD.TXT FOLDER */
 #include "reference.h"
@@ -165,7 +166,7 @@ static void write_sqrt(const char *folder)
             put_f64(file, F_SQRT, from64(bits64(small * small) + (uint64_t)(int64_t)d));
     }
     for (int i = 0; i < 300; i++)
-        put_f64(file, F_SQRT, from64(next_random(&state) % UINT64_C(0x7ff0000000000000)));
+        put_f64(file, F_SQRT, from64(next_random(&state) % UINT64_C(0x7FF0000000000000)));
     for (int i = 0; i < 100; i++)
         put_f64(file, F_SQRT, from64(next_random(&state) >> (12 + i % 52)));
     for (int i = 1; i <= 100; i++) put_f64(file, F_SQRT, i);

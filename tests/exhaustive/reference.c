@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Correctly rounded values from MPFR; see reference.h. */
 #define _POSIX_C_SOURCE 200809L
 #include "reference.h"
@@ -175,9 +176,9 @@ float from32(uint32_t u)
 
 uint64_t next_random(uint64_t *state)
 {
-    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    uint64_t z = *state += UINT64_C(0x9E3779B97F4A7C15);
+    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
     return z ^ (z >> 31);
 }
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Correctly rounded values from MPFR. A function is enclosed between two MPFR numbers of rising
  * precision until both round to the same result; rounding is monotonic, so that is the right
  * one. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* One build of qwen3moe.c as a shared library that exports its table of functions. The source is
  * included, so that the parts before the last rounding can be seen; the loops that call it stand in
  * other programs, so that each function is tested as it was compiled on its own. */

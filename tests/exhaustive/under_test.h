@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The functions of one build of qwen3moe.c, as a table that a shared library exports: several
  * builds (by compiler and by contraction) are then loaded side by side into one program. */
 #ifndef Q3_UNDER_TEST_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What has too many inputs to try each, or few enough to try all in seconds, through several
  * builds of qwen3moe.c, against MPFR: exp and log of float64, their errors before the last
  * rounding, pow of RoPE, sqrt, the scale of attention, conversions; and hashes of exp and
@@ -29,7 +30,7 @@ static uint64_t first_hash[32];   /* of the rows, in the first build */
 
 static uint64_t mix(uint64_t hash, uint64_t value)
 {
-    return (hash ^ value) * UINT64_C(0x100000001b3);
+    return (hash ^ value) * UINT64_C(0x100000001B3);
 }
 
 static void row(const char *what, result r, bool correctly, double start)
@@ -223,7 +224,7 @@ static void sqrt_all(void)
         double small = ldexp((double)(next_random(&state) >> 38 | 1), e / 4);
         for (int d = -1; d <= 1; d++)
             judge_sqrt(&r, from64(bits64(small * small) + (uint64_t)(int64_t)d));
-        judge_sqrt(&r, from64(next_random(&state) % UINT64_C(0x7ff0000000000000)));
+        judge_sqrt(&r, from64(next_random(&state) % UINT64_C(0x7FF0000000000000)));
         judge_sqrt(&r, from64(next_random(&state) >> (12 + i % 52)));
     }
     row("sqrt, float64", r, true, start);
@@ -290,10 +291,10 @@ static void round_f32(void)
     uint64_t state = 18;
     result r = {0};
     for (int i = 0; i < 500000; i++) {
-        uint32_t u = (uint32_t)next_random(&state) & 0x7fffffff;
-        if (i % 4 == 0) u &= 0x00ffffff;
-        if (u >> 23 == 0xff) continue;
-        double low = (double)from32(u), high = u == 0x7f7fffff ? 0x1p128 : (double)from32(u + 1);
+        uint32_t u = (uint32_t)next_random(&state) & 0x7FFFFFFF;
+        if (i % 4 == 0) u &= 0x00FFFFFF;
+        if (u >> 23 == 0xFF) continue;
+        double low = (double)from32(u), high = u == 0x7F7FFFFF ? 0x1p128 : (double)from32(u + 1);
         double middle = (low + high) / 2.0;
         for (int d = -1; d <= 1; d++)
             judge_round(&r, from64(bits64(middle) + (uint64_t)(int64_t)d), Q3_F32, F32);
@@ -308,12 +309,12 @@ static void widen_all(const char *what, q3_dtype dtype, format from)
     double start = seconds();
     result r = {0};
     for (uint32_t code = 0; code < 0x10000; code++, r.inputs++) {
-        uint8_t bytes[2] = {(uint8_t)(code & 0xff), (uint8_t)(code >> 8)};
+        uint8_t bytes[2] = {(uint8_t)(code & 0xFF), (uint8_t)(code >> 8)};
         const q3_tensor tensor = {bytes, dtype};
         float got;
         library->widen(&got, tensor, 0, 1, Q3_F32);
         int fraction_bits = from.precision - 1, ones = (1 << (15 - fraction_bits)) - 1;
-        int e = (int)(code & 0x7fff) >> fraction_bits;
+        int e = (int)(code & 0x7FFF) >> fraction_bits;
         int fraction = (int)code & ((1 << fraction_bits) - 1);
         int significand = e == 0 ? fraction : fraction | 1 << fraction_bits;
         double want = ldexp(significand, (e == 0 ? 1 : e) + from.emin - 1 - fraction_bits);
@@ -332,7 +333,7 @@ static void silu_half(const char *what, q3_dtype dtype, format to)
     result r = {0};
     uint64_t ties = 0;
     for (uint32_t code = 0; code < 0x10000; code++) {
-        uint8_t bytes[2] = {(uint8_t)(code & 0xff), (uint8_t)(code >> 8)};
+        uint8_t bytes[2] = {(uint8_t)(code & 0xFF), (uint8_t)(code >> 8)};
         const q3_tensor tensor = {bytes, dtype};
         float x, got;
         library->widen(&x, tensor, 0, 1, Q3_F32);

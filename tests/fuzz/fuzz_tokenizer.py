@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Differential fuzzer of the tokenizer against Hugging Face's.
 
     python3 tests/fuzz/fuzz_tokenizer.py COMMAND TOKENIZER_JSON [--seconds 600] [--seed 1]

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* aliases.c: what other systems call the taps.
  *
  *   test_aliases

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* backend.c: another implementation's file. Its tensors are written here in every layout, byte by
  * byte, with values that say where they belong: token * 1000 + outer index * 50 + inner index.
  *

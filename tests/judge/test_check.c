@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The judge against Hugging Face's tensors (golden/hf), and against faults in them.
  *
  * test_check GOLDEN CASE...   GOLDEN is the folder golden/, CASE a folder of golden/hf with a

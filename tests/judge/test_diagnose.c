@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The diagnosis: mistakes made here in plain loops, each of which must be named, and no other.
  *
  * test_diagnose GOLDEN
@@ -402,7 +403,7 @@ static float rounded_operand(double x, int variant)
     uint32_t u;
     memcpy(&u, &y, 4);
     if (variant == 7) return q3_round(x, Q3_BF16);
-    u = (u + 0x1000) & ~0x1fffu; /* TF32 */
+    u = (u + 0x1000) & ~0x1FFFu; /* TF32 */
     memcpy(&y, &u, 4);
     return y;
 }

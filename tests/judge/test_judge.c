@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The judge as a library: tensors in memory, under our names and others', in one call or several;
  * findings, outcome, coverage, the three ways of writing. What was computed comes from Hugging Face
  * (golden/hf/tiny); what is wrong with it is made here.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* report*.c: lines of JSON, merged, asked, as text and as a page. What the page does in a browser:
  * scripts/ci/check_html.sh.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Every operator on another run's inputs, in float32: built and run by scripts/ci/accuracy.py.
  *
  * forced MODEL TAPS OUT   MODEL is a folder, TAPS a dump of some run of it (all taps, as

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A caller that changed the rounding mode is refused, at state creation and at each call; used by
  * scripts/ci/guards.sh. Prints one line a case, exits 1 if one was not refused. */
 #include "qwen3moe.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The same bits everywhere: every result compared with the hashes in golden/bits.
  *
  * test_bits GOLDEN                    compares; GOLDEN is the folder golden/

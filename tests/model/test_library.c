@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What qwen3moe.h promises of the library as a whole: the version; the last layer's output; and
  * that every function that can fail says so without a q3_error too.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The whole model against Hugging Face: golden/hf, in float32, bfloat16 and float16.
  *
  *   test_model GOLDEN CASE...     the folder golden/, and folders of golden/hf with a config.json

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* What every platform computes, with or without files: each public operator and elementary
  * function on hard inputs, and a forward pass of a small random model, in float32, bfloat16 and
  * float16. Each result becomes a line "name dtype sha256"; the lines must be the same everywhere

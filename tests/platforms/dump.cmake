@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # The files that `qwen3moe dump` writes are the same bytes everywhere: dumps three models in three
 # dtypes and compares the files' sha256 with golden/bits/files.txt.
 #

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Runs a wasm32-wasi program: python3 wasm.py READ WRITE PROGRAM [argument ...]
 # READ and WRITE are the two folders it sees, under their own paths. Needs pip: wasmtime.
 import sys

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* A planted bug, to show that a checker is at work: scripts/ci/sanitize.sh wants to see it
  * reported. canary read: reads behind a block. canary add: overflows a signed integer. */
 #include <limits.h>

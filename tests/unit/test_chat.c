@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* chat.c against what Hugging Face transformers renders (golden/tokenizer/chat.cases.json, made
  * by scripts/ci/check_chat.py). The templates' texts are not in this project: their styles are
  * tested from inside, by the SHA-256 that names them; golden/tiny's own template through the

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The model folder: small ones are written here, whole, in shards and with packed experts, loaded,
  * and compared with the rule that made the weights; then each fault that a folder can have, and its
  * message. */

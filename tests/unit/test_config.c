@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* config.json: defaults, both spellings, everything that is refused and how it is said, and the
  * line of JSON. What is read is what transformers 4.57.6 and 5.17.0 read; where they differ the
  * file is refused. Argument: the golden folder. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The module tree and the counts against golden/trees: NAME.json is a config.json, NAME.txt what
  * PyTorch prints for it. Argument: the golden folder. */
 #include "qwen3moe.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* json.c and decimal.c: what is read, what is refused and how, numbers against known values.
  * The expected bits and spellings of numbers are Python's (float.hex, repr). */
 #include "host/json.h"

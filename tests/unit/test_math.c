@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The arithmetic of qwen3moe.c: elementary functions, conversions, dot products, NaN on store.
  *
  * test_math GOLDEN    GOLDEN is the folder golden/
@@ -55,7 +56,7 @@ static double two_to(int e)
 
 static uint64_t draw(uint64_t *counter)
 {
-    return rule_bits(UINT64_C(0x746573745f6d6174), (*counter)++);
+    return rule_bits(UINT64_C(0x746573745F6D6174), (*counter)++);
 }
 
 /* A float32 with a full random significand, a random sign and an exponent in [-spread, spread]. */
@@ -63,7 +64,7 @@ static float draw_wide(uint64_t *counter, uint32_t spread)
 {
     uint64_t u = draw(counter);
     uint32_t e = 127 - spread + (uint32_t)(u >> 32) % (2 * spread + 1);
-    return from32((uint32_t)(u >> 63) << 31 | e << 23 | ((uint32_t)u & 0x7fffff));
+    return from32((uint32_t)(u >> 63) << 31 | e << 23 | ((uint32_t)u & 0x7FFFFF));
 }
 
 /* ==== Elementary functions against golden/math =============================================== */
@@ -117,8 +118,8 @@ static float stored_silu(float x)
  * lies above it by less than 2^-250. The one named exception to correct rounding. */
 static uint32_t tiny_silu(uint32_t x)
 {
-    uint32_t n = x & 0x7fffffff;
-    if (n >> 23 != 0) n = ((n & 0x7fffff) | 0x800000) << ((n >> 23) - 1);
+    uint32_t n = x & 0x7FFFFFFF;
+    if (n >> 23 != 0) n = ((n & 0x7FFFFF) | 0x800000) << ((n >> 23) - 1);
     uint32_t half = n / 2 + (n % 4 == 3);
     return (x & 0x80000000u) | half;
 }
@@ -130,7 +131,7 @@ static void test_table_f32(const char *golden, const char *name, float (*f)(floa
     FILE *file = open_table(golden, name);
     for (; next_row(file, v, 2); rows++) {
         uint32_t x = (uint32_t)v[0], want = (uint32_t)v[1], got = bits32(f(from32(x)));
-        if (f == stored_silu && (x & 0x7fffffff) < 0x01000000u) {
+        if (f == stored_silu && (x & 0x7FFFFFFF) < 0x01000000u) {
             CHECKF(want - tiny_silu(x) + 1 <= 2, "table: silu(%08" PRIx32 ")", x);
             want = tiny_silu(x);
         }
@@ -248,7 +249,7 @@ static void test_special_values(void)
     CHECK(bits64(q3_silu(-1e300)) == bits64(-0.0) && q3_silu(1e300) == 1e300);
     CHECK(q3_silu(nan) != q3_silu(nan));
     CHECK(bits32(q3_sin(-0.0f)) == 0x80000000u && bits32(q3_sin(0.0f)) == 0);
-    CHECK(bits32(q3_cos(-0.0f)) == 0x3f800000u && bits32(q3_cos(0.0f)) == 0x3f800000u);
+    CHECK(bits32(q3_cos(-0.0f)) == 0x3F800000u && bits32(q3_cos(0.0f)) == 0x3F800000u);
     CHECK(bits64(q3_log(1.0)) == 0);
     CHECK(q3_pow(1.0f, 3.0f) == 1.0f && q3_pow(1e6f, 0.0f) == 1.0f);
     CHECK(q3_pow(2.0f, 10.0f) == 1024.0f);
@@ -274,7 +275,7 @@ static bool half_is_finite(half_format f, uint32_t code)
 /* Also of the first code past the largest finite one, where the next binade would begin. */
 static double half_value(half_format f, uint32_t code)
 {
-    uint32_t e = (code & 0x7fff) >> f.fraction_bits;
+    uint32_t e = (code & 0x7FFF) >> f.fraction_bits;
     double fraction = (double)(code & ((1u << f.fraction_bits) - 1)) * two_to(-f.fraction_bits);
     double magnitude = e == 0 ? fraction * two_to(1 - f.bias)
                               : (1.0 + fraction) * two_to((int)e - f.bias);
@@ -314,10 +315,10 @@ static void test_round_f32(void)
 {
     uint64_t counter = 0;
     for (int i = 0; i < 100000; i++) {
-        uint32_t code = (uint32_t)draw(&counter) & 0x7fffffff;
-        if (i < 3) code = i == 0 ? 0 : i == 1 ? 0x007fffff : 0x7f7fffff;
-        if (code >> 23 == 0xff) continue;
-        bool largest = code == 0x7f7fffff;
+        uint32_t code = (uint32_t)draw(&counter) & 0x7FFFFFFF;
+        if (i < 3) code = i == 0 ? 0 : i == 1 ? 0x007FFFFF : 0x7F7FFFFF;
+        if (code >> 23 == 0xFF) continue;
+        bool largest = code == 0x7F7FFFFF;
         double low = (double)from32(code), high = largest ? two_to(128) : (double)from32(code + 1);
         double middle = (low + high) / 2.0, top = largest ? (double)INFINITY : high;
         double even = code % 2 == 0 ? low : top;
@@ -331,17 +332,17 @@ static void test_round_f32(void)
 
 static void test_round_special(void)
 {
-    static const uint64_t nans[] = {UINT64_C(0x7ff8000000000000), UINT64_C(0xfff8000000000000),
-                                    UINT64_C(0x7ff0000000000001), UINT64_C(0xffffffffffffffff),
-                                    UINT64_C(0x7ff0000010000000)};
+    static const uint64_t nans[] = {UINT64_C(0x7FF8000000000000), UINT64_C(0xFFF8000000000000),
+                                    UINT64_C(0x7FF0000000000001), UINT64_C(0xFFFFFFFFFFFFFFFF),
+                                    UINT64_C(0x7FF0000010000000)};
     for (int d = 0; d < 3; d++) {
         q3_dtype dtype = d == 0 ? Q3_F32 : d == 1 ? Q3_BF16 : Q3_F16;
         for (size_t i = 0; i < sizeof nans / sizeof *nans; i++)
-            CHECK(bits32(q3_round(from64(nans[i]), dtype)) == 0x7fc00000u);
-        CHECK(bits32(q3_round((double)INFINITY, dtype)) == 0x7f800000u);
-        CHECK(bits32(q3_round(-(double)INFINITY, dtype)) == 0xff800000u);
-        CHECK(bits32(q3_round(1e300, dtype)) == 0x7f800000u);
-        CHECK(bits32(q3_round(-0x1.fffffffffffffp1023, dtype)) == 0xff800000u);
+            CHECK(bits32(q3_round(from64(nans[i]), dtype)) == 0x7FC00000u);
+        CHECK(bits32(q3_round((double)INFINITY, dtype)) == 0x7F800000u);
+        CHECK(bits32(q3_round(-(double)INFINITY, dtype)) == 0xFF800000u);
+        CHECK(bits32(q3_round(1e300, dtype)) == 0x7F800000u);
+        CHECK(bits32(q3_round(-0x1.fffffffffffffp1023, dtype)) == 0xFF800000u);
         CHECK(bits32(q3_round(0x1p-1022, dtype)) == 0);
         CHECK(bits32(q3_round(-1e-300, dtype)) == 0x80000000u);
         CHECK(bits32(q3_round(from64(1), dtype)) == 0);
@@ -353,15 +354,15 @@ static void test_round_special(void)
 static void test_widen(half_format f)
 {
     for (uint32_t code = 0; code < 0x10000; code++) {
-        uint8_t bytes[4] = {0xee, (uint8_t)(code & 0xff), (uint8_t)(code >> 8), 0xee};
+        uint8_t bytes[4] = {0xEE, (uint8_t)(code & 0xFF), (uint8_t)(code >> 8), 0xEE};
         const q3_tensor tensor = {bytes + 1, f.dtype};
         float y[3] = {1.0f, 1.0f, 1.0f};
         q3_widen(y + 1, tensor, 0, 1, Q3_F32);
-        uint32_t ones = 0x7fffu >> f.fraction_bits << f.fraction_bits;
+        uint32_t ones = 0x7FFFu >> f.fraction_bits << f.fraction_bits;
         if (half_is_finite(f, code)) {
             CHECKF(bits64((double)y[1]) == bits64(half_value(f, code)), "code %04" PRIx32, code);
-        } else if ((code & 0x7fff) == ones) {
-            CHECKF(bits32(y[1]) == ((code & 0x8000) << 16 | 0x7f800000u), "code %04" PRIx32, code);
+        } else if ((code & 0x7FFF) == ones) {
+            CHECKF(bits32(y[1]) == ((code & 0x8000) << 16 | 0x7F800000u), "code %04" PRIx32, code);
         } else {
             CHECKF(y[1] != y[1], "code %04" PRIx32, code);
         }
@@ -382,7 +383,7 @@ static void test_widen_f32(void)
     const q3_tensor tensor = {bytes + 1, Q3_F32};
     for (size_t i = 0; i < 64; i++) {
         code[i] = bits32(draw_wide(&counter, 20));
-        for (size_t b = 0; b < 4; b++) bytes[1 + 4 * i + b] = (uint8_t)(code[i] >> (8 * b) & 0xff);
+        for (size_t b = 0; b < 4; b++) bytes[1 + 4 * i + b] = (uint8_t)(code[i] >> (8 * b) & 0xFF);
     }
     for (size_t d = 0; d < 3; d++) {
         q3_dtype dtype = d == 0 ? Q3_F32 : d == 1 ? Q3_BF16 : Q3_F16;
@@ -402,7 +403,7 @@ static q3_tensor pack(uint8_t *bytes, const float *values, size_t count, q3_dtyp
         uint32_t u = bits32(values[i]);
         if (dtype == Q3_BF16) u >>= 16;
         for (size_t b = 0; b < (dtype == Q3_BF16 ? 2 : 4); b++)
-            *bytes++ = (uint8_t)(u >> (8 * b) & 0xff);
+            *bytes++ = (uint8_t)(u >> (8 * b) & 0xFF);
     }
     q3_tensor tensor = {bytes - count * (dtype == Q3_BF16 ? 2 : 4), dtype};
     return tensor;
@@ -708,7 +709,7 @@ static size_t nan_router_weights(nan_case *c)
 
 static size_t nan_router_weights_raw(nan_case *c)
 {
-    if (c->a[0] == c->a[0]) memset(c->a, 0xff, sizeof c->a);
+    if (c->a[0] == c->a[0]) memset(c->a, 0xFF, sizeof c->a);
     q3_router_weights(c->out, c->a, c->ids, 2, 3, 2, false, c->dtype);
     return 4;
 }
@@ -729,7 +730,7 @@ static size_t nan_down(nan_case *c) { return nan_expert_linear(c, Q3_DOWN_PROJ);
 
 static size_t nan_silu(nan_case *c)
 {
-    if (c->a[0] == c->a[0]) memset(c->a, 0xff, sizeof c->a);
+    if (c->a[0] == c->a[0]) memset(c->a, 0xFF, sizeof c->a);
     q3_silu_map(c->out, c->a, 5, c->dtype);
     return 5;
 }
@@ -790,21 +791,21 @@ static void run_nan_row(const nan_row *row, uint32_t value, q3_dtype weight, q3_
     size_t n = row->run(&c);
     CHECK(n > 0 && n <= ROOM);
     for (size_t i = 0; i < n; i++)
-        CHECKF(bits32(c.out[i]) == 0x7fc00000u,
+        CHECKF(bits32(c.out[i]) == 0x7FC00000u,
                "%s, input %08" PRIx32 ", dtypes %d %d, element %lu: got %08" PRIx32, row->name,
                value, (int)weight, (int)dtype, (unsigned long)i, bits32(c.out[i]));
 }
 
 static void test_nan_on_store(void)
 {
-    static const uint32_t values[] = {0x7fc00000, 0xffc00000, 0x7f810000, 0xff810000, 0x7fd50000,
-                                      0xffff0000, 0x7f800000, 0xff800000}; /* bfloat16 holds them */
-    static const uint32_t long_nans[] = {0x7f800001, 0xff800001, 0x7fc12345, 0xffffffff};
+    static const uint32_t values[] = {0x7FC00000, 0xFFC00000, 0x7F810000, 0xFF810000, 0x7FD50000,
+                                      0xFFFF0000, 0x7F800000, 0xFF800000}; /* bfloat16 holds them */
+    static const uint32_t long_nans[] = {0x7F800001, 0xFF800001, 0x7FC12345, 0xFFFFFFFF};
     static const q3_dtype dtypes[] = {Q3_F32, Q3_BF16, Q3_F16};
     for (size_t r = 0; r < sizeof nan_rows / sizeof *nan_rows; r++) {
         for (size_t d = 0; d < 3; d++) {
             for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
-                bool infinite = (values[v] & 0x7fffffff) == 0x7f800000u;
+                bool infinite = (values[v] & 0x7FFFFFFF) == 0x7F800000u;
                 if (infinite && !infinity_makes_nan(nan_rows[r].name)) continue;
                 run_nan_row(&nan_rows[r], values[v], Q3_F32, dtypes[d]);
                 run_nan_row(&nan_rows[r], values[v], Q3_BF16, dtypes[d]);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Every public operator against golden/ops: what Hugging Face's modules gave for the same input.
  *
  *   test_ops [GOLDEN FOLDER]     default: golden
@@ -174,7 +175,7 @@ static double ulp(double x, q3_dtype dtype)
     const int digits[] = {24, 8, 11}, lowest[] = {-126, -126, -14};
     uint64_t u;
     memcpy(&u, &x, 8);
-    int exponent = (int)(u >> 52 & 0x7ff) - 1023; /* 2^exponent <= |x| */
+    int exponent = (int)(u >> 52 & 0x7FF) - 1023; /* 2^exponent <= |x| */
     if (exponent < lowest[dtype]) exponent = lowest[dtype];
     return power(exponent - digits[dtype] + 1);
 }
@@ -204,7 +205,7 @@ static void same(op_case *c, const char *what, const float *got, const float *wa
 {
     op_seen *s = seen_of(c, what);
     for (size_t i = 0; i < n; i++) {
-        uint32_t a, b, nan = 0x7fc00000;
+        uint32_t a, b, nan = 0x7FC00000;
         memcpy(&a, got + i, 4);
         memcpy(&b, want + i, 4);
         bool equal = want[i] != want[i] ? a == nan : a == b;

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* The safetensors format: files read strictly, each fault named; files written byte for byte as
  * expected, in any order of pieces, and replaced whole or not at all. */
 #define _POSIX_C_SOURCE 200809L

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Tests of host/taps.c: every tap's name, shape, place, dtype and words, written down here a second
  * time (MODEL.md section 8). */
 #include "host/taps.h"

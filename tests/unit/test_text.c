@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* Tests of host/text.c: messages of one line, JSON strings, numbers of a few digits, names,
  * shapes. */
 #include "host/text.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /* tokenizer.c and nfc.c against Hugging Face tokenizers (golden/tokenizer/, made by
  * scripts/golden/make_tokenizer_golden.py), malformed files, malformed texts, long inputs.
  * test_tokenizer GOLDEN all that needs nothing else test_tokenizer GOLDEN official the official
