@@ -98,8 +98,8 @@ static q3_tensor weight_of(const operation *o, bool of_partner, size_t expert)
 {
     size_t layer = o->e->layer;
     const q3_node *node = of_partner ? partner_node(o, &layer) : o->node;
-    return node == NULL ? (q3_tensor){NULL, Q3_F32}
-        : q3_graph_weight(node, o->e->weights, layer, expert);
+    if (node == NULL) return (q3_tensor){NULL, Q3_F32};
+    return q3_graph_weight(node, o->e->weights, layer, expert);
 }
 
 /* ==== Arguments =============================================================================== */
@@ -152,7 +152,7 @@ static bool take(operation *o, size_t i, q3_tap_id from)
     return true;
 }
 
-/* ==== Embedding and tables ==================================================================== */
+/* ==== Embedding and tables (MODEL.md sections 4 and 5) ======================================== */
 
 static bool run_embedding(operation *o, float *y)
 {
@@ -213,7 +213,7 @@ static bool run_table(operation *o, float *y)
     return good;
 }
 
-/* ==== Norms and rotary embedding ============================================================== */
+/* ==== Norms and rotary embedding (MODEL.md sections 4 and 5) ================================== */
 
 /* w[n * heads]: the weight, edited, as often as there are heads. */
 static bool norm_weight(operation *o, float *w, size_t n, size_t heads)
@@ -279,7 +279,7 @@ static bool run_rope(operation *o, float *y)
     return good;
 }
 
-/* ==== Linear maps ============================================================================= */
+/* ==== Linear maps (MODEL.md section 4) ======================================================== */
 
 /* y[T,N] = x[T,K] weight[N,K]^T + bias. other: of a mistake that mixes two weights. */
 typedef struct map {
@@ -419,7 +419,7 @@ static bool run_experts(operation *o, float *y)
     return good;
 }
 
-/* ==== Router, MLP ============================================================================= */
+/* ==== Router, MLP (MODEL.md section 7) ======================================================== */
 
 /* The chosen experts as integers. owned. */
 static int32_t *whole_ids(const operation *o)
@@ -483,7 +483,7 @@ static bool run_function(operation *o, float *y)
     return true;
 }
 
-/* ==== Attention =============================================================================== */
+/* ==== Attention (MODEL.md section 6) ========================================================== */
 
 /* Scores, probs and values together, token by token: what the tap in question does not need is
  * not stored. */
@@ -681,29 +681,22 @@ static bool take_all(operation *o, const float *x)
     return good;
 }
 
-/* The result's edits, behind the operator or in its place. */
-static bool finish(operation *o, float *y, bool instead)
+/* The result's edits, behind the operator. Those of scores, and UPPER_KEPT, were made with it. */
+static bool finish(operation *o, float *y)
 {
-    const evidence *e = o->e;
     const q3_node *node = o->node;
     const edit *by = edit_of(o, RESULT);
-    size_t n = row_of(e, node->id);
-    if (by == NULL) return true;
-    if (by->what == SKIPPED || by->what == READ) {
-        const float *from = by->what == SKIPPED ? o->x[0]
-            : get(o->p, counterpart(node->id, by->tap));
-        if (instead && from != NULL) memcpy(y, from, e->T * n * sizeof *y);
-        return !instead || from != NULL;
-    }
-    if (instead || node->op == Q3_OP_SCORES || by->what == UNROUNDED || by->what == UPPER_KEPT)
-        return true;
+    size_t n = row_of(o->e, node->id);
+    if (by == NULL || node->op == Q3_OP_SCORES) return true;
+    if (by->what == UNROUNDED || by->what == UPPER_KEPT) return true;
     if (by->what == AGAIN) return run(o->p, node, y, y);
-    if (by->what == THROUGH) return run(o->p, node_of(e, counterpart(node->id, by->tap)), y, y);
+    if (by->what == THROUGH) return run(o->p, node_of(o->e, counterpart(node->id, by->tap)), y, y);
     float *copy = room(o->p, n, sizeof *copy);
-    q3_dtype stored = q3_tap_dtype(node->id, e->dtype);
-    if (copy != NULL) q3_alter(y, copy, e->T, n, by->what, o->value, stored, e->config, o->ids);
+    if (copy == NULL) return false;
+    q3_alter(y, copy, o->e->T, n, by->what, o->value, q3_tap_dtype(node->id, o->e->dtype),
+             o->e->config, o->ids);
     free(copy);
-    return copy != NULL;
+    return true;
 }
 
 /* The operator's result. x: its first argument, and nothing is edited; NULL: as the graph and
@@ -713,9 +706,11 @@ static bool run(pass *p, const q3_node *node, const float *x, float *y)
     operation o = {.p = p, .e = p->e, .node = node, .value = p->m->value, .dtype = p->e->dtype};
     if (x == NULL && p->m->at >> node->id & 1) o.edits = p->m->edits;
     change result = change_of(&o, RESULT);
-    bool instead = result == SKIPPED || result == READ;
+    /* rounded by the edit, or not */
     if (result == UNROUNDED || result == ROUNDED) o.dtype = Q3_F32;
-    bool good = take_all(&o, x) && (instead || run_operator(&o, y)) && finish(&o, y, instead);
+    bool good = take_all(&o, x);
+    if (good && result == SKIPPED) memcpy(y, o.x[0], o.rows[0] * o.n[0] * sizeof *y);
+    else good = good && run_operator(&o, y) && finish(&o, y);
     for (size_t i = 0; i < 3; i++) free(o.own[i]);
     return good;
 }

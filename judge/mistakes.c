@@ -2,9 +2,9 @@
 /* mistakes.c - the list of known mistakes, in the order of the operators: of those that explain
  * a tensor equally well, the one that stands first.
  *
- * A row is an edit of the right graph: what reports call it, whose operators, what is edited, by
- * which value. A mistake that no edit makes, since it lies inside an operator's rounding, has a
- * change of its own in roundings.c. */
+ * MODEL.md section 9 tells of most. A row is an edit of the right graph: what reports call it,
+ * whose operators, what is edited, by which value. A mistake that no edit makes, since it lies
+ * inside an operator's rounding, has a change of its own in roundings.c. */
 #include "judge/diagnosis.h"
 
 #include <stdio.h>
