@@ -122,7 +122,8 @@ static void test_finds(const fixture *f, const given *g)
     for (size_t i = 0; i < 3; i++)
         CHECKF(text[i] != NULL && strlen(text[i]) == length[i] &&
                    strstr(text[i], "RoPE missing") != NULL &&
-                   strstr(text[i], "what was given") != NULL,
+                   strstr(text[i], "what was given") != NULL &&
+                   strstr(text[i], "A model") != NULL,
                "writer %zu", i);
     q3_report_part part = {"lines", text[1], length[1]};
     CHECKF(q3_report_read(&again, &part, 1, true, &error) == Q3_OK, "%s", error.text);
@@ -172,6 +173,31 @@ static void test_layers(const fixture *f, const given *g)
     CHECK(find(report, "model.layers.0.output") == NULL &&
           find(report, "model.layers.1.output") != NULL);
     q3_report_close(report);
+}
+
+/* A file: its path names it, unless a name is given. */
+static void test_file(const fixture *f, const char *path)
+{
+    for (int named = 0; named < 2; named++) {
+        const q3_judge_options options = {.end_layer = 1, .name = named ? "a dump" : NULL};
+        q3_error error = {""};
+        q3_judge *j = NULL;
+        q3_report *report = NULL;
+        char *text = NULL;
+        size_t length;
+        q3_dtype dtype = Q3_AUTO;
+        CHECK(q3_judge_open(&j, f->config, &options, &error) == Q3_OK);
+        CHECKF(q3_judge_file(j, path, &error) == Q3_OK, "%s", error.text);
+        CHECK(q3_judge_file(j, path, &error) == Q3_ERROR_INPUT);
+        CHECK(q3_judge_prepare(j, &dtype, &error) == Q3_OK && dtype == Q3_F32);
+        CHECK(q3_judge_run(j, f->weights, dtype, &report, &error) == Q3_OK);
+        CHECK(q3_report_text(report, 0, &text, &length, &error) == Q3_OK);
+        CHECK(text != NULL && (strstr(text, "a dump") != NULL) == (named == 1));
+        CHECK(text != NULL && (strstr(text, path) != NULL) == (named == 0));
+        free(text);
+        q3_report_close(report);
+        q3_judge_close(j);
+    }
 }
 
 static void count_calls(void *user, const char *what, size_t done, size_t all)
@@ -271,6 +297,7 @@ int main(int argc, char **argv)
     test_finds(&f, &g);
     test_few(&f, &g);
     test_layers(&f, &g);
+    test_file(&f, path);
     test_refuses(&f, &g);
     test_independent(&f, &g);
     q3_tensors_close(file);
