@@ -37,8 +37,8 @@ static void tap_axes(tap_lines *row, const q3_config *c, q3_tap_id id, size_t T)
     row->offset = 0;
 }
 
-/* The axes of a tensor that may hold more taps than one: qkv lie one behind the other by heads, gate
- * and up by channels. */
+/* The axes of a tensor that may hold more taps than one: qkv lie one behind the other by heads,
+ * gate and up by channels. */
 static void file_axes(tap_lines *row, const q3_alias *alias, const backend *b,
                       const q3_entry *entry, q3_tap_id id, size_t T)
 {

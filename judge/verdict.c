@@ -323,8 +323,8 @@ static void decide_choice(q3_finding *f)
                                     : Q3_VERDICT_EXACT;
 }
 
-/* What was found element by element goes first; then whether the bounds said enough; then counts and
- * the gain, for what lies within. */
+/* What was found element by element goes first; then whether the bounds said enough; then counts
+ * and the gain, for what lies within. */
 static void decide_values(trial *r, const q3_config *config)
 {
     q3_finding *f = &r->f;

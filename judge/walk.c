@@ -71,8 +71,9 @@ static bool depends_on_choice(q3_tap_id id)
     return id == Q3_TAP_TOPK_WEIGHTS || q3_tap_of_experts(id);
 }
 
-/* What the diagnosis may look at: the tensors of this layer as the walk goes on from them. Those that
- * come later are not there, nor scores and probs that were not given, which were never kept whole. */
+/* What the diagnosis may look at: the tensors of this layer as the walk goes on from them. Those
+ * that come later are not there, nor scores and probs that were not given, which were never kept
+ * whole. */
 static void fill_evidence(evidence *e, const judging *j, const trial *r)
 {
     const walk *w = &j->w;
@@ -196,8 +197,8 @@ static void trial_end(judging *j, trial *r)
 
 /* ==== Router ================================================================================== */
 
-/* topk_indices: a set is compared, not values (MODEL.md 12.6). A valid choice of theirs is followed,
- * so that weights and experts are judged by their ids. */
+/* topk_indices: a set is compared, not values (MODEL.md 12.6). A valid choice of theirs is
+ * followed, so that weights and experts are judged by their ids. */
 static void judge_topk(judging *j, const q3_tap *tap)
 {
     trial r;
@@ -298,8 +299,8 @@ static void end_layer(judging *j)
     w->keys_broken = false;
 }
 
-/* Called by q3_forward for every tensor, which may be changed: that is how theirs takes the place of
- * ours. */
+/* Called by q3_forward for every tensor, which may be changed: that is how theirs takes the
+ * place of ours. */
 static void see_tap(void *user, const q3_tap *tap)
 {
     judging *j = user;

@@ -27,7 +27,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 flags=(-std=c11 -O1 -g -I"$root" -DQ3_ABORT=q3_abort "-DGOLDEN=\"$root/golden\""
-    -fsanitize=address,undefined -fno-sanitize-recover=all)
+    "-fsanitize=address,undefined" -fno-sanitize-recover=all)
 sources=("$root"/*.c "$root"/host/*.c "$root"/judge/*.c)
 for source in "${sources[@]}"; do echo "$source"; done |
     xargs -P 2 -I{} sh -c 'clang "$@" -fsanitize=fuzzer-no-link -c "$0" -o "$(echo "$0" | tr / _).o"' {} "${flags[@]}"

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* The core on a board without an operating system: qwen3moe.c alone (host/taps.c names the taps), the
- * weights of the small model in flash. Prints the lines of tests/platforms/core.h and their hash. */
+/* The core on a board without an operating system: qwen3moe.c alone (host/taps.c names the
+ * taps), the weights of the small model in flash. Prints the lines of tests/platforms/core.h and
+ * their hash. */
 #include "../platforms/core.h"
 #include "model_data.h" /* written by make_model.c */
 #include "start.h"

@@ -78,10 +78,10 @@ measure() { # COMPILER FLAG...
 
 printf '%-46s %7s %7s %7s %7s   %s\n' compiler forward init selftest any path
 if [ $# -gt 0 ]; then
-    case $1 in *-gcc) nm=${1%gcc}nm ;; *) nm=nm ;; esac
+    case $1 in *-gcc) nm=${1%gcc}nm ;; *) nm='nm' ;; esac
     measure "$@"
 else
-    nm=nm
+    nm='nm'
     for level in -O0 -O1 -O2 -O3 -Os; do measure gcc $level; done
 fi
 echo "limit $limit"
