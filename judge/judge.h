@@ -187,9 +187,9 @@ Q3_API void q3_report_close(q3_report *report); /* NULL: nothing */
 
 Q3_API q3_outcome q3_report_outcome(const q3_report *report);
 
-/* The findings; their texts live as long as the report. */
+/* The findings, index < count; their texts live as long as the report. */
 Q3_API size_t q3_report_count(const q3_report *report);
-Q3_API const q3_finding *q3_report_finding(const q3_report *report, size_t index); /* index < count */
+Q3_API const q3_finding *q3_report_finding(const q3_report *report, size_t index);
 /* The first that makes the outcome Q3_OUTCOME_DIFFERS; NULL: none does. */
 Q3_API const q3_finding *q3_report_decisive(const q3_report *report);
 
