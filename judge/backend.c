@@ -10,32 +10,33 @@
 
 /* ==== The run: config, dtype, positions, tokens =============================================== */
 
-/* The first key of ours whose value theirs does not have: texts of both, or ours NULL. Both are
- * sorted by q3_config_read, which writes equal values as equal texts. */
+/* The first key of theirs that has another value than ours. Both are sorted by q3_config_read, which
+ * writes equal values as equal texts. A key that is written only where it is not the default, and
+ * that their line does not have, is not compared: whoever wrote the line may not know it. */
 static q3_status compare_keys(const char *path, const q3_json *ours, const q3_json *theirs,
                               q3_error *error)
 {
     char key[64], text[2][100];
-    for (uint32_t i = 0, k = 1; i < ours->nodes[0].count; i++, k = ours->nodes[k + 1].next) {
-        size_t n = ours->nodes[k].end - ours->nodes[k].start - 2;
+    for (uint32_t i = 0, k = 1; i < theirs->nodes[0].count; i++, k = theirs->nodes[k + 1].next) {
+        size_t n = theirs->nodes[k].end - theirs->nodes[k].start - 2;
         snprintf(key, sizeof key, "%.*s", (int)n,
-                 (const char *)ours->text + ours->nodes[k].start + 1);
-        uint32_t found = q3_json_find(theirs, 0, key);
+                 (const char *)theirs->text + theirs->nodes[k].start + 1);
+        uint32_t found = q3_json_find(ours, 0, key);
         const q3_json *j[2] = {theirs, ours};
-        const uint32_t node[2] = {found, k + 1};
+        const uint32_t node[2] = {k + 1, found};
         for (int side = 0; side < 2; side++) {
             const q3_json_node *at = &j[side]->nodes[node[side]];
             int length = node[side] == 0 ? 0 : (int)(at->end - at->start);
             snprintf(text[side], sizeof text[side], "%.*s", length,
                      (const char *)j[side]->text + at->start);
         }
-        const q3_json_node *a = &ours->nodes[k + 1], *b = &theirs->nodes[found];
+        const q3_json_node *a = &theirs->nodes[k + 1], *b = &ours->nodes[found];
         if (found != 0 && a->end - a->start == b->end - b->start &&
-            memcmp(ours->text + a->start, theirs->text + b->start, a->end - a->start) == 0)
+            memcmp(theirs->text + a->start, ours->text + b->start, a->end - a->start) == 0)
             continue;
         return q3_fail(error, Q3_ERROR_INPUT,
                        "%s: metadata config: %s: found %s, expected %s as in the model", path, key,
-                       found != 0 ? text[0] : "nothing", text[1]);
+                       text[0], found != 0 ? text[1] : "no such key");
     }
     return Q3_OK;
 }
