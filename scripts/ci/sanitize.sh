@@ -46,8 +46,9 @@ cmake --build "$work/san" -j "$jobs" >"$work/log" 2>&1 || { cat "$work/log"; exi
 
 # The test programs run under valgrind, and with them the command, which they start. Debian's shell is
 # traced too, for its children's sake. What valgrind adds is reads of memory that nobody wrote, in the code as
-# it is optimised. Left out are the two tests that run the same code over every configuration, half of the
-# time: the forward pass of those configurations is in `bits`, the judge in `diagnose` and `judge_command`.
+# it is optimised. Left out are `model` and `check`, half of the time, which run every configuration of golden/hf
+# once more: valgrind sees those that `bits` has, and the judge in `diagnose`, `judge` and `judge_command`; the
+# others run under AddressSanitizer alone.
 echo "== valgrind"
 emulator=valgrind
 for word in "${memcheck[@]:1}" --trace-children=yes '--trace-children-skip=*/rm,*/mkdir,*/cp,*/cat,*/ln,*/sed,*/ls,*/tail'; do
