@@ -10,9 +10,9 @@
 
 /* ==== The run: config, dtype, positions, tokens =============================================== */
 
-/* The first key of theirs that has another value than ours. Both are sorted by q3_config_read, which
- * writes equal values as equal texts. A key that is written only where it is not the default, and
- * that their line does not have, is not compared: whoever wrote the line may not know it. */
+/* The first key of theirs that has another value than ours. Both are sorted by q3_config_read,
+ * which writes equal values as equal texts. A key that is written only where it is not the
+ * default, and that their line does not have, is not compared: its writer may not know it. */
 static q3_status compare_keys(const char *path, const q3_json *ours, const q3_json *theirs,
                               q3_error *error)
 {
