@@ -7,6 +7,8 @@
  * inside an operator's rounding, has a change of its own in roundings.c. */
 #include "judge/diagnosis.h"
 
+#include "host/text.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -71,7 +73,6 @@ static size_t largest_window(const evidence *e)
 /* The one value of a list, and whether there is one. */
 static bool only_value(item *i, const evidence *e, list which)
 {
-    static const char *const types[] = {"", "linear", "dynamic", "yarn", "llama3"};
     const q3_config *c = e->config;
     const q3_rope *rope = &c->rope;
     bool scaled = rope->type != Q3_ROPE_DEFAULT, first = e->id == Q3_TAP_POST_ATTENTION_INPUT;
@@ -84,7 +85,7 @@ static bool only_value(item *i, const evidence *e, list which)
         return true;
     case START_IGNORED: i->other = (double)e->start; return e->start > 0;
     case START: i->value = (double)e->start; return true;
-    case ROPE_TYPE: i->name = types[rope->type]; return scaled;
+    case ROPE_TYPE: i->name = q3_rope_name(rope->type); return scaled;
     case YARN: return rope->type == Q3_ROPE_YARN;
     case DERIVED_FACTOR:
         i->value = (double)c->max_position_embeddings, i->other = rope->factor;
