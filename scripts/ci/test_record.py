@@ -13,8 +13,9 @@ import tempfile
 
 import torch
 
+ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("golden", "record")]
 import accuracy
-sys.path[1:1] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", room) for room in ("golden", "record")]
 import hf_taps
 import make_golden
 import record_hf

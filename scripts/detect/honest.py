@@ -14,15 +14,16 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import tempfile
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("ci", "golden", "record")]
 import accuracy
-import sys
-sys.path[1:1] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", room) for room in ("golden", "record")]
 import hf_taps
 import record_hf
 import rule
