@@ -137,8 +137,9 @@ const char *option_name(option_id option)
 const verb_row *find_verb(const char *name, q3_error *error)
 {
     q3_text known = {0};
+    for (size_t i = 0; i < VERB_COUNT && name != NULL; i++)
+        if (strcmp(name, verbs[i].name) == 0) return &verbs[i];
     for (size_t i = 0; i < VERB_COUNT; i++) {
-        if (name != NULL && strcmp(name, verbs[i].name) == 0) return &verbs[i];
         q3_text_add(&known, i == 0 ? "" : i + 1 < VERB_COUNT ? ", " : " and ");
         q3_text_add(&known, verbs[i].name);
     }
