@@ -37,6 +37,7 @@ reports UndefinedBehaviorSanitizer 'signed integer overflow' "$work/canary" add
 # shellcheck disable=SC2054
 memcheck=(valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite,indirect)
 reports valgrind 'Invalid read of size 1' "${memcheck[@]}" "$work/plain" read
+reports valgrind 'depends on uninitialised value' "${memcheck[@]}" "$work/plain" branch
 "$work/plain" read || { echo "sanitize.sh: the planted bug stops the program without a checker" >&2; exit 1; }
 
 echo "== address,undefined"
@@ -46,9 +47,8 @@ cmake --build "$work/san" -j "$jobs" >"$work/log" 2>&1 || { cat "$work/log"; exi
 
 # The test programs run under valgrind, and with them the command, which they start. Debian's shell is
 # traced too, for its children's sake. What valgrind adds is reads of memory that nobody wrote, in the code as
-# it is optimised. Left out are `model` and `check`, half of the time, which run every configuration of golden/hf
-# once more: valgrind sees those that `bits` has, and the judge in `diagnose`, `judge` and `judge_command`; the
-# others run under AddressSanitizer alone.
+# it is optimised. `model` and `check` run with every configuration of golden/hf, but without golden/tiny, which takes
+# them minutes here: `bits`, `diagnose`, `judge` and `judge_command` run that.
 echo "== valgrind"
 emulator=valgrind
 for word in "${memcheck[@]:1}" --trace-children=yes '--trace-children-skip=*/rm,*/mkdir,*/cp,*/cat,*/ln,*/sed,*/ls,*/tail'; do
@@ -58,5 +58,11 @@ cmake -G Ninja -S "$root" -B "$work/valgrind" -DCMAKE_BUILD_TYPE=None -DCMAKE_C_
     "-DCMAKE_CROSSCOMPILING_EMULATOR=$emulator" >"$work/log" || { cat "$work/log"; exit 1; }
 cmake --build "$work/valgrind" -j "$jobs" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 (cd "$work/valgrind" && ctest -E '^(model|check)$' -j "$jobs" --timeout 1500 --output-on-failure)
+cases=("$root"/golden/hf/*/config.json)
+cd "$work/valgrind"
+"${memcheck[@]}" ./test_check "$root/golden" --some "${cases[@]%/config.json}" >"$work/check" 2>&1 &
+"${memcheck[@]}" ./test_model "$root/golden" --some "${cases[@]%/config.json}" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+wait $! || { cat "$work/check"; exit 1; }
+tail -qn 1 "$work/log" "$work/check"
 grep -q 'valgrind' "$work/valgrind/CTestTestfile.cmake" || { echo "sanitize.sh: valgrind was not used" >&2; exit 1; }
 echo "sanitizers and valgrind: no reports"

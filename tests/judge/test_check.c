@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /* The judge against Hugging Face's tensors (golden/hf), and against faults in them.
  *
- * test_check GOLDEN CASE...   GOLDEN is the folder golden/, CASE a folder of golden/hf with a
- * config.json
+ *   test_check GOLDEN [--some] CASE...   the folder golden/, and folders of golden/hf with a
+ *                                        config.json; --some: 1. of these and no more
  *
- * 1. Every case and dtype: each tensor is exact or within; nothing is left unjudged. 2.
- * golden/tiny: one element of one tensor is changed, for every kind of tensor in turn: that is the
- * first
- *    that differs. What an honest implementation may do (an ulp) is not blamed.
+ * 1. Every case and dtype: each tensor is exact or within; nothing is left unjudged.
+ * 2. golden/tiny: one element of one tensor is changed, for every kind of tensor in turn: that is
+ *    the first that differs. What an honest implementation may do (an ulp) is not blamed.
  * 3. Rounding: all elements of a bfloat16 tensor an ulp off, one channel scaled by 1.002:
- * `rounding`. 4. NaN and infinity, half of the taps, layer outputs only, the last rows only. */
+ *    `rounding`.
+ * 4. NaN and infinity, half of the taps, layer outputs only, the last rows only. */
 #include "judge/walk.h"
 #include "judge/report.h"
 #include "model.h"
@@ -588,14 +588,19 @@ int main(int argc, char **argv)
 {
     static fixture f;
     char path[512];
-    CHECKF(argc >= 18, "%d cases, expected at least 16", argc - 2);
+    bool some = argc > 2 && strcmp(argv[2], "--some") == 0;
+    CHECKF(some || argc >= 18, "%d cases, expected at least 16", argc - 2);
     if (argc < 2) return t_done("test_check");
     bool started = false;
-    for (int i = 2; i < argc; i++) {
+    for (int i = 2 + some; i < argc; i++) {
         fixture_by_rule(&f, argv[i]);
         test_honest(&f, argv[i]);
         if (strstr(argv[i], "positions") != NULL) test_start(&f, argv[i]), started = true;
         fixture_close(&f);
+    }
+    if (some) {
+        free(lines.data);
+        return t_done("test_check");
     }
     CHECK(started);
     snprintf(path, sizeof path, "%s/tiny", argv[1]);
