@@ -19,8 +19,8 @@ Inverse frequencies, angles, attention scaling, hd^-0.5 and eps keep their float
 throughout: they belong to the definition.
 
 Exit status 0 if our error is at most Hugging Face's in the median over the taps, both ways, and,
-teacher-forced, at most 1.05 of it in every tap, in relative L2 and in rms ulp; else 1. Equal bits
-tie.
+teacher-forced, at most 1.05 of it in every tap, in relative L2 and in rms ulp, and if, over all cases,
+MODEL.md section 10 has these errors of ours; else 1. Equal bits tie.
 """
 
 import argparse
@@ -428,6 +428,8 @@ def small(value):
 
 
 def print_forced(rows, whos):
+    """The table; returns its rows as lists of cells."""
+    table = []
     print("| operator | taps | " + " | ".join(f"{LABELS[w]}: max, rms, L2" for w in whos) + " |")
     print("|---|---|" + "---|" * len(whos))
     for kind, _ in KINDS:
@@ -442,7 +444,27 @@ def print_forced(rows, whos):
             cells.append(f"{number(max(f.max for f in figures))}, {number(rms)}, "
                          f"{small(np.median([f.relative for f in figures]))}" if count else "-")
         taps = sum(r[3] == "ours" for r in mine)
-        print(f"| {kind} | {taps} | " + " | ".join(cells) + " |")
+        table.append([kind, str(taps), *cells])
+        print("| " + " | ".join(table[-1]) + " |")
+    return table
+
+
+def as_written(table):
+    """Whether MODEL.md section 10 has these operators and numbers of taps, and ours wherever Hugging Face's errors are
+    the written ones: those, and with them the inputs of both, move with processor and release."""
+    with open(os.path.join(ROOT, "MODEL.md"), encoding="utf-8") as f:
+        lines = f.read().split("| operator | taps |")[1].split("\n\n")[0].split("\n")[2:]
+    written = [line.strip("| ").split(" | ")[:4] for line in lines]
+    wrong = [] if len(written) == len(table) else [f"{len(written)} operators, expected {len(table)}"]
+    moved = 0
+    for row, cells in zip(written, (cells[:4] for cells in table)):
+        moved += row[3] != cells[3]
+        if row[:2] != cells[:2] or (row[3] == cells[3] and row[2] != cells[2]):
+            wrong.append(f"{' | '.join(row)}, expected {' | '.join(cells)}")
+    for row in wrong:
+        print(f"MODEL.md section 10: found {row}")
+    print(f"MODEL.md section 10: {len(written) - moved} operators compared; of {moved} Hugging Face's errors are others here")
+    return not wrong
 
 
 def print_free(rows, whos, cases):
@@ -505,8 +527,11 @@ def main():
                 ties |= same
         except (subprocess.CalledProcessError, OSError) as problem:
             raise SystemExit(f"accuracy.py: {problem}")
-    report(rows, cases, options)
-    return 0 if verdict(rows, ties) else 1
+    table = report(rows, cases, options)
+    good = verdict(rows, ties)
+    if not options.case:
+        good = as_written(table) and good
+    return 0 if good else 1
 
 
 def report(rows, cases, options):
@@ -514,12 +539,13 @@ def report(rows, cases, options):
     if options.llamacpp:
         assert "llama.cpp" in whos, "no case that llama.cpp can run"
     print("\nTeacher-forced; max and rms in ulp of float32, median over the taps of relative L2:\n")
-    print_forced(rows, whos)
+    table = print_forced(rows, whos)
     print("\nFree-running, relative L2 error:\n")
     print_free(rows, whos, cases)
     print()
     if options.taps:
         write_rows(options.taps, rows)
+    return table
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ rooms    nothing includes leftwards: core, then host with the tokenizer, then ju
 text     100 columns, no tabs, no blanks at the end of a line; hexadecimal digits of C in upper case
 licence  SPDX line in each source file
 paths    each path of this project that a document names exists
-numbers  README's numbers are those of golden/DETECTION.md and golden/bits/README.md
+numbers  what documents say in numbers is what the files say that programs wrote (NUMBERS)
 
 Each check must also find what it looks for in a planted violation. Needs Python and git.
 """
@@ -96,25 +96,43 @@ def paths(path, text, exists):
 
 # ---- numbers ----
 
-def numbers(readme, detection, bits):
-    """(what, README's number, the number of the file that a program wrote)"""
-    def one(pattern, text, what):
-        found = re.findall(pattern, text)
-        return (int(found[0]) if len(found) == 1 else None), what
-    rows = re.search(r"(\d+) rows ran with the one hash", bits)
-    table = int(rows[1]) if rows else None
-    for (in_readme, what), want in (
-        (one(r"plants (\d+)\s+bugs", readme, "planted bugs"), one(r"- bugs: (\d+);", detection, "")[0]),
-        (one(r"(\d+)\s+honest\s+backends", readme, "honest backends"), one(r"and (\d+) dumps", detection, "")[0]),
-        (one(r"(\d+)\s+combinations of compilers", readme, "platforms"), table),
-    ):
-        if in_readme is not None and in_readme != want:
-            yield f"README.md: {what}: found {in_readme}, expected {want}"
-        elif want is None:
-            yield f"{what}: found no total in the file that a program wrote"
+# What a document says in numbers, and the file that a program wrote or that a test asks it of. Each of both patterns
+# must fit exactly once. What README's examples print is scripts/ci/check_readme.py's.
+NUMBERS = (
+    ("README.md", r"plants (\d+)\s+bugs", "golden/DETECTION.md", r"- bugs: (\d+);"),
+    ("README.md", r"runs (\d+)\s+honest\s+backends", "golden/DETECTION.md", r"and (\d+) dumps"),
+    ("README.md", r"with (\d+)\s+combinations\s+of\s+compilers", "golden/bits/README.md", r"(\d+) rows ran with the one hash"),
+    ("README.md", r"at most ([\d.]+) of Hugging Face's \(median\)", "tests/model/test_model.c", r"CHECKF\(median <= ([\d.]+),"),
+    ("MODEL.md", r"all taps must be at most ([\d.]+\d)", "tests/model/test_model.c", r"CHECKF\(median <= ([\d.]+),"),
+    ("MODEL.md", r"at most ([\d.]+) of it in\s+every\s+single\s+one", "scripts/ci/accuracy.py", r"LIMIT = ([\d.]+)"),
+    ("tests/baremetal/README.md", r"At most (\d+) bytes", "tests/baremetal/stack.sh", r"\nlimit=(\d+)"),
+)
+
+
+def numbers(text_of):
+    for document, pattern, source, its_pattern in NUMBERS:
+        found, expected = re.findall(pattern, text_of(document)), re.findall(its_pattern, text_of(source))
+        if len(found) != 1 or len(expected) != 1:
+            yield (f"{document}: '{pattern}' fits {len(found)} times, '{its_pattern}' {len(expected)} times in {source}, "
+                   f"expected 1 and 1")
+        elif found != expected:
+            yield f"{document}: '{pattern}': found {found[0]}, expected {expected[0]}, as {source} says"
 
 
 # ---- the run ----
+
+def numbers_planted():
+    """For each row of NUMBERS: another number in the document; the number reworded away."""
+    for row in NUMBERS:
+        document, pattern, source, _ = row
+        for change in (lambda number: f"{number}0", lambda number: "many"):
+            def text_of(name):
+                text, where = read(name), re.search(pattern, read(name))
+                if name != document or where is None:
+                    return text
+                return text[:where.start(1)] + change(where[1]) + text[where.end(1):]
+            yield [fault for fault in numbers(text_of) if document in fault and pattern in fault]
+
 
 def planted():
     """Each check finds what it is there for."""
@@ -126,7 +144,7 @@ def planted():
         text_rules("judge/x.c", "x" * (WIDTH + 1)), text_rules("judge/x.c", "\tx"),
         text_rules("judge/x.c", "x "), text_rules("judge/x.c", "y = 0xff;"),
         licence("judge/x.c", "int x;"), paths("README.md", "see `scripts/ci/none.sh`", lambda name: False),
-        numbers("it plants 1 bugs", "- bugs: 2;", ""),
+        *numbers_planted(),
     )
     return [f"planted violation {k}: not found" for k, case in enumerate(cases) if not list(case)]
 
@@ -157,7 +175,7 @@ def main():
         wrong += paths(path, text, lambda name: os.path.exists(os.path.join(ROOT, name))
                        or os.path.exists(os.path.join(beside, name)))
     if not only_rooms:
-        wrong += numbers(read("README.md"), read("golden/DETECTION.md"), read("golden/bits/README.md"))
+        wrong += numbers(read)
     print("\n".join(wrong), end="\n" if wrong else "")
     print(f"style: {count} files, {len(wrong)} faults")
     return 1 if wrong or count == 0 else 0

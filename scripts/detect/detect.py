@@ -343,24 +343,26 @@ def main():
         matrix = Matrix(command, folder)
         rows = list(pool.map(matrix.judge, chosen))
         text_table(rows)
-        honest, pairs = [], []
+        honest, pairs, others = [], [], 0
         if not args.only:
             honest = list(pool.map(matrix.own_honest, honest_jobs()))
             pairs = matrix.honest_gates()
         if args.honest:
             with open(os.path.join(args.honest, "list.json")) as f:
-                others = json.load(f)
+                dumps = json.load(f)
 
             def run(h):
                 path = {k: os.path.join(args.honest, h[k]) for k in ("model", "file")}
                 return matrix.judge_honest(h["name"], path["model"], path["file"], h["options"])
-            honest += pool.map(run, others)
+            honest += pool.map(run, dumps)
+            others = len(dumps)
     for name, alarm, last, rounding in honest:
         if alarm or args.honest:
             print(f"{'FALSE ALARM' if alarm else 'agrees':11} {name}: {last}; rounding in {rounding}")
     totals = totals_of(rows, honest, pairs)
     print("gates: " + legend())
     print("\n".join(totals))
+    print(f"dumps of other backends: {others}")
     if args.markdown:
         with open(args.markdown, "w") as f:
             f.write(markdown_table(rows, totals))
