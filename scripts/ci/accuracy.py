@@ -24,7 +24,6 @@ MODEL.md section 10 has these errors of ours; else 1. Equal bits tie.
 """
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -34,7 +33,7 @@ import tempfile
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden"))
 import hf_taps
@@ -46,8 +45,8 @@ ROOT = make_golden.ROOT
 LIMIT = 1.05
 LABELS = {"ours": "ours", "hf": "Hugging Face", "llama.cpp": "llama.cpp"}
 
-# Cases of golden/hf whose weights are a rule, and golden/tiny. "tiny-sparse" is golden/tiny without
-# its dense layer, which llama.cpp's qwen3moe cannot have.
+# Cases of golden/hf whose weights are a rule, and golden/tiny. "tiny-sparse" is golden/tiny without its dense layer,
+# for llama.cpp (make_golden.without_dense).
 CASES = ["base", "bias", "long-rows", "sparse-step", "no-renormalise", "wide-router", "one-kv-head",
          "window", "odd-sizes", "eps", "positions", "rope-yarn", "tiny", "tiny-sparse"]
 
@@ -276,40 +275,6 @@ def build_forced(folder):
     return program
 
 
-def write_model(folder, case):
-    """A model folder for the case; returns config, ids, first position."""
-    taken = "tiny" if case == "tiny-sparse" else case
-    taps, metadata = hf_taps.read_tensors(f"{make_golden.HF}/{taken}/taps-float32.safetensors")
-    if case.startswith("tiny"):
-        config = json.load(open(os.path.join(make_golden.TINY, "config.json")))
-        weights = load_file(os.path.join(make_golden.TINY, "model.safetensors"))
-        if case == "tiny-sparse":
-            config, weights = without_dense(config, weights)
-    else:
-        config = make_golden.CASES[case][0]
-        weights = hf_taps.rule_checkpoint(config, case)
-    with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(config, f)
-    save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
-    return config, taps["input_ids"].tolist(), int(metadata["start"])
-
-
-def without_dense(config, weights):
-    """The same model with its dense layers left out."""
-    full = hf_taps.full_config(config)
-    kept = [i for i in range(full["num_hidden_layers"]) if hf_taps.is_sparse(full, i)]
-    config = {**config, "num_hidden_layers": len(kept), "mlp_only_layers": []}
-    renamed = {}
-    for name, value in weights.items():
-        if name.startswith("model.layers."):
-            _, _, i, rest = name.split(".", 3)
-            if int(i) not in kept:
-                continue
-            name = f"model.layers.{kept.index(int(i))}.{rest}"
-        renamed[name] = value
-    return config, renamed
-
-
 def llamacpp_can(config):
     """llama.cpp's qwen3moe: all layers sparse, renormalised, no bias, no window; default RoPE."""
     c = hf_taps.full_config(config)
@@ -336,7 +301,7 @@ def check_frequencies(case, config, ours, theirs):
 def run_case(case, command, forced, llamacpp):
     """Rows (case, tap, way, who, figures, kind), and the taps whose bits are Hugging Face's."""
     with tempfile.TemporaryDirectory() as folder:
-        config, ids, start = write_model(folder, case)
+        config, ids, start = make_golden.write_model(folder, case)
         weights = {name: value.float().numpy().astype(L) for name, value in
                    load_file(os.path.join(folder, "model.safetensors")).items()}
         model = hf_taps.load_folder(folder, torch.float32)

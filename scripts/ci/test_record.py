@@ -15,7 +15,6 @@ import torch
 
 ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("golden", "record")]
-import accuracy
 import hf_taps
 import make_golden
 import record_hf
@@ -46,7 +45,7 @@ def farthest(found, want):
 
 
 def test_case(case, folder):
-    config, ids, start = accuracy.write_model(folder, case)
+    config, ids, start = make_golden.write_model(folder, case)
     line = taps.config_line(config)
     for dtype in hf_taps.DTYPES:
         model = hf_taps.load_folder(folder, hf_taps.DTYPES[dtype])
@@ -70,7 +69,7 @@ def test_case(case, folder):
 
 def test_experts(folder):
     """Slots of the packed implementations: in float32 each step must be eager's."""
-    config, ids, start = accuracy.write_model(folder, "tiny")
+    config, ids, start = make_golden.write_model(folder, "tiny")
     want = hf_taps.run(hf_taps.load_folder(folder, torch.float32), config, ids, start)
     for experts in ("grouped_mm", "batched_mm") if hf_taps.V5 else ():
         model = record_hf.load(argparse.Namespace(model=folder, dtype="float32", attn="sdpa", experts=experts,
@@ -154,7 +153,7 @@ def test_command(folder):
 def test_llamacpp(python, folder):
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "record", "record_llamacpp.py")
     for case in ("base", "tiny-sparse", "wide-router"):
-        config, ids, start = accuracy.write_model(folder, case)
+        config, ids, start = make_golden.write_model(folder, case)
         want = hf_taps.run(hf_taps.load_folder(folder, torch.float32), config, ids, start)
         path = os.path.join(folder, "llamacpp.safetensors")
         for more in ([], ["--ubatch", "3", "--threads", "2"], ["--flash", "on"]):

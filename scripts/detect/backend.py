@@ -306,10 +306,12 @@ def check():
     """The honest backend against golden/hf: the largest relative L2 of any tap, or what is wrong."""
     import os
     import sys
-    sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden"))
-    import make_golden
-    import hf_taps
+
     from safetensors.torch import load_file
+
+    sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden"))
+    import hf_taps
+    import make_golden
     for case in [*make_golden.CASES, "tiny"]:
         folder = f"{make_golden.HF}/{case}"
         config = make_golden.CASES[case][0] if case != "tiny" else None

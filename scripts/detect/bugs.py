@@ -20,12 +20,12 @@ import json
 import math
 import os
 import re
+import sys
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-import sys
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden"))
 import hf_taps
 import make_golden
@@ -55,7 +55,7 @@ TINY = {
     "tiny-linear": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
     "tiny-tied": {"tie_word_embeddings": True},
     "tiny-nan": {},
-    "tiny-sparse": {"mlp_only_layers": [], "num_hidden_layers": 4},
+    "tiny-sparse": {},
 }
 MODELS = [*TINY, *RULE]
 TOKENS = 24
@@ -73,9 +73,8 @@ def load_model(name):
         del weights["lm_head.weight"]
     if name == "tiny-nan":
         weights["model.embed_tokens.weight"][NAN_TOKEN, 5] = math.nan
-    if name == "tiny-sparse":  # without the dense layer 1, which llama.cpp's qwen3moe cannot have
-        weights = {re.sub(r"layers\.([2-9])", lambda m: f"layers.{int(m[1]) - 1}", n): v
-                   for n, v in weights.items() if "layers.1." not in n}
+    if name == "tiny-sparse":
+        return make_golden.without_dense(config, weights)
     return config, weights
 
 

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
-sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("ci", "golden", "record")]
-import accuracy
+sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("golden", "record")]
 import hf_taps
+import make_golden
 import record_hf
 import rule
 
@@ -194,7 +194,7 @@ class Bench:
         if model not in self.models:
             folder = self.models[model] = os.path.join(self.out, "models", model)
             os.makedirs(folder, exist_ok=True)
-            write_long(folder) if model == "long" else accuracy.write_model(folder, model)
+            write_long(folder) if model == "long" else make_golden.write_model(folder, model)
         return self.models[model]
 
     def prompt(self, model, tokens):

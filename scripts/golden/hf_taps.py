@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import struct
+import sys
 import tempfile
 
 import numpy as np
@@ -27,7 +28,6 @@ import transformers
 from safetensors.torch import save_file
 from transformers.models.qwen3_moe import modeling_qwen3_moe as modeling
 
-import sys
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "record"))
 import rule
 from taps import config_line, full_config, to_4x

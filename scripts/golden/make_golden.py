@@ -22,6 +22,7 @@ import tempfile
 import tokenizers
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import golden_ops
 import hf_taps
@@ -325,6 +326,43 @@ def write_tiny(folder):
         new = tensors[f"prompt{PROMPTS.index('In the beginning')}.float32.ids"].tolist()
         f.write(" ".join(map(str, new)) + "\n")
     print(f"tiny: {len(prompts)} prompts of {[len(i) for i in prompts]} tokens", flush=True)
+
+
+# ---- model folders, for other scripts ------------------------------------------------------------
+
+
+def write_model(folder, case):
+    """Writes a model folder for the case, or for "tiny-sparse"; returns config, ids, first position."""
+    taken = "tiny" if case == "tiny-sparse" else case
+    taps, metadata = hf_taps.read_tensors(f"{HF}/{taken}/taps-float32.safetensors")
+    if case.startswith("tiny"):
+        config = json.load(open(os.path.join(TINY, "config.json")))
+        weights = load_file(os.path.join(TINY, "model.safetensors"))
+        if case == "tiny-sparse":
+            config, weights = without_dense(config, weights)
+    else:
+        config = CASES[case][0]
+        weights = hf_taps.rule_checkpoint(config, case)
+    with open(os.path.join(folder, "config.json"), "w") as f:
+        json.dump(config, f)
+    save_file(weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    return config, taps["input_ids"].tolist(), int(metadata["start"])
+
+
+def without_dense(config, weights):
+    """The same model with its dense layers left out, which llama.cpp's qwen3moe cannot have."""
+    full = hf_taps.full_config(config)
+    kept = [i for i in range(full["num_hidden_layers"]) if hf_taps.is_sparse(full, i)]
+    config = {**config, "num_hidden_layers": len(kept), "mlp_only_layers": []}
+    renamed = {}
+    for name, value in weights.items():
+        if name.startswith("model.layers."):
+            _, _, i, rest = name.split(".", 3)
+            if int(i) not in kept:
+                continue
+            name = f"model.layers.{kept.index(int(i))}.{rest}"
+        renamed[name] = value
+    return config, renamed
 
 
 # ---- the manifest -------------------------------------------------------------------------------

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Makes golden/tiny: a small Qwen3-MoE checkpoint, trained on the King James Bible.
 
