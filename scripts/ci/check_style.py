@@ -100,7 +100,7 @@ def paths(path, text, exists):
 # must fit exactly once. What README's examples print is scripts/ci/check_readme.py's.
 NUMBERS = (
     ("README.md", r"plants (\d+)\s+bugs", "golden/DETECTION.md", r"- bugs: (\d+);"),
-    ("README.md", r"runs (\d+)\s+honest\s+backends", "golden/DETECTION.md", r"and (\d+) dumps"),
+    ("README.md", r"judges (\d+)\s+dumps\s+of\s+honest\s+backends", "golden/DETECTION.md", r"and (\d+) dumps"),
     ("README.md", r"with (\d+)\s+combinations\s+of\s+compilers", "golden/bits/README.md", r"(\d+) rows ran with the one hash"),
     ("README.md", r"at most ([\d.]+) of Hugging Face's \(median\)", "tests/model/test_model.c", r"CHECKF\(median <= ([\d.]+),"),
     ("MODEL.md", r"all taps must be at most ([\d.]+\d)", "tests/model/test_model.c", r"CHECKF\(median <= ([\d.]+),"),
