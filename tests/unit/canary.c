@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* A planted bug, to show that a checker is at work: scripts/ci/sanitize.sh wants to see it
- * reported. canary read: reads behind a block. canary add: overflows a signed integer. canary branch:
- * decides by a byte that nobody wrote. */
+ * reported. canary read: reads behind a block. canary add: overflows a signed integer. canary
+ * branch: decides by a byte that nobody wrote. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
