@@ -3,6 +3,7 @@
  * stands in report_text.c and report_page.c. */
 #include "judge/report.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,8 +16,7 @@ static q3_status keep_lines(q3_report *r, const q3_report_part *parts, size_t co
     size_t size = 1;
     for (size_t i = 0; i < count; i++) size += parts[i].length + 1;
     r->lines = malloc(size);
-    if (r->lines == NULL)
-        return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", r->name);
+    if (r->lines == NULL) return q3_no_memory(error, r->name);
     for (size_t i = 0; i < count; i++) {
         if (parts[i].length == 0) continue;
         memcpy(r->lines + r->length, parts[i].lines, parts[i].length);
@@ -47,6 +47,7 @@ static q3_status read_parts(q3_report *r, const q3_report_part *parts, size_t co
                          "%s: found no line of a run, expected reports that check or diff wrote",
                          r->name);
     if (status == Q3_OK) status = q3_report_merge(r, error);
+    if (status == Q3_OK) r->first_bad = q3_report_find_bad(r);
     if (status == Q3_OK && whole) status = check_whole(r, error);
     if (status == Q3_OK) status = keep_lines(r, parts, count, error);
     return status;
@@ -58,11 +59,8 @@ q3_status q3_report_read(q3_report **report, const q3_report_part *parts, size_t
     const char *name = count == 1 ? parts[0].name : "reports";
     q3_report *r = calloc(1, sizeof *r);
     *report = NULL;
-    if (r != NULL) r->name = q3_join(name, "", "");
-    if (r == NULL || r->name == NULL) {
-        free(r);
-        return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", name);
-    }
+    if (r == NULL) return q3_no_memory(error, name);
+    snprintf(r->name, sizeof r->name, "%s", name);
     q3_status status = read_parts(r, parts, count, whole, error);
     if (status == Q3_OK)
         *report = r;
@@ -79,7 +77,6 @@ void q3_report_close(q3_report *r)
     free(r->entries);
     free(r->covered);
     free(r->lines);
-    free(r->name);
     free(r);
 }
 
@@ -97,8 +94,7 @@ const q3_finding *q3_report_finding(const q3_report *r, size_t index)
 
 const q3_finding *q3_report_decisive(const q3_report *r)
 {
-    const report_entry *e = q3_report_first_bad(r);
-    return e != NULL ? &e->f : NULL;
+    return r->first_bad != NULL ? &r->first_bad->f : NULL;
 }
 
 /* The entries stand layer by layer, so that it is enough to remember the last one counted. */
@@ -132,7 +128,7 @@ q3_status q3_report_give(q3_text *made, char **text, size_t *length, const q3_re
     free(made->data);
     *text = NULL;
     *length = 0;
-    return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for the report", r->name);
+    return q3_no_memory(error, r->name);
 }
 
 q3_status q3_report_lines(const q3_report *r, char **lines, size_t *length, q3_error *error)

@@ -51,7 +51,7 @@ typedef struct report_entry {
 } report_entry;
 
 struct q3_report {
-    char *name;            /* for messages: the part's, or "reports" */
+    char name[301];        /* for messages: the part's, cut off where it is long, or "reports" */
     char *lines;           /* of all parts, each ended by a newline; a 0 behind them */
     size_t length;         /* of lines */
     bool has_run;
@@ -59,6 +59,7 @@ struct q3_report {
     bool *covered;         /* [run.layers]: some run judged it */
     report_entry *entries; /* in the order of computation; what is no tap, behind */
     size_t count, room;
+    const report_entry *first_bad; /* the first that makes exit status 1; NULL: none */
 };
 
 /* A writer's result: the text's block goes to the caller. */
@@ -84,8 +85,8 @@ typedef struct verdict_words {
 
 extern const verdict_words q3_verdict_words[Q3_VERDICT_COUNT];
 
-/* The first entry that makes exit status 1; NULL: none. */
-const report_entry *q3_report_first_bad(const q3_report *r);
+/* Looks for first_bad. */
+const report_entry *q3_report_find_bad(const q3_report *r);
 /* What needs no row of its own: exact, within, and in a run what is missing. */
 bool q3_report_is_quiet(const q3_report *r, const q3_finding *f);
 void q3_report_tally(const q3_report *r, size_t counts[Q3_VERDICT_COUNT]);

@@ -69,7 +69,7 @@ static void add_cell(q3_text *out, const q3_report *r, const report_entry *e)
     add_escaped(out, f->name);
     q3_text_add(out, ": ");
     q3_text_add(out, q3_verdict_name(f->verdict));
-    q3_text_add(out, e == q3_report_first_bad(r) ? "\" data-first>" : "\">");
+    q3_text_add(out, e == r->first_bad ? "\" data-first>" : "\">");
     add_char(out, q3_verdict_words[f->verdict].letter);
     q3_text_add(out, "</button>");
 }
@@ -89,7 +89,7 @@ static void add_not_judged(q3_text *out, const q3_report *r)
     for (size_t i = 0; i < r->run.layers; i++) {
         if (r->covered[i]) continue;
         if (!any) add_term(out, "not judged");
-        q3_report_add_count(out, any ? " " : "layers ", i, "");
+        q3_text_count(out, any ? " " : "layers ", i);
         any = true;
     }
 }
@@ -181,7 +181,7 @@ static size_t add_layer(q3_text *out, const q3_report *r, size_t i, const bool u
         if (!q3_tap_in_layer(e->id) || e->f.layer != layer) break;
         cells[q3_tap_column(e->id)] = e;
     }
-    q3_report_add_count(out, "<tr><th scope=row>", layer, "");
+    q3_text_count(out, "<tr><th scope=row>", layer);
     for (size_t c = 0; c < Q3_TAP_COUNT; c++) {
         if (!used[c]) continue;
         q3_text_add(out, "<td>");

@@ -42,7 +42,7 @@ static bool is_bad(const q3_report *r, const q3_finding *f)
     return false;
 }
 
-const report_entry *q3_report_first_bad(const q3_report *r)
+const report_entry *q3_report_find_bad(const q3_report *r)
 {
     for (size_t i = 0; i < r->count; i++)
         if (is_bad(r, &r->entries[i].f)) return &r->entries[i];
@@ -53,7 +53,7 @@ const report_entry *q3_report_first_bad(const q3_report *r)
 q3_outcome q3_report_outcome(const q3_report *r)
 {
     size_t counts[Q3_VERDICT_COUNT];
-    if (q3_report_first_bad(r) != NULL) return Q3_OUTCOME_DIFFERS;
+    if (r->first_bad != NULL) return Q3_OUTCOME_DIFFERS;
     q3_report_tally(r, counts);
     size_t judged = r->count - counts[Q3_VERDICT_MISSING] - counts[Q3_VERDICT_UNJUDGED];
     return judged > 0 || is_diff(r) ? Q3_OUTCOME_AGREES : Q3_OUTCOME_UNJUDGED;
@@ -75,8 +75,7 @@ void q3_report_tally(const q3_report *r, size_t counts[Q3_VERDICT_COUNT])
 
 void q3_report_add_count(q3_text *out, const char *before, uint64_t value, const char *after)
 {
-    q3_text_add(out, before);
-    q3_text_uint(out, value);
+    q3_text_count(out, before, value);
     q3_text_add(out, after);
 }
 
@@ -94,7 +93,7 @@ void q3_report_add_verdict(q3_text *out, const q3_report *r)
 
 void q3_report_add_options(q3_text *out, const q3_judged_run *run)
 {
-    q3_report_add_count(out, "from position ", run->start, "");
+    q3_text_count(out, "from position ", run->start);
     q3_text_add(out, run->free_running ? ", free-running" : ", teacher-forced");
     if (run->strict) q3_text_add(out, ", strict");
     if (run->accumulate[0] != 0) {
@@ -120,7 +119,7 @@ void q3_report_add_place(q3_text *out, const report_entry *e, const size_t place
     for (size_t i = 0; i < e->f.rank || i == 0; i++) {
         q3_text_add(out, i > 0 ? ", " : "");
         q3_text_add(out, q3_tap_axis(e->id, e->f.rank, i));
-        q3_report_add_count(out, " ", place[i], "");
+        q3_text_count(out, " ", place[i]);
     }
 }
 

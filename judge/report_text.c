@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* report_text.c - a report as the text that check, diff and report print. */
-#include "host/json.h"
 #include "judge/report.h"
 
 #include <stdio.h>
@@ -23,29 +22,11 @@ static void add_number(q3_text *out, const char *before, double value, int digit
     q3_text_digits(out, value, digits);
 }
 
-/* One character of a text that may come from a file; what would steer a terminal becomes '?'.
- * Returns its bytes. */
-static size_t add_character(q3_text *out, const char *text)
-{
-    char piece[8] = {0};
-    uint32_t code;
-    size_t length = q3_utf8_decode((const uint8_t *)text, strlen(text), &code);
-    bool control = length == 0 || code < 0x20 || (code >= 0x7F && code < 0xA0);
-    memcpy(piece, control ? "?" : text, control ? 1 : length);
-    q3_text_add(out, piece);
-    return length > 0 ? length : 1;
-}
-
-static void add_clean(q3_text *out, const char *text)
-{
-    while (*text != 0) text += add_character(out, text);
-}
-
-/* The same of a whole text that a summary made; frees it. */
+/* A text that a summary made, in which names from files may stand: as it may be shown. Frees it. */
 static void add_summary(q3_text *out, q3_text *plain)
 {
     if (plain->failed) out->failed = true;
-    if (plain->data != NULL) add_clean(out, plain->data);
+    if (plain->data != NULL) q3_text_clean(out, plain->data);
     free(plain->data);
 }
 
@@ -63,6 +44,7 @@ static size_t columns_of(const char *word, const char **end)
 static void add_words(q3_text *out, q3_text *words)
 {
     const char *p = words->data != NULL ? words->data : "", *end;
+    char shown[5];
     size_t column = INDENT;
     if (words->failed) out->failed = true;
     while (*p != 0) {
@@ -75,7 +57,10 @@ static void add_words(q3_text *out, q3_text *words)
             q3_text_add(out, " ");
             column++;
         }
-        while (p < end) p += add_character(out, p);
+        while (p < end) {
+            p += q3_clean(shown, p);
+            q3_text_add(out, shown);
+        }
         column += columns;
         while (*p == ' ') p++;
     }
@@ -125,9 +110,9 @@ static void add_not_judged(q3_text *out, const q3_report *r)
         if (end == i) continue;
         if (!any) q3_text_add(out, "layers   not judged:");
         any = true;
-        q3_report_add_count(out, " ", i, "");
+        q3_text_count(out, " ", i);
         if (end - i <= 3) continue;
-        q3_report_add_count(out, "-", end - 1, "");
+        q3_text_count(out, "-", end - 1);
         i = end - 1;
     }
     q3_text_add(out, any ? "\n" : "");
@@ -139,9 +124,9 @@ static void add_header(q3_text *out, const q3_report *r)
     bool diff = run->layers == 0;
     q3_text options = {0}, unknown = {0};
     q3_text_add(out, diff ? "first    " : "model    ");
-    add_clean(out, run->model);
+    q3_text_clean(out, run->model);
     q3_text_add(out, diff ? "\nsecond   " : "\nfile     ");
-    add_clean(out, run->file);
+    q3_text_clean(out, run->file);
     q3_text_add(out, "\n");
     if (diff) return;
     q3_text_add(out, "run      ");
@@ -404,8 +389,8 @@ static void add_differences(q3_text *out, const report_entry *e)
     add_number(&whole, "relative L2 ", f->relative_l2, 3);
     add_number(&whole, ", gain ", f->gain, 6);
     add_number(&whole, ", offset ", f->offset, 3);
-    q3_report_add_count(&whole, "; worst token ", f->worst_token, "");
-    q3_report_add_count(&whole, ", worst channel ", f->worst_channel, "");
+    q3_text_count(&whole, "; worst token ", f->worst_token);
+    q3_text_count(&whole, ", worst channel ", f->worst_channel);
     add_indented(out, &whole);
     add_share(&share, "differ: ", (double)f->differ, (double)f->elements);
     if (f->judged > 0) {
@@ -432,10 +417,10 @@ static void add_entry(q3_text *out, const report_entry *e, bool colour)
     q3_text between = {0};
     paint(out, q3_verdict_name(f->verdict), f->verdict, colour);
     pad(out, INDENT - strlen(q3_verdict_name(f->verdict)));
-    add_clean(out, f->name);
+    q3_text_clean(out, f->name);
     if (f->given_as != NULL && strcmp(f->given_as, f->name) != 0) {
         q3_text_add(out, " (as ");
-        add_clean(out, f->given_as);
+        q3_text_clean(out, f->given_as);
         q3_text_add(out, ")");
     }
     q3_text_add(out, "\n");

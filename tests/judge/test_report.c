@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* report*.c: lines of JSON, read, asked, as text and as a page. Several runs: test_merge.c. What the
- * page does in a browser: scripts/ci/check_html.sh. */
+/* report*.c: lines of JSON, read, asked, as text and as a page. Several runs: test_merge.c. What
+ * the page does in a browser: scripts/ci/check_html.sh. */
 #include "report_lines.h"
 
 #include <math.h>
+#include <time.h>
 
 static const char hostile[] = "a\"b\\</script><img src=x>&\x1b[31m\x7f\xc2\x9b\n\r\tz";
 
@@ -602,6 +603,56 @@ static void test_malformed(void)
                    "string (control characters need an escape)");
 }
 
+/* ==== Large reports =========================================================================== */
+
+/* Reads lines of a diff and writes text and page: neither takes more than `factor` times as long as
+ * reading, as it would if its time grew with the square of what it writes. */
+static void check_time(const q3_text *lines, const char *what, clock_t factor)
+{
+    const q3_report_part part = {"lines", lines->data, lines->size};
+    clock_t at[4] = {clock()};
+    q3_report *r = NULL;
+    q3_error error = {""};
+    char *text = NULL, *html = NULL;
+    size_t length = 0;
+    CHECKF(q3_report_read(&r, &part, 1, true, &error) == Q3_OK, "%s", error.text);
+    if (r == NULL) return;
+    at[1] = clock();
+    CHECK(q3_report_text(r, Q3_REPORT_ALL, &text, &length, &error) == Q3_OK);
+    at[2] = clock();
+    CHECK(q3_report_html(r, &html, &length, &error) == Q3_OK);
+    at[3] = clock();
+    for (int i = 1; i < 3; i++)
+        CHECKF(at[i + 1] - at[i] <= factor * (at[1] - at[0]), "%s: %.3f s, read in %.3f s", what,
+               (double)(at[i + 1] - at[i]) / CLOCKS_PER_SEC,
+               (double)(at[1] - at[0]) / CLOCKS_PER_SEC);
+    free(text);
+    free(html);
+    q3_report_close(r);
+}
+
+static void test_large(void)
+{
+    static char name[1000001];
+    q3_text lines = {0};
+    q3_judged_run run = {"a", "b", Q3_F32, 0, 0, 0, 0, 0, false, false, "", "", 0, NULL};
+    q3_finding f = {.name = name, .verdict = Q3_VERDICT_DIFFERS, .given_as = "a"};
+    memset(name, 'n', sizeof name - 1);
+    q3_report_put_run(&lines, &run);
+    q3_report_put_finding(&lines, &f);
+    check_time(&lines, "a long name", 200); /* 30 or less; with the square 1500 */
+    release(&lines);
+    q3_report_put_run(&lines, &run);
+    f.verdict = Q3_VERDICT_EXACT;
+    for (int i = 0; i < 20000; i++) {
+        snprintf(name, sizeof name, "tensor %d", i);
+        q3_report_put_finding(&lines, &f);
+    }
+    check_time(&lines, "many tensors", 3); /* 0.5 or less; with the square 8 */
+    release(&lines);
+}
+
+
 int main(void)
 {
     test_by_hand();
@@ -616,5 +667,6 @@ int main(void)
     test_hostile();
     test_diff();
     test_malformed();
+    test_large();
     return t_done("test_report");
 }
