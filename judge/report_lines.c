@@ -11,28 +11,10 @@
 
 /* ==== JSON out ================================================================================ */
 
-/* Control bytes, which names from a file may hold, and '<', which would end a script in a page, are
- * escaped; bytes that are not UTF-8, as in a path, become U+FFFD. */
+/* Names may hold anything that a file or a path may. */
 static void put_string(q3_text *out, const char *text)
 {
-    q3_text_add(out, "\"");
-    for (size_t left = strlen(text); left > 0;) {
-        char piece[8] = {0};
-        uint32_t code;
-        size_t length = q3_utf8_decode((const uint8_t *)text, left, &code);
-        if (length == 0)
-            memcpy(piece, "\xEF\xBF\xBD", 3);
-        else if (code == '"' || code == '\\')
-            snprintf(piece, sizeof piece, "\\%c", (char)code);
-        else if (code < 0x20 || code == '<')
-            snprintf(piece, sizeof piece, "\\u%04x", (unsigned)code);
-        else
-            memcpy(piece, text, length);
-        q3_text_add(out, piece);
-        text += length > 0 ? length : 1;
-        left -= length > 0 ? length : 1;
-    }
-    q3_text_add(out, "\"");
+    q3_text_string(out, text, strlen(text));
 }
 
 static void put_key(q3_text *out, const char *key)
@@ -118,10 +100,10 @@ void q3_report_put_run(q3_text *out, const q3_judged_run *run)
     q3_text_add(out, "}}\n");
 }
 
-/* The numbers of a finding, for writing and reading. */
-#define COUNTS(X) \
-    X(layer) X(elements) X(judged) X(differ) X(over_1_ulp) X(outside) X(worst_token) \
-    X(worst_channel) X(near_ties) X(wrong_sets) X(other_order)
+/* The numbers of a finding, for writing and reading; SIZE: those of type size_t. */
+#define COUNTS(X, SIZE) \
+    SIZE(layer) X(elements) X(judged) X(differ) X(over_1_ulp) X(outside) SIZE(worst_token) \
+    SIZE(worst_channel) X(near_ties) X(wrong_sets) X(other_order)
 #define REALS(X) \
     X(expected) X(max_ulp) X(max_ours) X(max_theirs) X(max_bound_ratio) X(relative_l2) X(gain) \
     X(offset)
@@ -166,7 +148,7 @@ void q3_report_put_finding(q3_text *out, const q3_finding *f)
     put_text(out, "looks_like", f->looks_like[0] != 0 ? f->looks_like : NULL);
     put_place(out, "shape", f->shape, f->rank);
 #define PUT(field) put_count(out, #field, f->field);
-    COUNTS(PUT)
+    COUNTS(PUT, PUT)
 #undef PUT
 #define PUT(field) put_number(out, #field, f->field);
     REALS(PUT)
@@ -200,16 +182,29 @@ static void refuse(reader *in, const char *key)
 
 static void no_memory(reader *in)
 {
-    if (in->status == Q3_OK)
-        in->status = q3_fail(in->error, Q3_ERROR_MEMORY, "%s: no memory", in->json.name);
+    if (in->status == Q3_OK) in->status = q3_no_memory(in->error, in->json.name);
 }
 
-static size_t get_count(reader *in, uint32_t object, const char *key)
+static uint64_t get_count(reader *in, uint32_t object, const char *key)
 {
     uint64_t value = 0;
     uint32_t node = q3_json_find(&in->json, object, key);
-    if (!q3_json_uint(&in->json, node, &value) || value > SIZE_MAX) refuse(in, key);
+    if (!q3_json_uint(&in->json, node, &value)) refuse(in, key);
+    return value;
+}
+
+static size_t get_size(reader *in, uint32_t object, const char *key)
+{
+    uint64_t value = get_count(in, object, key);
+    if (value > SIZE_MAX) refuse(in, key);
     return (size_t)value;
+}
+
+static bool get_flag(reader *in, uint32_t object, const char *key)
+{
+    uint64_t value = get_count(in, object, key);
+    if (value > 1) refuse(in, key);
+    return value == 1;
 }
 
 /* As put_real writes. The bits are given, since math.h is not needed for anything else. */
@@ -299,8 +294,10 @@ static size_t get_profile(reader *in, const char *key, float values[Q3_PROFILE_B
 {
     size_t count;
     uint32_t node = get_list(in, 0, key, Q3_PROFILE_BINS, &count);
-    for (size_t i = 0; i < count; i++, node = in->json.nodes[node].next)
+    for (size_t i = 0; i < count; i++, node = in->json.nodes[node].next) {
         values[i] = (float)real_of(in, node, key);
+        if (values[i] < 0) refuse(in, key);
+    }
     return count;
 }
 
@@ -360,8 +357,10 @@ static void read_finding(reader *in, q3_finding *f)
     get_fixed(in, 0, "looks_like", true, f->looks_like, sizeof f->looks_like);
     f->rank = get_place(in, 0, "shape", f->shape);
 #define GET(field) f->field = get_count(in, 0, #field);
-    COUNTS(GET)
+#define GET_SIZE(field) f->field = get_size(in, 0, #field);
+    COUNTS(GET, GET_SIZE)
 #undef GET
+#undef GET_SIZE
 #define GET(field) f->field = get_real(in, 0, #field);
     REALS(GET)
 #undef GET
@@ -380,11 +379,9 @@ static void read_finding(reader *in, q3_finding *f)
 /* Another version's lines would be misread, even where all keys are there. */
 static void check_format(reader *in, uint32_t run)
 {
-    char format[64];
-    get_fixed(in, run, "format", false, format, sizeof format);
-    if (in->bad_key == NULL && in->status == Q3_OK && strcmp(format, FORMAT) != 0)
-        in->status = q3_fail(in->error, Q3_ERROR_INPUT, "%s: format: found %s, expected " FORMAT,
-                             in->json.name, format);
+    uint32_t format = q3_json_find(&in->json, run, "format");
+    if (!q3_json_equal(&in->json, format, FORMAT))
+        in->status = q3_json_fail(&in->json, format, "format", FORMAT, in->error);
 }
 
 static void read_run(reader *in, uint32_t run, q3_judged_run *out)
@@ -398,16 +395,16 @@ static void read_run(reader *in, uint32_t run, q3_judged_run *out)
     for (q3_dtype d = Q3_F32; d <= Q3_F16; d++)
         if (q3_json_equal(&in->json, dtype, q3_dtype_name(d))) out->dtype = d;
     if (out->dtype == Q3_AUTO) refuse(in, "dtype");
-    out->T = get_count(in, run, "tokens");
-    out->start = get_count(in, run, "start");
-    out->layers = get_count(in, run, "num_hidden_layers");
-    out->first_layer = get_count(in, run, "first_layer");
-    out->end_layer = get_count(in, run, "end_layer");
-    out->free_running = get_count(in, run, "free") != 0;
-    out->strict = get_count(in, run, "strict") != 0;
+    out->T = get_size(in, run, "tokens");
+    out->start = get_size(in, run, "start");
+    out->layers = get_size(in, run, "num_hidden_layers");
+    out->first_layer = get_size(in, run, "first_layer");
+    out->end_layer = get_size(in, run, "end_layer");
+    out->free_running = get_flag(in, run, "free");
+    out->strict = get_flag(in, run, "strict");
     out->accumulate = get_text(in, run, "accumulate", false);
     out->kv = get_text(in, run, "kv", false);
-    out->unknown = get_count(in, run, "unknown");
+    out->unknown = get_size(in, run, "unknown");
     out->unknown_name = get_text(in, run, "unknown_name", true);
     bool some = out->layers == 0 || out->first_layer < out->end_layer;
     if (out->layers > MOST_LAYERS) refuse(in, "num_hidden_layers");

@@ -30,7 +30,7 @@ static q3_status take_run(q3_report *r, q3_judged_run *run, const char *place, q
     q3_status status = Q3_OK;
     if (!r->has_run) {
         r->covered = calloc(run->layers + 1, sizeof *r->covered);
-        if (r->covered == NULL) status = q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory", place);
+        if (r->covered == NULL) status = q3_no_memory(error, place);
     } else if (!same_run(&r->run, run)) {
         status = q3_fail(error, Q3_ERROR_INPUT,
                          "%s: found another run (model, file, dtype or options), "
@@ -49,16 +49,13 @@ static q3_status take_run(q3_report *r, q3_judged_run *run, const char *place, q
 
 static q3_status take_finding(q3_report *r, q3_finding *f, const char *place, q3_error *error)
 {
-    if (r->count == r->room) {
-        size_t room = 2 * r->room + 256;
-        report_entry *grown = realloc(r->entries, room * sizeof *grown);
-        if (grown == NULL) {
-            q3_report_free_finding(f);
-            return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory", place);
-        }
-        r->entries = grown;
-        r->room = room;
+    q3_buffer entries = {r->entries, r->count, r->room};
+    if (!q3_reserve(&entries, 1, sizeof *r->entries)) {
+        q3_report_free_finding(f);
+        return q3_no_memory(error, place);
     }
+    r->entries = entries.data;
+    r->room = entries.capacity;
     report_entry *e = &r->entries[r->count];
     size_t layer;
     *e = (report_entry){.f = *f, .id = Q3_TAP_COUNT, .number = r->count};
@@ -111,20 +108,24 @@ static int by_computation(const void *a, const void *b)
     return x->number < y->number ? -1 : 1;
 }
 
-/* A run tells what a tensor looks like for the first of a kind alone: where runs overlap, one of
- * two may not. */
-static bool same_finding(const q3_finding *a, const q3_finding *b)
+/* One tensor has one finding. A run tells what it looks like for the first of a kind alone: where
+ * runs overlap, one of two may not. */
+static q3_status check_same(const q3_report *r, const q3_finding *a, const q3_finding *b,
+                            q3_error *error)
 {
     q3_finding x = *a, y = *b;
     q3_text lines[2] = {{0}, {0}};
     if (x.looks_like[0] == 0 || y.looks_like[0] == 0) x.looks_like[0] = y.looks_like[0] = 0;
     q3_report_put_finding(&lines[0], &x);
     q3_report_put_finding(&lines[1], &y);
-    bool same = lines[0].size == lines[1].size &&
-                memcmp(lines[0].data, lines[1].data, lines[0].size) == 0;
+    bool made = lines[0].data != NULL && lines[1].data != NULL;
+    bool same = made && strcmp(lines[0].data, lines[1].data) == 0;
     free(lines[0].data);
     free(lines[1].data);
-    return same;
+    if (!made) return q3_no_memory(error, r->name);
+    if (same) return Q3_OK;
+    return q3_fail(error, Q3_ERROR_INPUT,
+                   "%s: %.200s: found two findings that differ, expected one", r->name, a->name);
 }
 
 /* As walk.c does in one run: a mistake that stands in every layer is told once. */
@@ -149,10 +150,8 @@ static q3_status merge(q3_report *r, q3_error *error)
     for (size_t i = 0; i < r->count; i++) {
         report_entry e = r->entries[i], *before = kept > 0 ? &r->entries[kept - 1] : NULL;
         bool again = before != NULL && strcmp(before->f.name, e.f.name) == 0;
-        if (again && !same_finding(&before->f, &e.f))
-            return q3_fail(error, Q3_ERROR_INPUT,
-                           "%s: %.200s: found two findings that differ, expected one", r->name,
-                           e.f.name);
+        q3_status status = again ? check_same(r, &before->f, &e.f, error) : Q3_OK;
+        if (status != Q3_OK) return status;
         if (again) q3_report_free_finding(&e.f);
         memset(&r->entries[i].f, 0, sizeof e.f); /* its texts are freed, or move */
         if (!again) r->entries[kept++] = e;
@@ -224,7 +223,7 @@ static q3_status check_layers(const q3_report *r, q3_error *error)
 {
     size_t L = r->run.layers;
     uint64_t *seen = calloc(L + 1, sizeof *seen);
-    if (seen == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory", r->name);
+    if (seen == NULL) return q3_no_memory(error, r->name);
     q3_status status = look(r, seen, error);
     for (size_t l = 0; l < L && status == Q3_OK; l++) {
         q3_tap_id id = r->covered[l] ? lost_tap(seen[l]) : Q3_TAP_COUNT;

@@ -241,6 +241,9 @@ static void test_parts(void)
     random_finding(&more, Q3_TAP_Q_PROJ, 9, Q3_VERDICT_EXACT, &(uint64_t){1});
     refused_parts(0, 9, NULL, more.data, "lines: model.layers.9" NO_RUN);
     release(&more);
+    random_finding(&more, Q3_TAP_Q_PROJ, 1000000000, Q3_VERDICT_EXACT, &(uint64_t){1});
+    refused_parts(0, 9, NULL, more.data, "lines: model.layers.1000000000" NO_RUN);
+    release(&more);
     random_finding(&more, Q3_TAP_Q_PROJ, 3, Q3_VERDICT_SHAPE, &(uint64_t){1});
     refused_parts(4, 7, NULL, more.data, "lines: model.layers.3" NO_RUN);
 #define TWO ".output: found two findings that differ, expected one"

@@ -364,7 +364,7 @@ static void test_round_trip(void)
     f.expected = values[0], f.max_ulp = values[1], f.max_ours = values[2], f.max_theirs = values[3];
     f.relative_l2 = values[4], f.gain = values[5], f.offset = values[6],
     f.max_bound_ratio = (double)NAN;
-    f.elements = SIZE_MAX;
+    f.elements = UINT64_MAX; /* more than a size_t may hold */
     q3_report_put_finding(&lines, &f);
     q3_report_part part = {"lines", lines.data, lines.size};
     q3_status status = q3_report_read(&r, &part, 1, false, &error);
@@ -377,7 +377,8 @@ static void test_round_trip(void)
         CHECK(memcmp(got, values, sizeof got) == 0 && g->max_bound_ratio != g->max_bound_ratio);
         CHECK(memcmp(g->token_profile, f.token_profile, sizeof f.token_profile) == 0);
         CHECK(g->token_bins == Q3_PROFILE_BINS && g->channel_bins == 0);
-        CHECK(g->elements == SIZE_MAX && g->max_at[0] == 8 && g->rank == 1 && g->given_as == NULL);
+        CHECK(g->elements == UINT64_MAX && g->given_as == NULL);
+        CHECK(g->max_at[0] == 8 && g->rank == 1);
         CHECK(r->run.dtype == Q3_F16 && r->run.T == 5 && r->run.start == 7 && r->run.free_running &&
               r->run.strict);
     }
@@ -546,19 +547,22 @@ static const struct { const char *key, *values[4]; } keys[] = {
     {"elements", {"\"5\"", "18446744073709551616"}}, {"judged", {"1e3"}}, {"differ", {"null"}},
     {"over_1_ulp", {"true"}}, {"outside", {"[]"}}, {"worst_token", {"0.0"}},
     {"worst_channel", {"{}"}}, {"near_ties", {"null"}}, {"wrong_sets", {"-1"}},
-    {"other_order", {"\"1\""}}, {"expected", {"\"many\"", "null"}}, {"max_ulp", {"\"Infinity\""}},
-    {"max_ours", {"[]"}}, {"max_theirs", {"null"}}, {"max_bound_ratio", {"true"}},
+    {"other_order", {"\"1\""}}, {"expected", {"\"many\"", "null", "1e-999"}},
+    {"max_ulp", {"\"Infinity\""}}, {"max_ours", {"[]"}}, {"max_theirs", {"null"}},
+    {"max_bound_ratio", {"true"}},
     {"relative_l2", {"\"\""}}, {"gain", {"{}"}}, {"offset", {"\"-nan\""}},
     {"max_at", {"[23,5]", "[23,5,15,1]", "5", "[0,0,\"\"]"}}, {"bad", {"5", "[]"}},
     {"ours", {"null"}}, {"theirs", {"\"x\""}}, {"ulp", {"[]"}}, {"bound_ulp", {"null"}},
     {"at", {"[1]", "null"}}, {"operators", {"null", "[5]", "[\"model.layers.1.nothing\"]"}},
-    {"token_profile", {"[\"\"]", "5"}}, {"channel_profile", {"{}"}}, {"margins", {"null"}},
+    {"token_profile", {"[\"\"]", "5", "[-1]"}}, {"channel_profile", {"{}", "[0,\"-inf\"]"}},
+    {"margins", {"null", "[-0.5]"}},
 };
 static const struct { const char *key, *values[4]; } run_keys[] = {
-    {"format", {"null", "1"}}, {"model", {"null", "5"}}, {"file", {"[]"}},
+    {"model", {"null", "5"}}, {"file", {"[]"}},
     {"dtype", {"\"int8\"", "5"}}, {"tokens", {"-1"}}, {"start", {"\"0\""}},
-    {"num_hidden_layers", {"65536", "null"}}, {"first_layer", {"1.0"}}, {"end_layer", {"4", "0"}},
-    {"free", {"true"}}, {"strict", {"null"}}, {"accumulate", {"null"}}, {"kv", {"5"}},
+    {"num_hidden_layers", {"65536", "null", "1152921504606846976", "18446744073709551615"}},
+    {"first_layer", {"1.0"}}, {"end_layer", {"4", "0", "18446744073709551615"}},
+    {"free", {"true", "2"}}, {"strict", {"null", "2"}}, {"accumulate", {"null"}}, {"kv", {"5"}},
     {"unknown", {"\"\""}}, {"unknown_name", {"5"}},
 };
 
@@ -573,6 +577,16 @@ static void refused_key(const char *run, const char *line, const char *key, cons
     snprintf(message, sizeof message,
              "lines: line %d: found no %s of the right type, expected a line of a report", number,
              key);
+    refused(lines, message);
+}
+
+/* Another version's lines, or those of a program before there were versions. */
+static void refused_format(const char *run, const char *format, const char *found)
+{
+    char lines[1024], message[128];
+    change(lines, sizeof lines, run, "format", format);
+    snprintf(message, sizeof message,
+             "lines: line 1: format: found %s, expected qwen3moe-report-1", found);
     refused(lines, message);
 }
 
@@ -592,8 +606,10 @@ static void test_malformed(void)
         for (size_t k = 0; k < 4 && run_keys[i].values[k] != NULL; k++)
             refused_key(run, line, run_keys[i].key, run_keys[i].values[k], 1);
     }
-    change(lines, sizeof lines, run, "format", "\"qwen3moe-report-2\"");
-    refused(lines, "lines: line 1: format: found qwen3moe-report-2, expected qwen3moe-report-1");
+    refused_format(run, "\"qwen3moe-report-2\"", "\"qwen3moe-report-2\"");
+    refused_format(run, "null", "null");
+    refused_format(run, "1", "1");
+    refused_format(run, NULL, "nothing");
     refused("", "lines: found no line of a run, expected reports that check or diff wrote");
     refused(line, "lines: found no line of a run, expected reports that check or diff wrote");
     refused("\n\n5\n",
@@ -601,6 +617,33 @@ static void test_malformed(void)
     snprintf(lines, sizeof lines, "%s%.50s", run, line);
     refused(lines, "lines: line 2: byte 50: found the end of the text, expected the rest of a "
                    "string (control characters need an escape)");
+    change(line, sizeof line, second, "gain", "1e999");
+    snprintf(lines, sizeof lines, "%s%s", run, line);
+    char message[128];
+    snprintf(message, sizeof message,
+             "lines: line 2: byte %zu: found '1', expected a number within the range of a float64",
+             (size_t)(strstr(line, "1e999") - line));
+    refused(lines, message);
+}
+
+/* A later program may write more keys in the same format. */
+static void test_later_keys(void)
+{
+    q3_text lines = {0}, later = {0}, text = {0};
+    write_three(&lines, &run_of_three);
+    for (char *line = lines.data, *end; *line != 0; line = end + 1) {
+        bool run = line == lines.data;
+        end = strchr(line, '\n');
+        *end = 0;
+        q3_text_add(&later, run ? "{\"run\":{\"later\":[2]," : "{\"later\":{\"tap\":3},");
+        q3_text_add(&later, line + (run ? strlen("{\"run\":{") : 1));
+        q3_text_add(&later, "\n");
+    }
+    CHECK(good_text(&text, later.data, false, false) == Q3_OUTCOME_DIFFERS);
+    CHECK_TEXT(text.data, text_of_three);
+    release(&lines);
+    release(&later);
+    release(&text);
 }
 
 /* ==== Large reports =========================================================================== */
@@ -667,6 +710,7 @@ int main(void)
     test_hostile();
     test_diff();
     test_malformed();
+    test_later_keys();
     test_large();
     return t_done("test_report");
 }
