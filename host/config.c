@@ -230,16 +230,20 @@ static bool same_scaling(const q3_rope *a, const q3_rope *b)
            a->low_freq_factor == b->low_freq_factor && a->high_freq_factor == b->high_freq_factor;
 }
 
-/* Dynamic RoPE raises theta with the length of the run; at the greatest length its logarithm must
- * stay below 80, and head_dim 2 would divide by zero. */
+bool q3_dynamic_rope_fits(const q3_rope *rope, size_t head_dim, size_t most, size_t length)
+{
+    double hd = (double)head_dim;
+    if (length <= most) return true;
+    if (head_dim == 2) return false;
+    double growth = rope->factor * (double)length / (double)most - (rope->factor - 1.0);
+    return q3_log(rope->rope_theta) + q3_log(growth) * (hd / (hd - 2.0)) < 80.0;
+}
+
 static bool check_dynamic(const source *s, const q3_config *config)
 {
-    const q3_rope *rope = &config->rope;
-    double hd = (double)config->head_dim, length = (double)Q3_MAX_POSITIONS;
-    double most = (double)config->max_position_embeddings;
     if (config->head_dim == 2) return refuse(s, "head_dim", "at least 4 with dynamic RoPE");
-    double growth = length > most ? rope->factor * length / most - (rope->factor - 1.0) : 1.0;
-    if (q3_log(rope->rope_theta) + q3_log(growth) * (hd / (hd - 2.0)) < 80.0) return true;
+    if (q3_dynamic_rope_fits(&config->rope, config->head_dim, config->max_position_embeddings,
+                             Q3_MAX_POSITIONS)) return true;
     return refuse(s, "rope_theta",
                   "a smaller one: with this factor dynamic RoPE grows beyond float32");
 }

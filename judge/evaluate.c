@@ -6,6 +6,8 @@
  * behind it as far as the next given ones. */
 #include "judge/diagnosis.h"
 
+#include "host/files.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -183,8 +185,12 @@ static bool make_table(operation *o, float *cos, float *sin, size_t hd)
     if (what == THETA) rope.rope_theta = o->value;
     if (what == UNSCALED) rope.type = Q3_ROPE_DEFAULT;
     if (what == FACTOR) rope.factor = o->value;
-    float scaling = q3_rope_frequencies(inv_freq, &rope, hd, e->config->max_position_embeddings,
-                                        e->start + e->T);
+    size_t most = e->config->max_position_embeddings, length = e->start + e->T;
+    if (rope.type == Q3_ROPE_DYNAMIC && !q3_dynamic_rope_fits(&rope, hd, most, length)) {
+        free(inv_freq);
+        return false;
+    }
+    float scaling = q3_rope_frequencies(inv_freq, &rope, hd, most, length);
     if (what == NO_ATTENTION_FACTOR) scaling = 1.0f;
     if (what == FREQUENCIES)
         q3_alter(inv_freq, NULL, 1, half, ROUNDED, o->value, Q3_F32, e->config, NULL);
@@ -537,7 +543,7 @@ static const float *read_cache(attention *a, size_t i, size_t t, size_t first)
     return a->cache[i] + first * row;
 }
 
-/* Keys [first, end) that token t sees. */
+/* Keys [first, end) that token t sees: one at least. */
 static void seen_keys(const attention *a, size_t t, size_t *first, size_t *end)
 {
     const operation *o = &a->at[1];
@@ -546,7 +552,7 @@ static void seen_keys(const attention *a, size_t t, size_t *first, size_t *end)
     *end = t + 1;
     if (what == ONE_MORE_KEY && t + 1 < a->e->T) ++*end;
     if (what == ALL_KEYS) *end = a->e->T;
-    if (what == ONE_KEY_LESS && t > 0) --*end;
+    if (what == ONE_KEY_LESS && *end - *first > 1) --*end;
 }
 
 /* line[H,n] = scores of token t and keys [first, first + n). */

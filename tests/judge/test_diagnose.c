@@ -824,6 +824,59 @@ static void test_bare(const char *golden)
     world_close(&w);
 }
 
+/* Configs at the edge of what a config may say: a mistake that cannot be computed there is none. */
+static void test_edges(const char *golden)
+{
+    world w;
+    char text[200];
+    world_open(&w, golden, "base", Q3_BF16);
+    q3_config c = *w.c;
+    w.c = &c;
+
+    /* a window of one key: none is left to a mask that hides the token itself */
+    attention_options right = right_attention(&w), wrong = right;
+    float *y = memory(T * w.row[Q3_TAP_PROBS], sizeof *y);
+    c.sliding_window = right.window = 1;
+    wrong.window = 2;
+    attention_tap(&w, w.tap[Q3_TAP_PROBS], Q3_TAP_PROBS, right);
+    attention_tap(&w, y, Q3_TAP_PROBS, wrong);
+    ask(text, &w, Q3_TAP_PROBS, 0, y);
+    CHECKF(strncmp(text, "window of 2 keys instead of 1", 29) == 0, "window: %s", text);
+    free(y);
+
+    /* dynamic RoPE that half the width would carry beyond float32 */
+    y = memory(T * w.row[Q3_TAP_Q_ROPE], sizeof *y);
+    c.rope = (q3_rope){.type = Q3_ROPE_DYNAMIC, .rope_theta = 100, .factor = 3e19};
+    c.max_position_embeddings = START + T - 1;
+    make_rope(&w, y, 2);
+    ask(text, &w, Q3_TAP_Q_ROPE, 0, y);
+    CHECKF(strncmp(text, "RoPE missing", 12) == 0, "dynamic: %s", text);
+    free(y);
+    world_close(&w);
+}
+
+/* Cosines that no theta has: that of wide heads, far behind, would be beyond float64. */
+static void test_no_theta(void)
+{
+    enum { HD = 256 };
+    q3_config c = {.hidden_size = 64, .num_attention_heads = 1, .num_key_value_heads = 1,
+                   .num_hidden_layers = 1, .head_dim = HD, .max_position_embeddings = 4096,
+                   .rope = {.rope_theta = 1e4}};
+    float ours[HD], theirs[HD];
+    double bound[HD];
+    char text[200];
+    q3_error error;
+    for (size_t i = 0; i < HD; i++) {
+        ours[i] = 0.5f;
+        theirs[i] = i == 1 || i == 2 ? 0.0f : 1.0f;
+        bound[i] = 1e-3;
+    }
+    evidence e = {.config = &c, .dtype = Q3_F32, .T = 1, .start = Q3_MAX_POSITIONS - 1,
+                  .id = Q3_TAP_COS, .row = HD, .ours = ours, .theirs = theirs, .bound = bound};
+    CHECK(q3_diagnose(text, &e, &error) == Q3_OK);
+    CHECKF(text[0] == 0, "no theta: %s", text);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) return 2;
@@ -832,5 +885,7 @@ int main(int argc, char **argv)
     test_given(argv[1]);
     test_honest(argv[1]);
     test_bare(argv[1]);
+    test_edges(argv[1]);
+    test_no_theta();
     return t_done("diagnose");
 }
