@@ -6,13 +6,25 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A dtype that something is rounded to. */
+static q3_status read_format(q3_dtype *dtype, const command_line *command, option_id option,
+                             q3_error *error)
+{
+    const char *text = command->value[option];
+    for (q3_dtype d = Q3_BF16; text != NULL && d <= Q3_F16; d++)
+        if (strcmp(text, q3_dtype_name(d)) == 0) *dtype = d;
+    if (text == NULL || *dtype != Q3_F32) return Q3_OK;
+    return q3_fail(error, Q3_ERROR_INPUT, "%s: found %.40s, expected float16 or bfloat16",
+                   option_name(option), text);
+}
+
 static q3_status read_options(q3_judge_options *options, const command_line *command,
                               q3_error *error)
 {
     static const struct { const char *name; q3_accumulate value; } precisions[] = {
         {"bf16", Q3_ACCUMULATE_BF16}, {"f16", Q3_ACCUMULATE_F16}, {"tf32", Q3_ACCUMULATE_TF32},
     };
-    const char *accumulate = command->value[OPTION_ACCUMULATE], *kv = command->value[OPTION_KV];
+    const char *accumulate = command->value[OPTION_ACCUMULATE];
     *options = (q3_judge_options){
         .free_running = command->value[OPTION_FREE] != NULL,
         .strict = command->value[OPTION_STRICT] != NULL,
@@ -24,12 +36,8 @@ static q3_status read_options(q3_judge_options *options, const command_line *com
     if (accumulate != NULL && options->accumulate == Q3_ACCUMULATE_F32)
         return q3_fail(error, Q3_ERROR_INPUT,
                        "--accumulate: found %.40s, expected bf16, f16 or tf32", accumulate);
-    for (q3_dtype d = Q3_BF16; kv != NULL && d <= Q3_F16; d++)
-        if (strcmp(kv, q3_dtype_name(d)) == 0) options->kv = d;
-    if (kv != NULL && options->kv == Q3_F32)
-        return q3_fail(error, Q3_ERROR_INPUT, "--kv: found %.40s, expected float16 or bfloat16",
-                       kv);
-    return Q3_OK;
+    q3_status status = read_format(&options->kv, command, OPTION_KV, error);
+    return status == Q3_OK ? read_format(&options->router, command, OPTION_ROUTER, error) : status;
 }
 
 /* --tokens or --prompt. */

@@ -56,6 +56,9 @@ static const option_row options[OPTION_COUNT] = {
     [OPTION_NO_THINKING] = {"--no-thinking", NULL, TOKENIZE | GENERATE, "enable_thinking false"},
     [OPTION_OUTPUT] = {"-o", "FILE", DUMP, "the safetensors file to write"},
     [OPTION_PROMPT] = {"--prompt", "TEXT", DUMP | CHECK, "the text to run"},
+    [OPTION_ROUTER] = {"--router", "float16|bfloat16", CHECK,
+                       "the other implementation rounds the router's probabilities to this before "
+                       "it chooses"},
     [OPTION_SEED] = {"--seed", "N", GENERATE, "of the generator (0); turns sampling on"},
     [OPTION_START] = {"--start", "P", DUMP, "position of the first token (0)"},
     [OPTION_STRICT] = {"--strict", NULL, CHECK,

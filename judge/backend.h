@@ -30,6 +30,14 @@ typedef struct q3_alias {
  * The tap need not exist in the model. */
 bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name);
 
+/* A tensor's name that fits no tap and looks like one, and the tap whose name is nearest to it ("":
+ * none is near). */
+#define Q3_UNKNOWN_MOST 32
+typedef struct q3_unknown {
+    const char *name; /* the tensor's */
+    char nearest[Q3_TAP_NAME_SIZE];
+} q3_unknown;
+
 /* ==== The other implementation's file (backend.c) ============================================= */
 
 /* Where a tap's row lies. Element (j, k) of token t's row is element offset + (t - first) * token +
@@ -64,6 +72,9 @@ typedef struct backend {
                               * layer 0 */
     size_t unknown;          /* tensors that are no tap; the first one's name */
     const char *unknown_name;
+    q3_unknown unknowns[Q3_UNKNOWN_MOST]; /* the first of those that look like taps */
+    size_t unknown_count;
+    char dtype_note[200];    /* how the run's dtype was found, where that is worth a word; "" */
 } backend;
 
 /* Nothing is given yet. name and config must outlive b. Error: a model without layers. */

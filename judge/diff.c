@@ -321,7 +321,7 @@ q3_status q3_diff(q3_report **report, const char *a, const char *b,
     if (status == Q3_OK) status = side_open(&second, b, error);
     if (status == Q3_OK) {
         const q3_judged_run run = {
-            .model = a, .file = b, .dtype = Q3_F32, .accumulate = "", .kv = ""};
+            .model = a, .file = b, .dtype = Q3_F32, .version = q3_version()};
         q3_report_put_run(&lines, &run);
         status = compare_files(&lines, &first, &second, progress, user, error);
     }

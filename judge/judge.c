@@ -42,6 +42,9 @@ q3_status q3_judge_open(q3_judge **judge, const q3_config *config, const q3_judg
     if (status == Q3_OK && o->kv != Q3_F32 && o->kv != Q3_BF16 && o->kv != Q3_F16)
         status = q3_fail(error, Q3_ERROR_INPUT,
                          "kv: found another dtype, expected float32, bfloat16 or float16");
+    if (status == Q3_OK && o->router != Q3_F32 && o->router != Q3_BF16 && o->router != Q3_F16)
+        status = q3_fail(error, Q3_ERROR_INPUT,
+                         "router: found another dtype, expected float32, bfloat16 or float16");
     if (status != Q3_OK) {
         free(j);
         return status;
@@ -216,6 +219,11 @@ q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtyp
         .kv = o->kv != Q3_F32 ? q3_dtype_name(o->kv) : "",
         .unknown = b->unknown,
         .unknown_name = b->unknown_name,
+        .router = o->router != Q3_F32 ? q3_dtype_name(o->router) : "",
+        .version = q3_version(),
+        .dtype_note = b->dtype_note,
+        .unknowns = b->unknowns,
+        .unknown_count = b->unknown_count,
     };
     q3_report_put_run(&lines, &run);
     status = q3_walk(&lines, b->config, weights, &judge->run, b,

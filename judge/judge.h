@@ -52,11 +52,18 @@ typedef enum q3_verdict {
 Q3_API const char *q3_verdict_name(q3_verdict verdict);
 
 #define Q3_PROFILE_BINS 64
+#define Q3_WORST_MOST 8
 
 typedef struct q3_layer_tap {
     q3_tap_id id;
     size_t layer;
 } q3_layer_tap;
+
+/* One element of two tensors. */
+typedef struct q3_element {
+    size_t at[3];
+    double ours, theirs, ulp, bound_ulp; /* their difference and its bound in ulp of D */
+} q3_element;
 
 /* What is known of one tensor. Places are [token, head or expert or slot, channel] with as many
  * entries as the tap has axes; scores and probs: [query token, head, key]. Numbers that do not
@@ -83,11 +90,16 @@ typedef struct q3_finding {
     bool has_bad;             /* the first element outside its bound */
     size_t bad_at[3];
     double bad_ours, bad_theirs, bad_ulp, bad_bound_ulp;
+    size_t worst_count;       /* the elements with the largest difference over their bound, worst
+                               * first */
+    q3_element worst[Q3_WORST_MOST];
     uint64_t near_ties, wrong_sets, other_order; /* tokens, of topk_indices */
     size_t between_count;     /* taps that were not given since the last given ones: judged
                                * together */
     const q3_layer_tap *between; /* in the order of computation; the owner's, not the finding's */
     char looks_like[200];     /* of q3_diagnose; "" */
+    char cause[160];          /* the mistake alone, without its place and how much it explains; ""
+                               * if no known one explains the difference */
     size_t token_bins, channel_bins; /* profiles: largest difference in ulp of D, bin by bin */
     float token_profile[Q3_PROFILE_BINS], channel_profile[Q3_PROFILE_BINS];
     size_t margin_bins;       /* topk_indices: smallest p_k - p_(k+1) of the tokens of a bin */
@@ -112,6 +124,8 @@ typedef struct q3_judge_options {
     q3_accumulate accumulate;      /* precision of what enters and leaves its sums */
     q3_dtype kv;                   /* what it rounds keys and values to before attention; Q3_F32:
                                     * nothing */
+    q3_dtype router;               /* what it rounds the router's probabilities to before it
+                                    * chooses; Q3_F32: nothing */
     size_t first_layer, end_layer; /* layers [first_layer, end_layer) are judged; end_layer 0: to
                                     * the last */
     const char *model;             /* what reports call the model; NULL: "" */

@@ -9,11 +9,16 @@
 
 #include "host/taps.h"
 #include "host/text.h"
-#include "judge/judge.h"
+#include "judge/backend.h"
 
 /* ==== Lines (report_lines.c; MODEL.md 13) ===================================================== */
 
-/* What a report says of the run. */
+typedef struct q3_text_list {
+    const char **items;
+    size_t count;
+} q3_text_list;
+
+/* What a report says of the run. Of the texts below `unknown`, NULL is "". */
 typedef struct q3_judged_run {
     const char *model, *file;      /* as given; of a diff the first and the second file */
     q3_dtype dtype;
@@ -24,6 +29,14 @@ typedef struct q3_judged_run {
     const char *accumulate, *kv;   /* "" or the option's value */
     size_t unknown;                /* tensors of the file that are no taps */
     const char *unknown_name;      /* the first of them, or NULL */
+    const char *router;            /* "" or the option's value */
+    const char *version, *command; /* of the program; its command line */
+    const char *dtype_note;        /* how the run's dtype was found, or "" */
+    q3_text_list weights;          /* a fingerprint of each layer from first_layer to end_layer */
+    q3_text_list token_text;       /* [T], or none */
+    q3_text_list require;          /* globs of the taps that must be judged */
+    const q3_unknown *unknowns;    /* names that look like taps */
+    size_t unknown_count;
 } q3_judged_run;
 
 /* Append one line. Numbers as q3_text_real writes them, so that reading gives the same double. */

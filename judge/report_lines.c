@@ -48,6 +48,23 @@ static void put_text(q3_text *out, const char *key, const char *text)
         q3_text_add(out, "null");
 }
 
+/* NULL is "". */
+static void put_said(q3_text *out, const char *key, const char *text)
+{
+    put_text(out, key, text != NULL ? text : "");
+}
+
+static void put_texts(q3_text *out, const char *key, const q3_text_list *list)
+{
+    put_key(out, key);
+    q3_text_add(out, "[");
+    for (size_t i = 0; i < list->count; i++) {
+        q3_text_add(out, i > 0 ? "," : "");
+        put_string(out, list->items[i]);
+    }
+    q3_text_add(out, "]");
+}
+
 static void put_count(q3_text *out, const char *key, uint64_t value)
 {
     put_key(out, key);
@@ -80,6 +97,19 @@ static void put_profile(q3_text *out, const char *key, const float *values, size
     q3_text_add(out, "]");
 }
 
+static void put_unknowns(q3_text *out, const q3_judged_run *run)
+{
+    put_key(out, "unknown_names");
+    q3_text_add(out, "[");
+    for (size_t i = 0; i < run->unknown_count; i++) {
+        q3_text_add(out, i > 0 ? ",{\"name\":" : "{\"name\":");
+        put_string(out, run->unknowns[i].name);
+        put_text(out, "nearest", run->unknowns[i].nearest);
+        q3_text_add(out, "}");
+    }
+    q3_text_add(out, "]");
+}
+
 void q3_report_put_run(q3_text *out, const q3_judged_run *run)
 {
     q3_text_add(out, "{\"run\":{\"format\":\"" FORMAT "\"");
@@ -93,10 +123,18 @@ void q3_report_put_run(q3_text *out, const q3_judged_run *run)
     put_count(out, "end_layer", run->end_layer);
     put_count(out, "free", run->free_running);
     put_count(out, "strict", run->strict);
-    put_text(out, "accumulate", run->accumulate);
-    put_text(out, "kv", run->kv);
+    put_said(out, "accumulate", run->accumulate);
+    put_said(out, "kv", run->kv);
     put_count(out, "unknown", run->unknown);
     put_text(out, "unknown_name", run->unknown_name);
+    put_said(out, "router", run->router);
+    put_said(out, "version", run->version);
+    put_said(out, "command", run->command);
+    put_said(out, "dtype_note", run->dtype_note);
+    put_texts(out, "weights", &run->weights);
+    put_texts(out, "token_text", &run->token_text);
+    put_texts(out, "require", &run->require);
+    put_unknowns(out, run);
     q3_text_add(out, "}}\n");
 }
 
@@ -108,6 +146,17 @@ void q3_report_put_run(q3_text *out, const q3_judged_run *run)
     X(expected) X(max_ulp) X(max_ours) X(max_theirs) X(max_bound_ratio) X(relative_l2) X(gain) \
     X(offset)
 
+static void put_element(q3_text *out, const q3_element *e, size_t rank)
+{
+    q3_text_add(out, "{\"ours\":");
+    put_real(out, e->ours);
+    put_number(out, "theirs", e->theirs);
+    put_number(out, "ulp", e->ulp);
+    put_number(out, "bound_ulp", e->bound_ulp);
+    put_place(out, "at", e->at, rank);
+    q3_text_add(out, "}");
+}
+
 static void put_bad(q3_text *out, const q3_finding *f)
 {
     put_key(out, "bad");
@@ -115,13 +164,21 @@ static void put_bad(q3_text *out, const q3_finding *f)
         q3_text_add(out, "null");
         return;
     }
-    q3_text_add(out, "{\"ours\":");
-    put_real(out, f->bad_ours);
-    put_number(out, "theirs", f->bad_theirs);
-    put_number(out, "ulp", f->bad_ulp);
-    put_number(out, "bound_ulp", f->bad_bound_ulp);
-    put_place(out, "at", f->bad_at, f->rank);
-    q3_text_add(out, "}");
+    q3_element bad = {.ours = f->bad_ours, .theirs = f->bad_theirs, .ulp = f->bad_ulp,
+                      .bound_ulp = f->bad_bound_ulp};
+    memcpy(bad.at, f->bad_at, sizeof bad.at);
+    put_element(out, &bad, f->rank);
+}
+
+static void put_worst(q3_text *out, const q3_finding *f)
+{
+    put_key(out, "worst");
+    q3_text_add(out, "[");
+    for (size_t i = 0; i < f->worst_count; i++) {
+        q3_text_add(out, i > 0 ? "," : "");
+        put_element(out, &f->worst[i], f->rank);
+    }
+    q3_text_add(out, "]");
 }
 
 static void put_operators(q3_text *out, const q3_finding *f)
@@ -159,12 +216,15 @@ void q3_report_put_finding(q3_text *out, const q3_finding *f)
     put_profile(out, "token_profile", f->token_profile, f->token_bins);
     put_profile(out, "channel_profile", f->channel_profile, f->channel_bins);
     put_profile(out, "margins", f->margins, f->margin_bins);
+    put_said(out, "cause", f->cause);
+    put_worst(out, f);
     q3_text_add(out, "}\n");
 }
 
 /* ==== JSON in ================================================================================= */
 
 #define MOST_LAYERS 65535 /* as in config.json */
+#define MOST_REQUIRED 65535
 
 /* One line that is read. The first key that is missing, or not what it should be, is remembered, so
  * that the readers below need no status of their own; unknown keys are not looked at. */
@@ -229,13 +289,10 @@ static double get_real(reader *in, uint32_t object, const char *key)
     return real_of(in, q3_json_find(&in->json, object, key), key);
 }
 
-/* A string, in new memory; NULL for null, if that is allowed. */
-static char *get_text(reader *in, uint32_t object, const char *key, bool or_null)
+/* The string of a node, in new memory; of anything else NULL, and the key is refused. */
+static char *text_of(reader *in, uint32_t node, const char *key)
 {
-    uint32_t node = q3_json_find(&in->json, object, key);
-    q3_json_type type = q3_json_type_of(&in->json, node);
-    if (node != 0 && or_null && type == Q3_JSON_NULL) return NULL;
-    if (node == 0 || type != Q3_JSON_STRING) {
+    if (node == 0 || q3_json_type_of(&in->json, node) != Q3_JSON_STRING) {
         refuse(in, key);
         return NULL;
     }
@@ -249,6 +306,14 @@ static char *get_text(reader *in, uint32_t object, const char *key, bool or_null
     text[length] = 0;
     if (strlen(text) != length) refuse(in, key);
     return text;
+}
+
+/* A string, in new memory; NULL for null, if that is allowed. */
+static char *get_text(reader *in, uint32_t object, const char *key, bool or_null)
+{
+    uint32_t node = q3_json_find(&in->json, object, key);
+    bool null = node != 0 && q3_json_type_of(&in->json, node) == Q3_JSON_NULL;
+    return or_null && null ? NULL : text_of(in, node, key);
 }
 
 /* A string that is copied, and cut off where it is longer than those that we write. */
@@ -269,6 +334,27 @@ static uint32_t get_list(reader *in, uint32_t object, const char *key, size_t mo
     if (!list) refuse(in, key);
     *count = list ? in->json.nodes[node].count : 0;
     return node + 1;
+}
+
+/* Keys that were added to the format: lines without them are read as if they said nothing. */
+static bool is_there(reader *in, uint32_t object, const char *key)
+{
+    return q3_json_find(&in->json, object, key) != 0;
+}
+
+static char *get_added_text(reader *in, uint32_t object, const char *key)
+{
+    if (is_there(in, object, key)) return get_text(in, object, key, false);
+    char *empty = calloc(1, 1);
+    if (empty == NULL) no_memory(in);
+    return empty;
+}
+
+static uint32_t get_added_list(reader *in, uint32_t object, const char *key, size_t most,
+                               size_t *count)
+{
+    *count = 0;
+    return is_there(in, object, key) ? get_list(in, object, key, most, count) : 0;
 }
 
 static size_t get_place(reader *in, uint32_t object, const char *key, size_t place[3])
@@ -321,6 +407,15 @@ static void read_operators(reader *in, q3_finding *f)
     }
 }
 
+static void read_element(reader *in, uint32_t object, const q3_finding *f, q3_element *e)
+{
+    e->ours = get_real(in, object, "ours");
+    e->theirs = get_real(in, object, "theirs");
+    e->ulp = get_real(in, object, "ulp");
+    e->bound_ulp = get_real(in, object, "bound_ulp");
+    get_place_in(in, object, "at", f, e->at);
+}
+
 static void read_bad(reader *in, q3_finding *f)
 {
     uint32_t bad = q3_json_find(&in->json, 0, "bad");
@@ -329,12 +424,25 @@ static void read_bad(reader *in, q3_finding *f)
         refuse(in, "bad");
         return;
     }
+    q3_element element = {.at = {0}};
+    read_element(in, bad, f, &element);
     f->has_bad = true;
-    f->bad_ours = get_real(in, bad, "ours");
-    f->bad_theirs = get_real(in, bad, "theirs");
-    f->bad_ulp = get_real(in, bad, "ulp");
-    f->bad_bound_ulp = get_real(in, bad, "bound_ulp");
-    get_place_in(in, bad, "at", f, f->bad_at);
+    f->bad_ours = element.ours;
+    f->bad_theirs = element.theirs;
+    f->bad_ulp = element.ulp;
+    f->bad_bound_ulp = element.bound_ulp;
+    memcpy(f->bad_at, element.at, sizeof f->bad_at);
+}
+
+static void read_worst(reader *in, q3_finding *f)
+{
+    uint32_t node = get_added_list(in, 0, "worst", Q3_WORST_MOST, &f->worst_count);
+    for (size_t i = 0; i < f->worst_count; i++, node = in->json.nodes[node].next) {
+        if (q3_json_type_of(&in->json, node) != Q3_JSON_OBJECT)
+            refuse(in, "worst");
+        else
+            read_element(in, node, f, &f->worst[i]);
+    }
 }
 
 static q3_verdict get_verdict(reader *in)
@@ -355,6 +463,7 @@ static void read_finding(reader *in, q3_finding *f)
     get_fixed(in, 0, "note", false, f->note, sizeof f->note);
     get_fixed(in, 0, "reason", false, f->reason, sizeof f->reason);
     get_fixed(in, 0, "looks_like", true, f->looks_like, sizeof f->looks_like);
+    if (is_there(in, 0, "cause")) get_fixed(in, 0, "cause", false, f->cause, sizeof f->cause);
     f->rank = get_place(in, 0, "shape", f->shape);
 #define GET(field) f->field = get_count(in, 0, #field);
 #define GET_SIZE(field) f->field = get_size(in, 0, #field);
@@ -366,6 +475,7 @@ static void read_finding(reader *in, q3_finding *f)
 #undef GET
     get_place_in(in, 0, "max_at", f, f->max_at);
     read_bad(in, f);
+    read_worst(in, f);
     read_operators(in, f);
     f->token_bins = get_profile(in, "token_profile", f->token_profile);
     f->channel_bins = get_profile(in, "channel_profile", f->channel_profile);
@@ -382,6 +492,56 @@ static void check_format(reader *in, uint32_t run)
     uint32_t format = q3_json_find(&in->json, run, "format");
     if (!q3_json_equal(&in->json, format, FORMAT))
         in->status = q3_json_fail(&in->json, format, "format", FORMAT, in->error);
+}
+
+static void get_texts(reader *in, uint32_t object, const char *key, size_t most, q3_text_list *list)
+{
+    size_t count;
+    uint32_t node = get_added_list(in, object, key, most, &count);
+    list->items = count > 0 ? calloc(count, sizeof *list->items) : NULL;
+    if (count > 0 && list->items == NULL) {
+        no_memory(in);
+        return;
+    }
+    list->count = count;
+    for (size_t i = 0; i < count; i++, node = in->json.nodes[node].next)
+        list->items[i] = text_of(in, node, key);
+}
+
+static void read_unknowns(reader *in, uint32_t run, q3_judged_run *out)
+{
+    size_t count;
+    uint32_t node = get_added_list(in, run, "unknown_names", Q3_UNKNOWN_MOST, &count);
+    q3_unknown *list = count > 0 ? calloc(count, sizeof *list) : NULL;
+    if (count > 0 && list == NULL) {
+        no_memory(in);
+        return;
+    }
+    out->unknowns = list;
+    out->unknown_count = count;
+    for (size_t i = 0; i < count; i++, node = in->json.nodes[node].next) {
+        if (q3_json_type_of(&in->json, node) != Q3_JSON_OBJECT) {
+            refuse(in, "unknown_names");
+            continue;
+        }
+        list[i].name = get_text(in, node, "name", false);
+        get_fixed(in, node, "nearest", false, list[i].nearest, sizeof list[i].nearest);
+    }
+}
+
+static void read_added(reader *in, uint32_t run, q3_judged_run *out)
+{
+    out->router = get_added_text(in, run, "router");
+    out->version = get_added_text(in, run, "version");
+    out->command = get_added_text(in, run, "command");
+    out->dtype_note = get_added_text(in, run, "dtype_note");
+    get_texts(in, run, "weights", MOST_LAYERS, &out->weights);
+    get_texts(in, run, "token_text", Q3_MAX_POSITIONS, &out->token_text);
+    get_texts(in, run, "require", MOST_REQUIRED, &out->require);
+    read_unknowns(in, run, out);
+    if (out->weights.count > 0 && out->weights.count != out->end_layer - out->first_layer)
+        refuse(in, "weights");
+    if (out->token_text.count > 0 && out->token_text.count != out->T) refuse(in, "token_text");
 }
 
 static void read_run(reader *in, uint32_t run, q3_judged_run *out)
@@ -409,12 +569,19 @@ static void read_run(reader *in, uint32_t run, q3_judged_run *out)
     bool some = out->layers == 0 || out->first_layer < out->end_layer;
     if (out->layers > MOST_LAYERS) refuse(in, "num_hidden_layers");
     if (out->end_layer > out->layers || !some) refuse(in, "end_layer");
+    read_added(in, run, out);
 }
 
 /* Memory of get_text, which the structs call const. */
 static void free_text(const char *text)
 {
     free((void *)(uintptr_t)text);
+}
+
+static void free_texts(q3_text_list *list)
+{
+    for (size_t i = 0; i < list->count; i++) free_text(list->items[i]);
+    free(list->items);
 }
 
 void q3_report_free_finding(q3_finding *f)
@@ -431,6 +598,15 @@ void q3_report_free_run(q3_judged_run *run)
     free_text(run->accumulate);
     free_text(run->kv);
     free_text(run->unknown_name);
+    free_text(run->router);
+    free_text(run->version);
+    free_text(run->command);
+    free_text(run->dtype_note);
+    free_texts(&run->weights);
+    free_texts(&run->token_text);
+    free_texts(&run->require);
+    for (size_t i = 0; i < run->unknown_count; i++) free_text(run->unknowns[i].name);
+    free((void *)(uintptr_t)run->unknowns);
 }
 
 q3_status q3_report_read_line(report_line *line, const char *place, const char *text, size_t length,

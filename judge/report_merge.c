@@ -21,6 +21,7 @@ static bool same_run(const q3_judged_run *a, const q3_judged_run *b)
            a->T == b->T && a->start == b->start && a->layers == b->layers &&
            a->free_running == b->free_running && a->strict == b->strict &&
            same_text(a->accumulate, b->accumulate) && same_text(a->kv, b->kv) &&
+           same_text(a->router, b->router) &&
            a->unknown == b->unknown && same_text(a->unknown_name, b->unknown_name);
 }
 
@@ -115,7 +116,8 @@ static q3_status check_same(const q3_report *r, const q3_finding *a, const q3_fi
 {
     q3_finding x = *a, y = *b;
     q3_text lines[2] = {{0}, {0}};
-    if (x.looks_like[0] == 0 || y.looks_like[0] == 0) x.looks_like[0] = y.looks_like[0] = 0;
+    if (x.looks_like[0] == 0 || y.looks_like[0] == 0)
+        x.looks_like[0] = y.looks_like[0] = x.cause[0] = y.cause[0] = 0;
     q3_report_put_finding(&lines[0], &x);
     q3_report_put_finding(&lines[1], &y);
     bool made = lines[0].data != NULL && lines[1].data != NULL;
@@ -137,7 +139,7 @@ static void tell_once(q3_report *r)
         bool rounding = e->f.verdict == Q3_VERDICT_ROUNDING;
         bool wrong = e->f.verdict == Q3_VERDICT_DIFFERS || e->f.verdict == Q3_VERDICT_NON_FINITE;
         if (e->id == Q3_TAP_COUNT || (!rounding && !wrong)) continue;
-        if (told[e->id][rounding]) e->f.looks_like[0] = 0;
+        if (told[e->id][rounding]) e->f.looks_like[0] = e->f.cause[0] = 0;
         told[e->id][rounding] = true;
     }
 }

@@ -104,6 +104,10 @@ void q3_report_add_options(q3_text *out, const q3_judged_run *run)
         q3_text_add(out, ", --kv ");
         q3_text_add(out, run->kv);
     }
+    if (run->router[0] != 0) {
+        q3_text_add(out, ", --router ");
+        q3_text_add(out, run->router);
+    }
 }
 
 void q3_report_add_unknown(q3_text *out, const q3_judged_run *run)

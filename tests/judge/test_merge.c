@@ -43,8 +43,9 @@ static void random_finding(q3_text *lines, q3_tap_id id, size_t layer, q3_verdic
  * run. */
 static void write_many(q3_text *lines, size_t layers, size_t first, size_t end)
 {
-    q3_judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_BF16, 240, 0, layers, first,
-                         end, false, false, "", "", 0, NULL};
+    q3_judged_run run = {.model = "Qwen3-235B-A22B", .file = "backend.safetensors",
+                         .dtype = Q3_BF16, .T = 240, .layers = layers, .first_layer = first,
+                         .end_layer = end};
     uint64_t state = 7;
     q3_report_put_run(lines, &run);
     for (q3_tap_id id = first == 0 ? Q3_TAP_EMBED_TOKENS : Q3_TAP_COS; id <= Q3_TAP_SIN; id++)
@@ -113,7 +114,8 @@ static void test_merge(void)
  * looks like. */
 static void write_trouble(q3_text *lines, size_t first, size_t end, size_t told)
 {
-    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 3, first, end, false, false, "", "", 0, NULL};
+    q3_judged_run run = {.model = "m", .file = "f", .dtype = Q3_F32, .T = 1, .layers = 3,
+                         .first_layer = first, .end_layer = end};
     char name[Q3_TAP_NAME_SIZE];
     q3_report_put_run(lines, &run);
     for (size_t layer = first; layer < end; layer++) {
@@ -158,7 +160,8 @@ static void test_told_once(void)
 static void test_two_layers(void)
 {
     q3_text lines = {0}, text = {0};
-    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 4, 0, 4, false, false, "", "", 0, NULL};
+    q3_judged_run run = {.model = "m", .file = "f", .dtype = Q3_F32, .T = 1, .layers = 4,
+                         .end_layer = 4};
     q3_finding f = {.name = TAP(0, "output"), .verdict = Q3_VERDICT_ROUNDING,
                     .looks_like = "a rounding"};
     q3_report_put_run(&lines, &run);
@@ -258,8 +261,8 @@ static void test_parts(void)
     refused(more.data, "lines: model.layers.40" TWO);
     release(&lines);
     release(&more);
-    q3_judged_run run = {"Qwen3-235B-A22B", "backend.safetensors", Q3_F16, 240, 0, 9, 0, 1,
-                      false, false, "", "", 0, NULL};
+    q3_judged_run run = {.model = "Qwen3-235B-A22B", .file = "backend.safetensors",
+                         .dtype = Q3_F16, .T = 240, .layers = 9, .end_layer = 1};
     q3_report_put_run(&more, &run);
     refused_parts(
         8, 9, NULL, more.data, /* the run, 2, 25 and 2 lines stand before it */

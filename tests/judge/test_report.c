@@ -10,10 +10,16 @@ static const char hostile[] = "a\"b\\</script><img src=x>&\x1b[31m\x7f\xc2\x9b\n
 
 /* ==== Findings by hand ======================================================================== */
 
-static const q3_judged_run run_of_three = {
-    "golden/tiny", "theirs.safetensors", Q3_BF16, 24, 3, 3, 0, 3, false, false,
-    "bf16", "float16", 2, "evil\x1b[31m",
-};
+static const char *three_hashes[] = {"0a", "0b", "0c"};
+static const char *globs[] = {"*.mlp.*"};
+static const q3_judged_run run_of_three = {.model = "golden/tiny", .file = "theirs.safetensors",
+                                           .dtype = Q3_BF16, .T = 24, .start = 3, .layers = 3,
+                                           .end_layer = 3, .accumulate = "bf16", .kv = "float16",
+                                           .unknown = 2, .unknown_name = "evil\x1b[31m", .router = "float16",
+                                           .version = "1.2", .command = "qwen3moe check",
+                                           .weights = {three_hashes, 3}, .require = {globs, 1},
+                                           .unknowns = &(q3_unknown){"evil\x1b[31m", ""},
+                                           .unknown_count = 1};
 
 static const q3_finding three_layers[] = {
     {.name = "model.embed_tokens.output", .verdict = Q3_VERDICT_EXACT,
@@ -40,6 +46,8 @@ static const q3_finding three_layers[] = {
      .bad_theirs = -1.5, .bad_ulp = 288, .bad_bound_ulp = 1.5, .between_count = 1,
      .between = &(const q3_layer_tap){Q3_TAP_Q_NORM, 1},
      .looks_like = "RoPE interleaved, pairs (2i, 2i+1), explains 100 % of elements",
+     .cause = "RoPE interleaved, pairs (2i, 2i+1)", .worst_count = 1,
+     .worst = {{{1, 0, 2}, 0.75, -1.5, 288, 1.5}},
      .token_bins = 2, .token_profile = {0, 1234567}, .channel_bins = 1,
      .channel_profile = {1234567}},
     {.name = TAP(1, "output"), .layer = 1, .verdict = Q3_VERDICT_NON_FINITE,
@@ -67,7 +75,7 @@ static const char text_of_three[] =
     "model    golden/tiny\n"
     "file     theirs.safetensors\n"
     "run      bfloat16, 24 tokens from position 3, teacher-forced, --accumulate bf16, --kv "
-    "float16\n"
+    "float16, --router float16\n"
     "ignored  2 tensors that are no taps, the first: evil?[31m\n"
     "\n"
     "front  = embed_tokens   . rotary_emb.cos   . rotary_emb.sin\n"
@@ -126,7 +134,10 @@ static const char lines_of_two[] =
     "\"dtype\":\"bfloat16\",\"tokens\":24,\"start\":3,\"num_hidden_layers\":3,\"first_layer\":0,"
     "\"end_layer\":3,"
     "\"free\":0,\"strict\":0,\"accumulate\":\"bf16\",\"kv\":\"float16\",\"unknown\":2,"
-    "\"unknown_name\":\"evil\\u001b[31m\"}}\n"
+    "\"unknown_name\":\"evil\\u001b[31m\",\"router\":\"float16\",\"version\":\"1.2\","
+    "\"command\":\"qwen3moe check\",\"dtype_note\":\"\",\"weights\":[\"0a\",\"0b\",\"0c\"],"
+    "\"token_text\":[],\"require\":[\"*.mlp.*\"],"
+    "\"unknown_names\":[{\"name\":\"evil\\u001b[31m\",\"nearest\":\"\"}]}}\n"
     "{\"tap\":\"model.layers.1.self_attn.q_rope.output\",\"verdict\":\"differs\","
     "\"given_as\":\"model.layers.1.self_attn.q_rope.output\",\"note\":\"\","
     "\"reason\":\"2016 of 2304 elements outside the bound\","
@@ -143,7 +154,8 @@ static const char lines_of_two[] =
     "\"bound_ulp\":1.5,"
     "\"at\":[1,0,2]},\"operators\":[\"model.layers.1.self_attn.q_norm.output\"],"
     "\"token_profile\":[0,1.23e+06],"
-    "\"channel_profile\":[1.23e+06],\"margins\":[]}\n";
+    "\"channel_profile\":[1.23e+06],\"margins\":[],\"cause\":\"RoPE interleaved, pairs (2i, 2i+1)\","
+    "\"worst\":[{\"ours\":0.75,\"theirs\":-1.5,\"ulp\":288.0,\"bound_ulp\":1.5,\"at\":[1,0,2]}]}\n";
 
 static void write_three(q3_text *lines, const q3_judged_run *run)
 {
@@ -178,7 +190,8 @@ static void test_by_hand(void)
 static q3_outcome said(q3_text *text, q3_verdict layer, q3_verdict head, bool strict, bool colour)
 {
     q3_text lines = {0};
-    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 1, 0, 1, false, strict, "", "", 0, NULL};
+    q3_judged_run run = {.model = "m", .file = "f", .dtype = Q3_F32, .T = 1, .layers = 1,
+                         .end_layer = 1, .strict = strict};
     q3_finding f[2] = {{.name = TAP(0, "output"), .verdict = layer, .rank = 2, .shape = {1, 2},
                         .reason = "because"},
                        {.name = "lm_head.output", .verdict = head, .rank = 2, .shape = {1, 2}}};
@@ -252,7 +265,8 @@ static void test_numbers(void)
 static void test_long(void)
 {
     q3_text lines = {0}, text = {0};
-    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 5, 0, 5, false, false, "", "", 0, NULL};
+    q3_judged_run run = {.model = "m", .file = "f", .dtype = Q3_F32, .T = 1, .layers = 5,
+                         .end_layer = 5};
     char name[Q3_TAP_NAME_SIZE];
     q3_report_put_run(&lines, &run);
     for (size_t layer = 0; layer < 5; layer++) {
@@ -323,7 +337,8 @@ static void test_coverage(void)
 {
     q3_text lines = {0};
     q3_report *r = NULL;
-    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 4, 1, 3, false, false, "", "", 0, NULL};
+    q3_judged_run run = {.model = "m", .file = "f", .dtype = Q3_F32, .T = 1, .layers = 4,
+                         .first_layer = 1, .end_layer = 3};
     const q3_finding given[] = {
         {.name = TAP(1, "output"), .layer = 1, .verdict = Q3_VERDICT_EXACT},
         {.name = TAP(2, "mlp.output"), .layer = 2, .verdict = Q3_VERDICT_SHAPE},
@@ -355,7 +370,8 @@ static void test_round_trip(void)
     q3_text lines = {0};
     q3_error error = {""};
     q3_report *r;
-    q3_judged_run run = {"m", "f", Q3_F16, 5, 7, 0, 0, 0, true, true, "", "", 0, NULL};
+    q3_judged_run run = {.model = "m", .file = "f", .dtype = Q3_F16, .T = 5, .start = 7,
+                         .free_running = true, .strict = true};
     q3_finding f = {
         .name = "x", .rank = 1, .shape = {9}, .max_at = {8}, .token_bins = Q3_PROFILE_BINS};
     q3_report_put_run(&lines, &run);
@@ -384,6 +400,62 @@ static void test_round_trip(void)
     }
     q3_report_close(r);
     release(&lines);
+}
+
+/* Keys that came later: a line without them says nothing of them; with them it is read as written.
+ * One of the wrong kind is refused. */
+static void test_added_keys(void)
+{
+    static const char *const bad[][3] = {
+        {"\"weights\":[\"0a\",", "\"weights\":[", "lines: line 1: found no weights"},
+        {"\"require\":[\"*.mlp.*\"", "\"require\":[7", "lines: line 1: found no require"},
+        {"\"nearest\":\"\"", "\"nearest\":null", "lines: line 1: found no nearest"},
+        {"\"token_text\":[]", "\"token_text\":[\"\"]", "lines: line 1: found no token_text"},
+        {"\"cause\":\"", "\"cause\":[],\"x\":\"", "lines: line 2: found no cause"},
+        {"\"worst\":[", "\"worst\":[{},", "lines: line 2: found no ours"},
+        {"\"worst\":[", "\"worst\":[5,", "lines: line 2: found no worst"},
+    };
+    q3_report *r = NULL;
+    q3_error error = {""};
+    const char *run = strstr(lines_of_two, ",\"router\""), *tap = strstr(run, "}}\n");
+    const char *cause = strstr(tap, ",\"cause\"");
+    char old[sizeof lines_of_two];
+    snprintf(old, sizeof old, "%.*s%.*s}\n", (int)(run - lines_of_two), lines_of_two,
+             (int)(cause - tap), tap);
+    for (int added = 0; added < 2; added++) {
+        q3_text all = {0};
+        q3_text_add(&all, added ? lines_of_two : old);
+        add_rest(&all, 0, 3, 3);
+        q3_report_part part = {"lines", all.data, all.size};
+        CHECKF(q3_report_read(&r, &part, 1, false, &error) == Q3_OK, "%s", error.text);
+        if (r == NULL) return;
+        const q3_finding *f = q3_report_decisive(r);
+        CHECK_TEXT(r->run.router, added ? "float16" : "");
+        CHECK_TEXT(r->run.command, added ? "qwen3moe check" : "");
+        CHECK_TEXT(f->cause, added ? "RoPE interleaved, pairs (2i, 2i+1)" : "");
+        CHECK(f->worst_count == (size_t)added && r->run.unknown_count == (size_t)added);
+        CHECK(r->run.weights.count == (added ? 3 : 0) && r->run.require.count == (size_t)added);
+        if (added)
+            CHECK(f->worst[0].at[2] == 2 && f->worst[0].theirs == -1.5 &&
+                  strcmp(r->run.weights.items[2], "0c") == 0);
+        q3_report_close(r);
+        release(&all);
+    }
+    for (size_t i = 0; i < COUNT(bad); i++) {
+        q3_text all = {0};
+        const char *at = strstr(lines_of_two, bad[i][0]);
+        CHECK(at != NULL);
+        if (at == NULL) continue;
+        char head[sizeof lines_of_two], message[200];
+        snprintf(head, sizeof head, "%.*s", (int)(at - lines_of_two), lines_of_two);
+        q3_text_add(&all, head);
+        q3_text_add(&all, bad[i][1]);
+        q3_text_add(&all, at + strlen(bad[i][0]));
+        snprintf(message, sizeof message, "%s of the right type, expected a line of a report",
+                 bad[i][2]);
+        refused(all.data, message);
+        release(&all);
+    }
 }
 
 /* ==== The page ================================================================================ */
@@ -416,7 +488,8 @@ static void test_dense_page(void)
 {
     q3_text lines = {0}, html = {0};
     q3_error error = {""};
-    q3_judged_run run = {"m", "f", Q3_F32, 1, 0, 3, 0, 2, false, false, "", "", 0, NULL};
+    q3_judged_run run = {.model = "m", .file = "f", .dtype = Q3_F32, .T = 1, .layers = 3,
+                         .end_layer = 2};
     q3_report_put_run(&lines, &run);
     for (q3_tap_id id = 0; id < Q3_TAP_COUNT; id++) {
         char name[Q3_TAP_NAME_SIZE];
@@ -442,8 +515,8 @@ static void test_hostile(void)
 {
     q3_text lines = {0}, text = {0}, html = {0};
     q3_error error = {""};
-    q3_judged_run run = {
-        "caf\xc3\xa9 \xff", hostile, Q3_F32, 1, 0, 1, 0, 1, false, false, "", "", 1, hostile};
+    q3_judged_run run = {.model = "caf\xc3\xa9 \xff", .file = hostile, .dtype = Q3_F32, .T = 1,
+                         .layers = 1, .end_layer = 1, .unknown = 1, .unknown_name = hostile};
     q3_finding f[2] = {
         {.name = TAP(0, "output"), .verdict = Q3_VERDICT_DIFFERS, .given_as = hostile},
         {.name = "lm_head.output", .verdict = Q3_VERDICT_EXACT}};
@@ -479,7 +552,7 @@ static void test_hostile(void)
 static void test_diff(void)
 {
     q3_text lines = {0}, text = {0};
-    q3_judged_run run = {"a", "b", Q3_F32, 0, 0, 0, 0, 0, false, false, "", "", 0, NULL};
+    q3_judged_run run = {.model = "a", .file = "b", .dtype = Q3_F32};
     q3_report_put_run(&lines, &run);
     CHECK(good_text(&text, lines.data, false, false) == Q3_OUTCOME_AGREES);
     CHECK_TEXT(text.data, "first    a\nsecond   b\n\nno tensors\n"
@@ -678,7 +751,7 @@ static void test_large(void)
 {
     static char name[1000001];
     q3_text lines = {0};
-    q3_judged_run run = {"a", "b", Q3_F32, 0, 0, 0, 0, 0, false, false, "", "", 0, NULL};
+    q3_judged_run run = {.model = "a", .file = "b", .dtype = Q3_F32};
     q3_finding f = {.name = name, .verdict = Q3_VERDICT_DIFFERS, .given_as = "a"};
     memset(name, 'n', sizeof name - 1);
     q3_report_put_run(&lines, &run);
@@ -705,6 +778,7 @@ int main(void)
     test_asking();
     test_coverage();
     test_round_trip();
+    test_added_keys();
     test_page();
     test_dense_page();
     test_hostile();
