@@ -172,12 +172,39 @@ static void note_layout(backend_tensor *tensor, const tap_lines *row, const char
 
 /* ---- binding --------------------------------------------------------------------------------- */
 
-/* What a hook on packed experts' act_fn sees (Hugging Face 5): the rows of the last expert alone,
- * one a token at most, so never more than T. */
-static bool of_one_expert(const q3_entry *e, const tap_lines *row, q3_tap_id id, size_t T)
+/* A tensor's axes without those of 1, which say nothing; returns how many. */
+static size_t squeeze(uint64_t axes[8], const q3_entry *e)
 {
-    return q3_tap_of_experts(id) && e->rank == 2 &&
-           e->shape[1] == row->width && e->shape[0] <= T && e->shape[0] != T * row->lines;
+    size_t n = 0;
+    for (size_t i = 0; i < e->rank; i++)
+        if (e->shape[i] != 1) axes[n++] = e->shape[i];
+    return n;
+}
+
+/* How many rows of `width` the tensor has, if they lie along one axis; else 0. */
+static uint64_t rows_in_one_axis(const uint64_t *axes, size_t rank, uint64_t width)
+{
+    size_t before = width == 1 ? rank : rank - 1;
+    if (width != 1 && (rank == 0 || axes[rank - 1] != width)) return 0;
+    return before == 0 ? 1 : before == 1 ? axes[0] : 0;
+}
+
+/* What a hook on packed experts' act_fn sees (Hugging Face 5): the rows of the last expert alone,
+ * one a token at most, so never more than T. With more axes ([1,N,n]) a number of rows that tokens
+ * may have is theirs. */
+static bool of_one_expert(const q3_entry *e, const tap_lines *row, uint64_t rows, size_t T)
+{
+    return rows > 0 && rows <= T && rows != T * row->lines &&
+           (e->rank == 2 || rows % row->lines != 0);
+}
+
+/* Whether experts' rows may lie expert by expert (q3_read_by_expert): all of them along one axis,
+ * as grouped_mm and mlx-lm's SwitchGLU ([T*A,1,n], from 64 slots on) have them. [1,A,n] of one
+ * token has an axis for the slots. */
+static bool may_be_sorted(const q3_entry *e, const tap_lines *row, uint64_t rows, size_t T)
+{
+    bool slots = e->rank == 3 && e->shape[0] == T && e->shape[1] == row->lines && row->lines > 1;
+    return rows == T * row->lines && !slots;
 }
 
 /* Which readings the tensor's shape allows. None: the note says what was found and expected. */
@@ -185,8 +212,9 @@ static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t
 {
     const q3_entry *e = tensor->entry;
     bool integers = e->dtype == Q3_I32 || e->dtype == Q3_I64;
-    size_t shape[3], rank = q3_tap_shape(shape, b->config, id, T), squeezed = 0;
+    size_t shape[3], rank = q3_tap_shape(shape, b->config, id, T);
     uint64_t axes[8];
+    size_t squeezed = squeeze(axes, e);
     bool by_rule = false;
     const char *names[2] = {NULL, NULL};
     reading list[4];
@@ -208,14 +236,13 @@ static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t
     q3_tap_alias(&alias, b->config, e->name);
     if (alias.count == 1) alias.id = id; /* see move_products */
     file_axes(&row, &alias, b, e, id, T);
-    if (of_one_expert(e, &row, id, T)) {
+    uint64_t rows = q3_tap_of_experts(id) ? rows_in_one_axis(axes, squeezed, row.width) : 0;
+    if (of_one_expert(e, &row, rows, T)) {
         if (b->unknown++ == 0) b->unknown_name = e->name;
         tensor->entry = NULL;
         return;
     }
-    tensor->merged = rank == 3 && !row.heads && !row.square && e->rank == 2;
-    for (size_t i = 0; i < e->rank; i++)
-        if (e->shape[i] != 1) axes[squeezed++] = e->shape[i];
+    tensor->merged = may_be_sorted(e, &row, rows, T);
     size_t count = list_readings(list, &row, rank);
     for (size_t i = 0; i < count; i++) {
         uint64_t n = count_tokens(&list[i], axes, squeezed, T);

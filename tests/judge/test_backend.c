@@ -85,6 +85,21 @@ static const layout_case layouts[] = {
      "axes [T,A*n]"},
     {"model.layers.1.mlp.gate_proj.output", "1tk", Q3_TAP_DENSE_GATE_PROJ, 1, I, T, T,
      "batch axis"},
+    /* axes of 1 elsewhere: mlx-lm's SwitchGLU has one behind the slots, or behind sorted rows */
+    {"model.layers.0.mlp.experts.gate_proj.output", "tj1k", Q3_TAP_EXPERTS_GATE_PROJ, A, F, T, T,
+     ""},
+    {"model.layers.0.mlp.experts.gate_proj.output", "1tj1k", Q3_TAP_EXPERTS_GATE_PROJ, A, F, T, T,
+     "batch axis"},
+    {"model.layers.0.mlp.experts.down_proj.output", "N1k", Q3_TAP_EXPERTS_DOWN_PROJ, A, M, T, T,
+     "axes [T*A,n]"},
+    {"model.layers.0.mlp.experts.down_proj.output", "1Nk", Q3_TAP_EXPERTS_DOWN_PROJ, A, M, T, T,
+     "axes [T*A,n]"},
+    {"model.layers.0.self_attn.q_rope.output", "1j1tk1", Q3_TAP_Q_ROPE, H, HD, T, T,
+     "batch axis, axes [H,T,hd]"},
+    {"model.layers.0.self_attn.q_proj.output", "t1J", Q3_TAP_Q_PROJ, H, HD, T, T, ""},
+    {"model.layers.0.self_attn.probs.output", "j1t1k", Q3_TAP_PROBS, H, T, T, T, ""},
+    {"model.layers.0.mlp.topk_weights.output", "1t1k1", Q3_TAP_TOPK_WEIGHTS, 1, A, T, T,
+     "batch axis"},
     {"lm_head.output", "tk", Q3_TAP_LM_HEAD, 1, V, T, T, ""},
     /* the last rows alone */
     {"lm_head.output", "1tk", Q3_TAP_LM_HEAD, 1, V, T, 1, "batch axis, rows 8:9 of 9"},
@@ -631,23 +646,51 @@ static void check_several(void)
 /* Rows of one expert, which are at most T, are not the experts' tensor, and nobody's fault. */
 static void check_one_expert(void)
 {
-    static const char *const rows[] = {"1", "6", "9", "12"};
-    for (size_t i = 0; i < COUNT(rows); i++) {
+    static const struct { const char *shape; size_t rows; bool one; } cases[] = {
+        {"1,7", 1, true}, {"6,7", 6, true}, {"9,7", 9, true}, {"12,7", 12, false},
+        /* with axes of 1; 6 rows are two tokens' there */
+        {"8,1,7", 8, true}, {"1,8,7", 8, true}, {"6,1,7", 6, false}, {"10,1,7", 10, false},
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
         backend b;
         q3_error error = {""};
-        char shape[20];
-        size_t n = (size_t)atoi(rows[i]);
-        snprintf(shape, sizeof shape, "%s,7", rows[i]);
         file_begin("");
-        tensor_begin("model.layers.0.mlp.experts.act_fn.output", "F32", shape, n * F * 4);
-        for (size_t e = 0; e < n * F; e++) put_value("F32", 0);
+        tensor_begin("model.layers.0.mlp.experts.act_fn.output", "F32", cases[i].shape,
+                     cases[i].rows * F * 4);
+        for (size_t e = 0; e < cases[i].rows * F; e++) put_value("F32", 0);
         file_end(PATH, 0);
         CHECK(open_file(&b, PATH, model, &error) == Q3_OK &&
               q3_backend_bind(&b, T, &error) == Q3_OK);
-        CHECKF((q3_backend_find(&b, Q3_TAP_EXPERTS_ACT_FN, 0) == NULL) == (n <= T) &&
-                   b.unknown == (n <= T),
-               "%zu rows", n);
-        CHECK(n > T || strcmp(b.unknown_name, "model.layers.0.mlp.experts.act_fn.output") == 0);
+        CHECKF((q3_backend_find(&b, Q3_TAP_EXPERTS_ACT_FN, 0) == NULL) == cases[i].one &&
+                   b.unknown == cases[i].one,
+               "[%s]", cases[i].shape);
+        CHECK(!cases[i].one ||
+              strcmp(b.unknown_name, "model.layers.0.mlp.experts.act_fn.output") == 0);
+        q3_backend_close(&b);
+    }
+}
+
+/* Which shapes of experts' rows may lie expert by expert: those with one axis for all rows. */
+static void check_sorted_shapes(void)
+{
+    static const struct { const char *shape; size_t tokens; bool merged; } cases[] = {
+        {"27,7", 9, true},    {"27,1,7", 9, true}, {"1,27,7", 9, true}, {"1,27,1,7", 9, true},
+        {"27,7,1", 9, true},  {"9,3,7", 9, false}, {"9,3,1,7", 9, false}, {"9,21", 9, false},
+        {"12,1,7", 9, false}, {"3,7", 1, true},    {"3,1,7", 1, true},  {"1,3,7", 1, false},
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        backend b;
+        q3_error error = {""};
+        size_t count = strncmp(cases[i].shape, "12", 2) == 0 ? 84 : cases[i].tokens * A * F;
+        file_begin("");
+        tensor_begin("model.layers.0.mlp.experts.up_proj.output", "F32", cases[i].shape, count * 4);
+        for (size_t e = 0; e < count; e++) put_value("F32", 0);
+        file_end(PATH, 0);
+        CHECK(open_file(&b, PATH, model, &error) == Q3_OK &&
+              q3_backend_bind(&b, cases[i].tokens, &error) == Q3_OK);
+        const backend_tensor *x = q3_backend_find(&b, Q3_TAP_EXPERTS_UP_PROJ, 0);
+        CHECKF(x != NULL && x->layouts > 0 && x->merged == cases[i].merged, "[%s]",
+               cases[i].shape);
         q3_backend_close(&b);
     }
 }
@@ -708,6 +751,7 @@ int main(void)
     check_runs();
     check_several();
     check_one_expert();
+    check_sorted_shapes();
     check_other_dtypes();
     check_no_file();
     q3_model_close(opened);
