@@ -23,19 +23,19 @@ typedef struct world {
     size_t M, H, K, hd, E, A, F, V;
 } world;
 
-static void *memory(size_t count, size_t size)
+static inline void *memory(size_t count, size_t size)
 {
     void *block = calloc(count + 1, size);
     if (block == NULL) exit(1);
     return block;
 }
 
-static float D(const world *w, double x)
+static inline float D(const world *w, double x)
 {
     return q3_round(x, w->dtype);
 }
 
-static double ulp(double value, q3_dtype dtype)
+static inline double ulp(double value, q3_dtype dtype)
 {
     static const int precision[3] = {24, 8, 11}, emin[3] = {-126, -126, -14};
     int exponent = emin[dtype];
@@ -46,7 +46,7 @@ static double ulp(double value, q3_dtype dtype)
 
 /* ==== Worlds ================================================================================== */
 
-static void capture(void *user, const q3_tap *tap)
+static inline void capture(void *user, const q3_tap *tap)
 {
     world *w = user;
     const float *data = tap->data;
@@ -65,7 +65,7 @@ static void capture(void *user, const q3_tap *tap)
     }
 }
 
-static void world_open(world *w, const char *golden, const char *name, q3_dtype dtype)
+static inline void world_open(world *w, const char *golden, const char *name, q3_dtype dtype)
 {
     q3_error error;
     memset(w, 0, sizeof *w);
@@ -97,7 +97,7 @@ static void world_open(world *w, const char *golden, const char *name, q3_dtype 
     free(block);
 }
 
-static void world_close(world *w)
+static inline void world_close(world *w)
 {
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) free(w->tap[i]);
     free(w->last);
@@ -106,7 +106,7 @@ static void world_close(world *w)
 
 /* ==== Plain operators ========================================================================= */
 
-static float *widened(const world *w, q3_tensor tensor, size_t count)
+static inline float *widened(const world *w, q3_tensor tensor, size_t count)
 {
     float *values = memory(count, sizeof *values);
     q3_widen(values, tensor, 0, count, w->dtype);
@@ -114,8 +114,8 @@ static float *widened(const world *w, q3_tensor tensor, size_t count)
 }
 
 /* y[n,N] = x[n,K] W^T, W[N,K] as floats. */
-static void linear(const world *w, float *y, const float *x, const float *weight, size_t n,
-                   size_t N, size_t K)
+static inline void linear(const world *w, float *y, const float *x, const float *weight, size_t n,
+                          size_t N, size_t K)
 {
     for (size_t t = 0; t < n; t++)
         for (size_t o = 0; o < N; o++) {
@@ -127,8 +127,8 @@ static void linear(const world *w, float *y, const float *x, const float *weight
 
 typedef struct norm_options { double eps, plus; bool outside, centred, summed, late; } norm_options;
 
-static void norm(const world *w, float *y, const float *x, const float *weight, size_t rows,
-                 size_t n, norm_options o)
+static inline void norm(const world *w, float *y, const float *x, const float *weight, size_t rows,
+                        size_t n, norm_options o)
 {
     for (size_t r = 0; r < rows; r++) {
         double mean = 0, square = 0;
@@ -145,20 +145,20 @@ static void norm(const world *w, float *y, const float *x, const float *weight, 
     }
 }
 
-static double plain_eps(const world *w)
+static inline double plain_eps(const world *w)
 {
     return (double)(float)w->c->rms_norm_eps;
 }
 
 /* One cos or sin of a frequency that is computed here. */
-static double angle_of(const world *w, double position, size_t j, double theta)
+static inline double angle_of(const world *w, double position, size_t j, double theta)
 {
     return (double)(float)(position * (double)(float)(1 / (double)(float)pow(theta,
         2.0 * (double)j / (double)w->hd)));
 }
 
-static void table(const world *w, float *cosine, float *sine, double theta,
-                  double (*position)(size_t))
+static inline void table(const world *w, float *cosine, float *sine, double theta,
+                         double (*position)(size_t))
 {
     for (size_t t = 0; t < T; t++)
         for (size_t j = 0; j < w->hd / 2; j++) {
@@ -168,14 +168,14 @@ static void table(const world *w, float *cosine, float *sine, double theta,
         }
 }
 
-static double position_right(size_t t) { return (double)(START + t); }
-static double position_next(size_t t) { return (double)(START + t + 1); }
-static double position_zero(size_t t) { return (double)t; }
-static double position_restart(size_t t) { return (double)(START + t % 5); }
+static inline double position_right(size_t t) { return (double)(START + t); }
+static inline double position_next(size_t t) { return (double)(START + t + 1); }
+static inline double position_zero(size_t t) { return (double)t; }
+static inline double position_restart(size_t t) { return (double)(START + t % 5); }
 
 /* pair: element j of n / 2 pairs is i and k; direction: of the sine. */
-static void rope(const world *w, float *y, const float *x, const float *cosine, const float *sine,
-                 size_t heads, bool interleaved, double direction)
+static inline void rope(const world *w, float *y, const float *x, const float *cosine,
+                        const float *sine, size_t heads, bool interleaved, double direction)
 {
     size_t half = w->hd / 2;
     for (size_t row = 0; row < T * heads; row++)
@@ -196,7 +196,7 @@ typedef struct attention_options {
     size_t future, window;
 } attention_options;
 
-static double e4m3(double x)
+static inline double e4m3(double x)
 {
     int exponent;
     frexp(x, &exponent);
@@ -205,15 +205,15 @@ static double e4m3(double x)
     return rint(x / unit) * unit;
 }
 
-static size_t key_head(const world *w, size_t h, bool tiled, bool divisor)
+static inline size_t key_head(const world *w, size_t h, bool tiled, bool divisor)
 {
     if (divisor) return h / w->K < w->K ? h / w->K : w->K - 1;
     return tiled ? h % w->K : h / (w->H / w->K);
 }
 
 /* scores, probs: [T,H,T]; values: [T,H*hd]. */
-static void attention(const world *w, float *scores, float *probs, float *values,
-                      attention_options o)
+static inline void attention(const world *w, float *scores, float *probs, float *values,
+                             attention_options o)
 {
     const float *q = w->tap[Q3_TAP_Q_ROPE], *k = w->tap[Q3_TAP_K_ROPE], *v = w->tap[Q3_TAP_V_PROJ];
     for (size_t t = 0; t < T; t++)
@@ -254,7 +254,7 @@ static void attention(const world *w, float *scores, float *probs, float *values
 }
 
 /* One of the three tensors of attention. */
-static void attention_tap(const world *w, float *y, q3_tap_id id, attention_options o)
+static inline void attention_tap(const world *w, float *y, q3_tap_id id, attention_options o)
 {
     float *s = memory(T * w->H * T, sizeof *s), *p = memory(T * w->H * T, sizeof *p);
     float *v = memory(T * w->H * w->hd, sizeof *v);
@@ -265,7 +265,7 @@ static void attention_tap(const world *w, float *y, q3_tap_id id, attention_opti
     free(v);
 }
 
-static attention_options right_attention(const world *w)
+static inline attention_options right_attention(const world *w)
 {
     attention_options o = {.scale = (double)(float)(1 / sqrt((double)w->hd)), .base = exp(1)};
     o.window = w->c->sliding_window;
