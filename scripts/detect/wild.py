@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: MIT
+"""Other people's packages, run for real: what `check` says of them against the truth about each.
+
+  python3 scripts/detect/wild.py COMMAND --python NAME=PATH ...   COMMAND is the built qwen3moe
+  ... --only NAME       only this package's cases; may be repeated
+  ... --markdown FILE   writes the table (golden/WILD.md); without it, the rows that were run are compared
+                        with golden/WILD.md
+  ... --keep FOLDER     keeps the models and the recordings
+
+PATH is the Python of an environment in which package NAME (see PACKAGES) is installed; a package without one is
+listed as not run. Needs torch, transformers, safetensors and numpy itself, for the models alone.
+
+Each case is a small model whose weights are scripts/golden/rule.py's, saved in the dtype of the run. The
+package loads it, its recorder writes what it computes, and `check` judges that. The truth of a case was found by
+reading the package and by computing what it should give in another way, never from a verdict: either honest, or
+a deviation with the file and line where it is and the tap where it must show first. A case that the package
+itself refuses says so.
+
+Exit status 0: no verdict contradicts the truth; else 1.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import torch
+from safetensors.torch import save_file
+
+ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("golden", "record")]
+import hf_taps
+import rule
+
+TABLE = os.path.join(ROOMS, "..", "golden", "WILD.md")
+
+# ---- models -------------------------------------------------------------------------------------
+
+# All sizes distinct and multiples of 32, which CPU kernels ask for; H/K not K.
+BASE = {
+    "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "bos_token_id": 1, "decoder_sparse_step": 1, "eos_token_id": 2, "head_dim": 32, "hidden_act": "silu",
+    "hidden_size": 96, "initializer_range": 0.02, "intermediate_size": 160, "max_position_embeddings": 2048,
+    "max_window_layers": 0, "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 128,
+    "norm_topk_prob": True, "num_attention_heads": 8, "num_experts": 12, "num_experts_per_tok": 3,
+    "num_hidden_layers": 2, "num_key_value_heads": 2, "output_router_logits": False, "rms_norm_eps": 1e-06,
+    "rope_scaling": None, "rope_theta": 100000.0, "router_aux_loss_coef": 0.001, "sliding_window": None,
+    "tie_word_embeddings": False, "use_cache": True, "use_sliding_window": False, "vocab_size": 352,
+}
+
+
+def rope(kind, **keys):
+    return {"rope_scaling": {"rope_type": kind, **keys}}
+
+
+MODELS = {  # what each changes
+    "default": {},
+    "yarn": rope("yarn", factor=4.0, original_max_position_embeddings=64),
+    "linear": rope("linear", factor=3.0),
+    "dynamic": {"max_position_embeddings": 16, **rope("dynamic", factor=2.5)},
+    "llama3": rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                   original_max_position_embeddings=64),
+    "bias": {"attention_bias": True},
+    "window": {"use_sliding_window": True, "sliding_window": 5},
+    "no-renormalise": {"norm_topk_prob": False},
+    "dense-mixed": {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [1]},
+    "tied": {"tie_word_embeddings": True},
+    "eps": {"rms_norm_eps": 1e-03},
+    "one-kv-head": {"num_key_value_heads": 1},
+}
+
+
+def write_model(folder, model, dtype):
+    """config.json and the weights by rule, in the run's dtype (most packages run in the file's)."""
+    os.makedirs(folder, exist_ok=True)
+    config = dict(sorted({**BASE, **MODELS[model], "torch_dtype": dtype}.items()))
+    with open(os.path.join(folder, "config.json"), "w") as f:
+        json.dump(config, f, indent=2)
+    weights = hf_taps.rule_checkpoint(config, "wild-" + model)
+    save_file({name: value.to(hf_taps.DTYPES[dtype]).contiguous() for name, value in weights.items()},
+              os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    return config
+
+
+def ids_by_rule(model, count):
+    return (rule.bits(rule.key(model, "wild"), 0, count) % BASE["vocab_size"]).astype("int64").tolist()
+
+
+# ---- packages and cases -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Package:
+    name: str      # of --python
+    wheel: str     # what pip calls it
+    version: str
+    recorder: str  # in scripts: its command line is MODEL OUT --tokens 1,2,3
+    install: str   # what an environment needs
+
+
+@dataclasses.dataclass
+class Case:
+    package: str
+    model: str
+    dtype: str
+    tokens: int = 11
+    truth: str = "honest"  # or begins so; else what deviates
+    where: str = ""        # the package's file and line
+    tap: str = ""          # where it must show first; "" for an honest run
+    cause: str = ""        # what the report must call it: a pattern
+    kind: str = "differs"  # of a deviation: "differs", "rounding" (agrees, but --strict does not), "refused"
+    record: tuple = ()     # more arguments of the recorder
+    options: tuple = ()    # of check
+
+
+PACKAGES = [
+    Package("mlx", "mlx-lm", "0.32.2", "record/record_mlx.py",
+            "`pip install 'mlx[cpu]==0.32.2' numpy safetensors transformers==5.17.0`, then "
+            "`pip install --no-deps mlx-lm==0.32.2`"),
+]
+
+MLX = "mlx_lm/models/qwen3_moe.py:"
+ROTATED = "model.layers.0.self_attn.q_rope.output"
+ATTENDED = "model.layers.0.self_attn.o_proj.input"
+ROUTED = "model.layers.0.mlp.router_probs.output"
+
+
+def mlx_cases():
+    for more in ((), ("--plain",), ("--chunk", "3")):
+        yield Case("mlx", "default", "float32", 40, record=more)  # 64 slots and more: sorted by expert
+    yield Case("mlx", "default", "float32", 11)
+    for model in ("no-renormalise", "dense-mixed", "tied", "eps", "one-kv-head"):
+        yield Case("mlx", model, "float32", 40)
+    for kind in ("yarn", "linear", "dynamic", "llama3"):
+        yield Case("mlx", kind, "float32", 40, "rope_scaling is read and not used", MLX + "61", ROTATED,
+                   rf"RoPE scaling \({kind}\) ignored")
+    yield Case("mlx", "dynamic", "float32", 11, "honest: max_position_embeddings is not reached")
+    yield Case("mlx", "window", "float32", 40, "sliding_window is not read", MLX + "216", ATTENDED,
+               "window ignored")
+    yield Case("mlx", "bias", "float32", 11, "attention_bias is not read, and the biases are refused", MLX + "53",
+               kind="refused")
+    yield Case("mlx", "default", "bfloat16", 11, "mlx's CPU build has gather_mm in float32 alone", kind="refused")
+    for dtype in ("bfloat16", "float16"):
+        yield Case("mlx", "default", dtype, 40, "router probabilities are rounded to the run's dtype", MLX + "135",
+                   ROUTED, f"router probabilities rounded to {dtype}", record=("--gather",))
+
+
+CASES = [*mlx_cases()]
+
+# ---- one case -----------------------------------------------------------------------------------
+
+FAILURES = ("differs", "non-finite", "shape")
+
+
+def installed(package, python):
+    """What is installed there; "" if it is not."""
+    code = f"import importlib.metadata as m; print(m.version({package.wheel!r}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+class Bench:
+    def __init__(self, command, folder, pythons):
+        self.command, self.folder, self.pythons = command, folder, pythons
+
+    def record(self, case, package):
+        """The model's folder, the recording, and the last line of a package that failed."""
+        name = f"{case.model}-{case.dtype}"
+        model = os.path.join(self.folder, "models", name)
+        if not os.path.exists(os.path.join(model, "model.safetensors")):
+            write_model(model, case.model, case.dtype)
+        more = "".join(case.record).replace("/", "_")
+        out = os.path.join(self.folder, f"{case.package}-{name}-{case.tokens}{more}.safetensors")
+        ids = ",".join(map(str, ids_by_rule(case.model, case.tokens)))
+        if os.path.exists(out):
+            os.remove(out)
+        done = subprocess.run([self.pythons[case.package], os.path.join(ROOMS, package.recorder), model, out,
+                               "--tokens", ids, *case.record], capture_output=True, text=True)
+        problem = (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else ""
+        return model, out, problem
+
+    def check(self, model, out, options):
+        """Exit status, findings, the last line."""
+        report = out + ".jsonl"
+        done = subprocess.run([self.command, "check", model, out, "--json", report, *options],
+                              capture_output=True, text=True, timeout=120)
+        findings = []
+        if done.returncode in (0, 1):
+            with open(report) as f:
+                findings = [line for line in map(json.loads, f) if "tap" in line]
+        last = (done.stdout.strip() or done.stderr.strip() or "nothing").splitlines()[-1]
+        return done.returncode, findings, last
+
+    def judge(self, case):
+        """What check said, and why it contradicts the truth ("" if it does not)."""
+        package = next(p for p in PACKAGES if p.name == case.package)
+        model, out, problem = self.record(case, package)
+        if case.kind == "refused":
+            return f"refused: {problem}", "" if problem else "the package did not refuse it"
+        if problem:
+            return f"not recorded: {problem}", "the recorder failed"
+        options = [*case.options, *(["--strict"] if case.kind == "rounding" else [])]
+        status, findings, last = self.check(model, out, options)
+        return said(findings, last, case), contradiction(case, status, findings, last)
+
+
+def first_failure(case, findings):
+    counts = FAILURES + (("rounding",) if case.kind == "rounding" else ())
+    return next((f for f in findings if f["verdict"] in counts), None)
+
+
+def cause_of(finding):
+    return finding.get("cause") or (finding.get("looks_like") or "").partition(", explains")[0]
+
+
+def said(findings, last, case):
+    first = first_failure(case, findings)
+    judged = sum(f["verdict"] not in ("missing", "unjudged") for f in findings)
+    if first is None:
+        return f"{last} ({judged} of {len(findings)} tensors judged)" if findings else last
+    cause = cause_of(first)
+    return f"{first['verdict']}: `{first['tap']}`" + (f": {cause}" if cause else "")
+
+
+def contradiction(case, status, findings, last):
+    first = first_failure(case, findings)
+    if case.truth.startswith("honest"):
+        return "" if status == 0 and last == "agrees" else f"an honest run is not said to agree: {last}"
+    if status != 1 or first is None:
+        return f"the deviation is not found: {last}"
+    if first["tap"] != case.tap:
+        return f"found at {first['tap']}, expected at {case.tap}"
+    if case.cause and not re.search(case.cause, cause_of(first)):
+        return f"called {cause_of(first) or 'nothing'}, expected {case.cause}"
+    return ""
+
+
+# ---- the table ----------------------------------------------------------------------------------
+
+TITLE = """# Packages from outside, run for real
+
+Made by `python3 scripts/detect/wild.py build/qwen3moe --python NAME=PATH ... --markdown golden/WILD.md`, with an
+environment for each package (below). `.ci/run` runs those that its time allows, and compares their rows. The truth of a row was found by
+reading the package's source and by computing what the model asks for in another way; *what check said* is what this
+project's command said of the recording. A deviation is one from Hugging Face's model, in the version that is named;
+what it means for a user is for the package to say.
+
+"""
+COLUMNS = ["package", "model", "dtype", "tokens", "options", "truth", "where", "what check said"]
+
+
+def table_row(case, package, text):
+    options = " ".join([*case.record, *case.options] + (["--strict"] if case.kind == "rounding" else []))
+    cells = [f"{package.wheel} {package.version}", case.model, case.dtype, str(case.tokens),
+             f"`{options}`" if options else "", case.truth, f"`{case.where}`" if case.where else "", text]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def write_table(path, rows, not_run):
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *rows, ""]
+    lines += [f"- {p.wheel} {p.version} (`--python {p.name}=PATH`): {p.install}" for p in PACKAGES]
+    lines += ["", *not_run] if not_run else []
+    with open(path, "w") as f:
+        f.write(TITLE + "\n".join(lines) + "\n")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("command")
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--only", action="append")
+    parser.add_argument("--markdown")
+    parser.add_argument("--keep")
+    args = parser.parse_args()
+    args.pythons = dict(item.split("=", 1) for item in args.python)
+    unknown = [n for n in [*args.pythons, *(args.only or [])] if n not in [p.name for p in PACKAGES]]
+    if unknown:
+        parser.error(f"found package {unknown[0]}, expected one of {', '.join(p.name for p in PACKAGES)}")
+    return args
+
+
+def run_package(bench, package, stored):
+    """Rows, contradictions."""
+    rows, wrong = [], []
+    for case in (c for c in CASES if c.package == package.name):
+        text, problem = bench.judge(case)
+        row = table_row(case, package, text)
+        if stored is not None and row not in stored:
+            problem = problem or "golden/WILD.md has another row"
+        rows.append(row)
+        name = f"{case.package} {case.model} {case.dtype} {case.tokens} tokens {' '.join(case.options)}".strip()
+        print(f"{'CONTRADICTS' if problem else 'true':11} {name}: {text}" + (f" ({problem})" if problem else ""),
+              flush=True)
+        wrong += [name] if problem else []
+    return rows, wrong
+
+
+def main():
+    args = arguments()
+    stored = None
+    if not args.markdown and os.path.exists(TABLE):
+        with open(TABLE) as f:
+            stored = f.read().splitlines()
+    rows, wrong, not_run = [], [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = Bench(os.path.abspath(args.command), args.keep or temporary, args.pythons)
+        for package in PACKAGES:
+            if args.only and package.name not in args.only:
+                continue
+            python = args.pythons.get(package.name)
+            version = installed(package, python) if python else ""
+            if version != package.version:
+                found = f"found version {version}" if version else "not installed" if python else "no --python"
+                count = sum(c.package == package.name for c in CASES)
+                not_run.append(f"not run: {package.wheel} {package.version}, {count} cases: {found}")
+                wrong += [package.name] if python else []
+                continue
+            more, problems = run_package(bench, package, stored)
+            rows += more
+            wrong += problems
+    print("\n".join([*not_run, f"{len(rows)} cases, {len(wrong)} contradict the truth"]))
+    if args.markdown:
+        write_table(args.markdown, rows, not_run)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
