@@ -3,8 +3,9 @@
 // lines, which stand at the end of the page (MODEL.md 13), and lets arrows go through the map. Text
 // from files is set as text, never as HTML; what becomes HTML are numbers.
 'use strict';(() => {
-const data = JSON.parse(document.getElementById('data').textContent);
-const panel = document.getElementById('detail'), map = document.querySelector('.map');
+const [run, data] = ['run', 'data'].map(id => JSON.parse(document.getElementById(id).textContent));
+const [panel, heat] = ['detail', 'heat'].map(id => document.getElementById(id));
+const map = document.querySelector('.map'), wide = matchMedia('(min-width: 70rem)');
 const cells = document.querySelectorAll('.c[data-i]');
 const make = (tag, text) => Object.assign(document.createElement(tag), {textContent: text});
 const short = (v, digits) =>
@@ -18,6 +19,8 @@ function axes(f) {
   const last = /self_attn\.(scores|probs)\./.test(f.tap) ? 'key' : 'channel';
   return f.shape.length < 3 ? ['token', slot ? 'slot' : last] : ['token', slot ? 'slot' : 'head', last];
 }
+// A token's text, where the model's tokenizer was there to say it.
+const text = t => t in run.token_text ? ' ' + JSON.stringify(run.token_text[t]) : '';
 const place = (f, at) => at.map((n, i) => axes(f)[i] + ' ' + n).join(', ');
 const both = (ours, theirs) => ': ours ' + show(ours) + ', theirs ' + show(theirs);
 
@@ -29,10 +32,12 @@ function differences(f, add) {
   add('above 1 ulp', String(f.over_1_ulp));
   if (f.judged) add('outside', String(f.outside));
   add('largest', show(f.max_ulp) + ' ulp at ' + place(f, f.max_at) + both(f.max_ours, f.max_theirs));
-  if (f.judged) add('bound', 'up to ' + show(f.max_bound_ratio) + ' times as much');
-  add('relative L2', show(f.relative_l2));
-  add('gain, offset', short(f.gain, 6) + ', ' + show(f.offset));
-  add('worst', 'token ' + f.worst_token + ', channel ' + f.worst_channel);
+  if (f.judged) add('over its bound', show(f.max_bound_ratio) + (f.max_bound_ratio > 1
+    ? ' times as large as rounding can make it' : ' of what rounding can make'));
+  add('relative L2', show(f.relative_l2) + ': size of the difference over size of ours');
+  add('as a whole', 'theirs is ' + short(f.gain, 6) + ' times ours (least squares); mean difference ' +
+    show(f.offset));
+  add('most of it in', 'token ' + f.worst_token + text(f.worst_token) + ', channel ' + f.worst_channel);
 }
 
 // All rows of the panel, [label, text] each.
@@ -57,7 +62,7 @@ function figures(f) {
 
 // A bar for each bin; bin i of n holds the places ceil(i * count / n) to
 // ceil((i + 1) * count / n) - 1. Heights are logarithms, so that one ulp is seen beside a thousand.
-function bars(title, axis, values, count, height) {
+function bars(title, axis, values, count, height, into = panel) {
   const figure = make('figure'), range = make('div'), n = values.length, heights = values.map(height);
   const most = Math.max(...heights), peak = heights.indexOf(most), from = i => Math.ceil(i * count / n);
   const name = i => from(i) + 1 < from(i + 1) ? axis + 's ' + from(i) + ' to ' + (from(i + 1) - 1)
@@ -72,13 +77,72 @@ function bars(title, axis, values, count, height) {
   range.className = 'range';
   range.append(make('span', axis + ' 0'), make('span', axis + ' ' + (count - 1)));
   figure.append(range);
-  panel.append(figure);
+  into.append(figure);
+}
+
+// Where a tensor stands: its layer, or -1 for what is in none.
+const home = f => /\.layers\.\d+\./.test(f.tap) ? f.layer : -1;
+
+// Tensor by token: a strip for each tensor of a layer, in one scale, so that a fault is seen where it
+// begins and where it goes.
+function strips(layer) {
+  const rows = [...data.entries()].filter(([, f]) => home(f) === layer && f.token_profile.length);
+  const most = Math.max(1e-9, ...rows.flatMap(([, f]) => f.token_profile.map(steps)));
+  const list = make('div');
+  list.className = 'strips';
+  for (const [i, f] of rows.slice(0, 60)) {
+    const label = make('button', f.tap.replace(/^.*layers\.\d+\.|\.output$/g, ''));
+    const n = f.token_profile.length, from = k => Math.ceil(k * f.shape[0] / n);
+    const tokens = k => 'token ' + from(k) + text(from(k)) +
+      (from(k) + 1 < from(k + 1) ? ' to ' + (from(k + 1) - 1) : '');
+    const rect = (v, k) => '<rect x=' + k + ' width=1 height=1 fill-opacity=' +
+      (v ? .08 + .92 * steps(v) / most : 0) + (f.outside ? ' class=peak' : '') + '><title></title></rect>';
+    label.className = 'name';
+    label.dataset.i = i;
+    list.append(label);
+    list.insertAdjacentHTML('beforeend', '<svg role=img preserveAspectRatio=none viewBox="0 0 ' + n +
+      ' 1">' + f.token_profile.map(rect).join('') + '</svg>');
+    list.lastChild.querySelectorAll('title').forEach((t, k) =>
+      t.append(tokens(k) + ': ' + show(f.token_profile[k]) + ' ulp'));
+    list.lastChild.setAttribute('aria-label', f.tap + ': largest difference ' + show(f.max_ulp) +
+      ' ulp, token ' + f.max_at[0]);
+  }
+  const hint = 'Largest difference of each token (from left to right), in ulp; strong: large (log scale).';
+  heat.replaceChildren(
+    make('h2', (layer < 0 ? 'Outside the layers' : 'Layer ' + layer) + ', tensor by token'),
+    make('p', hint), list);
+  heat.hidden = rows.length === 0;
+}
+
+// How far a run that was left to itself (--free) is from ours, layer by layer.
+function drift() {
+  const ends = data.filter(f => /\.layers\.\d+\.output$/.test(f.tap) && f.elements);
+  const at = document.getElementById('drift');
+  if (!run.free || !ends.length) return;
+  at.hidden = false;
+  bars('Drift: relative L2 of the layers\' outputs (log scale)', 'layer', ends.map(f => f.relative_l2),
+    ends.length, v => Math.log2(1 + real(v) * 2 ** 24), at);
 }
 
 // Heights, of a profile and of margins; what is not finite is as high as can be.
 const real = v => typeof v === 'number' ? Math.min(v, 2 ** 100) : 2 ** 100;
 const steps = v => Math.log2(1 + real(v));
 const closeness = v => Math.min(Math.max(-Math.log2(Math.max(real(v), 0)), 0), 40);
+
+// The elements that are farthest outside their bound, or nearest to it.
+function worst(f) {
+  const table = make('table'), head = ['largest differences', 'ours', 'theirs', 'ulp'];
+  if (f.judged) head.push('bound');
+  const row = (tag, texts) => {
+    const line = make('tr');
+    line.append(...texts.map(cell => make(tag, cell)));
+    return line;
+  };
+  table.className = 'worst';
+  table.append(row('th', head), ...f.worst.map(e => row('td', [place(f, e.at) + text(e.at[0]),
+    show(e.ours), show(e.theirs), show(e.ulp), show(e.bound_ulp)].slice(0, head.length))));
+  panel.append(table);
+}
 
 // Shows line i of the data.
 function open(i) {
@@ -87,6 +151,7 @@ function open(i) {
   close.onclick = () => { panel.hidden = true; };
   for (const [label, value] of figures(f)) list.append(make('dt', label), make('dd', value));
   panel.replaceChildren(close, make('h2', f.tap), list);
+  if (f.worst.length) worst(f);
   if (f.differ && f.token_profile.length)
     bars('Largest difference by token, in ulp (log scale)', 'token', f.token_profile, f.shape[0], steps);
   if (f.differ && f.channel_profile.some(v => v !== 0))
@@ -97,6 +162,10 @@ function open(i) {
   panel.hidden = false;
   panel.scrollTop = 0;
   for (const c of cells) c.setAttribute('aria-pressed', c.dataset.i === String(i));
+  strips(home(f));
+  // In a narrow window the panel covers its lower half: the cell goes above it.
+  document.querySelector('[aria-pressed=true]')?.scrollIntoView(
+    {block: wide.matches ? 'nearest' : 'start', inline: wide.matches ? 'nearest' : 'center'});
 }
 
 // In the map one cell at a time is a tab stop; arrows go on from there.
@@ -128,10 +197,11 @@ document.addEventListener('keydown', e => {
   button.focus();
 });
 
+drift();
 if (map) stop(map.querySelector('button'));
 for (const c of cells) c.title = c.getAttribute('aria-label');
 const first = document.querySelector('[data-first]');
 const box = first?.closest('.tall'), [at, from] = [first, box].map(e => e?.getBoundingClientRect());
 box?.scrollBy(at.left - from.left - box.clientWidth / 2, at.top - from.top - box.clientHeight / 2);
-if (first && matchMedia('(min-width: 70rem)').matches) open(+first.dataset.i);
+if (first && wide.matches) open(+first.dataset.i);
 })();

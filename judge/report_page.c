@@ -5,6 +5,7 @@
 #include "judge/report.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* ==== Pieces ================================================================================== */
 
@@ -157,8 +158,7 @@ static void add_top(q3_text *out, const q3_report *r)
 
 /* ==== The map ================================================================================= */
 
-/* A column for each tap that some layer has (q3_tap_column: dense and sparse layers share those of
- * the experts). */
+/* A column for each tap that some layer has. */
 static void add_columns(q3_text *out, const bool used[Q3_TAP_COUNT])
 {
     q3_text_add(out, "<thead><tr><th><span>layer</span>");
@@ -179,7 +179,7 @@ static size_t add_layer(q3_text *out, const q3_report *r, size_t i, const bool u
     for (; i < r->count; i++) {
         const report_entry *e = &r->entries[i];
         if (!q3_tap_in_layer(e->id) || e->f.layer != layer) break;
-        cells[q3_tap_column(e->id)] = e;
+        cells[e->id] = e;
     }
     q3_text_count(out, "<tr><th scope=row>", layer);
     for (size_t c = 0; c < Q3_TAP_COUNT; c++) {
@@ -195,7 +195,7 @@ static void add_layers(q3_text *out, const q3_report *r)
 {
     bool used[Q3_TAP_COUNT] = {false}, any = false;
     for (size_t i = 0; i < r->count; i++)
-        if (q3_tap_in_layer(r->entries[i].id)) any = used[q3_tap_column(r->entries[i].id)] = true;
+        if (q3_tap_in_layer(r->entries[i].id)) any = used[r->entries[i].id] = true;
     if (!any) return;
     q3_text_add(out, "<div class=\"scroll tall\"><table class=map>");
     add_columns(out, used);
@@ -295,9 +295,23 @@ static void add_table(q3_text *out, const q3_report *r)
 
 /* ==== The page ================================================================================ */
 
+/* What the script asks of the run: the same whether the lines are those of one run or of many. */
+static void add_run_data(q3_text *out, const q3_judged_run *run)
+{
+    q3_text_add(out, "<script type=application/json id=run>{\"free\":");
+    q3_text_add(out, run->free_running ? "1" : "0");
+    q3_text_add(out, ",\"token_text\":[");
+    for (size_t t = 0; t < run->token_text.count; t++) {
+        if (t > 0) q3_text_add(out, ",");
+        q3_text_string(out, run->token_text.items[t], strlen(run->token_text.items[t]));
+    }
+    q3_text_add(out, "]}</script>\n");
+}
+
 /* The lines in the order of computation. No "</script>" in them: report_lines.c escapes '<'. */
 static void add_data(q3_text *out, const q3_report *r)
 {
+    add_run_data(out, &r->run);
     q3_text_add(out, "<script type=application/json id=data>[\n");
     for (size_t i = 0; i < r->count; i++) {
         if (i > 0) q3_text_add(out, ",");
@@ -318,7 +332,8 @@ q3_status q3_report_html(const q3_report *r, char **html, size_t *length, q3_err
     add_ends(&out, r, Q3_PLACE_HEAD);
     add_ends(&out, r, Q3_PLACE_NONE);
     add_legend(&out, r);
-    q3_text_add(&out, "</div>\n<section id=detail aria-live=polite hidden></section>\n</div>\n");
+    q3_text_add(&out, "<section id=heat hidden></section>\n<section id=drift hidden></section>\n"
+                      "</div>\n<section id=detail aria-live=polite hidden></section>\n</div>\n");
     add_table(&out, r);
     q3_text_add(&out, "</main>\n");
     add_data(&out, r);

@@ -107,6 +107,8 @@ addEventListener('load', () => {
     seen.margins = panel.textContent.includes('Margin') && panel.querySelectorAll('rect').length > 0;
     cells[1].focus();
     cells[1].dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
+    const strips = [...document.querySelectorAll('.strips svg')];
+    seen.strips = strips.filter(s => s.querySelectorAll('rect').length > 0).length;
     seen.arrow = document.activeElement === cells[2] && cells[2].tabIndex === 0 && cells[1].tabIndex === -1;
     cells[2].dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape', bubbles: true}));
     seen.closed = panel.hidden;
@@ -146,6 +148,9 @@ frame.onload = () => {
     const closed = wide();
     const map = page.querySelector('.scroll');
     (page.querySelector('[data-first]') ?? map.querySelector('button')).click();
+    const cell = page.querySelector('[aria-pressed=true]').getBoundingClientRect();
+    const panel = page.getElementById('detail').getBoundingClientRect();
+    out.textContent += '\nsight=' + (cell.left >= 0 && cell.right <= 320 && cell.top >= 0 && cell.bottom <= panel.top);
     out.textContent += '\ninner=' + frame.contentWindow.innerWidth + '\nclosed=' + (closed <= 320) +
         '\nopen=' + (wide() <= 320) + '\nmap=' + (map.scrollWidth > map.clientWidth) + '\n';
 };
@@ -190,6 +195,7 @@ for page in agrees differs hostile; do
     expect "$page: every cell shows figures" says "$page.light" empty '^0$'
     expect "$page: margins of the router" says "$page.light" margins '^true$'
     expect "$page: table and figures call a place alike" says "$page.light" places '^0 of '
+    expect "$page: a strip for each tensor of the layer" says "$page.light" strips '^2[0-9]$'
     expect "$page: arrows go through the map" says "$page.light" arrow '^true$'
     expect "$page: Escape closes" says "$page.light" closed '^true$'
     expect "$page: a row of the table shows its tensor" says "$page.light" row '^true$'
@@ -197,6 +203,7 @@ for page in agrees differs hostile; do
     expect "$page: 320 px wide" says "$page.phone" inner '^320$'
     expect "$page: no wider than a phone" says "$page.phone" closed '^true$'
     expect "$page: nor with figures shown" says "$page.phone" open '^true$'
+    expect "$page: the chosen cell in sight, above its figures" says "$page.phone" sight '^true$'
     expect "$page: the map scrolls by itself" says "$page.phone" map '^true$'
     expect "$page: without scripts it says so" says "$page.phone" still 'needs JavaScript'
     expect "$page: without scripts a cell a line" \
