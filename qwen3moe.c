@@ -514,6 +514,7 @@ void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias, size_
 
 static double whole_below(double x)
 {
+    Q3_CHECK(x >= -0x1p62 && x <= 0x1p62);
     double n = (double)(int64_t)x;
     return n > x ? n - 1.0 : n;
 }

@@ -238,7 +238,8 @@ Q3_API void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias
                       size_t N, size_t C, q3_dtype dtype);
 
 /* inv_freq[hd/2] for a run of `length` positions in all (which only dynamic RoPE looks at); returns
- * attention_scaling. hd is even. */
+ * attention_scaling. hd is even; rope is one that a config may have (MODEL.md section 5): both ends
+ * of YaRN's ramp are within 2^62, dynamic RoPE's theta is below e^80. */
 Q3_API float q3_rope_frequencies(float *inv_freq, const q3_rope *rope, size_t hd,
                                  size_t max_position_embeddings, size_t length);
 

@@ -230,22 +230,70 @@ static bool same_scaling(const q3_rope *a, const q3_rope *b)
            a->low_freq_factor == b->low_freq_factor && a->high_freq_factor == b->high_freq_factor;
 }
 
-bool q3_dynamic_rope_fits(const q3_rope *rope, size_t head_dim, size_t most, size_t length)
+/* theta grows to theta * growth^(hd / (hd - 2)), where growth is above 1. 79, where the power ends
+ * at e^80: float32 steps may leave growth a tenth larger, which counts twice. */
+static bool dynamic_fits(const q3_rope *rope, double hd, size_t most, size_t length)
 {
-    double hd = (double)head_dim;
     if (length <= most) return true;
-    if (head_dim == 2) return false;
+    if (!(hd >= 4)) return false;
     double growth = rope->factor * (double)length / (double)most - (rope->factor - 1.0);
-    return q3_log(rope->rope_theta) + q3_log(growth) * (hd / (hd - 2.0)) < 80.0;
+    return growth > 0 &&
+           q3_log(rope->rope_theta) + q3_log(growth) * (hd / (hd - 2.0)) < 79.0;
 }
 
-static bool check_dynamic(const source *s, const q3_config *config)
+/* Both ends of the ramp, in dimensions, become integers. */
+static bool yarn_fits(const q3_rope *rope, double hd)
 {
-    if (config->head_dim == 2) return refuse(s, "head_dim", "at least 4 with dynamic RoPE");
-    if (q3_dynamic_rope_fits(&config->rope, config->head_dim, config->max_position_embeddings,
-                             Q3_MAX_POSITIONS)) return true;
-    return refuse(s, "rope_theta",
-                  "a smaller one: with this factor dynamic RoPE grows beyond float32");
+    const double turns[] = {rope->beta_fast, rope->beta_slow};
+    for (size_t i = 0; i < 2; i++) {
+        if (!(turns[i] >= SMALL && turns[i] <= GREAT)) return false;
+        double length = rope->original_max_position_embeddings / (2.0 * 0x1.921fb54442d18p+1);
+        double end = hd * q3_log(length / turns[i]) / (2.0 * q3_log(rope->rope_theta));
+        if (!(end >= -0x1p52 && end <= 0x1p52)) return false;
+    }
+    return true;
+}
+
+/* The smooth step s = (turns - low) / (high - low) is at most 1 but for float32's steps: it ends
+ * below 1 + (5 high / (high - low) + 6) u, u = 2^-24, and a frequency below max(s, 1) times what it
+ * was. Twice low: 1 + 2^-20, with which the last position still stays at 2^20. Closer: where no
+ * frequency above 2 pi / 7 is in the step, and then high - low need not be above 2^-18 high. */
+static bool llama3_fits(const q3_rope *rope)
+{
+    double low = rope->low_freq_factor, high = rope->high_freq_factor;
+    return high >= 2.0 * low || (high - low >= 0x1p-18 * high &&
+                                 7.0 * high <= rope->original_max_position_embeddings);
+}
+
+bool q3_rope_fits(const q3_rope *rope, size_t head_dim, size_t most, size_t length)
+{
+    if (!(rope->rope_theta > 1.0 && rope->rope_theta <= GREAT)) return false;
+    if (rope->type == Q3_ROPE_DEFAULT) return true;
+    if (!(rope->factor >= 1.0 && rope->factor <= GREAT)) return false;
+    if (rope->type == Q3_ROPE_DYNAMIC) return dynamic_fits(rope, (double)head_dim, most, length);
+    if (rope->type == Q3_ROPE_YARN) return yarn_fits(rope, (double)head_dim);
+    return rope->type != Q3_ROPE_LLAMA3 || llama3_fits(rope);
+}
+
+/* What is accepted one by one, and is too much together. s: where rope_theta stands; scaling: the
+ * other parameters. */
+static bool check_rope(const source *s, const source *scaling, const source *top,
+                       const q3_config *config)
+{
+    const q3_rope *rope = &config->rope;
+    if (rope->type == Q3_ROPE_DYNAMIC && config->head_dim == 2)
+        return refuse(top, "head_dim", "at least 4 with dynamic RoPE");
+    if (q3_rope_fits(rope, config->head_dim, config->max_position_embeddings, Q3_MAX_POSITIONS))
+        return true;
+    if (rope->type == Q3_ROPE_DYNAMIC)
+        return refuse(s, "rope_theta",
+                      "a smaller one: with this factor dynamic RoPE grows beyond float32");
+    if (rope->type == Q3_ROPE_YARN)
+        return refuse(s, "rope_theta",
+                      "a larger one: YaRN's ramp would end beyond 2^52 dimensions");
+    return refuse(scaling, "high_freq_factor",
+                  "at least twice low_freq_factor, or 2^-18 of itself above it and at most "
+                  "original_max_position_embeddings / 7");
 }
 
 /* 4.x: rope_theta and rope_scaling, which must name its type and whose own rope_theta counts in 5.x
@@ -287,7 +335,8 @@ static bool read_rope(const source *s, q3_config *config)
                                       : refuse_both(s, "rope_theta", s, key5);
     }
     config->rope = node5 != 0 ? new : old;
-    return config->rope.type != Q3_ROPE_DYNAMIC || check_dynamic(s, config);
+    bool inside = node5 != 0 && find(&in5, "rope_theta") != 0;
+    return check_rope(inside ? &in5 : s, node5 != 0 ? &in5 : &in4, s, config);
 }
 
 /* ==== The other keys ========================================================================== */

@@ -77,10 +77,10 @@ Q3_PRIVATE_API char *q3_config_json(const q3_config *config);
 Q3_PRIVATE_API q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error);
 Q3_PRIVATE_API void q3_config_free(q3_config_file *file);
 
-/* Whether dynamic RoPE can be computed: it raises theta where a run is longer than
- * max_position_embeddings (most); the logarithm of what comes out must stay below 80, and head_dim
- * 2 would divide by zero. */
-Q3_PRIVATE_API bool q3_dynamic_rope_fits(const q3_rope *rope, size_t head_dim, size_t most,
-                                         size_t length);
+/* Whether RoPE can be computed with these parameters, which may be each in its range and too much
+ * together: dynamic RoPE raises theta where a run is longer than max_position_embeddings (most);
+ * the ends of YaRN's ramp must be integers of 64 bits; llama3's smooth step must not carry a
+ * frequency above 1 (MODEL.md section 5). False for what no config may say, too. */
+Q3_PRIVATE_API bool q3_rope_fits(const q3_rope *rope, size_t head_dim, size_t most, size_t length);
 
 #endif

@@ -186,7 +186,7 @@ static bool make_table(operation *o, float *cos, float *sin, size_t hd)
     if (what == UNSCALED) rope.type = Q3_ROPE_DEFAULT;
     if (what == FACTOR) rope.factor = o->value;
     size_t most = e->config->max_position_embeddings, length = e->start + e->T;
-    if (rope.type == Q3_ROPE_DYNAMIC && !q3_dynamic_rope_fits(&rope, hd, most, length)) {
+    if (!q3_rope_fits(&rope, hd, most, length)) {
         free(inv_freq);
         return false;
     }

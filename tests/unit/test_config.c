@@ -349,6 +349,21 @@ static const struct { const char *add, *drop, *want; } refused[] = {
     {"\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":1e30}", "",
      "rope_theta: found 1000000.0, expected a smaller one: with this factor dynamic RoPE "
      "grows beyond float32"},
+    {"\"rope_parameters\":{\"type\":\"dynamic\",\"factor\":1e30,\"rope_theta\":2e6}",
+     " rope_theta ", "rope_parameters.rope_theta: found 2e6, expected a smaller one: with this "
+     "factor dynamic RoPE grows beyond float32"},
+    {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,\"beta_fast\":1e-30},"
+     "\"rope_theta\":1.0000000000000002", "",
+     "rope_theta: found 1.0000000000000002, expected a larger one: YaRN's ramp would end beyond "
+     "2^52 dimensions"},
+    {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,\"beta_slow\":1e30},"
+     "\"rope_theta\":1.0000000000000002", "",
+     "rope_theta: found 1.0000000000000002, expected a larger one: YaRN's ramp would end beyond "
+     "2^52 dimensions"},
+    {"\"rope_scaling\":{\"type\":\"llama3\",\"factor\":2.0,\"low_freq_factor\":159.154942,"
+     "\"high_freq_factor\":159.154944,\"original_max_position_embeddings\":1000}", "",
+     "rope_scaling.high_freq_factor: found 159.154944, expected at least twice low_freq_factor, or "
+     "2^-18 of itself above it and at most original_max_position_embeddings / 7"},
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,"
      "\"original_max_position_embeddings\":null}", "",
      "rope_scaling.original_max_position_embeddings: found null, expected an integer from 1 to "
@@ -529,6 +544,52 @@ static void check_mutations(void)
     CHECK(opened > 100 && opened < 1900);
 }
 
+/* Whatever is accepted can be computed: frequencies of any parameters, angles at the last position.
+ * (A precondition of the core that is broken stops the program.) */
+static void check_computed(void)
+{
+    static const double sizes[] = {1e-30, 1e-9, 0.5, 1, 1.0000000000000002, 1.001, 2, 6.5, 159.155,
+                                   1e4, 1e15, 1e30};
+    static const char *const types[] = {"linear", "dynamic", "yarn", "llama3"};
+    uint64_t seed = 11;
+    size_t computed = 0;
+    for (size_t n = 0; n < 4000; n++) {
+        double value[8];
+        char add[900];
+        float inv[32], cos[64], sin[64];
+        q3_error error;
+        for (size_t i = 0; i < 8; i++) {
+            uint64_t u = (seed = seed * 6364136223846793005u + 1442695040888963407u) >> 33;
+            value[i] = sizes[u % 12] * (u >> 8 & 1 ? 1 + 0x1p-20 * (double)(u >> 9 & 7) : 1);
+        }
+        unsigned long original = n % 3 == 0 ? 7 : n % 3 == 1 ? 1000 : 2147483647;
+        /* 2 pi, the first frequency's period, in llama3's step */
+        if (n % 8 == 7) value[3] = (double)original / 6.2831855 * (1 - 0x1p-18 * (double)(n / 8 % 8));
+        snprintf(add, sizeof add,
+                 "\"rope_scaling\":{\"type\":\"%s\",\"factor\":%.17g,\"beta_fast\":%.17g,"
+                 "\"beta_slow\":%.17g,\"low_freq_factor\":%.17g,\"high_freq_factor\":%.17g,"
+                 "\"mscale\":%.17g,\"truncate\":%s,\"original_max_position_embeddings\":%lu},"
+                 "\"rope_theta\":%.17g,\"head_dim\":%d,\"max_position_embeddings\":%d",
+                 types[n % 4], value[0] < 1 ? 1 : value[0], value[1], value[2], value[3],
+                 n % 8 < 4 ? value[4] : value[3] * (1 + 0x1p-16), value[5],
+                 n % 5 == 0 ? "false" : "true", original, value[6], n % 7 == 0 ? 4 : 64,
+                 n % 2 == 0 ? 2 : 4096);
+        write_config(add, "");
+        q3_model *model = open_config(&error);
+        if (model == NULL) continue;
+        const q3_config *c = q3_model_config(model);
+        const size_t lengths[] = {1, 100, Q3_MAX_POSITIONS};
+        for (size_t i = 0; i < 3; i++) {
+            float scaling = q3_rope_frequencies(inv, &c->rope, c->head_dim,
+                                                c->max_position_embeddings, lengths[i]);
+            q3_rope_table(cos, sin, inv, scaling, 1, lengths[i] - 1, c->head_dim, Q3_F32);
+            computed++;
+        }
+        q3_model_close(model);
+    }
+    CHECK(computed > 2000);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
@@ -542,6 +603,7 @@ int main(int argc, char **argv)
     check_files();
     check_golden(argv[1]);
     check_mutations();
+    check_computed();
     folder_remove();
     return t_done("config");
 }
