@@ -539,8 +539,9 @@ Q3_API q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *le
 
 /* messages[length] is JSON, a list of {"role", "content"} with strings, which messages call name;
  * flags of Q3_CHAT_. *text[*text_length] is a new block, released with free; a zero that is not
- * counted follows. Q3_ERROR_INPUT: an unknown template, an empty list, tool messages, any other
- * key. */
+ * counted follows. Other keys (name, tool_call_id) are skipped where the template does not read
+ * them. Q3_ERROR_INPUT: an unknown template, an empty list, tool messages, tool_calls or
+ * reasoning_content that the template writes. */
 Q3_API q3_status q3_chat_render(const void *chat_template, size_t template_length, const char *name,
                                 const void *messages, size_t length, unsigned flags, uint8_t **text,
                                 size_t *text_length, q3_error *error);

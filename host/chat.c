@@ -14,8 +14,10 @@
 /* What differs between them. All write <|im_start|>ROLE\nCONTENT<|im_end|>\n for each message. */
 typedef struct style {
     const char *sha256;    /* of the text without a newline at its end, which Jinja drops */
-    bool any_role;         /* every role is written; else user, assistant and system alone */
-    bool reasoning;        /* <think> blocks are cut from answers before the last question */
+    bool any_role;         /* every role is written, and no key but role and content is read; else
+                            * user, assistant and system alone, and an assistant's tool_calls */
+    bool reasoning;        /* <think> blocks are cut from answers before the last question, and an
+                            * assistant's reasoning_content is read */
     bool optional;         /* no thinking: an empty think block opens the answer */
     const char *opening;   /* what the prompt for the answer ends with */
 } style;
@@ -180,8 +182,29 @@ static q3_status read_string(const q3_json *j, uint32_t node, size_t index, cons
     return Q3_OK;
 }
 
+/* What the templates take for no value: an `if` on it is false. */
+static bool is_empty(const q3_json *j, uint32_t value)
+{
+    q3_json_type type = q3_json_type_of(j, value);
+    return type == Q3_JSON_NULL || type == Q3_JSON_FALSE ||
+           (type == Q3_JSON_STRING && q3_json_equal(j, value, "")) ||
+           ((type == Q3_JSON_ARRAY || type == Q3_JSON_OBJECT) && j->nodes[value].count == 0);
+}
+
+/* Whether the template reads a message's key other than role and content, so that what it writes
+ * depends on it: such a message is not rendered here. Of all other keys (name, tool_call_id, id)
+ * these templates see nothing. */
+static bool is_read(const style *s, span role, const q3_json *j, uint32_t key)
+{
+    if (!is(role, "assistant")) return false;
+    if (q3_json_equal(j, key, "tool_calls")) return !s->any_role && !is_empty(j, key + 1);
+    return q3_json_equal(j, key, "reasoning_content") && s->reasoning &&
+           q3_json_type_of(j, key + 1) != Q3_JSON_NULL;
+}
+
 /* The roles and contents of a JSON list of messages; memory has room for all of its strings. */
-static q3_status read_messages(const q3_json *j, message *messages, char *memory, q3_error *error)
+static q3_status read_messages(const q3_json *j, const style *template, message *messages,
+                               char *memory, q3_error *error)
 {
     uint32_t node = 1;
     size_t used = 0;
@@ -190,15 +213,15 @@ static q3_status read_messages(const q3_json *j, message *messages, char *memory
         snprintf(thing, sizeof thing, "messages[%lu]", (unsigned long)i);
         if (q3_json_type_of(j, node) != Q3_JSON_OBJECT)
             return q3_json_fail(j, node, thing, "an object", error);
-        uint32_t k = node + 1;
-        for (uint32_t m = 0; m < j->nodes[node].count; m++, k = j->nodes[k + 1].next)
-            if (!q3_json_equal(j, k, "role") && !q3_json_equal(j, k, "content"))
-                return q3_json_fail(j, k, thing, "role and content alone (render the text "
-                                    "elsewhere and pass --tokens)", error);
         q3_status s = read_string(j, node, i, "role", memory, &used, &messages[i].role, error);
         if (s == Q3_OK)
             s = read_string(j, node, i, "content", memory, &used, &messages[i].content, error);
         if (s != Q3_OK) return s;
+        uint32_t k = node + 1;
+        for (uint32_t m = 0; m < j->nodes[node].count; m++, k = j->nodes[k + 1].next)
+            if (is_read(template, messages[i].role, j, k))
+                return q3_json_fail(j, k, thing, "no key that the chat template writes (render the "
+                                    "text elsewhere and pass --tokens)", error);
     }
     return Q3_OK;
 }
@@ -235,7 +258,7 @@ q3_status q3_chat_render(const void *chat_template, size_t template_length, cons
     else if (list == NULL || memory == NULL)
         status = q3_no_memory(error, name);
     else
-        status = read_messages(&j, list, memory, error);
+        status = read_messages(&j, s, list, memory, error);
     if (status == Q3_OK && !(render(&out, s, list, count, flags) && q3_reserve(&out, 1, 1)))
         status = q3_no_memory(error, name);
     free(list);

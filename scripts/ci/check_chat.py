@@ -11,8 +11,10 @@ TEMPLATE is a file with the text of a template, or a tokenizer_config.json. The 
   Instruct-2507         the same package, trl/chat_templates/qwen3_instruct_2507.jinja
   Thinking-2507         the later revision, with another prompt for the answer: made here from it
 Conversations are random (seeded) lists of messages, texts that the templates take apart among them;
-each is rendered with and without the prompt for the answer and with thinking off. Exit status 1 if
-a rendering differs or is refused. --write keeps what transformers rendered, for tests/unit/test_chat.c:
+each is rendered with and without the prompt for the answer and with thinking off. In every third
+some messages have more keys: the messages that the template is given note which of them it reads,
+and COMMAND must render what it does not read, or what is null or empty there, and refuse the rest.
+Exit status 1 if a rendering differs or is refused, or is not refused. --write keeps what transformers rendered, for tests/unit/test_chat.c:
 golden/tokenizer/chat.cases.json is made with --count 30, the four texts above, and any COMMAND.
 """
 import argparse
@@ -67,6 +69,42 @@ def conversation(pick, number):
     return messages
 
 
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+MORE = [("name", "Ann"), ("name", None), ("tool_call_id", "call_1"), ("id", 7), ("refusal", None),
+        ("metadata", {"tool_calls": [CALL], "role": "tool"}), ("tool_calls", None),
+        ("tool_calls", []), ("tool_calls", ""), ("tool_calls", False), ("tool_calls", {}),
+        ("tool_calls", [CALL]), ("tool_call", [CALL]), ("reasoning_content", None),
+        ("reasoning_content", "A"), ("Reasoning_content", "A")]
+
+
+def add_keys(pick, messages):
+    """More keys in one message or two, before or behind the others."""
+    for message in pick.sample(messages, min(len(messages), 2)):
+        more, before = dict([pick.choice(MORE)]), dict(message)
+        for part in ((more, before) if pick.random() < 0.5 else (before, more)):
+            for key, value in part.items():
+                message.pop(key, None)
+                message[key] = value
+
+
+class Watched(dict):
+    """A message that notes which of its keys are read."""
+
+    def __init__(self, message):
+        super().__init__(message)
+        self.read = set()
+
+    def __getitem__(self, key):
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def matters(self):
+        """Whether a key is read that has a value there; an empty reasoning_content is one."""
+        more = {key: self.get(key) for key in self.read - {"role", "content"}}
+        return more.get("reasoning_content") == "" or any(
+            value not in (None, "", False, [], {}) for value in more.values())
+
+
 def read_template(path):
     with open(path, encoding="utf-8") as file:
         text = file.read()
@@ -90,7 +128,7 @@ def main():
             templates["Thinking-2507"] = text[:start] + (
                 "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n<think>\\n' }}\n"
                 "{%- endif %}")
-    total, wrong, kept = 0, 0, []
+    total, refused, wrong, kept = 0, 0, 0, []
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(os.path.join(options.model, "tokenizer.json"), folder)
         chat = os.path.join(folder, "chat.json")
@@ -98,24 +136,30 @@ def main():
             with open(os.path.join(folder, "chat_template.jinja"), "w", encoding="utf-8",
                       newline="") as file:
                 file.write(template)
-            pick, differences = random.Random(options.seed), 0
+            pick, more, differences = random.Random(options.seed), random.Random(options.seed), 0
             for number in range(options.count):
                 messages = conversation(pick, number)
+                if number % 3 == 2:
+                    add_keys(more, messages)
                 with open(chat, "w", encoding="utf-8") as file:
                     json.dump(messages, file, ensure_ascii=pick.random() < 0.5)
                 for flags, words in (([], {"add_generation_prompt": True}),
                                      (["--no-generation-prompt"], {"add_generation_prompt": False}),
                                      (["--no-thinking"], {"add_generation_prompt": True,
                                                           "enable_thinking": False})):
-                    theirs = render_jinja_template([messages], chat_template=template,
+                    watched = [Watched(message) for message in messages]
+                    theirs = render_jinja_template([watched], chat_template=template,
                                                    **words)[0][0]
+                    refuse = any([message.matters() for message in watched])
                     digest = hashlib.sha256(template.removesuffix("\n").encode()).hexdigest()
-                    if not flags or number < 8:
+                    if (not flags or number < 8) and not refuse:
                         kept.append([digest, flags, messages, theirs])
                     ours = subprocess.run([options.command, "tokenize", folder, "--chat", chat,
                                            "--text", *flags], capture_output=True)
                     total += 1
-                    if ours.returncode != 0 or ours.stdout != theirs.encode():
+                    refused += refuse
+                    if ours.returncode != 2 if refuse else (ours.returncode != 0 or
+                                                            ours.stdout != theirs.encode()):
                         differences += 1
                         if differences <= 3:
                             print(name, flags, json.dumps(messages), "\n  theirs", ascii(theirs),
@@ -126,8 +170,9 @@ def main():
     if options.write:
         with open(options.write, "w", newline="\n") as file:
             file.write("[\n" + ",\n".join(json.dumps(k) for k in kept) + "\n]\n")
-    print(f"{len(templates)} templates, {total} renderings, {wrong} differences")
-    raise SystemExit(wrong != 0)
+    print(f"{len(templates)} templates, {total} renderings, {refused} to be refused, "
+          f"{wrong} differences")
+    raise SystemExit(wrong != 0 or (refused == 0 and options.count >= 300))
 
 
 main()

@@ -78,7 +78,7 @@ static void check_case(const q3_json *j, uint32_t node, size_t index, size_t use
     q3_buffer out = {0};
     if (messages == NULL || memory == NULL || want == NULL) exit(2);
     q3_json_string(j, text, (uint8_t *)want);
-    CHECKF(read_messages(&own, messages, memory, &error) == Q3_OK, "%s", error.text);
+    CHECKF(read_messages(&own, s, messages, memory, &error) == Q3_OK, "%s", error.text);
     CHECK(render(&out, s, messages, own.nodes[0].count, read_flags(j, flag_node)));
     CHECKF(out.count == n && (n == 0 || memcmp(out.data, want, n) == 0),
            "case %lu: got %.*s, want %.*s", (unsigned long)index, (int)out.count, (char *)out.data,
@@ -110,6 +110,52 @@ static void test_cases(const char *golden)
     q3_unmap(&file);
 }
 
+/* Which keys beside role and content each template reads (check_chat.py watches jinja2 do it): a
+ * message is refused exactly where one is written. */
+static void test_more_keys(void)
+{
+    enum { TINY = 1, INSTRUCT = 2, THINKING = 4 }; /* THINKING: those that write reasoning */
+    static const struct { const char *role, *more; unsigned refused; } cases[] = {
+        {"user", "\"name\":\"Ann\"", 0},
+        {"user", "\"tool_call_id\":\"1\",\"id\":[{\"role\":1}]", 0},
+        {"user", "\"tool_calls\":[{}]", 0},
+        {"system", "\"reasoning_content\":\"A\"", 0},
+        {"assistant", "\"name\":\"Ann\",\"refusal\":null", 0},
+        {"assistant", "\"tool_calls\":null", 0},
+        {"assistant", "\"tool_calls\":[]", 0},
+        {"assistant", "\"tool_calls\":{}", 0},
+        {"assistant", "\"tool_calls\":\"\"", 0},
+        {"assistant", "\"tool_calls\":false", 0},
+        {"assistant", "\"tool_calls\":true", INSTRUCT | THINKING},
+        {"assistant", "\"tool_calls\":\"x\"", INSTRUCT | THINKING},
+        {"assistant", "\"tool_calls\":[{\"name\":\"f\"}]", INSTRUCT | THINKING},
+        {"assistant", "\"reasoning_content\":null", 0},
+        {"assistant", "\"reasoning_content\":\"\"", THINKING},
+        {"assistant", "\"reasoning_content\":\"A\"", THINKING},
+        {"assistant ", "\"reasoning_content\":\"A\"", 0},
+    };
+    for (size_t i = 0; i < 2 * sizeof cases / sizeof *cases; i++)
+        for (size_t k = 0; k < sizeof styles / sizeof *styles; k++) {
+            const char *role = cases[i / 2].role, *more = cases[i / 2].more;
+            unsigned kind = styles[k].any_role ? TINY : styles[k].reasoning ? THINKING : INSTRUCT;
+            bool refused = (cases[i / 2].refused & kind) != 0;
+            char text[300], memory[300];
+            q3_error error = {""};
+            message messages[2];
+            q3_json j;
+            /* before the others, and behind them */
+            snprintf(text, sizeof text, "[{%s%s\"role\":\"%s\",\"content\":\"x\"%s%s}]",
+                     i % 2 ? more : "", i % 2 ? "," : "", role, i % 2 ? "" : ",",
+                     i % 2 ? "" : more);
+            CHECK(q3_json_parse(&j, "m", (const uint8_t *)text, strlen(text), &error) == Q3_OK);
+            q3_status status = read_messages(&j, &styles[k], messages, memory, &error);
+            CHECKF((status == Q3_ERROR_INPUT) == refused, "style %lu: %s", (unsigned long)k, text);
+            CHECK(!refused || strstr(error.text, "expected no key that the chat template writes "
+                                                 "(render the text elsewhere and pass --tokens)"));
+            q3_json_free(&j);
+        }
+}
+
 static void test_public(const char *golden)
 {
     static const char *const refused[][2] = {
@@ -125,12 +171,6 @@ static void test_public(const char *golden)
         {"[{\"role\":\"user\",\"content\":\"\"},{\"role\":\"tool\",\"content\":\"x\"}]",
          "m: messages[1].role: found \"tool\", expected no tool messages (render the text "
          "elsewhere and pass --tokens)"},
-        {"[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[]}]",
-         "m: messages[0]: found \"tool_calls\", expected role and content alone (render the text "
-         "elsewhere and pass --tokens)"},
-        {"[{\"role\":\"assistant\",\"content\":\"\",\"reasoning_content\":\"\"}]",
-         "m: messages[0]: found \"reasoning_content\", expected role and content alone (render the "
-         "text elsewhere and pass --tokens)"},
         {"[", "m: byte 1: found the end of the text, expected a value"},
     };
     static const char two[] = "[{\"role\":\"user\",\"content\":\"Hi\\u0000\"},"
@@ -173,6 +213,7 @@ int main(int argc, char **argv)
     }
     test_sha256();
     test_cases(argv[1]);
+    test_more_keys();
     test_public(argv[1]);
     return t_done("chat");
 }
