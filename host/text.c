@@ -68,8 +68,7 @@ bool q3_append(q3_buffer *buffer, const uint8_t *bytes, size_t count)
     return true;
 }
 
-/* Appends bytes, which may hold zeros. */
-static void append(q3_text *text, const char *piece, size_t length)
+void q3_text_bytes(q3_text *text, const char *piece, size_t length)
 {
     q3_buffer bytes = {text->data, text->size, text->capacity};
     if (text->failed) return;
@@ -87,7 +86,7 @@ static void append(q3_text *text, const char *piece, size_t length)
 
 void q3_text_add(q3_text *text, const char *piece)
 {
-    append(text, piece, strlen(piece));
+    q3_text_bytes(text, piece, strlen(piece));
 }
 
 void q3_text_uint(q3_text *text, uint64_t value)
@@ -129,7 +128,7 @@ bool q3_text_string(q3_text *text, const char *bytes, size_t length)
         step = q3_utf8_decode((const uint8_t *)bytes + at, length - at, &code);
         bool plain = code >= 0x20 && code != '"' && code != '\\' && code != '<';
         if (step > 0 && plain) {
-            append(text, bytes + at, step);
+            q3_text_bytes(text, bytes + at, step);
         } else if (step == 0) {
             q3_text_add(text, "\xEF\xBF\xBD");
             good = false;

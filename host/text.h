@@ -49,6 +49,8 @@ typedef struct q3_text {
 } q3_text;
 
 Q3_PRIVATE_API void q3_text_add(q3_text *text, const char *piece);
+/* length bytes, which may hold zeros. */
+Q3_PRIVATE_API void q3_text_bytes(q3_text *text, const char *piece, size_t length);
 /* `before`, then the number. */
 Q3_PRIVATE_API void q3_text_count(q3_text *text, const char *before, uint64_t value);
 Q3_PRIVATE_API void q3_text_uint(q3_text *text, uint64_t value);

@@ -3,83 +3,11 @@
  * taps. */
 #include "judge/backend.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ==== The run: config, dtype, positions, tokens =============================================== */
-
-/* The first key of theirs that has another value than ours. Both are sorted by q3_config_read,
- * which writes equal values as equal texts. A key that is written only where it is not the
- * default, and that their line does not have, is not compared: its writer may not know it. */
-static q3_status compare_keys(const char *path, const q3_json *ours, const q3_json *theirs,
-                              q3_error *error)
-{
-    char key[64], text[2][100];
-    for (uint32_t i = 0, k = 1; i < theirs->nodes[0].count; i++, k = theirs->nodes[k + 1].next) {
-        size_t n = theirs->nodes[k].end - theirs->nodes[k].start - 2;
-        snprintf(key, sizeof key, "%.*s", (int)n,
-                 (const char *)theirs->text + theirs->nodes[k].start + 1);
-        uint32_t found = q3_json_find(ours, 0, key);
-        const q3_json *j[2] = {theirs, ours};
-        const uint32_t node[2] = {k + 1, found};
-        for (int side = 0; side < 2; side++) {
-            const q3_json_node *at = &j[side]->nodes[node[side]];
-            int length = node[side] == 0 ? 0 : (int)(at->end - at->start);
-            snprintf(text[side], sizeof text[side], "%.*s", length,
-                     (const char *)j[side]->text + at->start);
-        }
-        const q3_json_node *a = &theirs->nodes[k + 1], *b = &ours->nodes[found];
-        if (found != 0 && a->end - a->start == b->end - b->start &&
-            memcmp(theirs->text + a->start, ours->text + b->start, a->end - a->start) == 0)
-            continue;
-        return q3_fail(error, Q3_ERROR_INPUT,
-                       "%s: metadata config: %s: found %s, expected %s as in the model", path, key,
-                       text[0], found != 0 ? text[1] : "no such key");
-    }
-    return Q3_OK;
-}
-
-/* metadata's config, if there is one, read as a config.json is: any spelling will do. */
-static q3_status check_config(const backend *b, const char *text, q3_error *error)
-{
-    char *expected = text != NULL ? q3_config_json(b->config) : NULL;
-    q3_json raw = {0}, ours = {0}, theirs = {0};
-    q3_config_file config = {0};
-    q3_error inner;
-    if (text == NULL) return Q3_OK;
-    if (expected == NULL)
-        return q3_no_memory(error, b->name);
-    q3_status status = q3_json_parse(&raw, "config", (const uint8_t *)text, strlen(text), &inner);
-    if (status == Q3_OK) status = q3_config_read(&config, &raw, &inner);
-    if (status == Q3_OK)
-        status = q3_json_parse(&theirs, "config", (const uint8_t *)config.json, strlen(config.json),
-                               &inner);
-    if (status == Q3_OK)
-        status = q3_json_parse(&ours, "config", (const uint8_t *)expected, strlen(expected),
-                               &inner);
-    if (status != Q3_OK) q3_fail(error, status, "%s: metadata: %.400s", b->name, inner.text);
-    else status = compare_keys(b->name, &ours, &theirs, error);
-    free(expected);
-    q3_json_free(&ours);
-    q3_json_free(&theirs);
-    q3_json_free(&raw);
-    q3_config_free(&config);
-    return status;
-}
-
-/* metadata's dtype: the run's, whatever the tensors are stored as. */
-static q3_status read_dtype(backend *b, const char *text, q3_error *error)
-{
-    if (text == NULL) return Q3_OK;
-    for (q3_dtype d = Q3_F32; d <= Q3_F16; d++)
-        if (strcmp(text, q3_dtype_name(d)) == 0) b->dtype = d;
-    if (b->dtype != Q3_AUTO) return Q3_OK;
-    return q3_fail(error, Q3_ERROR_INPUT,
-                   "%s: metadata dtype: found %.40s, expected float32, bfloat16 or float16",
-                   b->name, text);
-}
+/* ==== The run: tokens and positions =========================================================== */
 
 static const q3_entry *find_entry(const backend *b, const char *name)
 {
@@ -156,20 +84,6 @@ static q3_status read_positions(backend *b, q3_error *error)
                        " start",
                        b->name, (long long)first, b->start);
     b->start = (size_t)first;
-    b->has_start = true;
-    return Q3_OK;
-}
-
-/* metadata's start: the position of the first token, as `dump --start` writes it. */
-static q3_status read_start(backend *b, const char *text, q3_error *error)
-{
-    if (text == NULL) return Q3_OK;
-    size_t digits = strspn(text, "0123456789");
-    for (size_t i = 0; i < digits && b->start < Q3_MAX_POSITIONS; i++)
-        b->start = b->start * 10 + (size_t)(text[i] - '0');
-    if (digits == 0 || text[digits] != 0 || b->start >= Q3_MAX_POSITIONS)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: metadata start: found %.40s, expected 0 to %zu",
-                       b->name, text, Q3_MAX_POSITIONS - 1);
     b->has_start = true;
     return Q3_OK;
 }
@@ -303,9 +217,7 @@ q3_status q3_backend_add_file(backend *b, const char *path, q3_error *error)
         return status;
     }
     size_t count = q3_tensors_count(b->file);
-    status = check_config(b, q3_tensors_metadata(b->file, "config"), error);
-    if (status == Q3_OK) status = read_dtype(b, q3_tensors_metadata(b->file, "dtype"), error);
-    if (status == Q3_OK) status = read_start(b, q3_tensors_metadata(b->file, "start"), error);
+    status = q3_backend_metadata(b, error);
     if (status == Q3_OK) status = reserve(b, count, error);
     for (size_t i = 0; i < count && status == Q3_OK; i++)
         b->entries[b->count++] = *q3_tensors_at(b->file, i);

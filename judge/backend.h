@@ -4,6 +4,7 @@
  *
  *   aliases.c   what other systems call the taps
  *   backend.c   which tensors are given, and of which run
+ *   metadata.c  what a file's metadata says of the run
  *   layout.c    how each of them lies
  *
  * All tensors here are float and lie token by token: [T, row], where a row is what one token has,
@@ -80,9 +81,12 @@ typedef struct backend {
 /* Nothing is given yet. name and config must outlive b. Error: a model without layers. */
 q3_status q3_backend_init(backend *b, const q3_config *config, const char *name, q3_error *error);
 void q3_backend_close(backend *b); /* {0} is allowed */
-/* Adds a file's tensors. Errors: metadata config that differs from the model's (names the key), a
- * dtype or start in metadata that is none, a second file. */
+/* Adds a file's tensors. Errors: those of q3_backend_metadata, a second file. */
 q3_status q3_backend_add_file(backend *b, const char *path, q3_error *error);
+/* b->file's metadata (metadata.c). Errors: a config with a key that contradicts the model's (names
+ * it), in the spelling of transformers 4.x or 5.x; a key that it lacks is not compared. A dtype or a
+ * start that is none. */
+q3_status q3_backend_metadata(backend *b, q3_error *error);
 /* Adds a tensor in memory; name and data must outlive b. Errors: a name that was given, no data. */
 q3_status q3_backend_add_tensor(backend *b, const q3_entry *entry, q3_error *error);
 /* When all is given: reads ids and positions, finds the taps under all known names. Errors:

@@ -494,6 +494,90 @@ static void check_metadata(void)
           "metadata start: found 99999999999999999999999, expected 0 to 1048575");
 }
 
+/* Configs that lack keys, in either spelling: what is there is compared. The second model has YaRN
+ * and a window. */
+static void check_partial_config(void)
+{
+    static const char scaled_text[] =
+        "{\"model_type\":\"qwen3_moe\",\"vocab_size\":29,\"hidden_size\":11,\"num_hidden_layers\":2,"
+        "\"num_attention_heads\":6,\"num_key_value_heads\":2,\"head_dim\":4,\"num_experts\":5,"
+        "\"num_experts_per_tok\":3,\"moe_intermediate_size\":7,\"use_sliding_window\":true,"
+        "\"sliding_window\":5,\"rope_theta\":5000.0,\"rope_scaling\":{\"rope_type\":\"yarn\","
+        "\"factor\":4.0,\"beta_fast\":16.0,\"original_max_position_embeddings\":16}}";
+    static const struct { bool scaled; const char *config, *message; } cases[] = {
+        {false, "{}", ""},
+        {false, "{'hidden_size':11}", ""},
+        {false, "{'hidden_size':12}", "hidden_size: found 12, expected 11 as in the model"},
+        {false, "{'num_local_experts':5,'norm_topk_prob':true}", ""},
+        {false, "{'num_local_experts':6}", "num_experts: found 6, expected 5 as in the model"},
+        {false, "{'use_sliding_window':false,'sliding_window':4096}", ""},
+        {false, "{'sliding_window':4096}", ""}, /* counts with use_sliding_window alone */
+        {false, "{'use_sliding_window':true}",
+         "use_sliding_window: found true, expected false as in the model"},
+        {false, "{'rope_parameters':{'rope_type':'default','rope_theta':10000}}", ""},
+        {false, "{'rope_parameters':{'rope_theta':20000.0}}",
+         "rope_theta: found 20000.0, expected 10000.0 as in the model"},
+        {false, "{'rope_scaling':null,'torch_dtype':'float16','architectures':['X']}", ""},
+        {false, "{'rope_scaling':{'type':'linear','factor':2}}",
+         "rope_scaling: found {\"factor\":2.0,\"rope_type\":\"linear\"}, expected null as in the "
+         "model"},
+        {true, "{}", ""},
+        {true, "{'sliding_window':5}", ""},
+        {true, "{'sliding_window':6}", "sliding_window: found 6, expected 5 as in the model"},
+        {true, "{'sliding_window':null}", "sliding_window: found null, expected 5 as in the model"},
+        {true, "{'use_sliding_window':true}", ""},
+        {true, "{'use_sliding_window':false}",
+         "use_sliding_window: found false, expected true as in the model"},
+        {true, "{'rope_theta':5000}", ""},
+        {true, "{'rope_theta':10000}", "rope_theta: found 10000.0, expected 5000.0 as in the model"},
+        {true, "{'rope_scaling':{'type':'yarn','factor':4}}", ""},
+        {true, "{'rope_scaling':{'factor':4}}", ""},
+        {true, "{'rope_parameters':{'rope_type':'yarn','factor':4.0}}", ""},
+        {true, "{'rope_parameters':{'rope_theta':5000.0}}", ""},
+        {true, "{'rope_theta':5000,'rope_scaling':{'rope_type':'yarn','beta_fast':16}}", ""},
+        {true, "{'rope_parameters':{'rope_theta':10000.0}}",
+         "rope_theta: found 10000.0, expected 5000.0 as in the model"},
+        {true, "{'rope_scaling':null}", "rope_scaling: found null, expected {"},
+        {true, "{'rope_parameters':{'rope_type':'default'}}",
+         "rope_scaling: found null, expected {"},
+        {true, "{'rope_parameters':{'beta_fast':32}}",
+         "rope_scaling: found {\"attention_factor\":null,\"beta_fast\":32.0,"},
+    };
+    q3_model *scaled;
+    q3_error error = {""};
+    FILE *f = fopen("backend.tmp/config.json", "wb");
+    fputs(scaled_text, f);
+    CHECK(fclose(f) == 0);
+    CHECKF(q3_model_open(&scaled, "backend.tmp/config.json", &error) == Q3_OK, "%s", error.text);
+    for (size_t i = 0; i < COUNT(cases) && error.text[0] == 0; i++) {
+        char metadata[400] = "\"config\":\"", want[300];
+        size_t n = strlen(metadata);
+        for (const char *p = cases[i].config; *p != 0; p++) {
+            if (*p == '\'') metadata[n++] = '\\';
+            metadata[n++] = *p == '\'' ? '"' : *p;
+        }
+        metadata[n++] = '"';
+        metadata[n] = 0;
+        backend b;
+        q3_error found = {""};
+        file_begin(metadata);
+        file_end(PATH, 0);
+        q3_status status = open_file(&b, PATH, cases[i].scaled ? scaled : model, &found);
+        CHECKF((status == Q3_OK) == (cases[i].message[0] == 0), "%s: %s", cases[i].config,
+               found.text);
+        snprintf(want, sizeof want, "%s: metadata config: %s", PATH, cases[i].message);
+        CHECKF(status == Q3_OK || strncmp(found.text, want, strlen(want)) == 0, "%s: %s",
+               cases[i].config, found.text);
+        if (status == Q3_OK) q3_backend_close(&b);
+    }
+    q3_model_close(scaled);
+    opens("\"config\":\"[]\"", "metadata: config: file: found nothing, expected a JSON object");
+    opens("\"config\":\"{\\\"model_type\\\":\\\"qwen2_moe\\\"}\"",
+          "metadata: config: model_type: found \"qwen2_moe\", expected \"qwen3_moe\"");
+    opens("\"config\":\"{\\\"hidden_act\\\":\\\"gelu\\\"}\"",
+          "metadata: config: hidden_act: found \"gelu\", expected \"silu\"");
+}
+
 /* What a file with these two tensors gives. shape NULL: not there. */
 typedef struct run_case {
     const char *ids_shape;
@@ -748,6 +832,7 @@ int main(void)
     check_double();
     check_shapes();
     check_metadata();
+    check_partial_config();
     check_runs();
     check_several();
     check_one_expert();
