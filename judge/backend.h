@@ -84,8 +84,8 @@ void q3_backend_close(backend *b); /* {0} is allowed */
 /* Adds a file's tensors. Errors: those of q3_backend_metadata, a second file. */
 q3_status q3_backend_add_file(backend *b, const char *path, q3_error *error);
 /* b->file's metadata (metadata.c). Errors: a config with a key that contradicts the model's (names
- * it), in the spelling of transformers 4.x or 5.x; a key that it lacks is not compared. A dtype or a
- * start that is none. */
+ * it), in the spelling of transformers 4.x or 5.x; a key that it lacks is not compared. A dtype or
+ * a start that is none. */
 q3_status q3_backend_metadata(backend *b, q3_error *error);
 /* Adds a tensor in memory; name and data must outlive b. Errors: a name that was given, no data. */
 q3_status q3_backend_add_tensor(backend *b, const q3_entry *entry, q3_error *error);

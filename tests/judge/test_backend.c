@@ -499,8 +499,8 @@ static void check_metadata(void)
 static void check_partial_config(void)
 {
     static const char scaled_text[] =
-        "{\"model_type\":\"qwen3_moe\",\"vocab_size\":29,\"hidden_size\":11,\"num_hidden_layers\":2,"
-        "\"num_attention_heads\":6,\"num_key_value_heads\":2,\"head_dim\":4,\"num_experts\":5,"
+        "{\"model_type\":\"qwen3_moe\",\"vocab_size\":29,\"hidden_size\":11,"
+        "\"num_hidden_layers\":2,\"num_attention_heads\":6,\"num_key_value_heads\":2,\"head_dim\":4,\"num_experts\":5,"
         "\"num_experts_per_tok\":3,\"moe_intermediate_size\":7,\"use_sliding_window\":true,"
         "\"sliding_window\":5,\"rope_theta\":5000.0,\"rope_scaling\":{\"rope_type\":\"yarn\","
         "\"factor\":4.0,\"beta_fast\":16.0,\"original_max_position_embeddings\":16}}";
@@ -529,7 +529,8 @@ static void check_partial_config(void)
         {true, "{'use_sliding_window':false}",
          "use_sliding_window: found false, expected true as in the model"},
         {true, "{'rope_theta':5000}", ""},
-        {true, "{'rope_theta':10000}", "rope_theta: found 10000.0, expected 5000.0 as in the model"},
+        {true, "{'rope_theta':10000}",
+         "rope_theta: found 10000.0, expected 5000.0 as in the model"},
         {true, "{'rope_scaling':{'type':'yarn','factor':4}}", ""},
         {true, "{'rope_scaling':{'factor':4}}", ""},
         {true, "{'rope_parameters':{'rope_type':'yarn','factor':4.0}}", ""},
