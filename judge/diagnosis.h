@@ -18,10 +18,11 @@
 
 /* ==== A mistake =============================================================================== */
 
-/* Formats below D; AWAY and CUT: ties away from zero, and truncation, as tensor cores round to
- * TF32. */
+/* Formats below D. AWAY: ties away from zero, as tensor cores round to TF32; CUT: the bits behind
+ * the last are cut off. */
 typedef enum format {
-    FORMAT_BF16, FORMAT_F16, FORMAT_TF32, FORMAT_TF32_AWAY, FORMAT_TF32_CUT, FORMAT_FP8
+    FORMAT_BF16, FORMAT_F16, FORMAT_TF32, FORMAT_TF32_AWAY, FORMAT_TF32_CUT, FORMAT_FP8,
+    FORMAT_BF16_CUT, FORMAT_F16_CUT
 } format;
 
 /* What of an operator is edited: an argument (in the order of graph.h, the stream before all),
@@ -43,22 +44,28 @@ typedef enum change {
     /* Rows: of heads, of terms of a sum, of slots, of experts */
     FROM_PAIRS, TO_PAIRS, UPPER_KEPT, TRANSPOSED,
     NO_TAIL /* (v: terms) */, NO_TAIL_BLOCK /* (v: terms) */, FIRST_TERMS /* (v) */,
-    REVERSED, BY_ID, LAST_REPEATED, NO_SLOT /* (v) */, NO_EXPERT /* (v: id) */, NO_LAST_CHOSEN,
-    BEST_GROUPS /* (v: groups) */, SHIFTED /* (v) */, WEIGHTED,
+    REVERSED, BY_ID, BY_RANK, LAST_REPEATED, NO_SLOT /* (v) */, NO_EXPERT /* (v: id) */,
+    NO_LAST_CHOSEN, BEST_GROUPS /* (v: groups) */, SHIFTED /* (v) */, WEIGHTED,
+    /* An expert's slots beyond so many are 0: counted token by token, or rank by rank */
+    CAPACITY /* (v) */, CAPACITY_BY_RANK /* (v) */,
     /* Keys and values as they are read */
     HEADS_TILED, HEADS_DIVIDED, STALE, ROW_BEFORE,
     /* Weights and biases */
     PARTNERS, INTERLEAVED, PERMUTED /* by map */, FP8_SCALED, INT8_SCALED, MISSING,
+    BY_CHANNEL /* [heads,hd] as [hd,heads] */, BY_HEAD /* the other way round */,
     /* Parameters */
     THETA /* (v) */, FACTOR /* (v) */, UNSCALED, NO_ATTENTION_FACTOR, FREQUENCIES /* (v: format) */,
+    RAMP_INVERTED /* (v: without the attention factor, too) */,
     FIRST_POSITION /* (v) */, ONE_POSITION /* (v) */, POSITIONS /* (v: format) */, HALF_WIDTH,
     EPS /* (v) */, ALL_HEADS, ONE_MORE_KEY, ONE_KEY_LESS, ALL_KEYS, WINDOW /* (v: keys) */,
     RENORMALISED /* (v: or not) */,
     /* Roundings inside: roundings.c */
     LOW_SUM /* (v: format) */, PARTS /* (v: count) */, BIAS_LATER, CAST /* (v: format) */,
-    EPS_OUTSIDE, CAST_LAST, CENTRED, SUM_OF_SQUARES, VARIANCE /* (v: format) */, UNROUNDED_SUM,
-    ONCE, SCALE /* (v: factor) */, QUERY_FIRST, LOW_SOFTMAX /* (v: format) */,
-    NO_MAXIMUM /* (v: format) */, SINK, BASE_2, ROUNDED_FIRST, SIGMOID_ROUNDED
+    EPS_OUTSIDE, CAST_LAST, CENTRED, SUM_OF_SQUARES, VARIANCE /* (v: format) */,
+    SQUARES /* (v: format) */, LOW_NORM /* (v: format) */, UNROUNDED_SUM,
+    ONCE, COS_FUSED, SIN_FUSED, SCALE /* (v: factor) */, QUERY_FIRST, LOW_SOFTMAX /* (v: format) */,
+    NO_MAXIMUM /* (v: format) */, LOGSUMEXP /* (v: format) */, LOGSUMEXP_ONCE /* (v: format) */,
+    SINK, BASE_2, ROUNDED_FIRST, SIGMOID_ROUNDED
 } change;
 
 typedef struct edit {
@@ -106,8 +113,9 @@ void q3_rounding_weight(float *row, size_t K, double most, change what, q3_dtype
 void q3_rounding_norm(float *y, const float *x, const float *branch, const float *weight,
                       size_t rows, size_t n, double eps, change what, double value, q3_dtype dtype);
 void q3_rounding_rope(float *y, const float *x, const float *cos, const float *sin, size_t T,
-                      size_t heads, size_t hd, q3_dtype dtype);
-/* One token: scores[H,n] of q[H,hd] and k[n,K,hd]; probs of scores[H,n], in place. */
+                      size_t heads, size_t hd, change what, q3_dtype dtype);
+/* One token: scores[H,n] of q[H,hd] and k[n,K,hd]; probs of scores[H,n], in place, also those of
+ * the router, whose rows are tokens. */
 void q3_rounding_scores(float *scores, const float *q, const float *k, size_t H, size_t K,
                         size_t hd, size_t n, change what, double value, q3_dtype dtype);
 void q3_rounding_probs(float *scores, double *scratch, size_t H, size_t n, change what,

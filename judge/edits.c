@@ -33,6 +33,17 @@ static double to_fp8(double value)
     return value < 0 ? -units * unit : units * unit;
 }
 
+/* Towards zero, where rounding would not; never to infinity. */
+static double cut(double value, q3_dtype dtype)
+{
+    double most = dtype == Q3_F16 ? 65504 : 0x1.fep127, size = q3_absolute(value);
+    double rounded = (double)q3_round(size, dtype);
+    if (size - size != 0) return value;
+    if (rounded > most) rounded = most;
+    else if (rounded > size) rounded -= q3_ulp(size, dtype);
+    return value < 0 ? -rounded : rounded;
+}
+
 double q3_to_format(double value, format f)
 {
     switch (f) {
@@ -41,6 +52,8 @@ double q3_to_format(double value, format f)
     case FORMAT_TF32_AWAY: return (double)cut_tf32(value, 0x1000);
     case FORMAT_TF32_CUT: return (double)cut_tf32(value, 0);
     case FORMAT_FP8: return to_fp8(value);
+    case FORMAT_BF16_CUT: return cut((double)(float)value, Q3_BF16);
+    case FORMAT_F16_CUT: return cut((double)(float)value, Q3_F16);
     case FORMAT_TF32: default: break;
     }
     float x = (float)value;
@@ -51,7 +64,7 @@ double q3_to_format(double value, format f)
 
 format q3_format_in(double value)
 {
-    return value >= 0 && value <= FORMAT_FP8 ? (format)(int)value : FORMAT_BF16;
+    return value >= 0 && value <= FORMAT_F16_CUT ? (format)(int)value : FORMAT_BF16;
 }
 
 /* ==== Element by element ====================================================================== */
@@ -112,15 +125,31 @@ static void pair(float *row, float *copy, size_t hd, bool from_pairs)
         }
 }
 
+/* How many of a token's ids are below that of slot b. */
+static size_t place_by_id(const float *ids, size_t A, size_t b)
+{
+    size_t below = 0;
+    for (size_t i = 0; i < A; i++) below += ids[i] < ids[b];
+    return below;
+}
+
 /* The slot with the a-th smallest id. */
 static size_t slot_by_id(const float *ids, size_t A, size_t a)
 {
-    for (size_t b = 0; b < A; b++) {
-        size_t below = 0;
-        for (size_t i = 0; i < A; i++) below += ids[i] < ids[b];
-        if (below == a) return b;
-    }
+    for (size_t b = 0; b < A; b++)
+        if (place_by_id(ids, A, b) == a) return b;
     return a;
+}
+
+/* The a-th largest of row[n], from 0 on. */
+static float ranked(const float *row, size_t n, size_t a)
+{
+    for (size_t b = 0; b < n; b++) {
+        size_t before = 0;
+        for (size_t i = 0; i < n; i++) before += row[i] > row[b] || (row[i] == row[b] && i < b);
+        if (before == a) return row[b];
+    }
+    return row[a];
 }
 
 /* Probabilities outside the two groups with the largest are 0. */
@@ -162,6 +191,9 @@ static void alter_row(float *row, float *copy, size_t n, change what, double val
         for (size_t a = 0; a < n; a++)
             row[a] = copy[what == REVERSED ? n - 1 - a : slot_by_id(ids, n, a)];
         break;
+    case BY_RANK:
+        for (size_t a = 0; a < n; a++) row[a] = ranked(copy, n, place_by_id(ids, n, a));
+        break;
     case LAST_REPEATED: if (n > 1) row[n - 1] = copy[n - 2]; break;
     case NO_SLOT: row[(size_t)value] = 0.0f; break;
     case NO_EXPERT:
@@ -178,6 +210,28 @@ static void alter_row(float *row, float *copy, size_t n, change what, double val
     }
 }
 
+/* How many slots have the same expert and come before slot a of token t. */
+static size_t slots_before(const float *ids, size_t T, size_t A, size_t t, size_t a, bool by_rank)
+{
+    size_t before = 0;
+    for (size_t i = 0; i < T * A; i++) {
+        bool earlier = i < t * A + a;
+        if (by_rank) earlier = i % A < a || (i % A == a && i / A < t);
+        before += earlier && ids[i] == ids[t * A + a];
+    }
+    return before;
+}
+
+/* x[T,A,n / A]: slots that an expert has no room for are 0. */
+static void keep_capacity(float *x, const float *ids, size_t T, size_t A, size_t n, double most,
+                          bool by_rank)
+{
+    for (size_t t = 0; t < T; t++)
+        for (size_t a = 0; a < A; a++)
+            if ((double)slots_before(ids, T, A, t, a, by_rank) >= most)
+                memset(x + t * n + a * (n / A), 0, n / A * sizeof *x);
+}
+
 bool q3_can_alter(change what, double value, size_t K)
 {
     if (what == NO_TAIL || what == FIRST_TERMS) return (double)K > value;
@@ -188,6 +242,11 @@ void q3_alter(float *x, float *copy, size_t rows, size_t n, change what, double 
               q3_dtype dtype, const q3_config *config, const float *ids)
 {
     bool one_by_one = what >= TIMES && what <= ALPHA_SIGMOID;
+    if (what == CAPACITY || what == CAPACITY_BY_RANK) {
+        keep_capacity(x, ids, rows, config->num_experts_per_tok, n, value,
+                      what == CAPACITY_BY_RANK);
+        return;
+    }
     for (size_t i = 0; i < rows * n && one_by_one; i++)
         x[i] = q3_round(q3_altered((double)x[i], what, value, dtype), dtype);
     for (size_t r = 0; r < rows && !one_by_one; r++)

@@ -38,6 +38,13 @@ static change change_of(const operation *o, part at)
     return found != NULL ? found->what : NO_CHANGE;
 }
 
+/* What the operator rounds to: the edit of the result does it in its place, or nothing does. */
+static q3_dtype rounded_to(const operation *o)
+{
+    change result = change_of(o, RESULT);
+    return result == UNROUNDED || result == ROUNDED ? Q3_F32 : o->e->dtype;
+}
+
 static void *room(pass *p, size_t count, size_t size)
 {
     void *block = calloc(count + 1, size);
@@ -173,6 +180,16 @@ static bool run_embedding(operation *o, float *y)
     return good;
 }
 
+/* A blend r = a b + c (1 - b) becomes a (1 - b) + c b = a + c - r: of a frequency c of RoPE
+ * without scaling, and a, which is c over the factor. */
+static void invert_ramp(float *inv_freq, const q3_rope *rope, size_t hd)
+{
+    for (size_t j = 0; j < hd / 2; j++) {
+        double c = q3_exp(-2 * (double)j / (double)hd * q3_log(rope->rope_theta));
+        inv_freq[j] = (float)(c + c / rope->factor - (double)inv_freq[j]);
+    }
+}
+
 /* cos and sin [T,hd] with an edited parameter; at a tap behind the tables, too. */
 static bool make_table(operation *o, float *cos, float *sin, size_t hd)
 {
@@ -191,7 +208,8 @@ static bool make_table(operation *o, float *cos, float *sin, size_t hd)
         return false;
     }
     float scaling = q3_rope_frequencies(inv_freq, &rope, hd, most, length);
-    if (what == NO_ATTENTION_FACTOR) scaling = 1.0f;
+    if (what == RAMP_INVERTED) invert_ramp(inv_freq, &rope, hd);
+    if (what == NO_ATTENTION_FACTOR || (what == RAMP_INVERTED && o->value != 0)) scaling = 1.0f;
     if (what == FREQUENCIES)
         q3_alter(inv_freq, NULL, 1, half, ROUNDED, o->value, Q3_F32, e->config, NULL);
     for (size_t t = 0; t < e->T; t++) {
@@ -272,8 +290,9 @@ static bool run_rope(operation *o, float *y)
         good = good && table != NULL && make_table(o, table, table + e->T * hd, width);
         cos = table, sin = table + e->T * hd;
     }
-    if (good && change_of(o, ROUNDING) == ONCE)
-        q3_rounding_rope(y, x, cos, sin, e->T, heads, hd, o->dtype);
+    change rounding = change_of(o, ROUNDING);
+    if (good && rounding != NO_CHANGE)
+        q3_rounding_rope(y, x, cos, sin, e->T, heads, hd, rounding, o->dtype);
     else if (good && width == hd) q3_rope_apply(y, x, cos, sin, e->T, heads, hd, o->dtype);
     else if (good) memcpy(y, x, e->T * o->n[0] * sizeof *y);
     for (size_t r = 0; good && width < hd && r < e->T * heads; r++)
@@ -328,6 +347,20 @@ static void weight_row(const operation *o, float *row, const map *m, size_t r, d
         q3_rounding_weight(row, m->K, most, what, o->e->dtype);
 }
 
+/* The bias of rows [r, r + n), edited. */
+static void bias_rows(const operation *o, float *bias, const map *m, size_t r, size_t n)
+{
+    change what = change_of(o, BIAS);
+    size_t hd = o->e->config->head_dim, heads = m->N / hd;
+    for (size_t i = 0; i < n; i++) {
+        size_t from = r + i;
+        if (what == BY_CHANNEL) from = from % heads * hd + from / heads;
+        if (what == BY_HEAD) from = from % hd * heads + from / hd;
+        q3_widen(bias + i, m->bias, from, 1, o->e->dtype);
+        if (what == TIMES) bias[i] *= (float)o->value;
+    }
+}
+
 /* Some rows of the weight at a time, as the mistake has them. */
 static bool run_rows(operation *o, const map *m, float *y)
 {
@@ -342,8 +375,7 @@ static bool run_rows(operation *o, const map *m, float *y)
         size_t n = m->N - r < SOME ? m->N - r : SOME;
         memset(bias, 0, sizeof bias);
         for (size_t i = 0; i < n; i++) weight_row(o, rows + i * m->K, m, r + i, most);
-        if (m->bias.data != NULL) q3_widen(bias, m->bias, r, n, o->e->dtype);
-        for (size_t i = 0; i < n && change_of(o, BIAS) == TIMES; i++) bias[i] *= (float)o->value;
+        if (m->bias.data != NULL) bias_rows(o, bias, m, r, n);
         for (size_t i = 0; sum != NO_CHANGE && i < m->T * n; i++)
             some[i] = q3_rounding_sum(rows + i % n * m->K, m->x + i / n * m->K, m->K,
                                       (double)bias[i % n], sum, o->value, o->dtype);
@@ -362,8 +394,9 @@ static bool run_map(operation *o, const map *m, float *y)
 {
     change weight = change_of(o, WEIGHT), bias = change_of(o, BIAS);
     bool whole = weight == NO_CHANGE || weight == PARTNERS || weight == PERMUTED;
+    bool plain = bias == NO_CHANGE || bias == MISSING;
     if (m->weight.data == NULL || (weight == INTERLEAVED && m->other.data == NULL)) return false;
-    if (!whole || bias == TIMES || change_of(o, ROUNDING) != NO_CHANGE || o->dtype != o->e->dtype)
+    if (!whole || !plain || change_of(o, ROUNDING) != NO_CHANGE || o->dtype != o->e->dtype)
         return run_rows(o, m, y);
     q3_linear(y, m->x, m->weight, m->bias, m->T, m->N, m->K, o->dtype);
     return true;
@@ -381,6 +414,7 @@ static bool run_linear(operation *o, float *y)
     m.bias = q3_graph_bias(node, e->weights, layer);
     if ((bias != NO_CHANGE || change_of(o, ROUNDING) == BIAS_LATER) && m.bias.data == NULL)
         return false;
+    if ((bias == BY_CHANNEL || bias == BY_HEAD) && m.N % e->config->head_dim != 0) return false;
     if (bias == MISSING) m.bias.data = NULL;
     return run_map(o, &m, y);
 }
@@ -474,6 +508,18 @@ static bool run_combine(operation *o, float *y)
     return true;
 }
 
+/* The router's softmax, its steps rounded. */
+static bool run_low_router(operation *o, float *y, change what)
+{
+    size_t T = o->rows[0], E = o->n[0];
+    double *scratch = room(o->p, E, sizeof *scratch);
+    if (scratch == NULL) return false;
+    memcpy(y, o->x[0], T * E * sizeof *y);
+    q3_rounding_probs(y, scratch, T, E, what, o->value, Q3_F32);
+    free(scratch);
+    return true;
+}
+
 /* Softmax over the experts, SiLU: or another function of each element. */
 static bool run_function(operation *o, float *y)
 {
@@ -481,7 +527,10 @@ static bool run_function(operation *o, float *y)
     size_t count = o->rows[0] * o->n[0];
     change other = change_of(o, PARAMETER);
     q3_dtype dtype = o->node->op == Q3_OP_ROUTER ? Q3_F32 : o->dtype;
-    if (change_of(o, ROUNDING) == SIGMOID_ROUNDED) q3_rounding_silu(y, x, count, dtype);
+    change rounding = change_of(o, ROUNDING);
+    if (rounding != NO_CHANGE && o->node->op == Q3_OP_ROUTER)
+        return run_low_router(o, y, rounding);
+    if (rounding == SIGMOID_ROUNDED) q3_rounding_silu(y, x, count, dtype);
     else if (o->node->op == Q3_OP_ROUTER) q3_router_probs(y, x, o->rows[0], o->n[0]);
     else q3_silu_map(y, x, count, dtype);
     for (size_t i = 0; i < count && other != NO_CHANGE; i++)
@@ -565,10 +614,9 @@ static void score(attention *a, const float *q, size_t t, size_t first, size_t n
     const float *query = q + t * H * hd, *keys = read_cache(a, 0, t, first);
     bool given = a->scores != NULL && first >= low && first + n <= t + 1;
     if (!given && what != NO_CHANGE)
-        q3_rounding_scores(a->line, query, keys, H, a->heads[0], hd, n, what, o->value,
-                           a->e->dtype);
+        q3_rounding_scores(a->line, query, keys, H, a->heads[0], hd, n, what, o->value, o->dtype);
     else if (!given)
-        q3_attention_scores(a->line, query, keys, 1, H, a->heads[0], hd, n - 1, n, 0, a->e->dtype);
+        q3_attention_scores(a->line, query, keys, 1, H, a->heads[0], hd, n - 1, n, 0, o->dtype);
     if (after != NO_CHANGE) q3_alter(a->line, NULL, H, n, after, o->value, a->e->dtype, c, NULL);
     for (size_t i = 0; i < H * n && a->scores != NULL; i++) {
         size_t s = first + i % n;
@@ -590,7 +638,8 @@ static void attend(attention *a, q3_operator want, const float *q, float *y, siz
 {
     const q3_config *c = a->e->config;
     size_t H = c->num_attention_heads, hd = c->head_dim, first, end;
-    change softmax = change_of(&a->at[1], ROUNDING);
+    const operation *o = &a->at[1];
+    change softmax = change_of(o, ROUNDING), after = change_of(o, RESULT);
     if (want == Q3_OP_SCORES) {
         first = q3_first_key(t, c->sliding_window);
         score(a, q, t, first, t + 1 - first);
@@ -604,13 +653,14 @@ static void attend(attention *a, q3_operator want, const float *q, float *y, siz
     } else {
         score(a, q, t, first, n);
         if (softmax != NO_CHANGE)
-            q3_rounding_probs(a->line, a->scratch, H, n, softmax, a->at[1].value, a->e->dtype);
-        else q3_attention_probs(a->line, a->line, a->scratch, 1, H, n - 1, n, 0, a->e->dtype);
+            q3_rounding_probs(a->line, a->scratch, H, n, softmax, o->value, o->dtype);
+        else q3_attention_probs(a->line, a->line, a->scratch, 1, H, n - 1, n, 0, o->dtype);
+        if (after != NO_CHANGE) q3_alter(a->line, NULL, H, n, after, o->value, a->e->dtype, c, NULL);
     }
     if (want == Q3_OP_PROBS) copy_keys(a, y, NULL, t, first, n);
     else
         q3_attention_values(y + t * H * hd, a->line, read_cache(a, 1, t, first), 1, H, a->heads[1],
-                            hd, n - 1, n, 0, a->e->dtype);
+                            hd, n - 1, n, 0, a->at[2].dtype);
 }
 
 static bool run_attention(operation *o, float *y)
@@ -621,9 +671,9 @@ static bool run_attention(operation *o, float *y)
     q3_operator want = o->node->op;
     attention a = {.e = e};
     for (size_t i = 0; i < 3; i++) {
-        a.at[i] = (operation){.p = p, .e = e, .node = node_of(e, ids[i]), .value = o->value,
-                              .dtype = e->dtype};
+        a.at[i] = (operation){.p = p, .e = e, .node = node_of(e, ids[i]), .value = o->value};
         if (p->m->at >> ids[i] & 1) a.at[i].edits = p->m->edits;
+        a.at[i].dtype = rounded_to(&a.at[i]);
     }
     if (want != Q3_OP_SCORES && e->given[Q3_TAP_SCORES]) a.scores = e->tap[Q3_TAP_SCORES];
     if (want == Q3_OP_VALUES && e->given[Q3_TAP_PROBS]) a.probs = e->tap[Q3_TAP_PROBS];
@@ -687,13 +737,14 @@ static bool take_all(operation *o, const float *x)
     return good;
 }
 
-/* The result's edits, behind the operator. Those of scores, and UPPER_KEPT, were made with it. */
+/* The result's edits, behind the operator. Those of scores and probs, and UPPER_KEPT, were made
+ * with it. */
 static bool finish(operation *o, float *y)
 {
     const q3_node *node = o->node;
     const edit *by = edit_of(o, RESULT);
     size_t n = row_of(o->e, node->id);
-    if (by == NULL || node->op == Q3_OP_SCORES) return true;
+    if (by == NULL || node->op == Q3_OP_SCORES || node->op == Q3_OP_PROBS) return true;
     if (by->what == UNROUNDED || by->what == UPPER_KEPT) return true;
     if (by->what == AGAIN) return run(o->p, node, y, y);
     if (by->what == THROUGH) return run(o->p, node_of(o->e, counterpart(node->id, by->tap)), y, y);
@@ -709,11 +760,10 @@ static bool finish(operation *o, float *y)
  * the mistake have it. */
 static bool run(pass *p, const q3_node *node, const float *x, float *y)
 {
-    operation o = {.p = p, .e = p->e, .node = node, .value = p->m->value, .dtype = p->e->dtype};
+    operation o = {.p = p, .e = p->e, .node = node, .value = p->m->value};
     if (x == NULL && p->m->at >> node->id & 1) o.edits = p->m->edits;
     change result = change_of(&o, RESULT);
-    /* rounded by the edit, or not */
-    if (result == UNROUNDED || result == ROUNDED) o.dtype = Q3_F32;
+    o.dtype = rounded_to(&o);
     bool good = take_all(&o, x);
     if (good && result == SKIPPED) memcpy(y, o.x[0], o.rows[0] * o.n[0] * sizeof *y);
     else good = good && run_operator(&o, y) && finish(&o, y);

@@ -25,7 +25,7 @@ typedef struct item {
  * applies. */
 typedef enum list {
     ITS_OWN,
-    HALVES, OPERANDS, THETAS, EPS_VALUES, SCORE_CAPS, LOGIT_CAPS, TAILS, BLOCKS, SPLITS, ONE_OFF,
+    HALVES, OPERANDS, SUMS, CUTS, THETAS, EPS_VALUES, SCORE_CAPS, LOGIT_CAPS, TAILS, BLOCKS, SPLITS, ONE_OFF,
     POSITIONS_OFF, WINDOWS, GROUP_COUNTS, EXPERTS,
     LISTS, /* behind it: of one value */
     EMBEDDING_SCALE, EMBEDDING_SCALE_IN_D, START, START_IGNORED, ROPE_TYPE, YARN, DERIVED_FACTOR,
@@ -122,6 +122,8 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
         [HALVES] = {1 + FORMAT_BF16, 1 + FORMAT_F16}, /* formats: one more, so that none is 0 */
         [OPERANDS] = {1 + FORMAT_BF16, 1 + FORMAT_TF32, 1 + FORMAT_TF32_AWAY, 1 + FORMAT_TF32_CUT,
                       1 + FORMAT_F16},
+        [SUMS] = {1 + FORMAT_BF16, 1 + FORMAT_F16},
+        [CUTS] = {1 + FORMAT_BF16_CUT, 1 + FORMAT_TF32_CUT, 1 + FORMAT_F16_CUT},
         [THETAS] = {1e4, 1e6, 5e6, 1e7, 5e5, 1e5, 1e3},
         [EPS_VALUES] = {1e-5, 1e-6, 1e-8, 1e-12, 1e-4, 1e-3, 1e-7, 1e-10},
         [SCORE_CAPS] = {20, 30, 40, 50},
@@ -131,8 +133,12 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
         [SPLITS] = {2, 4, 8},
         [ONE_OFF] = {1, -1},
     };
-    static const char *const names[2][5] = {
-        {"bfloat16", "float16"}, {"bf16", "f16", "tf32", "tf32", "tf32"} /* --accumulate's */
+    static const char *const names[][8] = { /* by format */
+        [HALVES] = {[FORMAT_BF16] = "bfloat16", [FORMAT_F16] = "float16"},
+        [OPERANDS] = {"bf16", "f16", "tf32", "tf32", "tf32"}, /* --accumulate's */
+        [SUMS] = {"bfloat16, declare --accumulate bf16", "float16, declare --accumulate f16"},
+        [CUTS] = {[FORMAT_BF16_CUT] = "bfloat16", [FORMAT_F16_CUT] = "float16",
+                  [FORMAT_TF32_CUT] = "tf32"},
     };
     const q3_config *c = e->config;
     double w = (double)c->sliding_window;
@@ -141,8 +147,10 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
     if (n < 10) i->value = constants[which][n];
     bool more = n < 10 && i->value != 0;
     switch ((int)which) {
-    case HALVES: case OPERANDS:
-        if (more) i->name = names[which == OPERANDS][(size_t)--i->value];
+    case HALVES: case OPERANDS: case SUMS: case CUTS:
+        if (more) i->name = names[which][(size_t)--i->value];
+        i->skipped = which == CUTS && e->dtype != Q3_F32 &&
+            i->value != (e->dtype == Q3_BF16 ? FORMAT_BF16_CUT : FORMAT_F16_CUT);
         return more;
     case THETAS:
         i->other = c->rope.rope_theta;
@@ -259,6 +267,10 @@ static const row tables[] = {
     {"position 0 for all tokens", TABLES, ON(PARAMETER, ONE_POSITION)},
     {"RoPE scaling (%n) ignored", TABLES, ON(PARAMETER, UNSCALED), .over = ROPE_TYPE},
     {"YaRN's attention factor missing", TABLES, ON(PARAMETER, NO_ATTENTION_FACTOR), .over = YARN},
+    {"YaRN's ramp inverted (the slow frequencies kept, the fast ones divided)", TABLES,
+     ON(PARAMETER, RAMP_INVERTED), .over = YARN},
+    {"YaRN's ramp inverted and its attention factor missing", TABLES, ON(PARAMETER, RAMP_INVERTED),
+     .over = YARN, .value = 1},
     {"RoPE scaling factor %v instead of %o (of max_position_embeddings)", TABLES,
      ON(PARAMETER, FACTOR), .over = DERIVED_FACTOR},
     {"rope_theta %v instead of %o", TABLES, ON(PARAMETER, THETA), .over = THETAS},
@@ -281,6 +293,10 @@ static const row ropes[] = {
     {"QK-norm after RoPE", ROPE,
      .edits = {EDIT_TAP(ARG_1, READ_PAST, Q_PROJ), EDIT_TAP(RESULT, THROUGH, Q_NORM)}},
     {"RoPE with one rounding", ROPE, ON(ROUNDING, ONCE)},
+    {"RoPE with a fused multiply-add (the product with cos not rounded)", ROPE,
+     ON(ROUNDING, COS_FUSED)},
+    {"RoPE with a fused multiply-add (the product with sin not rounded)", ROPE,
+     ON(ROUNDING, SIN_FUSED)},
 };
 
 /* At each norm in turn; those of queries and keys count as one. */
@@ -297,7 +313,10 @@ static const row norms[] = {
     {"QK-norm over all heads together", HEAD_NORMS, ON(PARAMETER, ALL_HEADS)},
     {"QK-norm after RoPE", HEAD_NORMS, .edits = {EDIT_TAP(ARG_1, THROUGH, Q_ROPE)}},
     {"norm weight multiplied before the cast", NORMS, ON(ROUNDING, CAST_LAST)},
-    {"variance rounded to bfloat16", NORMS, ON(ROUNDING, VARIANCE), .value = FORMAT_BF16},
+    {"variance rounded to %n", NORMS, ON(ROUNDING, VARIANCE), .over = HALVES},
+    {"variance computed in %n, each square and the mean rounded", NORMS, ON(ROUNDING, SQUARES),
+     .over = HALVES},
+    {"norm computed in %n, each step rounded", NORMS, ON(ROUNDING, LOW_NORM), .over = HALVES},
     {"norm of the unrounded residual sum", AT(POST_ATTENTION_LAYERNORM),
      ON(ROUNDING, UNROUNDED_SUM)},
     {"RoPE applied to it already (a hook must copy what is overwritten in place)", HEAD_NORMS,
@@ -354,6 +373,12 @@ static const row routers[] = {
     {"softmax applied twice", AT(ROUTER_PROBS), ON(RESULT, AGAIN)},
     {"sigmoid instead of softmax in the router", AT(ROUTER_PROBS), ON(PARAMETER, SIGMOID)},
     {"router probabilities rounded to %n", AT(ROUTER_PROBS), ON(RESULT, ROUNDED), .over = HALVES},
+    {"router softmax computed in %n throughout", AT(ROUTER_PROBS), ON(ROUNDING, LOW_SOFTMAX),
+     .over = HALVES},
+    {"router probabilities as exp(logit - logsumexp) in %n", AT(ROUTER_PROBS),
+     ON(ROUNDING, LOGSUMEXP), .over = HALVES},
+    {"router probabilities as exp(logit - logsumexp) in %n", AT(ROUTER_PROBS),
+     ON(ROUNDING, LOGSUMEXP_ONCE), .over = HALVES},
     {"the smallest chosen (ascending order)", AT(TOPK_INDICES), ON(ARG_1, TIMES), .value = -1},
     {"negative logits count as 0 in the choice", AT(TOPK_INDICES),
      .edits = {EDIT_TAP(ARG_1, READ, GATE), EDIT(ARG_1, AT_LEAST_0)}},
@@ -369,6 +394,9 @@ static const row routers[] = {
     {"sigmoid of the logits as weights", AT(TOPK_WEIGHTS),
      .edits = {EDIT_TAP(ARG_1, READ, GATE), EDIT(ARG_1, SIGMOID)}},
     {"weights paired in the order of the ids", AT(TOPK_WEIGHTS), ON(RESULT, BY_ID)},
+    {"weights paired in the order of the ids", AT(MLP), ON(ARG_2, BY_ID)},
+    {"ids sorted, their weights left in the order of rank", AT(TOPK_WEIGHTS), ON(RESULT, BY_RANK)},
+    {"ids sorted, their weights left in the order of rank", AT(MLP), ON(ARG_2, BY_RANK)},
     {"weights paired in reverse order of rank", AT(TOPK_WEIGHTS), ON(RESULT, REVERSED)},
     {"weights paired in reverse order of rank", AT(MLP), ON(ARG_2, REVERSED)},
     {"last slot has the weight of the slot before", AT(TOPK_WEIGHTS), ON(RESULT, LAST_REPEATED)},
@@ -443,6 +471,9 @@ static const row maps[] = {
     {"bias missing", EVERY, ON(BIAS, MISSING)},
     {"bias added twice", EVERY, ON(BIAS, TIMES), .value = 2},
     {"bias added after the rounding", EVERY, ON(ROUNDING, BIAS_LATER)},
+    {"bias in another order, [heads,head_dim] read as [head_dim,heads]", EVERY,
+     ON(BIAS, BY_CHANNEL)},
+    {"bias in another order, [head_dim,heads] read as [heads,head_dim]", EVERY, ON(BIAS, BY_HEAD)},
     {"tail of the sum missing, its last %v terms", EVERY, ON(ARG_1, NO_TAIL), .over = TAILS},
     {"tail of the sum missing, what is left of blocks of %v terms", EVERY, ON(ARG_1, NO_TAIL_BLOCK),
      .over = BLOCKS},
@@ -452,12 +483,18 @@ static const row maps[] = {
      .value = FORMAT_FP8},
     {"operands and result rounded to %n", EVERY,
      .edits = {EDIT(ARG_1, ROUNDED), EDIT(WEIGHT, ROUNDED), EDIT(ROUNDING, CAST)}, .over = HALVES},
-    {"sums accumulated in %n", EVERY, ON(ROUNDING, LOW_SUM), .over = HALVES},
+    {"sums accumulated in %n", EVERY, ON(ROUNDING, LOW_SUM), .over = SUMS},
     {"sum in %v parts, each rounded (split accumulation)", EVERY, ON(ROUNDING, PARTS),
      .over = SPLITS},
     {"weights quantised to fp8", EVERY, ON(WEIGHT, FP8_SCALED)},
     {"weights quantised to int8", EVERY, ON(WEIGHT, INT8_SCALED)},
     {"result not rounded", EVERY, ON(RESULT, UNROUNDED)},
+};
+
+/* Of any tensor but ids: at each operator in turn, then at several. */
+#define VALUES (EVERY & ~AT(TOPK_INDICES))
+static const row stores[] = {
+    {"stored in %n by truncation instead of rounding", VALUES, ON(RESULT, ROUNDED), .over = CUTS},
 };
 
 /* ==== All of them ============================================================================= */
@@ -503,6 +540,24 @@ static void try_maps(diagnosis *d)
         attempt_rows(d, ROWS(maps), experts, TOGETHER, "experts: ");
 }
 
+/* At every operator in turn, then as a library's conversion would have it: wherever it is used. */
+static void try_stores(diagnosis *d)
+{
+    static const struct { const char *name; uint64_t at; } sets[] = {
+        {"RoPE: ", ROPE}, {"RoPE and attention: ", ROPE | AT(O_PROJ_INPUT)},
+        {"experts: ", EXPERTS_IN | PRODUCT | AT(EXPERTS_DOWN_PROJ)},
+        {"all operators: ", VALUES},
+    };
+    for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
+        char name[Q3_TAP_NAME_SIZE + 4];
+        if ((VALUES >> i & 1) && q3_graph_node(d->e->config, (q3_tap_id)i, d->e->layer) != NULL)
+            attempt_rows(d, ROWS(stores), TAP_BIT(i), TOGETHER,
+                         operator_name(name, d->e, (q3_tap_id)i));
+    }
+    for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++)
+        attempt_rows(d, ROWS(stores), sets[i].at, TOGETHER, sets[i].name);
+}
+
 void q3_try_mistakes(diagnosis *d)
 {
     attempt_rows(d, ROWS(embedding), EVERY, TOGETHER, "");
@@ -517,4 +572,5 @@ void q3_try_mistakes(diagnosis *d)
     attempt_rows(d, ROWS(sums), EVERY, TOGETHER, "");
     attempt_rows(d, ROWS(projections), EVERY, TOGETHER, "");
     try_maps(d);
+    try_stores(d);
 }

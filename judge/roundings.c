@@ -54,6 +54,17 @@ void q3_rounding_weight(float *row, size_t K, double most, change what, q3_dtype
 
 /* ==== Norms (MODEL.md section 4: D after the division, D after the weight) ==================== */
 
+/* As a library has it that works in the format: each square and their mean are rounded, and, if
+ * it goes on like that, the sum with eps and the root's reciprocal. */
+static double low_root(const float *x, size_t n, double eps, bool throughout, format f)
+{
+    double squares = 0;
+    for (size_t i = 0; i < n; i++) squares += q3_to_format((double)x[i] * (double)x[i], f);
+    double variance = q3_to_format(squares / (double)n, f) + eps;
+    if (!throughout) return q3_sqrt(variance);
+    return 1 / q3_to_format(1 / q3_sqrt(q3_to_format(variance, f)), f);
+}
+
 void q3_rounding_norm(float *y, const float *x, const float *branch, const float *weight,
                       size_t rows, size_t n, double eps, change what, double value, q3_dtype dtype)
 {
@@ -69,8 +80,11 @@ void q3_rounding_norm(float *y, const float *x, const float *branch, const float
         double variance = what == SUM_OF_SQUARES ? squares : squares / (double)n;
         if (what == VARIANCE) variance = q3_to_format(variance, q3_format_in(value));
         double root = what == EPS_OUTSIDE ? q3_sqrt(variance) + eps : q3_sqrt(variance + eps);
+        if (what == SQUARES || what == LOW_NORM)
+            root = low_root(x, n, eps, what == LOW_NORM, q3_format_in(value));
         for (size_t i = 0; i < n; i++) {
             double normal = ((double)x[i] + (more != NULL ? (double)more[i] : 0) - mean) / root;
+            if (what == LOW_NORM) normal = q3_to_format(normal, q3_format_in(value));
             if (what != CAST_LAST) normal = (double)q3_round(normal, dtype);
             y[i] = q3_round((double)weight[i] * normal, dtype);
         }
@@ -79,16 +93,22 @@ void q3_rounding_norm(float *y, const float *x, const float *branch, const float
 
 /* ==== Rotary embedding (MODEL.md section 5: two products and their sum, three roundings) ====== */
 
-/* One rounding, behind the sum. */
+/* ONCE: one rounding, behind the sum. COS_FUSED, SIN_FUSED: a fused multiply-add, which takes the
+ * product with the cosine, or that with the sine, as it is. */
 void q3_rounding_rope(float *y, const float *x, const float *cos, const float *sin, size_t T,
-                      size_t heads, size_t hd, q3_dtype dtype)
+                      size_t heads, size_t hd, change what, q3_dtype dtype)
 {
     for (size_t row = 0; row < T * heads; row++, x += hd, y += hd) {
         const float *c = cos + row / heads * hd, *s = sin + row / heads * hd;
         for (size_t i = 0, j = hd / 2; i < hd / 2; i++, j++) {
             double a = (double)x[i], b = (double)x[j];
-            y[i] = q3_round(a * (double)c[i] - b * (double)s[i], dtype);
-            y[j] = q3_round(b * (double)c[i] + a * (double)s[i], dtype);
+            double products[4] = {a * (double)c[i], b * (double)s[i], b * (double)c[i],
+                                  a * (double)s[i]};
+            for (size_t k = 0; k < 4 && what != ONCE; k++)
+                if ((k % 2 == 1) == (what == COS_FUSED))
+                    products[k] = (double)q3_round(products[k], dtype);
+            y[i] = q3_round(products[0] - products[1], dtype);
+            y[j] = q3_round(products[2] + products[3], dtype);
         }
     }
 }
@@ -115,6 +135,21 @@ void q3_rounding_scores(float *scores, const float *q, const float *k, size_t H,
     }
 }
 
+/* exp(s - log(sum of exp)), each step in the format; once: the logarithm in float64 as far as its
+ * own rounding. */
+static void by_logarithm(float *scores, size_t n, double max, bool once, format f)
+{
+    double sum = 0;
+    for (size_t s = 0; s < n; s++) {
+        double d = (double)scores[s] - max;
+        sum += once ? q3_exp(d) : q3_to_format(q3_exp(q3_to_format(d, f)), f);
+    }
+    double log = once ? q3_log(sum) : q3_to_format(q3_log(q3_to_format(sum, f)), f);
+    double whole = q3_to_format(log + max, f);
+    for (size_t s = 0; s < n; s++)
+        scores[s] = (float)q3_to_format(q3_exp(q3_to_format((double)scores[s] - whole, f)), f);
+}
+
 /* Right is float64, the maximum subtracted. LOW_SOFTMAX: each step in the format; NO_MAXIMUM:
  * that, and nothing subtracted; SINK: a key of score 0 and no value; BASE_2: 2^s. */
 void q3_rounding_probs(float *scores, double *scratch, size_t H, size_t n, change what,
@@ -122,10 +157,17 @@ void q3_rounding_probs(float *scores, double *scratch, size_t H, size_t n, chang
 {
     format f = q3_format_in(value);
     bool low = what == LOW_SOFTMAX || what == NO_MAXIMUM;
+    bool logarithm = what == LOGSUMEXP || what == LOGSUMEXP_ONCE;
     for (size_t h = 0; h < H; h++, scores += n) {
+        for (size_t s = 0; s < n && (low || logarithm); s++)
+            scores[s] = (float)q3_to_format((double)scores[s], f);
         double max = (double)scores[0];
         for (size_t s = 0; s < n; s++)
             if ((double)scores[s] > max) max = (double)scores[s];
+        if (logarithm) {
+            by_logarithm(scores, n, max, what == LOGSUMEXP_ONCE, f);
+            continue;
+        }
         if (what == NO_MAXIMUM) max = 0;
         double sum = what == SINK ? q3_exp(-max) : 0;
         for (size_t s = 0; s < n; s++) {
@@ -135,7 +177,10 @@ void q3_rounding_probs(float *scores, double *scratch, size_t H, size_t n, chang
             sum += scratch[s];
         }
         if (low) sum = q3_to_format(sum, f);
-        for (size_t s = 0; s < n; s++) scores[s] = q3_round(scratch[s] / sum, dtype);
+        for (size_t s = 0; s < n; s++) {
+            double p = scratch[s] / sum;
+            scores[s] = q3_round(low ? q3_to_format(p, f) : p, dtype);
+        }
     }
 }
 

@@ -46,6 +46,27 @@ static void make_table(const world *w, float *y, int variant)
         }
 }
 
+/* YaRN as its paper has it, but the ramp the other way round; variant 1: cos not scaled. */
+static void make_yarn(const world *w, float *y, int variant)
+{
+    const q3_rope *r = &w->c->rope;
+    double hd = (double)w->hd, theta = r->rope_theta, length = r->original_max_position_embeddings;
+    double scale = variant == 1 ? 1 : r->has_attention_factor ? r->attention_factor
+        : 0.1 * log(r->factor) + 1;
+    double low = hd * log(length / (r->beta_fast * 2 * acos(-1))) / (2 * log(theta));
+    double high = hd * log(length / (r->beta_slow * 2 * acos(-1))) / (2 * log(theta));
+    if (r->truncate) low = floor(low), high = ceil(high);
+    low = fmax(low, 0), high = fmin(high, hd - 1);
+    for (size_t t = 0; t < T; t++)
+        for (size_t j = 0; j < w->hd / 2; j++) {
+            double ramp = fmin(1, fmax(0, ((double)j - low) / fmax(high - low, 0.001)));
+            double fast = pow(theta, -2 * (double)j / hd);
+            double f = fast * ramp + fast / r->factor * (1 - ramp);
+            double c = cos((double)(START + t) * f) * scale;
+            y[t * w->hd + j] = y[t * w->hd + w->hd / 2 + j] = D(w, c);
+        }
+}
+
 static void make_rope(const world *w, float *y, int variant)
 {
     const float *x = w->tap[Q3_TAP_Q_NORM], *c = w->tap[Q3_TAP_COS], *s = w->tap[Q3_TAP_SIN];
@@ -330,6 +351,11 @@ static const trouble troubles[] = {
     {"cos and sin swapped", "base", Q3_BF16, Q3_TAP_COS, 0, make_table, 5},
     {"inverse frequencies rounded to bfloat16", "base", Q3_F32, Q3_TAP_COS, 0, make_table, 7},
     {"RoPE scaling (yarn) ignored", "rope-yarn", Q3_F32, Q3_TAP_COS, 0, make_table, 6},
+    {"YaRN's ramp inverted (the slow", "rope-yarn", Q3_F32, Q3_TAP_COS, 0, make_yarn, 0},
+    {"YaRN's ramp inverted and its attention factor", "rope-yarn", Q3_F32, Q3_TAP_COS, 0,
+     make_yarn, 1},
+    {"YaRN's ramp inverted and its attention factor", "rope-yarn", Q3_BF16, Q3_TAP_COS, 0,
+     make_yarn, 1},
     {"RoPE interleaved, pairs (2i, 2i+1), explains", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0, make_rope,
      0},
     {"RoPE applied twice", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0, make_rope, 1},
@@ -370,8 +396,8 @@ static const trouble troubles[] = {
     {"weights quantised to int8", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 2},
     {"tail of the sum missing, its last 16", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 3},
     {"sum in 2 parts", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 4},
-    {"sums accumulated in bfloat16, explains", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 5},
-    {"sums accumulated in bfloat16 (tokens from 5 on)", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map,
+    {"sums accumulated in bfloat16, declare --accumulate bf16, explains", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 5},
+    {"sums accumulated in bfloat16, declare --accumulate bf16 (tokens from 5 on)", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map,
      6},
     {"operands rounded to bf16", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_map, 7},
     {"operands rounded to tf32", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_map, 8},

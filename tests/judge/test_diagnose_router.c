@@ -4,6 +4,11 @@
  * test_diagnose_router GOLDEN */
 #include "troubles.h"
 
+static double low(double x)
+{
+    return (double)q3_round(x, Q3_BF16);
+}
+
 static void make_router(const world *w, float *y, int variant)
 {
     float *g = widened(w, w->l->gate, w->E * w->M);
@@ -21,6 +26,25 @@ static void make_router(const world *w, float *y, int variant)
         }
     }
     free(g);
+}
+
+/* 0: softmax in bfloat16, step by step; exp(logit - logsumexp) in bfloat16, 1: step by step,
+ * 2: the logarithm rounded once. */
+static void make_low_router(const world *w, float *y, int variant)
+{
+    for (size_t t = 0; t < T; t++) {
+        const float *logits = w->tap[Q3_TAP_GATE] + t * w->E;
+        double max = (double)logits[0], sum = 0;
+        for (size_t e = 0; e < w->E; e++) max = fmax(max, (double)logits[e]);
+        for (size_t e = 0; e < w->E; e++)
+            sum += variant == 2 ? exp((double)logits[e]) : low(exp(low((double)logits[e] - max)));
+        double whole = variant == 2 ? low(log(sum)) : low(low(log(low(sum))) + max);
+        for (size_t e = 0; e < w->E; e++) {
+            double x = (double)logits[e];
+            double p = variant == 0 ? low(exp(low(x - max))) / low(sum) : exp(low(x - whole));
+            y[t * w->E + e] = (float)low(p);
+        }
+    }
 }
 
 static void make_choice(const world *w, float *y, int variant)
@@ -55,10 +79,10 @@ static void weights_of(const world *w, float *y, int variant)
         }
         for (size_t a = 0; a < w->A; a++) {
             size_t from = variant == 2 ? w->A - 1 - a : a, below = 0;
-            for (size_t b = 0; b < w->A && variant == 1; b++) { /* by id */
+            for (size_t b = 0; b < w->A && (variant == 1 || variant == 12); b++) { /* by id */
                 below = 0;
                 for (size_t i = 0; i < w->A; i++) below += ids[t * w->A + i] < ids[t * w->A + b];
-                if (below == a) from = b;
+                if (variant == 1 ? below == a : b == a) from = variant == 1 ? b : below;
             }
             double x = chosen[from];
             if (normed && variant != 4) x /= variant == 5 ? (double)q3_round(sum, w->dtype) : sum;
@@ -197,6 +221,12 @@ static const trouble troubles[] = {
     {"sigmoid instead of softmax", "base", Q3_BF16, Q3_TAP_ROUTER_PROBS, 0, make_router, 3},
     {"router probabilities rounded to bfloat16", "base", Q3_BF16, Q3_TAP_ROUTER_PROBS, 0,
      make_router, 4},
+    {"router softmax computed in bfloat16 throughout", "base", Q3_BF16, Q3_TAP_ROUTER_PROBS, 0,
+     make_low_router, 0},
+    {"router probabilities as exp(logit - logsumexp) in bfloat16", "base", Q3_BF16,
+     Q3_TAP_ROUTER_PROBS, 0, make_low_router, 1},
+    {"router probabilities as exp(logit - logsumexp) in bfloat16", "base", Q3_BF16,
+     Q3_TAP_ROUTER_PROBS, 0, make_low_router, 2},
     {"the smallest chosen", "base", Q3_BF16, Q3_TAP_TOPK_INDICES, 0, make_choice, 0},
     {"the smallest chosen", "base", Q3_BF16, Q3_TAP_TOPK_INDICES, 0, make_choice, 2},
     {"the same expert chosen twice in 1 of 12", "base", Q3_BF16, Q3_TAP_TOPK_INDICES, 0,
@@ -205,6 +235,11 @@ static const trouble troubles[] = {
     {"weights paired in the order of the ids", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of,
      1},
     {"weights paired in reverse", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 2},
+    {"ids sorted, their weights left", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 12},
+    {"ids sorted, their weights left", "base", Q3_BF16, Q3_TAP_MLP,
+     HIDE(Q3_TAP_TOPK_INDICES, Q3_TAP_TOPK_WEIGHTS), make_mlp, 12},
+    {"weights paired in the order of the ids", "base", Q3_BF16, Q3_TAP_MLP,
+     HIDE(Q3_TAP_TOPK_INDICES, Q3_TAP_TOPK_WEIGHTS), make_mlp, 1},
     {"k - 1 experts", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 3},
     {"raw router logits", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 4},
     {"top-k weights renormalised though", "no-renormalise", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0,

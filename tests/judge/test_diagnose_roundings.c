@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: MIT */
+/* The diagnosis of roundings: those that stand elsewhere, are in another format, or cut off.
+ * test_diagnose.c has the rest, and what both are.
+ *
+ * test_diagnose_roundings GOLDEN */
+#include "troubles.h"
+
+/* ==== Formats ================================================================================= */
+
+/* x with so many bits of its mantissa, towards zero. */
+static float cut_bits(double x, unsigned mantissa)
+{
+    float y = (float)x;
+    uint32_t u;
+    memcpy(&u, &y, 4);
+    u &= ~(((uint32_t)1 << (23 - mantissa)) - 1);
+    memcpy(&y, &u, 4);
+    return y;
+}
+
+static float cut(const world *w, double x)
+{
+    return cut_bits(x, w->dtype == Q3_BF16 ? 7 : 10);
+}
+
+static double low(double x)
+{
+    return (double)q3_round(x, Q3_BF16);
+}
+
+/* ==== Mistakes ================================================================================ */
+
+static void make_cut_map(const world *w, float *y, int variant)
+{
+    size_t N = w->H * w->hd, K = w->M;
+    const float *x = w->tap[Q3_TAP_INPUT_LAYERNORM];
+    float *q = widened(w, w->l->q_proj, N * K);
+    for (size_t i = 0; i < T * N; i++) {
+        double sum = 0;
+        for (size_t k = 0; k < K; k++) sum += (double)x[i / N * K + k] * (double)q[i % N * K + k];
+        y[i] = variant == 0 ? cut(w, sum) : cut_bits(sum, variant == 1 ? 7 : 10);
+    }
+    free(q);
+}
+
+/* The two products and their sum: 0 cut off once; 1 and 2 with one product as it is. */
+static void make_rope(const world *w, float *y, int variant)
+{
+    const float *x = w->tap[Q3_TAP_Q_NORM];
+    size_t half = w->hd / 2;
+    for (size_t row = 0; row < T * w->H; row++)
+        for (size_t j = 0; j < w->hd; j++) {
+            size_t other = j < half ? j + half : j - half, t = row / w->H;
+            double a = (double)x[row * w->hd + j] * (double)w->tap[Q3_TAP_COS][t * w->hd + j];
+            double b = (double)x[row * w->hd + other] * (double)w->tap[Q3_TAP_SIN][t * w->hd + j];
+            if (variant == 2) a = (double)D(w, a);
+            if (variant == 1) b = (double)D(w, b);
+            double sum = j < half ? a - b : a + b;
+            y[row * w->hd + j] = variant == 0 ? cut(w, sum) : D(w, sum);
+        }
+}
+
+/* q_norm. 0: the mean of squares rounded, 1: the squares, too, 2: every step. */
+static void make_norm(const world *w, float *y, int variant)
+{
+    const float *x = w->tap[Q3_TAP_Q_PROJ];
+    float *g = widened(w, w->l->q_norm, w->hd);
+    for (size_t row = 0; row < T * w->H; row++, x += w->hd, y += w->hd) {
+        double mean = 0;
+        for (size_t i = 0; i < w->hd; i++) {
+            double square = pow((double)x[i], 2);
+            mean += (variant == 0 ? square : low(square)) / (double)w->hd;
+        }
+        double shifted = low(mean) + plain_eps(w);
+        double root = variant == 2 ? low(1 / sqrt(low(shifted))) : 1 / sqrt(shifted);
+        for (size_t i = 0; i < w->hd; i++) {
+            double v = (double)D(w, (double)x[i] * root);
+            y[i] = D(w, (double)g[i] * v);
+        }
+    }
+    free(g);
+}
+
+/* The heads' sums of values, cut off. */
+static void make_values(const world *w, float *y, int variant)
+{
+    (void)variant;
+    for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < w->H * w->hd; i++) {
+            size_t h = i / w->hd, head = h / (w->H / w->K);
+            double sum = 0;
+            for (size_t s = 0; s <= t; s++)
+                sum += (double)w->tap[Q3_TAP_PROBS][(t * w->H + h) * T + s] *
+                       (double)w->tap[Q3_TAP_V_PROJ][(s * w->K + head) * w->hd + i % w->hd];
+            y[t * w->H * w->hd + i] = cut(w, sum);
+        }
+}
+
+/* Of q_proj, its bias in another order. */
+static void make_bias(const world *w, float *y, int variant)
+{
+    size_t N = w->H * w->hd;
+    float *q = widened(w, w->l->q_proj, N * w->M), *b = widened(w, w->l->q_proj_bias, N);
+    const float *x = w->tap[Q3_TAP_INPUT_LAYERNORM];
+    for (size_t i = 0; i < T * N; i++) {
+        double sum = 0;
+        size_t o = i % N, from = variant == 0 ? o % w->H * w->hd + o / w->H
+            : o % w->hd * w->H + o / w->hd;
+        for (size_t k = 0; k < w->M; k++)
+            sum += (double)x[i / N * w->M + k] * (double)q[o * w->M + k];
+        y[i] = D(w, sum + (double)b[from]);
+    }
+    free(q), free(b);
+}
+
+/* q_proj added up in float16, a term at a time. */
+static void make_sum(const world *w, float *y, int variant)
+{
+    size_t N = w->H * w->hd, K = w->M;
+    const float *x = w->tap[Q3_TAP_INPUT_LAYERNORM];
+    float *q = widened(w, w->l->q_proj, N * K);
+    (void)variant;
+    for (size_t i = 0; i < T * N; i++) {
+        double sum = 0;
+        for (size_t k = 0; k < K; k++)
+            sum = (double)q3_round(sum + (double)x[i / N * K + k] * (double)q[i % N * K + k],
+                                   Q3_F16);
+        y[i] = D(w, sum);
+    }
+    free(q);
+}
+
+#define CUT "stored in bfloat16 by truncation instead of rounding, explains 100 %"
+static const trouble troubles[] = {
+    {CUT, "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_cut_map, 0},
+    {CUT, "base", Q3_BF16, Q3_TAP_Q_ROPE, 0, make_rope, 0},
+    {CUT, "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT, 0, make_values, 0},
+    {"RoPE with a fused multiply-add (the product with cos", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0,
+     make_rope, 1},
+    {"RoPE with a fused multiply-add (the product with sin", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0,
+     make_rope, 2},
+    {"variance rounded to bfloat16, explains", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_norm, 0},
+    {"variance computed in bfloat16, each square and the mean", "base", Q3_BF16, Q3_TAP_Q_NORM, 0,
+     make_norm, 1},
+    {"norm computed in bfloat16, each step rounded", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_norm,
+     2},
+    {"stored in float16 by truncation", "base", Q3_F16, Q3_TAP_Q_PROJ, 0, make_cut_map, 0},
+    {"RoPE with a fused multiply-add (the product with cos", "base", Q3_F16, Q3_TAP_Q_ROPE, 0,
+     make_rope, 1},
+    {"sums accumulated in float16, declare --accumulate f16", "base", Q3_F16, Q3_TAP_Q_PROJ, 0,
+     make_sum, 0},
+    {"stored in bfloat16 by truncation", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_cut_map, 1},
+    {"stored in tf32 by truncation", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_cut_map, 2},
+    {"RoPE with a fused multiply-add (the product with cos", "base", Q3_F32, Q3_TAP_Q_ROPE, 0,
+     make_rope, 1},
+    {"RoPE with a fused multiply-add (the product with sin", "base", Q3_F32, Q3_TAP_Q_ROPE, 0,
+     make_rope, 2},
+    {"bias in another order, [heads,head_dim] read as [head_dim,heads]", "bias", Q3_BF16,
+     Q3_TAP_Q_PROJ, 0, make_bias, 0},
+    {"bias in another order, [head_dim,heads] read as [heads,head_dim]", "bias", Q3_BF16,
+     Q3_TAP_Q_PROJ, 0, make_bias, 1},
+};
+
+int main(int argc, char **argv)
+{
+    if (argc != 2) return 2;
+    (void)fixture_from_folder; /* of model.h */
+    test_troubles(argv[1], troubles, sizeof troubles / sizeof troubles[0]);
+    return t_done("diagnose_roundings");
+}
