@@ -91,7 +91,11 @@ static void try_all(diagnosis *d)
     q3_search_limit(d);
     q3_search_experts(d);
     q3_search_hidden_experts(d);
+    q3_search_capacity(d);
     q3_search_missing(d);
+    q3_search_pairs(d);
+    q3_search_window(d);
+    q3_search_declared(d);
     q3_locate(d);
 }
 

@@ -3,7 +3,8 @@
  *
  * diagnose.c   the order in which explanations are looked for
  * mistakes.c   the list of known mistakes: a row each
- * searches.c   mistakes with a number in them that has to be found first
+ * searches.c, search_counts.c   mistakes with a number in them that has to be found first
+ * search_declared.c   sums that a declaration would allow
  * locate.c     what can be said of the difference itself
  * attempt.c    how well an explanation fits, and the best so far
  * evaluate.c   a layer's forward pass with one mistake in it
@@ -193,6 +194,14 @@ void q3_search_limit(diagnosis *d);
 void q3_search_experts(diagnosis *d);
 void q3_search_hidden_experts(diagnosis *d);
 void q3_search_missing(diagnosis *d);
+
+/* search_counts.c: those whose number shows in which tokens are wrong. */
+void q3_search_window(diagnosis *d);
+void q3_search_capacity(diagnosis *d);
+void q3_search_pairs(diagnosis *d);
+
+/* search_declared.c: sums that a declaration would allow. */
+void q3_search_declared(diagnosis *d);
 
 /* locate.c: what can be said of the difference itself: which channels, tokens, experts, and by
  * which factor. */

@@ -210,26 +210,19 @@ static void alter_row(float *row, float *copy, size_t n, change what, double val
     }
 }
 
-/* How many slots have the same expert and come before slot a of token t. */
-static size_t slots_before(const float *ids, size_t T, size_t A, size_t t, size_t a, bool by_rank)
-{
-    size_t before = 0;
-    for (size_t i = 0; i < T * A; i++) {
-        bool earlier = i < t * A + a;
-        if (by_rank) earlier = i % A < a || (i % A == a && i / A < t);
-        before += earlier && ids[i] == ids[t * A + a];
-    }
-    return before;
-}
-
 /* x[T,A,n / A]: slots that an expert has no room for are 0. */
-static void keep_capacity(float *x, const float *ids, size_t T, size_t A, size_t n, double most,
-                          bool by_rank)
+static void keep_capacity(float *x, const float *ids, size_t T, const q3_config *c, size_t n,
+                          double most, bool by_rank)
 {
-    for (size_t t = 0; t < T; t++)
-        for (size_t a = 0; a < A; a++)
-            if ((double)slots_before(ids, T, A, t, a, by_rank) >= most)
-                memset(x + t * n + a * (n / A), 0, n / A * sizeof *x);
+    size_t A = c->num_experts_per_tok, width = n / A;
+    for (size_t e = 0; e < c->num_experts; e++) {
+        size_t taken = 0;
+        for (size_t i = 0; i < T * A; i++) {
+            size_t slot = by_rank ? i % T * A + i / T : i;
+            if (ids[slot] == (float)e && (double)taken++ >= most)
+                memset(x + slot * width, 0, width * sizeof *x);
+        }
+    }
 }
 
 bool q3_can_alter(change what, double value, size_t K)
@@ -243,8 +236,7 @@ void q3_alter(float *x, float *copy, size_t rows, size_t n, change what, double 
 {
     bool one_by_one = what >= TIMES && what <= ALPHA_SIGMOID;
     if (what == CAPACITY || what == CAPACITY_BY_RANK) {
-        keep_capacity(x, ids, rows, config->num_experts_per_tok, n, value,
-                      what == CAPACITY_BY_RANK);
+        keep_capacity(x, ids, rows, config, n, value, what == CAPACITY_BY_RANK);
         return;
     }
     for (size_t i = 0; i < rows * n && one_by_one; i++)

@@ -341,8 +341,8 @@ static void weight_row(const operation *o, float *row, const map *m, size_t r, d
         for (size_t k = 0; k < m->K; k++) q3_widen(row + k, weight, k * m->N + r, 1, o->e->dtype);
     else
         q3_widen(row, weight, r * m->K, m->K, o->e->dtype);
-    if (what == ROUNDED)
-        q3_alter(row, NULL, 1, m->K, ROUNDED, o->value, Q3_F32, o->e->config, NULL);
+    if (what == ROUNDED || what == SQUARED)
+        q3_alter(row, NULL, 1, m->K, what, o->value, Q3_F32, o->e->config, NULL);
     if (what == FP8_SCALED || what == INT8_SCALED)
         q3_rounding_weight(row, m->K, most, what, o->e->dtype);
 }
@@ -655,7 +655,8 @@ static void attend(attention *a, q3_operator want, const float *q, float *y, siz
         if (softmax != NO_CHANGE)
             q3_rounding_probs(a->line, a->scratch, H, n, softmax, o->value, o->dtype);
         else q3_attention_probs(a->line, a->line, a->scratch, 1, H, n - 1, n, 0, o->dtype);
-        if (after != NO_CHANGE) q3_alter(a->line, NULL, H, n, after, o->value, a->e->dtype, c, NULL);
+        if (after != NO_CHANGE)
+            q3_alter(a->line, NULL, H, n, after, o->value, a->e->dtype, c, NULL);
     }
     if (want == Q3_OP_PROBS) copy_keys(a, y, NULL, t, first, n);
     else

@@ -25,8 +25,8 @@ typedef struct item {
  * applies. */
 typedef enum list {
     ITS_OWN,
-    HALVES, OPERANDS, SUMS, CUTS, THETAS, EPS_VALUES, SCORE_CAPS, LOGIT_CAPS, TAILS, BLOCKS, SPLITS, ONE_OFF,
-    POSITIONS_OFF, WINDOWS, GROUP_COUNTS, EXPERTS,
+    HALVES, OPERANDS, CUTS, THETAS, EPS_VALUES, SCORE_CAPS, LOGIT_CAPS, TAILS, BLOCKS, SPLITS,
+    ONE_OFF, POSITIONS_OFF, WINDOWS, GROUP_COUNTS, EXPERTS,
     LISTS, /* behind it: of one value */
     EMBEDDING_SCALE, EMBEDDING_SCALE_IN_D, START, START_IGNORED, ROPE_TYPE, YARN, DERIVED_FACTOR,
     HAS_EPS, NORM_ASKED, NO_SCALE, SCALE_TWICE, NARROW_SCALE, HAS_WINDOW, OWN_WINDOW, NORMED,
@@ -122,7 +122,6 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
         [HALVES] = {1 + FORMAT_BF16, 1 + FORMAT_F16}, /* formats: one more, so that none is 0 */
         [OPERANDS] = {1 + FORMAT_BF16, 1 + FORMAT_TF32, 1 + FORMAT_TF32_AWAY, 1 + FORMAT_TF32_CUT,
                       1 + FORMAT_F16},
-        [SUMS] = {1 + FORMAT_BF16, 1 + FORMAT_F16},
         [CUTS] = {1 + FORMAT_BF16_CUT, 1 + FORMAT_TF32_CUT, 1 + FORMAT_F16_CUT},
         [THETAS] = {1e4, 1e6, 5e6, 1e7, 5e5, 1e5, 1e3},
         [EPS_VALUES] = {1e-5, 1e-6, 1e-8, 1e-12, 1e-4, 1e-3, 1e-7, 1e-10},
@@ -136,8 +135,7 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
     static const char *const names[][8] = { /* by format */
         [HALVES] = {[FORMAT_BF16] = "bfloat16", [FORMAT_F16] = "float16"},
         [OPERANDS] = {"bf16", "f16", "tf32", "tf32", "tf32"}, /* --accumulate's */
-        [SUMS] = {"bfloat16, declare --accumulate bf16", "float16, declare --accumulate f16"},
-        [CUTS] = {[FORMAT_BF16_CUT] = "bfloat16", [FORMAT_F16_CUT] = "float16",
+                [CUTS] = {[FORMAT_BF16_CUT] = "bfloat16", [FORMAT_F16_CUT] = "float16",
                   [FORMAT_TF32_CUT] = "tf32"},
     };
     const q3_config *c = e->config;
@@ -147,7 +145,7 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
     if (n < 10) i->value = constants[which][n];
     bool more = n < 10 && i->value != 0;
     switch ((int)which) {
-    case HALVES: case OPERANDS: case SUMS: case CUTS:
+    case HALVES: case OPERANDS: case CUTS:
         if (more) i->name = names[which][(size_t)--i->value];
         i->skipped = which == CUTS && e->dtype != Q3_F32 &&
             i->value != (e->dtype == Q3_BF16 ? FORMAT_BF16_CUT : FORMAT_F16_CUT);
@@ -483,7 +481,7 @@ static const row maps[] = {
      .value = FORMAT_FP8},
     {"operands and result rounded to %n", EVERY,
      .edits = {EDIT(ARG_1, ROUNDED), EDIT(WEIGHT, ROUNDED), EDIT(ROUNDING, CAST)}, .over = HALVES},
-    {"sums accumulated in %n", EVERY, ON(ROUNDING, LOW_SUM), .over = SUMS},
+    {"sums accumulated in %n", EVERY, ON(ROUNDING, LOW_SUM), .over = HALVES},
     {"sum in %v parts, each rounded (split accumulation)", EVERY, ON(ROUNDING, PARTS),
      .over = SPLITS},
     {"weights quantised to fp8", EVERY, ON(WEIGHT, FP8_SCALED)},

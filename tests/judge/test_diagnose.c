@@ -237,7 +237,8 @@ static void make_attention(const world *w, float *y, int variant)
             Q3_TAP_SCORES,
         Q3_TAP_SCORES, Q3_TAP_PROBS, Q3_TAP_PROBS, Q3_TAP_PROBS, Q3_TAP_PROBS, Q3_TAP_PROBS,
             Q3_TAP_PROBS,
-        Q3_TAP_PROBS, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT};
+        Q3_TAP_PROBS, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT,
+        Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT};
     attention_options o = right_attention(w);
     double narrow = (double)(w->M / w->H);
     switch (variant) {
@@ -258,7 +259,10 @@ static void make_attention(const world *w, float *y, int variant)
     case 14: o.window++; break;
     case 15: o.tiled_values = true; break;
     case 16: o.shifted_values = true; break;
-    default: o.tiled_keys = o.tiled_values = true; break;
+    case 17: o.tiled_keys = o.tiled_values = true; break;
+    case 18: o.window = 7; break;
+    case 19: o.window = 3; break;
+    default: o.window = 0; break;
     }
     attention_tap(w, y, ids[variant], o);
 }
@@ -396,8 +400,8 @@ static const trouble troubles[] = {
     {"weights quantised to int8", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 2},
     {"tail of the sum missing, its last 16", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 3},
     {"sum in 2 parts", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 4},
-    {"sums accumulated in bfloat16, declare --accumulate bf16, explains", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 5},
-    {"sums accumulated in bfloat16, declare --accumulate bf16 (tokens from 5 on)", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map,
+    {"sums accumulated in bfloat16, explains", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map, 5},
+    {"sums accumulated in bfloat16 (tokens from 5 on)", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_map,
      6},
     {"operands rounded to bf16", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_map, 7},
     {"operands rounded to tf32", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_map, 8},
@@ -426,6 +430,14 @@ static const trouble troubles[] = {
      make_attention, 16},
     {"KV head mapping tiled (h mod K), explains", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT,
      HIDE(Q3_TAP_SCORES, Q3_TAP_PROBS), make_attention, 17},
+    {"window of 7 keys though the config has none", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT,
+     HIDE(Q3_TAP_SCORES, Q3_TAP_PROBS), make_attention, 18},
+    {"window of 7 keys instead of 5", "window", Q3_BF16, Q3_TAP_O_PROJ_INPUT,
+     HIDE(Q3_TAP_SCORES, Q3_TAP_PROBS), make_attention, 18},
+    {"window of 3 keys instead of 5", "window", Q3_F32, Q3_TAP_O_PROJ_INPUT,
+     HIDE(Q3_TAP_SCORES, Q3_TAP_PROBS), make_attention, 19},
+    {"window ignored", "window", Q3_F32, Q3_TAP_O_PROJ_INPUT, HIDE(Q3_TAP_SCORES, Q3_TAP_PROBS),
+     make_attention, 20},
     {"heads joined as [hd,H]", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT, 0, make_joined, 0},
     {"residual missing (vLLM keeps it apart: record the sum), explains 100 %", "base", Q3_BF16,
      Q3_TAP_POST_ATTENTION_INPUT, 0, make_sum, 0},

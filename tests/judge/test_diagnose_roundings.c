@@ -113,19 +113,21 @@ static void make_bias(const world *w, float *y, int variant)
     free(q), free(b);
 }
 
-/* q_proj added up in float16, a term at a time. */
+/* q_proj added up in float16, a term at a time; variant 1: in four lanes. */
 static void make_sum(const world *w, float *y, int variant)
 {
-    size_t N = w->H * w->hd, K = w->M;
+    size_t N = w->H * w->hd, K = w->M, lanes = variant == 1 ? 4 : 1;
     const float *x = w->tap[Q3_TAP_INPUT_LAYERNORM];
     float *q = widened(w, w->l->q_proj, N * K);
-    (void)variant;
     for (size_t i = 0; i < T * N; i++) {
-        double sum = 0;
-        for (size_t k = 0; k < K; k++)
-            sum = (double)q3_round(sum + (double)x[i / N * K + k] * (double)q[i % N * K + k],
-                                   Q3_F16);
-        y[i] = D(w, sum);
+        double sum[4] = {0};
+        for (size_t k = 0; k < K; k++) {
+            double *lane = &sum[k % lanes];
+            *lane += (double)x[i / N * K + k] * (double)q[i % N * K + k];
+            *lane = (double)q3_round(*lane, Q3_F16);
+        }
+        for (size_t k = 1; k < lanes; k++) sum[0] = (double)q3_round(sum[0] + sum[k], Q3_F16);
+        y[i] = D(w, sum[0]);
     }
     free(q);
 }
@@ -155,6 +157,10 @@ static const trouble troubles[] = {
      make_rope, 1},
     {"RoPE with a fused multiply-add (the product with sin", "base", Q3_F32, Q3_TAP_Q_ROPE, 0,
      make_rope, 2},
+    {"sums accumulated in float16, declare --accumulate f16", "base", Q3_F32, Q3_TAP_Q_PROJ, 0,
+     make_sum, 0},
+    {"sums accumulated in float16, declare --accumulate f16", "base", Q3_F32, Q3_TAP_Q_PROJ, 0,
+     make_sum, 1},
     {"bias in another order, [heads,head_dim] read as [head_dim,heads]", "bias", Q3_BF16,
      Q3_TAP_Q_PROJ, 0, make_bias, 0},
     {"bias in another order, [head_dim,heads] read as [heads,head_dim]", "bias", Q3_BF16,

@@ -63,6 +63,29 @@ static void make_choice(const world *w, float *y, int variant)
         }
 }
 
+/* Whether so many slots with the expert of this one come before it, in the order of the tokens, or
+ * all first slots before the others. */
+static bool dropped(const world *w, size_t t, size_t a, size_t most, bool by_rank)
+{
+    const float *ids = w->tap[Q3_TAP_TOPK_INDICES];
+    size_t before = 0;
+    for (size_t s = 0; s < T; s++)
+        for (size_t b = 0; b < w->A; b++) {
+            bool earlier = by_rank ? b < a || (b == a && s < t) : s < t || (s == t && b < a);
+            before += earlier && ids[s * w->A + b] == ids[t * w->A + a];
+        }
+    return before >= most;
+}
+
+/* down_proj of slots beyond a capacity of 3 is 0. */
+static void make_dropped(const world *w, float *y, int variant)
+{
+    (void)variant;
+    for (size_t slot = 0; slot < T * w->A; slot++)
+        if (dropped(w, slot / w->A, slot % w->A, 3, false))
+            memset(y + slot * w->M, 0, w->M * sizeof *y);
+}
+
 static void weights_of(const world *w, float *y, int variant)
 {
     const float *p = w->tap[Q3_TAP_ROUTER_PROBS], *ids = w->tap[Q3_TAP_TOPK_INDICES];
@@ -78,7 +101,8 @@ static void weights_of(const world *w, float *y, int variant)
             sum += chosen[a];
         }
         for (size_t a = 0; a < w->A; a++) {
-            size_t from = variant == 2 ? w->A - 1 - a : a, below = 0;
+            size_t from = variant == 2 ? w->A - 1 - a : variant == 15 ? (a + 1) % w->A : a;
+            size_t below = 0;
             for (size_t b = 0; b < w->A && (variant == 1 || variant == 12); b++) { /* by id */
                 below = 0;
                 for (size_t i = 0; i < w->A; i++) below += ids[t * w->A + i] < ids[t * w->A + b];
@@ -91,6 +115,8 @@ static void weights_of(const world *w, float *y, int variant)
             if (variant == 8 && a + 1 == w->A) x = 0;
             if (variant == 9 && ids[t * w->A + a] == 2.0f) x = 0;
             if (variant == 10 && ids[t * w->A + a] == 2.0f && t > 4) x = 0;
+            if (variant == 13 && dropped(w, t, a, 2, false)) x = 0;
+            if (variant == 14 && dropped(w, t, a, 2, true)) x = 0;
             if (variant == 11 && ids[t * w->A + a] == 4.0f) x *= 1 + 0.3 * (double)(t + 1);
             y[t * w->A + a] = D(w, x);
         }
@@ -235,6 +261,16 @@ static const trouble troubles[] = {
     {"weights paired in the order of the ids", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of,
      1},
     {"weights paired in reverse", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 2},
+    {"weights permuted within their rows in 12 of 12 tokens", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS,
+     0, weights_of, 15},
+    {"capacity of 2 tokens an expert", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 13},
+    {"capacity of 3 tokens an expert", "base", Q3_BF16, Q3_TAP_EXPERTS_DOWN_PROJ, 0, make_dropped,
+     0},
+    {"capacity of 2 tokens an expert, slots beyond it dropped, explains", "base", Q3_BF16,
+     Q3_TAP_MLP, 0, make_mlp, 13},
+    {"capacity of 2 tokens an expert, slots beyond it dropped (first choices come first)", "base",
+     Q3_BF16, Q3_TAP_MLP, 0, make_mlp, 14},
+    {"capacity of 2 tokens an expert", "base", Q3_F32, Q3_TAP_LAYER, INNER, make_layer, 13},
     {"ids sorted, their weights left", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 12},
     {"ids sorted, their weights left", "base", Q3_BF16, Q3_TAP_MLP,
      HIDE(Q3_TAP_TOPK_INDICES, Q3_TAP_TOPK_WEIGHTS), make_mlp, 12},

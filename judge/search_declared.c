@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/* search_declared.c - whether sums that differ would be within their bound if --accumulate were
+ * declared (MODEL.md 12.7): then that is what a porter can do about it. */
+#include "judge/diagnosis.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct accumulator {
+    const char *name, *option;
+    format low;
+    double unit;
+} accumulator;
+
+static const accumulator accumulators[] = { /* by rising unit */
+    {"float16", "f16", FORMAT_F16, 0x1p-11}, {"tf32", "tf32", FORMAT_TF32, 0x1p-10},
+    {"bfloat16", "bf16", FORMAT_BF16, 0x1p-9},
+};
+#define ACCUMULATORS (sizeof accumulators / sizeof accumulators[0])
+
+/* bound[T,row]: the evidence's, and what the declaration adds, 4 q sqrt(2 sum (wx)^2) + 3 q |y|.
+ * squares: of the products, as a linear map of squares gives them (a bias counts for nothing). */
+static void widen_bound(double *bound, const evidence *e, const float *squares, double unit)
+{
+    for (size_t i = 0; i < e->T * e->row; i++) {
+        double sum = (double)squares[i] > 0 ? (double)squares[i] : 0;
+        double more = 4 * q3_sqrt(2 * sum) + 3 * q3_absolute((double)e->ours[i]);
+        bound[i] = e->bound[i] < 0 ? e->bound[i] : e->bound[i] + unit * more;
+    }
+}
+
+/* Roundings have no direction: sum ours (theirs - ours) is within five standard deviations of 0. */
+static bool without_direction(const evidence *e)
+{
+    double along = 0, square = 0;
+    for (size_t i = e->first * e->row; i < e->T * e->row; i++) {
+        double product = (double)e->ours[i] * ((double)e->theirs[i] - (double)e->ours[i]);
+        if (e->bound[i] < 0 || product - product != 0) continue;
+        along += product;
+        square += product * product;
+    }
+    return along * along <= 25 * square;
+}
+
+/* And they are everywhere: what is wrong in some tokens or channels alone is something else. Each
+ * token and each quarter of a row has a quarter of its share of the differing elements at least. */
+static bool everywhere(const evidence *e)
+{
+    size_t quarters[4] = {0}, all = 0, tokens = e->T - e->first, least = e->row;
+    for (size_t t = e->first; t < e->T; t++) {
+        size_t differ = 0;
+        for (size_t i = 0; i < e->row; i++) {
+            size_t at = t * e->row + i;
+            bool differs = e->bound[at] >= 0 && e->theirs[at] != e->ours[at];
+            differ += differs;
+            quarters[4 * i / e->row] += differs;
+        }
+        all += differ;
+        if (differ < least) least = differ;
+    }
+    for (size_t k = 0; k < 4; k++)
+        if (16 * quarters[k] < all) return false;
+    return all >= 16 * tokens && 4 * least * tokens >= all;
+}
+
+/* Sums that were added up in a format, as the list has it: the same text, and what to declare. */
+static void add_advice(diagnosis *d, const char *option)
+{
+    size_t used = strlen(d->name);
+    snprintf(d->name + used, sizeof d->name - used, ", declare --accumulate %s", option);
+    snprintf(d->text, sizeof d->text, "%s, explains 100 %% of elements", d->name);
+}
+
+void q3_search_declared(diagnosis *d)
+{
+    const evidence *e = d->e;
+    const q3_node *node = q3_graph_node(e->config, e->id, e->layer);
+    bool map = node != NULL && (node->op == Q3_OP_LINEAR || node->op == Q3_OP_EXPERT_LINEAR);
+    bool summed = d->strength == FULL && strncmp(d->name, "sums accumulated in ", 20) == 0;
+    mistake squares = {TAP_BIT(e->id), {{ARG_1, SQUARED, 0}, {WEIGHT, SQUARED, 0},
+                                        {RESULT, UNROUNDED, 0}}, 0, 0, NULL};
+    pass p;
+    if (!map || d->rounding || (d->strength == FULL && !summed)) return;
+    const float *sums = q3_pass_run(&p, e, &squares);
+    double *bound = calloc(e->T * e->row + 1, sizeof *bound);
+    evidence declared = *e;
+    for (size_t i = 0; sums != NULL && bound != NULL && i < ACCUMULATORS; i++) {
+        const accumulator *a = &accumulators[i];
+        char text[160];
+        widen_bound(bound, e, sums, a->unit);
+        declared.bound = bound;
+        if (!q3_agrees_everywhere(&declared, e->ours)) continue;
+        if (summed && (format)d->best.value == a->low) add_advice(d, a->option);
+        if (summed || !without_direction(e) || !everywhere(e)) continue;
+        d->e = &declared;
+        snprintf(text, sizeof text, "sums accumulated in %s, declare --accumulate %s",
+                 a->name, a->option);
+        q3_weigh(d, e->ours, text);
+        d->e = e;
+    }
+    d->no_memory = d->no_memory || bound == NULL || p.no_memory;
+    q3_pass_free(&p);
+    free(bound);
+}
