@@ -267,7 +267,7 @@ static void bound_attention(row_bound *b, const walk *w, size_t t, const float *
 
 /* ==== Router ================================================================================== */
 
-/* The router's probabilities, which are float32 in every run. */
+/* The router's probabilities, which are float32 in every run, unless --router says otherwise. */
 static void bound_router(row_bound *b, const walk *w, size_t t, const float *y, size_t E)
 {
     const float *logits = w->tap[Q3_TAP_GATE] + t * E;
@@ -279,10 +279,10 @@ static void bound_router(row_bound *b, const walk *w, size_t t, const float *y, 
     }
     for (size_t e = 0; e < E; e++)
         bound_softmax(b, e, (double)y[e], max - (double)logits[e], E, var[e], common,
-                      q3_ulp((double)y[e], Q3_F32));
+                      q3_ulp((double)y[e], w->router));
 }
 
-/* w_a = p_a / sum p of the chosen. */
+/* w_a = p_a / sum p of the chosen, a sum that is rounded where --router is declared. */
 static void bound_weights(row_bound *b, const walk *w, size_t t, const float *y, size_t A)
 {
     size_t E = w->config->num_experts;
@@ -295,10 +295,12 @@ static void bound_weights(row_bound *b, const walk *w, size_t t, const float *y,
         spread += var[(size_t)ids[a]];
     }
     bool divided = w->config->norm_topk_prob && mass > 0;
+    double half = divided && w->router != Q3_F32 ? q3_ulp(mass, w->router) / 2 : 0;
+    double rounded = half > 0 ? half / (mass - half) : 0; /* what 1 / sum grows by at most */
     for (size_t a = 0; a < A; a++) {
         double p = (double)y[a], own = var[(size_t)ids[a]];
         b->slack[a] = q3_ulp(p, w->dtype);
-        b->noise[a] = p * (4 * U + sum_noise(A));
+        b->noise[a] = p * (4 * U + sum_noise(A) + rounded);
         b->var[a] = divided ? (own + p * p * spread) / (mass * mass) : own;
     }
 }
@@ -310,15 +312,18 @@ static double sigmoid(double x)
     return 1 / (1 + q3_exp(-x));
 }
 
-/* silu(x): 8 u of itself, and what came in times the derivative. */
+/* silu(x): 8 u of itself, and what came in times the derivative. From 1 + exp(-x) = 2^126 on its
+ * float32 reciprocal is subnormal, which may be flushed, and from 2^128 on exp is infinite: all of
+ * y may be lost (12.1). */
 static void bound_silu(row_bound *b, const walk *w, const float *y, const float *x,
                        const double *x_var, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         double v = (double)x[i], s = sigmoid(v), slope = s * (1 + v * (1 - s));
+        bool lost = sigmoid(v - Q3_SIGMAS * q3_sqrt(x_var[i])) < 0x1p-126;
         if (!(slope - slope == 0)) slope = v > 0 ? 1 : 0; /* infinities */
         b->slack[i] = q3_ulp((double)y[i], w->dtype);
-        b->noise[i] = size_of((double)y[i]) * 8 * U;
+        b->noise[i] = size_of((double)y[i]) * (lost ? 1 + 8 * U : 8 * U);
         b->var[i] = slope * slope * x_var[i];
     }
 }
@@ -390,6 +395,12 @@ static void bound_residual(row_bound *b, const walk *w, const float *y, const do
 }
 
 /* ==== Every tap =============================================================================== */
+
+q3_dtype q3_stored_dtype(const walk *w, q3_tap_id id)
+{
+    if (id == Q3_TAP_ROUTER_PROBS) return w->router;
+    return q3_tap_info(id)->dtype == Q3_F32 ? Q3_F32 : w->dtype;
+}
 
 /* What must be equal: the embedding, and what is masked. */
 static void bound_nothing(row_bound *b, size_t n)

@@ -59,10 +59,9 @@ bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, siz
     r->bound = calloc(T, r->n * sizeof *r->bound);
     r->channel_differ = calloc(2 * r->channels, sizeof(double));
     r->head_differ = calloc(2 * r->heads, sizeof(double));
-    q3_dtype dtype = q3_tap_info(id)->dtype == Q3_F32 ? Q3_F32 : w->dtype;
     bool memory = r->ours != NULL && r->theirs != NULL && r->bound != NULL &&
                   r->channel_differ != NULL && r->head_differ != NULL &&
-                  q3_figures_begin(&r->g, &r->f, dtype, T, r->channels);
+                  q3_figures_begin(&r->g, &r->f, q3_stored_dtype(w, id), T, r->channels);
     if (!memory) return false;
     r->tensor = tensor;
     r->channel_expected = r->channel_differ + r->channels;
@@ -104,6 +103,37 @@ static double root_mean_square(const float *x, size_t n)
     return count > 0 ? q3_sqrt(square / (double)count) : 0;
 }
 
+static void place(size_t at[3], const trial *r, size_t t, size_t i)
+{
+    at[0] = t;
+    at[1] = r->f.rank > 2 ? i / r->channels : i;
+    at[2] = r->f.rank > 2 ? i % r->channels : 0;
+}
+
+/* How bad an element is: the difference over its bound, in ulp where nothing is allowed. */
+static double badness(const q3_element *e)
+{
+    return e->bound_ulp > 0 ? e->ulp / e->bound_ulp : e->ulp;
+}
+
+/* An element that differs, into its place among the worst; what is not finite differs by one
+ * enormous step, as in the figures. */
+static void take_worst(trial *r, size_t t, size_t i, double ours, double theirs, double bound,
+                       double ulp)
+{
+    q3_finding *f = &r->f;
+    double error = theirs > ours ? theirs - ours : ours - theirs;
+    q3_element e = {{0}, ours, theirs, q3_is_finite(error) ? error / ulp : 0x1p100,
+                    q3_is_finite(bound) ? bound / ulp : 0};
+    size_t at = f->worst_count;
+    while (at > 0 && badness(&e) > badness(&f->worst[at - 1])) at--;
+    if (at == Q3_WORST_MOST) return;
+    place(e.at, r, t, i);
+    if (f->worst_count < Q3_WORST_MOST) f->worst_count++;
+    for (size_t k = f->worst_count - 1; k > at; k--) f->worst[k] = f->worst[k - 1];
+    f->worst[at] = e;
+}
+
 /* An element outside its bound: the first one is shown. */
 static void take_bad(trial *r, size_t t, size_t i, double ours, double theirs, double bound,
                      double ulp)
@@ -113,9 +143,7 @@ static void take_bad(trial *r, size_t t, size_t i, double ours, double theirs, d
     if (f->has_bad) return;
     double error = theirs > ours ? theirs - ours : ours - theirs;
     f->has_bad = true;
-    f->bad_at[0] = t;
-    f->bad_at[1] = f->rank > 2 ? i / r->channels : i;
-    f->bad_at[2] = f->rank > 2 ? i % r->channels : 0;
+    place(f->bad_at, r, t, i);
     f->bad_ours = ours;
     f->bad_theirs = theirs;
     f->bad_ulp = q3_is_finite(error) ? error / ulp : 0;
@@ -152,6 +180,7 @@ static void judge_element(trial *r, const walk *w, size_t t, size_t i, const row
     r->channel_differ[i % r->channels]++;
     r->head_differ[i / r->channels]++;
     double error = theirs > ours ? theirs - ours : ours - theirs;
+    take_worst(r, t, i, ours, theirs, bound, ulp);
     if (bound > 0 && error / bound > r->f.max_bound_ratio) r->f.max_bound_ratio = error / bound;
     if (q3_is_finite(ours) && !q3_is_finite(theirs) && r->f.verdict != Q3_VERDICT_DIFFERS)
         r->f.verdict = Q3_VERDICT_NON_FINITE;

@@ -27,6 +27,7 @@ typedef struct judging {
     q3_state *state;
     trial scores, probs;          /* of the layer, token by token */
     row_bound scratch;            /* a row's bounds; owned */
+    float *probs_row;             /* [E] */
     bool seen[Q3_TAP_COUNT];      /* in this layer */
     uint64_t between[Q3_TAP_COUNT]; /* of this layer, behind each tap, itself too: bit id of what
                                      * is not given */
@@ -162,8 +163,7 @@ static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_o
     }
     for (size_t i = 0; i < n && var_out != NULL; i++) {
         double noise = b.noise[i] / 4;
-        double ulp = q3_ulp((double)ours[i],
-                            q3_tap_info(r->id)->dtype == Q3_F32 ? Q3_F32 : w->dtype);
+        double ulp = q3_ulp((double)ours[i], q3_stored_dtype(w, r->id));
         /* q3_bound_values takes it from the scores */
         double before = r->id == Q3_TAP_PROBS ? 0 : b.var[i];
         var_out[i] = known ? 0 : before + noise * noise + b.slack[i] * ulp / 6;
@@ -244,6 +244,47 @@ static void round_cache(judging *j, const q3_tap *tap, size_t count)
     if (cached) memcpy(j->w.tap[tap->id], values, count * sizeof *values);
 }
 
+static void round_all(float *values, size_t count, q3_dtype dtype)
+{
+    for (size_t i = 0; i < count; i++) values[i] = q3_round((double)values[i], dtype);
+}
+
+/* Whether router_probs are given before they were rounded: a value that --router's dtype cannot
+ * hold says so. */
+static bool router_given_unrounded(judging *j, size_t layer)
+{
+    const backend_tensor *tensor = q3_backend_find(j->b, Q3_TAP_ROUTER_PROBS, layer);
+    size_t E = j->w.config->num_experts;
+    float *row = j->probs_row;
+    if (tensor == NULL || tensor->layouts == 0) return false;
+    for (size_t t = tensor->first; t < j->w.T; t++) {
+        q3_backend_row(row, j->b, tensor, Q3_TAP_ROUTER_PROBS, 0, t);
+        for (size_t e = 0; e < E; e++)
+            if (row[e] != q3_round((double)row[e], j->options->router)) return true;
+    }
+    return false;
+}
+
+/* --router (MODEL.md 12.7): ours are rounded before they are compared, unless theirs were recorded
+ * before they were. */
+static void round_router(judging *j, const q3_tap *tap)
+{
+    if (tap->id != Q3_TAP_ROUTER_PROBS || j->options->router == Q3_F32) return;
+    bool unrounded = router_given_unrounded(j, tap->layer);
+    j->w.router = unrounded ? Q3_F32 : j->options->router;
+    if (!unrounded) round_all(tap->data, j->w.T * j->w.config->num_experts, j->w.router);
+}
+
+/* ...and from there on they are rounded in any case: so experts are chosen, and weighted. */
+static void end_router(judging *j, const q3_tap *tap)
+{
+    if (tap->id != Q3_TAP_ROUTER_PROBS || j->options->router == Q3_F32) return;
+    size_t count = j->w.T * j->w.config->num_experts;
+    j->w.router = j->options->router;
+    round_all(tap->data, count, j->w.router);
+    memcpy(j->w.tap[tap->id], tap->data, count * sizeof(float));
+}
+
 /* A whole tensor [T,row]. */
 static void judge_whole(judging *j, const q3_tap *tap)
 {
@@ -251,6 +292,7 @@ static void judge_whole(judging *j, const q3_tap *tap)
     walk *w = &j->w;
     float *values = tap->data;
     bool kept = w->tap[tap->id] != NULL; /* lm_head is not: nothing is computed from it */
+    round_router(j, tap);
     begin(j, &r, tap);
     if (r.tensor != NULL) choose_reading(j, &r, values);
     for (size_t t = 0; t < w->T && j->status == Q3_OK; t++)
@@ -258,6 +300,7 @@ static void judge_whole(judging *j, const q3_tap *tap)
     size_t count = w->T * r.n;
     if (kept) memcpy(w->tap[tap->id], values, count * sizeof *values);
     round_cache(j, tap, count);
+    end_router(j, tap);
     trial_end(j, &r);
 }
 
@@ -376,9 +419,10 @@ static bool judging_init(judging *j)
     w->values_noise = calloc(T, inner * sizeof(double));
     w->values_var = calloc(T, inner * sizeof(double));
     w->weight_row = calloc(longest_sum(c), sizeof(float));
+    j->probs_row = calloc(c->num_experts + 1, sizeof(float));
     return good && w->inv_freq && w->input && w->input_var && w->uncertain && w->scores &&
            w->probs && w->scores_var && w->probs_var && w->values_noise && w->values_var &&
-           w->weight_row;
+           w->weight_row && j->probs_row;
 }
 
 static void judging_free(judging *j)
@@ -407,6 +451,7 @@ static void judging_free(judging *j)
     free(w->values_noise);
     free(w->values_var);
     free(w->weight_row);
+    free(j->probs_row);
     free(j);
 }
 
@@ -461,6 +506,7 @@ q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *wei
     j->w.dtype = run->dtype;
     j->w.T = run->rows;
     j->w.start = run->start;
+    j->w.router = options->router;
     j->w.operand = unit_roundoff(options->accumulate);
     j->b = b;
     j->options = options;

@@ -19,6 +19,7 @@ typedef struct walk {
     const q3_config *config;
     const q3_weights *weights;
     q3_dtype dtype;
+    q3_dtype router;          /* of router_probs as they are compared: float32, or --router's */
     size_t T, start;
     /* --accumulate: unit of what enters and leaves the sums; 0: float32 */
     double operand;
@@ -51,6 +52,8 @@ typedef struct row_bound {
 
 #define Q3_SIGMAS 6.0
 
+/* In whose ulp a tap's values are judged: the run's dtype, or float32. */
+q3_dtype q3_stored_dtype(const walk *w, q3_tap_id id);
 /* Bounds of token t's row of `id`, whose values are ours[n]; inputs are read from w. */
 void q3_bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *ours, size_t n);
 /* After a token's probs (w->probs, w->probs_var) are final: the bounds of its o_proj.input. */

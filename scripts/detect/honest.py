@@ -19,7 +19,7 @@ import tempfile
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("golden", "record")]
@@ -51,6 +51,15 @@ def write_model(folder, config, weights):
     save_file({name: value.contiguous() for name, value in weights.items()},
               os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
     return folder
+
+
+def write_edge(folder):
+    """tiny with gate projections 60 times as large: many a gate lies where float32's exp(-x) overflows."""
+    with open(os.path.join(TINY, "config.json")) as f:
+        config = json.load(f)
+    weights = load_file(os.path.join(TINY, "model.safetensors"))
+    return write_model(folder, config, {name: value * 60 if name.endswith("gate_proj.weight") else value
+                                        for name, value in weights.items()})
 
 
 def ids_by_rule(name, count, vocab):
@@ -188,13 +197,14 @@ class Bench:
         self.out, self.v4, self.llamacpp, self.list, self.models = out, v4, llamacpp, [], {}
 
     def folder(self, model):
-        """Of golden/tiny, of golden/tiny without its dense layer, of a case of golden/hf, of LONG."""
+        """Of golden/tiny, of golden/tiny without its dense layer, of a case of golden/hf, of LONG, of the edge."""
         if model == "tiny":
             return TINY
         if model not in self.models:
             folder = self.models[model] = os.path.join(self.out, "models", model)
             os.makedirs(folder, exist_ok=True)
-            write_long(folder) if model == "long" else make_golden.write_model(folder, model)
+            own = {"long": write_long, "tiny-edge": write_edge}.get(model)
+            own(folder) if own else make_golden.write_model(folder, model)
         return self.models[model]
 
     def prompt(self, model, tokens):
@@ -214,7 +224,8 @@ class Bench:
         path = self.add(name, model, why)
         loaded = load(self.folder(model), dtype, attn, experts)
         loaded = change(loaded) if change else loaded
-        return record_hf.record_unchanged(loaded, path, self.prompt(model, tokens), **more)
+        record_hf.record_unchanged(loaded, path, self.prompt(model, tokens), **more)
+        return path
 
     def other(self, python, script, name, model, why, options, more, tokens=20):
         """By another Python, if it was named."""
@@ -245,6 +256,17 @@ class Bench:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             self.hf(f"threads-{threads}", "long", "float32", f"{threads} threads", tokens=64, attn="sdpa")
+
+    def edge(self):
+        """Gates between -88.72, where exp(-x) overflows and torch gives -0, and -104."""
+        hidden = ("mlp.act_fn.output", "mlp.experts.act_fn.output")
+        for dtype in hf_taps.DTYPES:
+            path = self.hf(f"edge-{dtype}", "tiny-edge", dtype, "gates where silu's exp overflows")
+            self.hf(f"edge-fused-{dtype}", "tiny-edge", dtype, "the same, silu hidden in the product",
+                    wanted=lambda tap: not tap.endswith(hidden))
+            taps, _ = hf_taps.read_tensors(path)
+            lost = sum(int(((x > -104) & (x < -88.73)).sum()) for tap, x in taps.items() if "gate_proj" in tap)
+            assert lost > 100, lost
 
     def plain_hooks(self):
         """What a user saves who knows no recorder: every module's output under its name, a tuple's by number."""
@@ -333,7 +355,8 @@ def main():
         return
     bench = Bench(options.out, options.v4, options.llamacpp)
     os.makedirs(options.out, exist_ok=True)
-    for make in (bench.transformers, bench.plain_hooks, bench.own_ways, bench.others, bench.h100, bench.compiled):
+    for make in (bench.transformers, bench.edge, bench.plain_hooks, bench.own_ways, bench.others, bench.h100,
+                 bench.compiled):
         make()
     with open(os.path.join(options.out, "list.json"), "w") as f:
         json.dump(bench.list, f, indent=1)
