@@ -63,7 +63,8 @@ typedef enum change {
     /* Roundings inside: roundings.c */
     LOW_SUM /* (v: format) */, PARTS /* (v: count) */, BIAS_LATER, CAST /* (v: format) */,
     EPS_OUTSIDE, CAST_LAST, CENTRED, SUM_OF_SQUARES, VARIANCE /* (v: format) */,
-    SQUARES /* (v: format) */, LOW_NORM /* (v: format) */, UNROUNDED_SUM,
+    SQUARES /* (v: format) */, LOW_NORM /* (v: format) */, LOW_ROOT /* (v: format) */,
+    UNROUNDED_SUM,
     ONCE, COS_FUSED, SIN_FUSED, SCALE /* (v: factor) */, QUERY_FIRST, LOW_SOFTMAX /* (v: format) */,
     NO_MAXIMUM /* (v: format) */, LOGSUMEXP /* (v: format) */, LOGSUMEXP_ONCE /* (v: format) */,
     SINK, BASE_2, ROUNDED_FIRST, SIGMOID_ROUNDED

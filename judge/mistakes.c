@@ -315,6 +315,7 @@ static const row norms[] = {
     {"variance computed in %n, each square and the mean rounded", NORMS, ON(ROUNDING, SQUARES),
      .over = HALVES},
     {"norm computed in %n, each step rounded", NORMS, ON(ROUNDING, LOW_NORM), .over = HALVES},
+    {"norm computed in %n, each step rounded", NORMS, ON(ROUNDING, LOW_ROOT), .over = HALVES},
     {"norm of the unrounded residual sum", AT(POST_ATTENTION_LAYERNORM),
      ON(ROUNDING, UNROUNDED_SUM)},
     {"RoPE applied to it already (a hook must copy what is overwritten in place)", HEAD_NORMS,

@@ -54,23 +54,40 @@ void q3_rounding_weight(float *row, size_t K, double most, change what, q3_dtype
 
 /* ==== Norms (MODEL.md section 4: D after the division, D after the weight) ==================== */
 
-/* As a library has it that works in the format: each square and their mean are rounded, and, if
- * it goes on like that, the sum with eps and the root's reciprocal. */
-static double low_root(const float *x, size_t n, double eps, bool throughout, format f)
+/* The mean of squares plus eps as a library has it that squares in the format: each square is
+ * rounded, and their mean. */
+static double low_variance(const float *x, size_t n, double eps, format f)
 {
     double squares = 0;
     for (size_t i = 0; i < n; i++) squares += q3_to_format((double)x[i] * (double)x[i], f);
-    double variance = q3_to_format(squares / (double)n, f) + eps;
-    if (!throughout) return q3_sqrt(variance);
-    return 1 / q3_to_format(1 / q3_sqrt(q3_to_format(variance, f)), f);
+    return q3_to_format(squares / (double)n, f) + eps;
+}
+
+/* A row whose every step is in the format; root: that before its reciprocal, too, as torch has it
+ * in some of its loops. */
+static void low_norm(float *y, const float *x, const float *weight, size_t n, double eps, bool root,
+                     format f, q3_dtype dtype)
+{
+    double length = q3_sqrt(q3_to_format(low_variance(x, n, eps, f), f));
+    if (root) length = q3_to_format(length, f);
+    double inverse = q3_to_format(1 / length, f);
+    for (size_t i = 0; i < n; i++) {
+        double normal = (double)q3_round(q3_to_format((double)x[i] * inverse, f), dtype);
+        y[i] = q3_round((double)weight[i] * normal, dtype);
+    }
 }
 
 void q3_rounding_norm(float *y, const float *x, const float *branch, const float *weight,
                       size_t rows, size_t n, double eps, change what, double value, q3_dtype dtype)
 {
+    format f = q3_format_in(value);
     for (size_t r = 0; r < rows; r++, x += n, y += n) {
         double sum = 0, squares = 0;
         const float *more = branch != NULL ? branch + r * n : NULL;
+        if (what == LOW_NORM || what == LOW_ROOT) {
+            low_norm(y, x, weight, n, eps, what == LOW_ROOT, f, dtype);
+            continue;
+        }
         for (size_t i = 0; i < n; i++) sum += (double)x[i];
         double mean = what == CENTRED ? sum / (double)n : 0;
         for (size_t i = 0; i < n; i++) {
@@ -78,13 +95,11 @@ void q3_rounding_norm(float *y, const float *x, const float *branch, const float
             squares += v * v;
         }
         double variance = what == SUM_OF_SQUARES ? squares : squares / (double)n;
-        if (what == VARIANCE) variance = q3_to_format(variance, q3_format_in(value));
+        if (what == VARIANCE) variance = q3_to_format(variance, f);
         double root = what == EPS_OUTSIDE ? q3_sqrt(variance) + eps : q3_sqrt(variance + eps);
-        if (what == SQUARES || what == LOW_NORM)
-            root = low_root(x, n, eps, what == LOW_NORM, q3_format_in(value));
+        if (what == SQUARES) root = q3_sqrt(low_variance(x, n, eps, f));
         for (size_t i = 0; i < n; i++) {
             double normal = ((double)x[i] + (more != NULL ? (double)more[i] : 0) - mean) / root;
-            if (what == LOW_NORM) normal = q3_to_format(normal, q3_format_in(value));
             if (what != CAST_LAST) normal = (double)q3_round(normal, dtype);
             y[i] = q3_round((double)weight[i] * normal, dtype);
         }

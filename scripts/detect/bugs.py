@@ -161,13 +161,14 @@ BUGS = []
 
 
 def bug(tap, number=0, layer=None, model="tiny", dtype="bfloat16", start=0, tokens=TOKENS,
-        kind="value", looks=None, layout="all", hidden=None, operator=None):
-    """hidden: a regular expression of tensors that the file does not have."""
+        kind="value", looks=None, layout="all", hidden=None, operator=None, also=()):
+    """hidden: a regular expression of tensors that the file does not have. also: of a second bug, independent of
+    the first: its tap and what the diagnosis must say of it."""
     def register(cls):
         cls.tap = tap if layer is None else f"model.layers.{layer}.{tap}"
         cls.title = cls.__doc__.strip().splitlines()[0].rstrip(".")
         cls.number, cls.model, cls.dtype, cls.start, cls.tokens = number, model, dtype, start, tokens
-        cls.kind, cls.looks, cls.layout, cls.hidden = kind, looks, layout, hidden
+        cls.kind, cls.looks, cls.layout, cls.hidden, cls.also = kind, looks, layout, hidden, also
         cls.operator = operator or re.sub(r"\.(out|in)put$", "", tap)
         BUGS.append(cls)
         return cls

@@ -5,11 +5,11 @@ Needs torch==2.13.0, transformers==5.17.0 (or 4.57.6), safetensors, numpy.
 
   python3 scripts/detect/detect.py COMMAND                    COMMAND is the built qwen3moe
   python3 scripts/detect/detect.py COMMAND --honest FOLDER    also the backends that scripts/detect/honest.py made there
-  ... --only NAME       only the bugs (class names in scripts/detect/bugs.py) that this pattern fits; no honest ones
+  ... --only NAME       only the bugs (class names in bugs.py and wild_bugs.py) that this pattern fits; no honest ones
   ... --markdown FILE   the table
   ... --jobs N          2 if not given
 
-Each bug of scripts/detect/bugs.py runs in a backend of its own, whose tensors go through `check` (bugs of kind
+Each bug of scripts/detect/bugs.py and wild_bugs.py runs in a backend of its own, whose tensors go through `check` (bugs of kind
 "rounding": with --strict). Found: exit status 1. At the right operator: the tap named is the first that the
 bug touches, and the operators that the report names hold the broken one. Every model, dtype and way of
 running that the bugs use is run without bug too, and must agree.
@@ -36,6 +36,7 @@ from safetensors.torch import save_file
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden"))
 import bugs
 import hf_taps
+import wild_bugs  # puts its own behind those of bugs
 from backend import Backend
 
 torch.set_num_threads(1)
@@ -108,6 +109,15 @@ def gates(bad, good, dtype, logits):
 
 def same(a, b):
     return torch.equal(a.double().nan_to_num(1e300), b.double().nan_to_num(1e300))
+
+
+def by_id(taps, name):
+    """A tap; one of the chosen experts by rising id, since their order says nothing."""
+    m = re.fullmatch(r"(.*\.mlp\.)(topk_|experts\.).*", name)
+    if not m:
+        return taps[name]
+    order = taps[m[1] + "topk_indices.output"].argsort(-1)
+    return torch.take_along_dim(taps[name], order.view(order.shape + (1,) * (taps[name].dim() - 2)), 1)
 
 
 # ---- honest runs of the same backend ------------------------------------------------------------
@@ -214,7 +224,7 @@ class Matrix:
         bad, good = self.taps(bug, bug.model, bug.dtype, bug.start, bug.tokens), self.honest_taps(bug)
         tensors = bugs.file_of(bug, bad)
         if bug.layout == "all":  # the list itself: this tensor changes, and none that is shown before it
-            changed = [n for n in tensors if not same(bad[n], good[n])]
+            changed = [n for n in tensors if not same(by_id(bad, n), by_id(good, n))]
             assert changed and changed[0] == bug.tap, (bug, changed[:1])
         path = os.path.join(self.folder, f"{bug.__name__}.safetensors")
         self.write(path, tensors, bug.model, bug.dtype, bug.start)
@@ -234,6 +244,11 @@ class Matrix:
         row["right"] = (row["found"] and row["tap"] == bug.tap and last == f"differs: {bug.tap}"
                         and any(bug.operator in operator for operator in named))
         row["told"] = None if not bug.looks else bool(re.search(bug.looks, row["looks"], re.I))
+        for tap, looks in bug.also:
+            second = next((f for f in findings if f["tap"] == tap), {})
+            row["right"] = row["right"] and second.get("verdict") in counts
+            row["told"] = row["told"] and bool(re.search(looks, second.get("looks_like") or ""))
+            row["looks"] += f"; `{tap}`: {second.get('looks_like')}"
         return row
 
     def judge_honest(self, name, model, path, options):
