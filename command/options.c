@@ -34,8 +34,8 @@ static const option_row options[OPTION_COUNT] = {
                       "tokens of the prompt computed together (32); no bit depends on it"},
     [OPTION_DECODE] = {"--decode", NULL, TOKENIZE, "ids on standard input to text: the raw bytes"},
     [OPTION_DTYPE] = {"--dtype", "float32|bfloat16|float16", GENERATE | DUMP | SCORE | CHECK,
-                      "of the run (check: what the file says; the config's dtype, else the "
-                      "weights')"},
+                      "of the run (check: what the file says or shows; the config's dtype, else "
+                      "the weights')"},
     [OPTION_FREE] = {"--free", NULL, CHECK,
                      "go on from our own values, not from the other implementation's"},
     [OPTION_FROM] = {"--from", "FILE", DUMP,

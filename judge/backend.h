@@ -5,6 +5,7 @@
  *   aliases.c   what other systems call the taps
  *   backend.c   which tensors are given, and of which run
  *   metadata.c  what a file's metadata says of the run
+ *   dtype.c     which dtype it had, where the metadata does not say it
  *   layout.c    how each of them lies
  *
  * All tensors here are float and lie token by token: [T, row], where a row is what one token has,
@@ -96,6 +97,9 @@ q3_status q3_backend_read(backend *b, q3_error *error);
 /* T is known (b->T, or what check was told): fills first, layouts, layout and note of every
  * tensor. */
 q3_status q3_backend_bind(backend *b, size_t T, q3_error *error);
+/* The run's dtype when b is bound: metadata's, else what the tensors show (MODEL.md 12.10), else
+ * Q3_AUTO. Fills b->dtype_note. */
+q3_dtype q3_backend_dtype(backend *b);
 /* NULL if the tap is not given. */
 const backend_tensor *q3_backend_find(const backend *b, q3_tap_id id, size_t layer);
 /* Token t's row, t >= first. F64 is rounded to float32; integers become floats (ids beyond 2^24

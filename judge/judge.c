@@ -20,6 +20,7 @@ struct q3_judge {
     size_t given;
     float *hidden;     /* [T,M] what the first layer starts from, owned; NULL: the embedding */
     bool prepared;
+    q3_dtype shown;    /* what q3_judge_prepare answered when it was asked; Q3_AUTO: nothing */
 };
 
 /* ==== What is given =========================================================================== */
@@ -49,6 +50,7 @@ q3_status q3_judge_open(q3_judge **judge, const q3_config *config, const q3_judg
         free(j);
         return status;
     }
+    j->shown = Q3_AUTO;
     j->run.first_layer = o->first_layer;
     j->run.end_layer = o->end_layer;
     *judge = j;
@@ -186,7 +188,8 @@ q3_status q3_judge_prepare(q3_judge *judge, q3_dtype *dtype, q3_error *error)
         judge->run.rows = judge->run.chunk = T;
         judge->prepared = status == Q3_OK;
     }
-    if (status == Q3_OK && dtype != NULL && *dtype == Q3_AUTO) *dtype = b->dtype;
+    if (status == Q3_OK && dtype != NULL && *dtype == Q3_AUTO)
+        *dtype = judge->shown = q3_backend_dtype(b);
     return status;
 }
 
@@ -221,7 +224,7 @@ q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtyp
         .unknown_name = b->unknown_name,
         .router = o->router != Q3_F32 ? q3_dtype_name(o->router) : "",
         .version = q3_version(),
-        .dtype_note = b->dtype_note,
+        .dtype_note = judge->shown == dtype || judge->shown == Q3_AUTO ? b->dtype_note : "",
         .unknowns = b->unknowns,
         .unknown_count = b->unknown_count,
     };

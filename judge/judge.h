@@ -156,9 +156,9 @@ Q3_API q3_status q3_judge_tokens(q3_judge *judge, const int32_t *ids, size_t cou
                                  q3_error *error);
 
 /* Everything that can be checked before weights are loaded; nothing can be given afterwards.
- * *dtype, if it is Q3_AUTO, becomes the run's dtype as the file says it, and stays Q3_AUTO where it
- * does not. dtype may be NULL. Errors: no tokens, positions that are not consecutive, two tensors
- * that are one tap. */
+ * *dtype, if it is Q3_AUTO, becomes the run's dtype as the file's metadata says it, or else as the
+ * tensors show it (MODEL.md 12.10), and stays Q3_AUTO where they do not. dtype may be NULL. Errors:
+ * no tokens, positions that are not consecutive, two tensors that are one tap. */
 Q3_API q3_status q3_judge_prepare(q3_judge *judge, q3_dtype *dtype, q3_error *error);
 
 /* Runs the model and judges every tap that is given (prepares, if that was not done). weights are

@@ -500,7 +500,8 @@ static void check_partial_config(void)
 {
     static const char scaled_text[] =
         "{\"model_type\":\"qwen3_moe\",\"vocab_size\":29,\"hidden_size\":11,"
-        "\"num_hidden_layers\":2,\"num_attention_heads\":6,\"num_key_value_heads\":2,\"head_dim\":4,\"num_experts\":5,"
+        "\"num_hidden_layers\":2,\"num_attention_heads\":6,\"num_key_value_heads\":2,"
+        "\"head_dim\":4,\"num_experts\":5,"
         "\"num_experts_per_tok\":3,\"moe_intermediate_size\":7,\"use_sliding_window\":true,"
         "\"sliding_window\":5,\"rope_theta\":5000.0,\"rope_scaling\":{\"rope_type\":\"yarn\","
         "\"factor\":4.0,\"beta_fast\":16.0,\"original_max_position_embeddings\":16}}";
@@ -780,6 +781,24 @@ static void check_sorted_shapes(void)
     }
 }
 
+/* metadata's dtype is the run's, whatever the values need. */
+static void check_said_dtype(void)
+{
+    for (int said = 0; said < 2; said++) {
+        backend b;
+        q3_error error = {""};
+        file_begin(said ? "\"dtype\":\"float16\"" : "");
+        tensor_begin("model.norm.output", "F32", "9,11", T * M * 4);
+        for (size_t e = 0; e < T * M; e++) put_value("F32", 0.1 + (double)e);
+        file_end(PATH, 0);
+        CHECK(open_file(&b, PATH, model, &error) == Q3_OK &&
+              q3_backend_bind(&b, T, &error) == Q3_OK);
+        CHECK(q3_backend_dtype(&b) == (said ? Q3_F16 : Q3_F32));
+        CHECK((b.dtype_note[0] == 0) == (said == 1));
+        q3_backend_close(&b);
+    }
+}
+
 /* Tensors of dtypes that no tap has: ignored, or said where the name is a tap's. */
 static void check_other_dtypes(void)
 {
@@ -838,6 +857,7 @@ int main(void)
     check_several();
     check_one_expert();
     check_sorted_shapes();
+    check_said_dtype();
     check_other_dtypes();
     check_no_file();
     q3_model_close(opened);
