@@ -131,8 +131,8 @@ static void try_factor(diagnosis *d, shape *s, bool whole)
             if (whole || inside(s, t, i, one_expert))
                 s->y[t * e->row + i] = q3_round(factor * (double)s->base[t * e->row + i],
                                                 rounded_to(e));
-    if (whole) snprintf(text, sizeof text, "scaled by a factor %.6g (gain)", factor);
-    else snprintf(text, sizeof text, "only %s wrong: scaled by a factor %.6g", where, factor);
+    if (whole) snprintf(text, sizeof text, "scaled by a factor %.6g", factor);
+    else snprintf(text, sizeof text, "%s alone scaled by a factor %.6g", where, factor);
     q3_weigh(d, s->y, text);
 }
 

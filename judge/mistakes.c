@@ -333,6 +333,7 @@ static const row norm_parameters[] = {
 static const row scores[] = {
     {"attention scale missing", AT(SCORES), ON(ROUNDING, SCALE), .over = NO_SCALE},
     {"attention scale applied twice", AT(SCORES), ON(ROUNDING, SCALE), .over = SCALE_TWICE},
+    {"attention scale applied twice", AT(SCORES), ON(RESULT, TIMES), .over = SCALE_TWICE},
     {"attention scale of head_dim = hidden_size / heads", AT(SCORES), ON(ROUNDING, SCALE),
      .over = NARROW_SCALE},
     {"queries scaled and rounded before the product", AT(SCORES), ON(ROUNDING, QUERY_FIRST)},

@@ -44,20 +44,19 @@ static bool without_direction(const evidence *e)
 }
 
 /* And they are everywhere: what is wrong in some tokens or channels alone is something else. Each
- * token and each quarter of a row has a quarter of its share of the differing elements at least. */
+ * token and each quarter of a row has a quarter of its share of the wrong elements at least. */
 static bool everywhere(const evidence *e)
 {
     size_t quarters[4] = {0}, all = 0, tokens = e->T - e->first, least = e->row;
     for (size_t t = e->first; t < e->T; t++) {
-        size_t differ = 0;
+        size_t wrong = 0;
         for (size_t i = 0; i < e->row; i++) {
-            size_t at = t * e->row + i;
-            bool differs = e->bound[at] >= 0 && e->theirs[at] != e->ours[at];
-            differ += differs;
-            quarters[4 * i / e->row] += differs;
+            bool bad = !q3_agrees(e, t * e->row + i, e->ours[t * e->row + i]);
+            wrong += bad;
+            quarters[4 * i / e->row] += bad;
         }
-        all += differ;
-        if (differ < least) least = differ;
+        all += wrong;
+        if (wrong < least) least = wrong;
     }
     for (size_t k = 0; k < 4; k++)
         if (16 * quarters[k] < all) return false;

@@ -845,7 +845,7 @@ class WrongHeadDimHidden(WrongHeadDim):
     """The same without attention's inner tensors."""
 
 
-@bug("self_attn.scores.output", number=30, layer=3, looks="scale")
+@bug("self_attn.scores.output", number=30, layer=3, looks="attention scale applied twice")
 class ScaleTwice(Backend):
     """Attention scale applied twice, layer 3."""
     def scores(self, q, k, a):

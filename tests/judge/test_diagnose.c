@@ -451,12 +451,12 @@ static const trouble troubles[] = {
     {"lm_head tied", "base", Q3_BF16, Q3_TAP_LM_HEAD, 0, make_head, 0},
     {"logits softcapped, 30", "base", Q3_F32, Q3_TAP_LM_HEAD, 0, make_head, 1},
     {"channels from 20 on shifted by one", "base", Q3_BF16, Q3_TAP_LM_HEAD, 0, make_head, 2},
-    {"only channel 11 wrong: scaled by a factor 0.85", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape,
+    {"channel 11 alone scaled by a factor 0.85", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape,
      0},
     {"channel 11 has the values of channel 12", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 1},
     {"channel 11 keeps the values of the token before", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0,
      make_shape, 2},
-    {"only channels 16 to 23 wrong: scaled by a factor 1.5", "base", Q3_F32, Q3_TAP_Q_PROJ, 0,
+    {"channels 16 to 23 alone scaled by a factor 1.5", "base", Q3_F32, Q3_TAP_Q_PROJ, 0,
      make_shape, 3},
     {"tokens 3 and 4 swapped", "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_shape, 4},
     {"scaled by a factor 1.25", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 5},
@@ -472,7 +472,7 @@ static const trouble troubles[] = {
     {"a constant added to each channel", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 13},
     {"a constant added to channel 11, explains 100 %", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape,
      15},
-    {"scaled by a factor 1.01 (gain)", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 14},
+    {"scaled by a factor 1.01, explains", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_shape, 14},
 };
 
 /* ==== What is no mistake, or none that is known =============================================== */

@@ -287,7 +287,7 @@ static const trouble troubles[] = {
      2},
     {"experts permuted: 2 has the weights of 3, 3 has the weights of 2,", "base", Q3_BF16,
      Q3_TAP_EXPERTS_GATE_PROJ, 0, make_experts, 3},
-    {"only channel 5 of expert 3", "base", Q3_BF16, Q3_TAP_EXPERTS_GATE_PROJ, 0, make_experts, 4},
+    {"channel 5 of expert 3 alone scaled", "base", Q3_BF16, Q3_TAP_EXPERTS_GATE_PROJ, 0, make_experts, 4},
     {"GELU", "base", Q3_F32, Q3_TAP_EXPERTS_ACT_FN, 0, make_act, 0},
     {"tanh GELU", "base", Q3_F32, Q3_TAP_EXPERTS_ACT_FN, 0, make_act, 1},
     {"ReLU", "base", Q3_BF16, Q3_TAP_EXPERTS_ACT_FN, 0, make_act, 2},
