@@ -4,6 +4,7 @@
 #ifndef Q3_COMMAND_H
 #define Q3_COMMAND_H
 
+#include "host/files.h"
 #include "host/text.h"
 #include "qwen3moe.h"
 
@@ -12,10 +13,10 @@
 typedef enum option_id {
     OPTION_ACCUMULATE, OPTION_ALL, OPTION_CHAT, OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE,
     OPTION_FREE, OPTION_FROM, OPTION_HTML, OPTION_IDS, OPTION_JSON, OPTION_JSON_FILE,
-    OPTION_JSONL, OPTION_KV, OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT,
-    OPTION_NO_THINKING, OPTION_OUTPUT, OPTION_PROMPT, OPTION_ROUTER, OPTION_SEED, OPTION_START, OPTION_STRICT,
-    OPTION_TAPS, OPTION_TEMPERATURE, OPTION_TEXT, OPTION_TOKENS, OPTION_TOP_K, OPTION_TOP_P,
-    OPTION_USER, OPTION_HELP,
+    OPTION_JSONL, OPTION_JUNIT, OPTION_KV, OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT,
+    OPTION_NO_THINKING, OPTION_OUTPUT, OPTION_PROMPT, OPTION_REQUIRE, OPTION_ROUTER, OPTION_SEED,
+    OPTION_START, OPTION_STRICT, OPTION_TAPS, OPTION_TEMPERATURE, OPTION_TEXT, OPTION_TOKENS,
+    OPTION_TOP_K, OPTION_TOP_P, OPTION_USER, OPTION_HELP,
     OPTION_COUNT
 } option_id;
 
@@ -28,6 +29,9 @@ typedef struct command_line {
     const char *value[OPTION_COUNT];  /* NULL: not given; "" for an option without a value */
     const char **taps;                /* every --taps, in order */
     size_t tap_count;
+    const char **require;             /* every --require, in order */
+    size_t require_count;
+    char *text;                       /* all of it, as a shell would read it; owned */
 } command_line;
 
 /* The verbs. Each prints its result on standard output; on an error nothing is left behind. */
@@ -120,12 +124,20 @@ void show_progress(const char *what, size_t done, size_t all);
 
 typedef struct q3_report q3_report;
 
-/* No output of --json and --html is an input, or the other output. */
-q3_status check_outputs(const command_line *command, q3_error *error);
-/* The text to standard output, --json and --html to their files; what the verb returns. name: of
- * what was judged. */
+/* The files of --json, --html and --junit, opened before the work: none is an input or another
+ * output, and each can be created. */
+#define REPORT_OUTPUTS 3
+typedef struct report_outputs {
+    q3_output *file[REPORT_OUTPUTS]; /* NULL: not asked for, or written */
+    bool standard;                   /* one of them is standard output, and has it alone */
+} report_outputs;
+
+q3_status open_outputs(report_outputs *outputs, const command_line *command, q3_error *error);
+/* The text to standard output, then the files; what the verb returns. name: of what was judged. */
 q3_status write_report(const command_line *command, const char *name, const q3_report *report,
-                       q3_error *error);
+                       report_outputs *outputs, q3_error *error);
+/* Where it came to no report; what was written stays. */
+void abandon_outputs(report_outputs *outputs);
 /* show_progress, for the judge. */
 void report_progress(void *user, const char *what, size_t done, size_t all);
 

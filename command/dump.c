@@ -8,28 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Whether the pattern fits the whole name: * is any run of characters, ? any one. */
-static bool fits(const char *pattern, const char *name)
-{
-    const char *star = NULL, *retry = name;
-    while (*name != 0) {
-        if (*pattern == '*') {
-            star = ++pattern;
-            retry = name;
-        } else if (*pattern == '?' || *pattern == *name) {
-            pattern++;
-            name++;
-        } else if (star != NULL) {
-            pattern = star;
-            name = ++retry;
-        } else {
-            return false;
-        }
-    }
-    while (*pattern == '*') pattern++;
-    return *pattern == 0;
-}
-
 /* The tensors of the file, in the order of computation, and where each tap's is. */
 typedef struct dump_plan {
     q3_entry *entries;
@@ -64,7 +42,7 @@ static size_t plan_add(dump_plan *plan, const command_line *command, const char 
 {
     bool wanted = command->tap_count == 0;
     for (size_t i = 0; i < command->tap_count; i++) {
-        if (!fits(command->taps[i], name)) continue;
+        if (!q3_tap_fits(command->taps[i], name)) continue;
         wanted = plan->used[i] = true;
     }
     if (!wanted) return SIZE_MAX;

@@ -47,6 +47,8 @@ static const option_row options[OPTION_COUNT] = {
                           "write the report as lines of JSON too, for report"},
     [OPTION_JSONL] = {"--jsonl", NULL, TOKENIZE | SCORE,
                       "tokenize: each input line is a JSON string; score: one object a token"},
+    [OPTION_JUNIT] = {"--junit", "FILE", REPORTS,
+                      "write the report as JUnit's XML too, a test case for each tap"},
     [OPTION_KV] = {"--kv", "float16|bfloat16", CHECK,
                    "the other implementation rounds keys and values to this before attention"},
     [OPTION_LAYERS] = {"--layers", "A:B", DUMP | CHECK, "run layers A to B-1 only"},
@@ -56,6 +58,8 @@ static const option_row options[OPTION_COUNT] = {
     [OPTION_NO_THINKING] = {"--no-thinking", NULL, TOKENIZE | GENERATE, "enable_thinking false"},
     [OPTION_OUTPUT] = {"-o", "FILE", DUMP, "the safetensors file to write"},
     [OPTION_PROMPT] = {"--prompt", "TEXT", DUMP | CHECK, "the text to run"},
+    [OPTION_REQUIRE] = {"--require", "GLOB", CHECK,
+                        "where a tap that fits is not judged, nothing agrees; may be repeated"},
     [OPTION_ROUTER] = {"--router", "float16|bfloat16", CHECK,
                        "the other implementation rounds the router's probabilities to this before "
                        "it chooses"},
@@ -92,8 +96,8 @@ static const verb_row verbs[] = {
     {"tokenize", TOKENIZE, "MODEL", "[TEXT]",
      "text to token ids, or back (standard input if not given)", verb_tokenize},
     {"dump", DUMP, "MODEL", NULL, "run tokens and save every intermediate tensor", verb_dump},
-    {"check", CHECK, "MODEL", "BACKEND.safetensors", "judge another implementation's tensors",
-     verb_check},
+    {"check", CHECK, "MODEL", "BACKEND.safetensors [B.safetensors]",
+     "judge another implementation's tensors, or two side by side", verb_check},
     {"diff", DIFF, "A.safetensors", "B.safetensors", "compare two files of tensors; needs no model",
      verb_diff},
     {"report", REPORT, "FILE.jsonl", "...", "merge reports that check wrote with --json",
@@ -191,6 +195,8 @@ static q3_status take_option(command_line *command, const verb_row *verb, int ar
     }
     if (i == OPTION_TAPS)
         command->taps[command->tap_count++] = value;
+    else if (i == OPTION_REQUIRE)
+        command->require[command->require_count++] = value;
     else if (command->value[i] != NULL && i != OPTION_HELP)
         return q3_fail(error, Q3_ERROR_INPUT, "%s is given twice", options[i].name);
     command->value[i] = value != NULL ? value : "";
@@ -202,6 +208,7 @@ static q3_status take_operand(command_line *command, const verb_row *verb, const
                               q3_error *error)
 {
     size_t most = verb->first == NULL ? 0 : verb->operand == NULL ? 1 : 2;
+    if (verb->bit == CHECK) most = 3;
     if (verb->bit == REPORT) most = SIZE_MAX;
     if (command->operand_count == most)
         return q3_fail(error, Q3_ERROR_INPUT, "%s: unexpected argument '%.60s'", verb->name, text);
@@ -211,14 +218,37 @@ static q3_status take_operand(command_line *command, const verb_row *verb, const
     return Q3_OK;
 }
 
+/* The command line in one text: an argument that is more than letters, digits and a few signs
+ * stands in single quotes. NULL: no memory. */
+static char *join_arguments(int argc, char **argv)
+{
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+                                "_-+=./,:@%";
+    q3_text text = {0};
+    for (int i = 0; i < argc; i++) {
+        bool quoted = argv[i][0] == 0 || argv[i][strspn(argv[i], plain)] != 0;
+        q3_text_add(&text, i > 0 ? " " : "");
+        q3_text_add(&text, quoted ? "'" : "");
+        for (const char *p = argv[i]; *p != 0; p++) {
+            const char one[2] = {*p, 0};
+            q3_text_add(&text, *p == '\'' ? "'\\''" : one);
+        }
+        q3_text_add(&text, quoted ? "'" : "");
+    }
+    return text.data;
+}
+
 q3_status read_command_line(command_line *command, const verb_row *verb, int argc, char **argv,
                             q3_error *error)
 {
     bool options_end = false;
     memset(command, 0, sizeof *command);
     command->taps = calloc((size_t)argc, sizeof *command->taps);
+    command->require = calloc((size_t)argc, sizeof *command->require);
     command->operands = calloc((size_t)argc, sizeof *command->operands);
-    if (command->taps == NULL || command->operands == NULL)
+    command->text = join_arguments(argc, argv);
+    if (command->taps == NULL || command->require == NULL || command->operands == NULL ||
+        command->text == NULL)
         return q3_no_memory(error, "command line");
     for (int i = 2; i < argc; i++) {
         q3_status status = Q3_OK;
@@ -238,6 +268,8 @@ q3_status read_command_line(command_line *command, const verb_row *verb, int arg
 void free_command_line(command_line *command)
 {
     free(command->taps);
+    free(command->require);
+    free(command->text);
     free(command->operands);
 }
 

@@ -417,6 +417,17 @@ q3_status q3_output_commit(q3_output *output, q3_error *error)
     return Q3_OK;
 }
 
+/* The new file is there already: under the other path's name too, if they are one. */
+bool q3_output_is(const q3_output *output, const char *path)
+{
+    if (output->file == NULL || strcmp(path, "-") == 0) return strcmp(output->path, path) == 0;
+    char *other = q3_join(path, output->temporary + strlen(output->path), "");
+    bool is = q3_same_file(output->path, path) ||
+              (other != NULL && q3_same_file(output->temporary, other));
+    free(other);
+    return is;
+}
+
 void q3_output_abandon(q3_output *output)
 {
     if (output == NULL) return;

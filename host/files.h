@@ -52,6 +52,8 @@ Q3_PRIVATE_API q3_status q3_output_put(q3_output *output, uint64_t offset, const
 /* Closes the file and puts it in the place of path; on an error nothing is left of it. The output
  * is gone in any case. */
 Q3_PRIVATE_API q3_status q3_output_commit(q3_output *output, q3_error *error);
+/* Whether path, however it is spelled, is where the output will stand. */
+Q3_PRIVATE_API bool q3_output_is(const q3_output *output, const char *path);
 /* Removes the file. NULL is allowed. */
 Q3_PRIVATE_API void q3_output_abandon(q3_output *output);
 

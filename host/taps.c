@@ -239,3 +239,24 @@ q3_dtype q3_tap_dtype(q3_tap_id id, q3_dtype run)
     q3_dtype own = q3_tap_info(id)->dtype;
     return own == Q3_AUTO ? run : own;
 }
+
+bool q3_tap_fits(const char *pattern, const char *name)
+{
+    const char *star = NULL, *retry = name;
+    while (*name != 0) {
+        if (*pattern == '*') {
+            star = ++pattern;
+            retry = name;
+        } else if (*pattern == '?' || *pattern == *name) {
+            pattern++;
+            name++;
+        } else if (star != NULL) {
+            pattern = star;
+            name = ++retry;
+        } else {
+            return false;
+        }
+    }
+    while (*pattern == '*') pattern++;
+    return *pattern == 0;
+}

@@ -73,4 +73,7 @@ Q3_PRIVATE_API const char *q3_tap_axis(q3_tap_id id, size_t rank, size_t axis);
 /* The label without "self_attn." and "mlp.": "q_proj", "experts.gate_proj". */
 Q3_PRIVATE_API const char *q3_tap_short_label(q3_tap_id id);
 
+/* Whether the pattern fits the whole name: * is any run of characters, dots too, ? any one. */
+Q3_PRIVATE_API bool q3_tap_fits(const char *pattern, const char *name);
+
 #endif

@@ -310,7 +310,7 @@ static q3_status compare_files(q3_text *lines, const side *a, const side *b,
     return Q3_OK;
 }
 
-q3_status q3_diff(q3_report **report, const char *a, const char *b,
+q3_status q3_diff(q3_report **report, const char *a, const char *b, const char *command,
                   void (*progress)(void *user, const char *what, size_t done, size_t all),
                   void *user, q3_error *error)
 {
@@ -321,7 +321,8 @@ q3_status q3_diff(q3_report **report, const char *a, const char *b,
     if (status == Q3_OK) status = side_open(&second, b, error);
     if (status == Q3_OK) {
         const q3_judged_run run = {
-            .model = a, .file = b, .dtype = Q3_F32, .version = q3_version()};
+            .model = a, .file = b, .dtype = Q3_F32, .version = q3_version(),
+            .command = command};
         q3_report_put_run(&lines, &run);
         status = compare_files(&lines, &first, &second, progress, user, error);
     }

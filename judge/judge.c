@@ -4,6 +4,7 @@
 #include "judge/judge.h"
 
 #include "host/files.h"
+#include "host/taps.h"
 #include "judge/backend.h"
 #include "judge/report.h"
 #include "judge/walk.h"
@@ -21,9 +22,39 @@ struct q3_judge {
     float *hidden;     /* [T,M] what the first layer starts from, owned; NULL: the embedding */
     bool prepared;
     q3_dtype shown;    /* what q3_judge_prepare answered when it was asked; Q3_AUTO: nothing */
+    const char **globs; /* options.require, owned; the texts are the caller's */
 };
 
 /* ==== What is given =========================================================================== */
+
+/* Whether a tap of the whole model fits. */
+static bool fits_some(const char *glob, const q3_config *config)
+{
+    char name[Q3_TAP_NAME_SIZE];
+    size_t L = config->num_hidden_layers;
+    for (q3_tap_id id = 0; id < Q3_TAP_COUNT; id++)
+        for (size_t layer = 0; layer < (q3_tap_in_layer(id) ? L : 1); layer++) {
+            q3_tap_name(name, id, layer);
+            if (q3_tap_exists(config, 0, L, id, layer) && q3_tap_fits(glob, name)) return true;
+        }
+    return false;
+}
+
+/* What must be judged can be. A range of layers may have none of it: another part has. */
+static q3_status read_globs(q3_judge *j, const q3_config *config, q3_error *error)
+{
+    const q3_judge_options *o = &j->options;
+    j->globs = calloc(o->require_count + 1, sizeof *j->globs);
+    if (j->globs == NULL) return q3_no_memory(error, "judge");
+    for (size_t i = 0; i < o->require_count; i++) {
+        j->globs[i] = o->require[i];
+        if (!fits_some(o->require[i], config))
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "require: found %.100s, expected a pattern that a tap of the model fits",
+                           o->require[i]);
+    }
+    return Q3_OK;
+}
 
 q3_status q3_judge_open(q3_judge **judge, const q3_config *config, const q3_judge_options *options,
                         q3_error *error)
@@ -46,8 +77,9 @@ q3_status q3_judge_open(q3_judge **judge, const q3_config *config, const q3_judg
     if (status == Q3_OK && o->router != Q3_F32 && o->router != Q3_BF16 && o->router != Q3_F16)
         status = q3_fail(error, Q3_ERROR_INPUT,
                          "router: found another dtype, expected float32, bfloat16 or float16");
+    if (status == Q3_OK) status = read_globs(j, config, error);
     if (status != Q3_OK) {
-        free(j);
+        q3_judge_close(j);
         return status;
     }
     j->shown = Q3_AUTO;
@@ -63,6 +95,7 @@ void q3_judge_close(q3_judge *judge)
     q3_backend_close(&judge->b);
     free(judge->ids);
     free(judge->hidden);
+    free(judge->globs);
     free(judge);
 }
 
@@ -193,6 +226,59 @@ q3_status q3_judge_prepare(q3_judge *judge, q3_dtype *dtype, q3_error *error)
     return status;
 }
 
+/* ==== What the report says of the run ========================================================= */
+
+static void free_list(q3_text_list *list)
+{
+    for (size_t i = 0; i < list->count; i++) free((void *)(uintptr_t)list->items[i]);
+    free(list->items);
+}
+
+static q3_status begin_list(q3_text_list *list, size_t count, q3_error *error)
+{
+    list->items = calloc(count + 1, sizeof *list->items);
+    return list->items != NULL ? Q3_OK : q3_no_memory(error, "report");
+}
+
+/* Appends a copy; NULL: there was no memory for it. */
+static q3_status add_text(q3_text_list *list, char *text, q3_error *error)
+{
+    if (text == NULL) return q3_no_memory(error, "report");
+    list->items[list->count++] = text;
+    return Q3_OK;
+}
+
+/* The text of each token, which may be a part of a character. */
+static q3_status list_tokens(q3_text_list *list, const q3_judge *j, const int32_t *ids,
+                             q3_error *error)
+{
+    q3_status status = begin_list(list, j->run.rows, error);
+    for (size_t t = 0; t < j->run.rows && status == Q3_OK; t++) {
+        uint8_t *bytes;
+        size_t length;
+        /* an id without a token has no text */
+        if (q3_tokenizer_decode(j->options.tokenizer, &ids[t], 1, &bytes, &length, NULL) != Q3_OK)
+            bytes = calloc(1, 1);
+        status = add_text(list, (char *)bytes, error);
+    }
+    return status;
+}
+
+static q3_status fill_lists(q3_judged_run *run, const q3_judge *j, const q3_weights *weights,
+                            q3_error *error)
+{
+    const int32_t *ids = j->ids != NULL ? j->ids : j->b.ids;
+    q3_status status = begin_list(&run->weights, run->end_layer - run->first_layer, error);
+    for (size_t i = run->first_layer; i < run->end_layer && status == Q3_OK; i++) {
+        char text[Q3_FINGERPRINT_SIZE];
+        q3_fingerprint_layer(text, j->b.config, weights, i);
+        status = add_text(&run->weights, q3_join(text, "", ""), error);
+    }
+    if (status == Q3_OK && ids != NULL && j->options.tokenizer != NULL)
+        status = list_tokens(&run->token_text, j, ids, error);
+    return status;
+}
+
 q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtype,
                        q3_report **report, q3_error *error)
 {
@@ -207,7 +293,7 @@ q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtyp
         return q3_fail(error, Q3_ERROR_INPUT,
                        "dtype: found none, expected float32, bfloat16 or float16");
     judge->run.dtype = dtype;
-    const q3_judged_run run = {
+    q3_judged_run run = {
         .model = o->model != NULL ? o->model : "",
         .file = b->name,
         .dtype = dtype,
@@ -227,10 +313,17 @@ q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtyp
         .dtype_note = judge->shown == dtype || judge->shown == Q3_AUTO ? b->dtype_note : "",
         .unknowns = b->unknowns,
         .unknown_count = b->unknown_count,
+        .side = {o->side, 0},
+        .command = o->command,
+        .require = {judge->globs, o->require_count},
     };
-    q3_report_put_run(&lines, &run);
-    status = q3_walk(&lines, b->config, weights, &judge->run, b,
-                     judge->ids != NULL ? judge->ids : b->ids, judge->hidden, o, error);
+    status = fill_lists(&run, judge, weights, error);
+    if (status == Q3_OK) q3_report_put_run(&lines, &run);
+    free_list(&run.weights);
+    free_list(&run.token_text);
+    const int32_t *ids = judge->ids != NULL ? judge->ids : b->ids;
+    if (status == Q3_OK)
+        status = q3_walk(&lines, b->config, weights, &judge->run, b, ids, judge->hidden, o, error);
     q3_report_part part = {b->name, lines.data, lines.size};
     if (status == Q3_OK && lines.failed)
         status = q3_no_memory(error, b->name);

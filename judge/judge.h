@@ -70,6 +70,7 @@ typedef struct q3_element {
  * exist are 0. */
 typedef struct q3_finding {
     const char *name;         /* the tap's */
+    char side[2];             /* "A" or "B": whose, of two that are judged side by side; else "" */
     size_t layer;             /* of a layer's taps */
     q3_verdict verdict;
     const char *given_as;     /* what the file calls it; NULL: missing */
@@ -128,6 +129,12 @@ typedef struct q3_judge_options {
                                     * chooses; Q3_F32: nothing */
     size_t first_layer, end_layer; /* layers [first_layer, end_layer) are judged; end_layer 0: to
                                     * the last */
+    char side;                     /* 'A' or 'B': one of two that are judged side by side; else 0 */
+    const char *const *require;    /* globs ('*': any characters, '?': one) of the taps that must be
+                                    * judged, else nothing agrees */
+    size_t require_count;
+    const q3_tokenizer *tokenizer; /* so that reports show the tokens' text; NULL: they do not */
+    const char *command;           /* the command line, for reports; NULL: "" */
     const char *model;             /* what reports call the model; NULL: "" */
     const char *name;              /* what messages and reports call the tensors; NULL: the
                                     * file's path, or "tensors" */
@@ -137,7 +144,8 @@ typedef struct q3_judge_options {
 } q3_judge_options;
 
 /* A judge for one run of the model. config must outlive it. options may be NULL. Errors: a model
- * without layers, a range that is none. */
+ * without layers, a range that is none, a
+ * glob that fits no tap of the model. */
 Q3_API q3_status q3_judge_open(q3_judge **judge, const q3_config *config,
                                const q3_judge_options *options, q3_error *error);
 Q3_API void q3_judge_close(q3_judge *judge); /* NULL: nothing */
@@ -168,8 +176,9 @@ Q3_API q3_status q3_judge_prepare(q3_judge *judge, q3_dtype *dtype, q3_error *er
 Q3_API q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtype,
                               q3_report **report, q3_error *error);
 
-/* The figures for two safetensors files; no model, so no bounds. */
-Q3_API q3_status q3_diff(q3_report **report, const char *a, const char *b,
+/* The figures for two safetensors files; no model, so no bounds. command: the command line, for
+ * reports; NULL: "". */
+Q3_API q3_status q3_diff(q3_report **report, const char *a, const char *b, const char *command,
                          void (*progress)(void *user, const char *what, size_t done, size_t all),
                          void *user, q3_error *error);
 
@@ -201,6 +210,14 @@ Q3_API void q3_report_close(q3_report *report); /* NULL: nothing */
 
 Q3_API q3_outcome q3_report_outcome(const q3_report *report);
 
+/* What lines of two sides, judged side by side, say of the second; NULL: they have one. The report
+ * itself speaks of the first: but its outcome is that of both (one that differs decides, then one
+ * that could not be judged), and so is what is decisive. */
+Q3_API const q3_report *q3_report_second(const q3_report *report);
+
+/* Why it is so, in one line: the report's line before the last; of several mistakes the first. */
+Q3_API void q3_report_sentence(const q3_report *report, q3_error *line);
+
 /* The findings, index < count; their texts live as long as the report. */
 Q3_API size_t q3_report_count(const q3_report *report);
 Q3_API const q3_finding *q3_report_finding(const q3_report *report, size_t index);
@@ -208,12 +225,17 @@ Q3_API const q3_finding *q3_report_finding(const q3_report *report, size_t index
 Q3_API const q3_finding *q3_report_decisive(const q3_report *report);
 
 /* How much of the model the report speaks of. A tensor is judged with any verdict but missing and
- * unjudged. */
+ * unjudged. Where no tap of a layer is judged and lm_head is not either, the outcome is
+ * Q3_OUTCOME_UNJUDGED. */
 typedef struct q3_coverage {
     size_t taps_judged;
     size_t taps_expected; /* taps of the layers that were run, and of the model's ends they reach */
     size_t layers_judged; /* with a judged tensor inside, which is not the layer's output */
     size_t layers;        /* of the model; 0: a diff of two files */
+    size_t layer_taps_judged, layer_taps_expected; /* of the taps above, those of layers */
+    size_t layers_run;     /* that were to be judged */
+    size_t layers_reached; /* of these, with a judged tensor, be it the output alone */
+    bool head_judged;      /* lm_head */
 } q3_coverage;
 
 Q3_API q3_coverage q3_report_coverage(const q3_report *report);
@@ -226,6 +248,10 @@ Q3_API q3_status q3_report_text(const q3_report *report, unsigned flags, char **
                                 size_t *length, q3_error *error);
 /* The lines as they were read, one part behind the other: reading them makes the same report. */
 Q3_API q3_status q3_report_lines(const q3_report *report, char **lines, size_t *length,
+                                 q3_error *error);
+/* JUnit's XML: a test case for each tap, that failed where it makes the outcome
+ * Q3_OUTCOME_DIFFERS or is required and not judged, skipped where it was not judged. */
+Q3_API q3_status q3_report_junit(const q3_report *report, char **xml, size_t *length,
                                  q3_error *error);
 /* One self-contained HTML page. */
 Q3_API q3_status q3_report_html(const q3_report *report, char **html, size_t *length,

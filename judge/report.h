@@ -2,14 +2,28 @@
 /* report.h - inside a report: what the files report*.c share, and how the judge writes its lines.
  *
  * report_lines.c writes and reads lines, report_merge.c puts them together, report.c is what a
- * caller holds, report_summary.c has the words that text and page share, report_text.c and
- * report_page.c write them; page_assets.c is the page's style and script. */
+ * caller holds, report_causes.c groups what is wrong by its cause, report_summary.c has the words
+ * that text and page share; report_text.c with report_map.c, report_page.c and report_junit.c
+ * write it; page_assets.c is the page's style and script; fingerprint.c says which weights a run
+ * had. */
 #ifndef Q3_REPORT_H
 #define Q3_REPORT_H
 
 #include "host/taps.h"
 #include "host/text.h"
 #include "judge/backend.h"
+
+/* ==== Fingerprints (fingerprint.c) ============================================================ */
+
+#define Q3_FINGERPRINT_SIZE 33 /* 32 hexadecimal digits and a 0 */
+
+/* Of the weights of a layer (MODEL.md 13), with the embedding where it is the first and the head
+ * where it is the last. */
+void q3_fingerprint_layer(char text[Q3_FINGERPRINT_SIZE], const q3_config *config,
+                          const q3_weights *weights, size_t layer);
+/* Of fingerprints, one after another; "" if one is not known. */
+void q3_fingerprint_all(char text[Q3_FINGERPRINT_SIZE],
+                        char (*layers)[Q3_FINGERPRINT_SIZE], const bool *covered, size_t count);
 
 /* ==== Lines (report_lines.c; MODEL.md 13) ===================================================== */
 
@@ -37,6 +51,7 @@ typedef struct q3_judged_run {
     q3_text_list require;          /* globs of the taps that must be judged */
     const q3_unknown *unknowns;    /* names that look like taps */
     size_t unknown_count;
+    char side[2];                  /* "A" or "B" of two that are judged side by side; else "" */
 } q3_judged_run;
 
 /* Append one line. Numbers as q3_text_real writes them, so that reading gives the same double. */
@@ -63,6 +78,14 @@ typedef struct report_entry {
     size_t number; /* of the line, all parts counted through */
 } report_entry;
 
+/* One mistake: the tensors that it made wrong. */
+typedef struct report_cause {
+    const report_entry *first; /* where it starts: the first in the order of computation */
+    size_t count;              /* tensors */
+    uint64_t taps;             /* bits of their columns (q3_tap_column) */
+    double gravity;            /* of the gravest of them */
+} report_cause;
+
 struct q3_report {
     char name[301];        /* for messages: the part's, cut off where it is long, or "reports" */
     char *lines;           /* of all parts, each ended by a newline; a 0 behind them */
@@ -70,9 +93,17 @@ struct q3_report {
     bool has_run;
     q3_judged_run run;     /* its texts are owned; its layers are those of the first run read */
     bool *covered;         /* [run.layers]: some run judged it */
+    q3_text_list commands; /* owned, each once, sorted: the runs' command lines */
+    char (*fingerprints)[Q3_FINGERPRINT_SIZE]; /* [run.layers], owned; "": not known */
+    char fingerprint[Q3_FINGERPRINT_SIZE];     /* of all layers that were run; "": not known */
     report_entry *entries; /* in the order of computation; what is no tap, behind */
     size_t count, room;
     const report_entry *first_bad; /* the first that makes exit status 1; NULL: none */
+    size_t required;               /* taps that --require names and that are not judged */
+    const report_entry *first_required; /* the first of them; NULL: none */
+    report_cause *causes;  /* owned; the gravest first */
+    size_t cause_count;
+    q3_report *second;     /* owned: what the lines say of side B, where they have two; else NULL */
 };
 
 /* A writer's result: the text's block goes to the caller. */
@@ -81,11 +112,16 @@ q3_status q3_report_give(q3_text *made, char **text, size_t *length, const q3_re
 
 /* ==== Merging (report_merge.c) ================================================================ */
 
-/* Takes one part's lines into the report. */
-q3_status q3_report_take(q3_report *r, const q3_report_part *part, q3_error *error);
+/* Takes one part's lines into the reports of their sides: B's into the second. */
+q3_status q3_report_take(q3_report *sides[2], const q3_report_part *part, q3_error *error);
 /* When all are in: equal lines once, in the order of computation; fails where a part of a run is
  * lost. */
 q3_status q3_report_merge(q3_report *r, q3_error *error);
+
+/* ==== Causes (report_causes.c) ================================================================ */
+
+/* Fills causes. */
+q3_status q3_report_find_causes(q3_report *r, q3_error *error);
 
 /* ==== Summary: what text and page say alike (report_summary.c) ================================ */
 
@@ -98,8 +134,16 @@ typedef struct verdict_words {
 
 extern const verdict_words q3_verdict_words[Q3_VERDICT_COUNT];
 
-/* Looks for first_bad. */
-const report_entry *q3_report_find_bad(const q3_report *r);
+/* Fills first_bad, required and first_required. */
+void q3_report_decide(q3_report *r);
+/* Of this side alone. */
+q3_outcome q3_report_own_outcome(const q3_report *r);
+/* Whether the verdict makes exit status 1. */
+bool q3_report_is_bad(const q3_report *r, const q3_finding *f);
+/* Whether --require names the tap. */
+bool q3_report_is_required(const q3_report *r, const q3_finding *f);
+/* Judged: any verdict but missing and unjudged. */
+bool q3_report_is_judged(const q3_finding *f);
 /* What needs no row of its own: exact, within, and in a run what is missing. */
 bool q3_report_is_quiet(const q3_report *r, const q3_finding *f);
 void q3_report_tally(const q3_report *r, size_t counts[Q3_VERDICT_COUNT]);
@@ -107,17 +151,37 @@ void q3_report_tally(const q3_report *r, size_t counts[Q3_VERDICT_COUNT]);
 /* The texts below may hold names from a file, as they stand there: the writer cleans or escapes. */
 
 void q3_report_add_count(q3_text *out, const char *before, uint64_t value, const char *after);
+/* "121 of 125 taps of the layers, 5 of 5 layers reached, lm_head not judged" */
+void q3_report_add_coverage(q3_text *out, const q3_report *r);
 /* "agrees", "differs: TAP" or "could not judge"; and the sentence that says why. */
 void q3_report_add_verdict(q3_text *out, const q3_report *r);
 void q3_report_add_sentence(q3_text *out, const q3_report *r);
+/* What is wrong with a tensor, or why nothing was said of it; and what was judged together with
+ * it. */
+void q3_report_add_blame(q3_text *out, const q3_report *r, const q3_finding *f);
+/* The sentence of one cause. */
+void q3_report_add_cause(q3_text *out, const q3_report *r, const report_cause *c);
+/* Why nothing, or not all that was asked for, can be said. */
+void q3_report_add_silence(q3_text *out, const q3_report *r);
+/* "looks like " and what a tensor looks like, where that is known. */
+void q3_report_add_looks(q3_text *out, const q3_finding *f);
 /* "from position 3, teacher-forced, strict, --kv float16" */
 void q3_report_add_options(q3_text *out, const q3_judged_run *run);
 /* "2 tensors that are no taps, the first: NAME" */
 void q3_report_add_unknown(q3_text *out, const q3_judged_run *run);
-/* "token 3, head 2, channel 5", for a place of this tensor. */
-void q3_report_add_place(q3_text *out, const report_entry *e, const size_t place[3]);
+/* "token 3 " God", head 2, channel 5", for a place of this tensor: the token's text where it is
+ * known. */
+void q3_report_add_place(q3_text *out, const q3_report *r, const report_entry *e,
+                         const size_t place[3]);
 /* The taps that were judged together with a tensor, with commas. */
 void q3_report_add_between(q3_text *out, const q3_finding *f);
+
+/* ==== The text's map (report_map.c) =========================================================== */
+
+void q3_report_pad(q3_text *out, size_t count);
+void q3_report_paint(q3_text *out, const char *text, q3_verdict v, bool colour);
+/* Empty where no tensor is a tap. */
+void q3_report_add_map(q3_text *out, const q3_report *r, bool colour);
 
 /* ==== The page's files (page_assets.c) ======================================================== */
 

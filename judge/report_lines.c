@@ -135,6 +135,7 @@ void q3_report_put_run(q3_text *out, const q3_judged_run *run)
     put_texts(out, "token_text", &run->token_text);
     put_texts(out, "require", &run->require);
     put_unknowns(out, run);
+    put_said(out, "side", run->side);
     q3_text_add(out, "}}\n");
 }
 
@@ -218,6 +219,7 @@ void q3_report_put_finding(q3_text *out, const q3_finding *f)
     put_profile(out, "margins", f->margins, f->margin_bins);
     put_said(out, "cause", f->cause);
     put_worst(out, f);
+    put_said(out, "side", f->side);
     q3_text_add(out, "}\n");
 }
 
@@ -357,6 +359,16 @@ static uint32_t get_added_list(reader *in, uint32_t object, const char *key, siz
     return is_there(in, object, key) ? get_list(in, object, key, most, count) : 0;
 }
 
+/* "", "A" or "B". */
+static void get_side(reader *in, uint32_t object, char side[2])
+{
+    char text[3] = "";
+    if (is_there(in, object, "side")) get_fixed(in, object, "side", false, text, sizeof text);
+    bool known = text[0] == 0 || ((text[0] == 'A' || text[0] == 'B') && text[1] == 0);
+    if (!known) refuse(in, "side");
+    memcpy(side, text, 2);
+}
+
 static size_t get_place(reader *in, uint32_t object, const char *key, size_t place[3])
 {
     size_t count;
@@ -480,6 +492,7 @@ static void read_finding(reader *in, q3_finding *f)
     f->token_bins = get_profile(in, "token_profile", f->token_profile);
     f->channel_bins = get_profile(in, "channel_profile", f->channel_profile);
     f->margin_bins = get_profile(in, "margins", f->margins);
+    get_side(in, 0, f->side);
     q3_tap_id id;
     size_t layer;
     bool tap = f->name != NULL && q3_tap_find(f->name, &id, &layer);
@@ -539,8 +552,11 @@ static void read_added(reader *in, uint32_t run, q3_judged_run *out)
     get_texts(in, run, "token_text", Q3_MAX_POSITIONS, &out->token_text);
     get_texts(in, run, "require", MOST_REQUIRED, &out->require);
     read_unknowns(in, run, out);
+    get_side(in, run, out->side);
     if (out->weights.count > 0 && out->weights.count != out->end_layer - out->first_layer)
         refuse(in, "weights");
+    for (size_t i = 0; i < out->weights.count && out->weights.items[i] != NULL; i++)
+        if (strlen(out->weights.items[i]) >= Q3_FINGERPRINT_SIZE) refuse(in, "weights");
     if (out->token_text.count > 0 && out->token_text.count != out->T) refuse(in, "token_text");
 }
 

@@ -14,15 +14,88 @@ static bool same_text(const char *a, const char *b)
     return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
 }
 
-/* All but the layers. */
+/* Lines that were written before these keys were say nothing of them, nor does a part that had no
+ * tokens of it. */
+static bool same_if_said(const char *a, const char *b)
+{
+    return a[0] == 0 || b[0] == 0 || strcmp(a, b) == 0;
+}
+
+static bool same_list(const q3_text_list *a, const q3_text_list *b)
+{
+    bool same = a->count == b->count;
+    for (size_t i = 0; i < a->count && same; i++) same = strcmp(a->items[i], b->items[i]) == 0;
+    return same;
+}
+
+/* All but the layers, and what each part has of its own: the command line, the layers' weights. */
 static bool same_run(const q3_judged_run *a, const q3_judged_run *b)
 {
+    const q3_text_list *x = &a->token_text, *y = &b->token_text;
     return same_text(a->model, b->model) && same_text(a->file, b->file) && a->dtype == b->dtype &&
            a->T == b->T && a->start == b->start && a->layers == b->layers &&
            a->free_running == b->free_running && a->strict == b->strict &&
            same_text(a->accumulate, b->accumulate) && same_text(a->kv, b->kv) &&
-           same_text(a->router, b->router) &&
-           a->unknown == b->unknown && same_text(a->unknown_name, b->unknown_name);
+           same_text(a->router, b->router) && same_text(a->side, b->side) &&
+           same_list(&a->require, &b->require) && same_if_said(a->version, b->version) &&
+           same_if_said(a->dtype_note, b->dtype_note) &&
+           (x->count == 0 || y->count == 0 || same_list(x, y)) && a->unknown == b->unknown &&
+           same_text(a->unknown_name, b->unknown_name);
+}
+
+/* The layers' fingerprints, which two parts that have a layer must agree on. */
+static q3_status take_weights(q3_report *r, const q3_judged_run *run, const char *place,
+                              q3_error *error)
+{
+    for (size_t i = 0; i < run->weights.count; i++) {
+        char *known = r->fingerprints[run->first_layer + i];
+        const char *text = run->weights.items[i];
+        if (known[0] != 0 && strcmp(known, text) != 0)
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: layer %zu: found weights %.40s, expected %s as in another part",
+                           place, run->first_layer + i, text, known);
+        snprintf(known, Q3_FINGERPRINT_SIZE, "%s", text);
+    }
+    return Q3_OK;
+}
+
+/* Command lines, sorted, so that it does not matter which part is read first. */
+static q3_status take_command(q3_report *r, const char *command, const char *place, q3_error *error)
+{
+    q3_text_list *list = &r->commands;
+    size_t at = 0;
+    while (at < list->count && strcmp(list->items[at], command) < 0) at++;
+    bool known = at < list->count && strcmp(list->items[at], command) == 0;
+    if (known || command[0] == 0) return Q3_OK;
+    const char **more = realloc(list->items, (list->count + 1) * sizeof *more);
+    char *copy = q3_join(command, "", "");
+    if (more != NULL) list->items = more;
+    if (more == NULL || copy == NULL) {
+        free(copy);
+        return q3_no_memory(error, place);
+    }
+    memmove(more + at + 1, more + at, (list->count - at) * sizeof *more);
+    more[at] = copy;
+    list->count++;
+    return Q3_OK;
+}
+
+static void swap_texts(const char **a, const char **b)
+{
+    const char *kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+/* What the report's run does not say and a further part does. */
+static void fill_run(q3_judged_run *run, q3_judged_run *more)
+{
+    if (run->version[0] == 0) swap_texts(&run->version, &more->version);
+    if (run->dtype_note[0] == 0) swap_texts(&run->dtype_note, &more->dtype_note);
+    if (run->token_text.count > 0) return;
+    q3_text_list none = run->token_text;
+    run->token_text = more->token_text;
+    more->token_text = none;
 }
 
 /* The first run, or a part of the same one; it is kept or freed. */
@@ -31,7 +104,8 @@ static q3_status take_run(q3_report *r, q3_judged_run *run, const char *place, q
     q3_status status = Q3_OK;
     if (!r->has_run) {
         r->covered = calloc(run->layers + 1, sizeof *r->covered);
-        if (r->covered == NULL) status = q3_no_memory(error, place);
+        r->fingerprints = calloc(run->layers + 1, sizeof *r->fingerprints);
+        if (r->covered == NULL || r->fingerprints == NULL) status = q3_no_memory(error, place);
     } else if (!same_run(&r->run, run)) {
         status = q3_fail(error, Q3_ERROR_INPUT,
                          "%s: found another run (model, file, dtype or options), "
@@ -39,13 +113,29 @@ static q3_status take_run(q3_report *r, q3_judged_run *run, const char *place, q
     }
     for (size_t i = run->first_layer; status == Q3_OK && i < run->end_layer; i++)
         r->covered[i] = true;
+    if (status == Q3_OK) status = take_weights(r, run, place, error);
+    if (status == Q3_OK) status = take_command(r, run->command, place, error);
     if (status == Q3_OK && !r->has_run) {
         r->run = *run;
         r->has_run = true;
     } else {
+        if (status == Q3_OK) fill_run(&r->run, run);
         q3_report_free_run(run);
     }
     return status;
+}
+
+/* What all runs say together. */
+static q3_status end_run(q3_report *r, q3_error *error)
+{
+    if (r->commands.count > 0) {
+        char *first = q3_join(r->commands.items[0], "", "");
+        if (first == NULL) return q3_no_memory(error, r->name);
+        free((void *)(uintptr_t)r->run.command);
+        r->run.command = first;
+    }
+    q3_fingerprint_all(r->fingerprint, r->fingerprints, r->covered, r->run.layers);
+    return Q3_OK;
 }
 
 static q3_status take_finding(q3_report *r, q3_finding *f, const char *place, q3_error *error)
@@ -65,7 +155,7 @@ static q3_status take_finding(q3_report *r, q3_finding *f, const char *place, q3
     return Q3_OK;
 }
 
-q3_status q3_report_take(q3_report *r, const q3_report_part *part, q3_error *error)
+q3_status q3_report_take(q3_report *sides[2], const q3_report_part *part, q3_error *error)
 {
     q3_status status = Q3_OK;
     for (size_t at = 0, number = 1; at < part->length && status == Q3_OK; number++) {
@@ -78,6 +168,8 @@ q3_status q3_report_take(q3_report *r, const q3_report_part *part, q3_error *err
         snprintf(place, sizeof place, "%.100s: line %zu", part->name, number);
         status = q3_report_read_line(&line, place, begin, length, error);
         if (status != Q3_OK) break;
+        const char *side = line.is_run ? line.run.side : line.f.side;
+        q3_report *r = sides[side[0] == 'B'];
         status = line.is_run ? take_run(r, &line.run, place, error)
                              : take_finding(r, &line.f, place, error);
     }
@@ -209,6 +301,10 @@ static q3_status look(const q3_report *r, uint64_t *seen, q3_error *error)
     for (size_t i = 0; i < r->count; i++) {
         const report_entry *e = &r->entries[i];
         bool layered = q3_tap_in_layer(e->id);
+        if (strcmp(e->f.side, r->run.side) != 0)
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: %s: found a line of side \"%s\", expected side \"%s\", the run's",
+                           r->name, e->f.name, e->f.side, r->run.side);
         if (layered && (e->f.layer >= r->run.layers || !r->covered[e->f.layer]))
             return q3_fail(error, Q3_ERROR_INPUT,
                            "%s: %s: found a line, expected none: no run judged this layer", r->name,
@@ -239,7 +335,8 @@ static q3_status check_layers(const q3_report *r, q3_error *error)
 
 q3_status q3_report_merge(q3_report *r, q3_error *error)
 {
-    q3_status status = merge(r, error);
+    q3_status status = end_run(r, error);
+    if (status == Q3_OK) status = merge(r, error);
     if (status == Q3_OK && r->run.layers > 0) status = check_layers(r, error);
     return status;
 }

@@ -270,7 +270,7 @@ static void add_row(q3_text *out, const q3_report *r, const report_entry *e)
     if (f->differ > 0 && f->max_ulp > 0) {
         q3_text_digits(&largest, f->max_ulp, 3);
         q3_text_add(&largest, " ulp at ");
-        q3_report_add_place(&largest, e, f->max_at);
+        q3_report_add_place(&largest, r, e, f->max_at);
     }
     add_summary(out, &largest);
     q3_text_add(out, "\n");

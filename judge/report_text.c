@@ -8,13 +8,10 @@
 
 #define WIDTH 110  /* columns of a line, names and paths aside */
 #define INDENT 12
+#define CAUSES_SHOWN 10
+#define LABEL 9    /* columns of a label in the header */
 
 /* ==== Pieces ================================================================================== */
-
-static void pad(q3_text *out, size_t count)
-{
-    while (count-- > 0) q3_text_add(out, " ");
-}
 
 static void add_number(q3_text *out, const char *before, double value, int digits)
 {
@@ -51,7 +48,7 @@ static void add_words(q3_text *out, q3_text *words)
         size_t columns = columns_of(p, &end);
         if (column > INDENT && column + 1 + columns > WIDTH) {
             q3_text_add(out, "\n");
-            pad(out, INDENT);
+            q3_report_pad(out, INDENT);
             column = INDENT;
         } else if (column > INDENT) {
             q3_text_add(out, " ");
@@ -70,32 +67,8 @@ static void add_words(q3_text *out, q3_text *words)
 
 static void add_indented(q3_text *out, q3_text *words)
 {
-    pad(out, INDENT);
+    q3_report_pad(out, INDENT);
     add_words(out, words);
-}
-
-static void paint(q3_text *out, const char *text, q3_verdict v, bool colour)
-{
-    static const char *const colours[Q3_VERDICT_COUNT] = {
-        [Q3_VERDICT_EXACT] = "\033[32m",
-        [Q3_VERDICT_WITHIN] = "\033[32m",
-        [Q3_VERDICT_ROUNDING] = "\033[33m",
-        [Q3_VERDICT_NEAR_TIE] = "\033[36m",
-        [Q3_VERDICT_DIFFERS] = "\033[1;37;41m",
-        [Q3_VERDICT_NON_FINITE] = "\033[1;37;41m",
-        [Q3_VERDICT_MISSING] = "\033[2m",
-        [Q3_VERDICT_SHAPE] = "\033[1;37;41m",
-        [Q3_VERDICT_UNJUDGED] = "\033[2m",
-    };
-    if (colour) q3_text_add(out, colours[v]);
-    q3_text_add(out, text);
-    if (colour) q3_text_add(out, "\033[0m");
-}
-
-static void add_letter(q3_text *out, q3_verdict v, bool colour)
-{
-    const char letter[2] = {q3_verdict_words[v].letter, 0};
-    paint(out, letter, v, colour);
 }
 
 /* ==== Header ================================================================================== */
@@ -118,216 +91,89 @@ static void add_not_judged(q3_text *out, const q3_report *r)
     q3_text_add(out, any ? "\n" : "");
 }
 
-static void add_header(q3_text *out, const q3_report *r)
+#define UNKNOWN_SHOWN 8
+
+/* Names that look like a tap's, each with the tap that may be meant. */
+static void add_unknown_names(q3_text *out, const q3_judged_run *run)
 {
-    const q3_judged_run *run = &r->run;
-    bool diff = run->layers == 0;
-    q3_text options = {0}, unknown = {0};
-    q3_text_add(out, diff ? "first    " : "model    ");
-    q3_text_clean(out, run->model);
-    q3_text_add(out, diff ? "\nsecond   " : "\nfile     ");
-    q3_text_clean(out, run->file);
+    for (size_t i = 0; i < run->unknown_count && i < UNKNOWN_SHOWN; i++) {
+        const q3_unknown *u = &run->unknowns[i];
+        q3_text_add(out, "         ");
+        q3_text_clean(out, u->name);
+        q3_text_add(out, u->nearest[0] != 0 ? ": the nearest tap is " : ": looks like a tap");
+        q3_text_clean(out, u->nearest);
+        q3_text_add(out, "\n");
+    }
+    if (run->unknown_count > UNKNOWN_SHOWN)
+        q3_report_add_count(out, "         and ", run->unknown_count - UNKNOWN_SHOWN,
+                            " more names that look like taps\n");
+}
+
+/* A label and a text from a file or a caller, on a line. */
+static void add_field(q3_text *out, const char *label, const char *text)
+{
+    q3_text_add(out, label);
+    q3_report_pad(out, LABEL - strlen(label));
+    q3_text_clean(out, text);
     q3_text_add(out, "\n");
-    if (diff) return;
-    q3_text_add(out, "run      ");
+}
+
+static void add_run(q3_text *out, const char *label, const q3_judged_run *run)
+{
+    q3_text options = {0};
+    q3_text_add(out, label);
+    q3_report_pad(out, LABEL - strlen(label));
     q3_text_add(out, q3_dtype_name(run->dtype));
     q3_report_add_count(out, ", ", run->T, run->T == 1 ? " token " : " tokens ");
     q3_report_add_options(&options, run);
     add_summary(out, &options);
     q3_text_add(out, "\n");
+}
+
+/* What the file has besides tensors that are judged, and how its dtype was found. */
+static void add_remarks(q3_text *out, const q3_report *r)
+{
+    const q3_judged_run *run = &r->run;
+    q3_text unknown = {0};
     add_not_judged(out, r);
+    if (run->dtype_note[0] != 0) add_field(out, "dtype", run->dtype_note);
     if (run->unknown == 0) return;
     q3_text_add(out, "ignored  ");
     q3_report_add_unknown(&unknown, run);
     add_summary(out, &unknown);
     q3_text_add(out, "\n");
+    add_unknown_names(out, run);
 }
 
-/* ==== Map ===================================================================================== */
-
-/* A column for each tap of a layer (q3_tap_column: dense and sparse layers share those of the
- * experts), as wide as its head: the tap's code. */
-static bool is_column(q3_tap_id id)
+/* Who says it: for whoever wants to run it again. */
+static void add_program(q3_text *out, const q3_report *r)
 {
-    return q3_tap_in_layer(id) && q3_tap_column(id) == id;
+    q3_text command = {0}, version = {0};
+    q3_text_add(&command, r->run.command);
+    if (r->commands.count > 1)
+        q3_report_add_count(&command, " (and ", r->commands.count - 1, " more)");
+    q3_text_add(&version, "qwen3moe ");
+    q3_text_add(&version, r->run.version);
+    if (r->run.command[0] != 0 && command.data != NULL) add_field(out, "command", command.data);
+    if (r->run.version[0] != 0 && version.data != NULL) add_field(out, "version", version.data);
+    free(command.data);
+    free(version.data);
 }
 
-static const char *head_of(q3_tap_id id)
+static void add_header(q3_text *out, const q3_report *r)
 {
-    return q3_tap_info(id)->code;
-}
-
-/* A row of the map: a verdict for each column, or -1. */
-typedef struct map_row {
-    int cell[Q3_TAP_COUNT];
-} map_row;
-
-static bool in_layer(const report_entry *e)
-{
-    return q3_tap_in_layer(e->id);
-}
-
-/* The row of the layer that entry *i begins; *i goes on to what follows the layer. */
-static map_row read_row(const q3_report *r, size_t *i)
-{
-    map_row row;
-    size_t layer = r->entries[*i].f.layer;
-    for (size_t c = 0; c < Q3_TAP_COUNT; c++) row.cell[c] = -1;
-    for (; *i < r->count; ++*i) {
-        const report_entry *e = &r->entries[*i];
-        if (!in_layer(e) || e->f.layer != layer) break;
-        row.cell[q3_tap_column(e->id)] = (int)e->f.verdict;
-    }
-    return row;
-}
-
-static void add_label(q3_text *out, const char *text, size_t width)
-{
-    size_t length = strlen(text);
-    pad(out, length < width ? width - length : 0);
-    q3_text_add(out, text);
-    pad(out, 2);
-}
-
-static void add_row(q3_text *out, const map_row *row, bool colour)
-{
-    size_t gap = 0;
-    for (q3_tap_id c = 0; c < Q3_TAP_COUNT; c++) {
-        if (!is_column(c)) continue;
-        if (row->cell[c] >= 0) {
-            pad(out, gap);
-            add_letter(out, (q3_verdict)row->cell[c], colour);
-            gap = strlen(head_of(c));
-        } else {
-            gap += 1 + strlen(head_of(c));
-        }
-    }
-    q3_text_add(out, "\n");
-}
-
-static bool in_layer_up_to(const q3_report *r, size_t i, size_t last)
-{
-    return i < r->count && in_layer(&r->entries[i]) && r->entries[i].f.layer <= last;
-}
-
-/* Three and more layers that look the same stand in one row. */
-static void add_rows(q3_text *out, const q3_report *r, size_t width, bool colour)
-{
-    char label[48];
-    for (size_t i = 0; i < r->count;) {
-        if (!in_layer(&r->entries[i])) {
-            i++;
-            continue;
-        }
-        size_t first = r->entries[i].f.layer, last = first;
-        map_row row = read_row(r, &i);
-        for (size_t ahead = i; ahead < r->count && in_layer(&r->entries[ahead]);) {
-            size_t layer = r->entries[ahead].f.layer;
-            map_row next = read_row(r, &ahead);
-            if (layer != last + 1 || memcmp(&next, &row, sizeof row) != 0) break;
-            last = layer;
-        }
-        bool folded = last >= first + 2;
-        while (folded && in_layer_up_to(r, i, last)) i++;
-        if (folded)
-            snprintf(label, sizeof label, "%zu-%zu", first, last);
-        else
-            snprintf(label, sizeof label, "%zu", first);
-        add_label(out, label, width);
-        add_row(out, &row, colour);
-    }
-}
-
-/* What stands before the layers or behind them, on one line. */
-static void add_ends(q3_text *out, const q3_report *r, q3_tap_place place, const char *label,
-                     size_t width, bool colour)
-{
-    bool any = false;
-    for (size_t i = 0; i < r->count; i++) {
-        const report_entry *e = &r->entries[i];
-        if (q3_tap_info(e->id)->place != place) continue;
-        if (any)
-            pad(out, 3);
-        else
-            add_label(out, label, width);
-        any = true;
-        add_letter(out, e->f.verdict, colour);
-        q3_text_add(out, " ");
-        q3_text_add(out, q3_tap_info(e->id)->label);
-    }
-    if (any) q3_text_add(out, "\n");
-}
-
-/* The names of the groups, each over its first column, and the heads of the columns. */
-static void add_heads(q3_text *out, size_t width)
-{
-    static const char *const names[] = {
-        [Q3_GROUP_NONE] = "",
-        [Q3_GROUP_ATTENTION] = "attention",
-        [Q3_GROUP_ROUTER] = "router",
-        [Q3_GROUP_MLP] = "experts",
-    };
-    size_t at = 0, written = 0;
-    q3_tap_group group = Q3_GROUP_NONE;
-    add_label(out, "", width);
-    for (q3_tap_id c = 0; c < Q3_TAP_COUNT; c++) {
-        if (!is_column(c)) continue;
-        if (q3_tap_info(c)->group != group) {
-            group = q3_tap_info(c)->group;
-            pad(out, at - written);
-            q3_text_add(out, names[group]);
-            written = at + strlen(names[group]);
-        }
-        at += strlen(head_of(c)) + 1;
-    }
-    q3_text_add(out, "\n");
-    add_label(out, "layer", width);
-    at = 0;
-    for (q3_tap_id c = 0; c < Q3_TAP_COUNT; c++) {
-        if (!is_column(c)) continue;
-        q3_text_add(out, at++ > 0 ? " " : "");
-        q3_text_add(out, head_of(c));
-    }
-    q3_text_add(out, "\n");
-}
-
-/* The letters of the verdicts, and the heads that are no names. */
-static void add_legend(q3_text *out, bool layers, bool colour)
-{
-    for (q3_verdict v = 0; v < Q3_VERDICT_COUNT; v++) {
-        q3_text_add(out, v == 0 ? "\n" : "  ");
-        add_letter(out, v, colour);
-        q3_text_add(out, " ");
-        q3_text_add(out, q3_verdict_name(v));
-    }
-    q3_text_add(out, "\n");
-    if (layers)
-        q3_text_add(out, "qn kn: q_norm, k_norm  qr kr: q_rope, k_rope  qk: scores  p: probs  "
-                         "pv: o_proj.input  res: residual sum\n"
-                         "rout: gate  rp: router_probs  ids w: topk_indices, topk_weights  "
-                         "mul: down_proj.input\n");
-}
-
-static void add_map(q3_text *out, const q3_report *r, bool colour)
-{
-    size_t last = 0, width = sizeof "layer" - 1;
-    char label[48];
-    bool layers = false, taps = false;
-    for (size_t i = 0; i < r->count; i++) {
-        taps = taps || r->entries[i].id != Q3_TAP_COUNT;
-        if (!in_layer(&r->entries[i])) continue;
-        layers = true;
-        last = r->entries[i].f.layer;
-    }
-    if (!taps) return;
-    snprintf(label, sizeof label, "%zu-%zu", last, last);
-    if (strlen(label) > width) width = strlen(label);
-    q3_text_add(out, "\n");
-    add_ends(out, r, Q3_PLACE_FRONT, "front", width, colour);
-    if (layers) add_heads(out, width);
-    add_rows(out, r, width, colour);
-    add_ends(out, r, Q3_PLACE_HEAD, "end", width, colour);
-    add_legend(out, layers, colour);
+    const q3_judged_run *run = &r->run;
+    bool diff = run->layers == 0;
+    add_field(out, diff ? "first" : "model", run->model);
+    if (r->fingerprint[0] != 0) add_field(out, "weights", r->fingerprint);
+    add_field(out, diff ? "second" : run->side[0] != 0 ? run->side : "file", run->file);
+    if (r->second != NULL) add_field(out, "B", r->second->run.file);
+    if (!diff) add_run(out, r->second != NULL ? "run A" : "run", run);
+    if (r->second != NULL) add_run(out, "run B", &r->second->run);
+    add_program(out, r);
+    if (diff) return;
+    add_remarks(out, r);
+    if (r->second != NULL) add_remarks(out, r->second);
 }
 
 /* ==== Table =================================================================================== */
@@ -338,49 +184,74 @@ static void add_share(q3_text *out, const char *before, double part, double all)
     q3_text_add(out, " %");
 }
 
-/* The first element outside its bound. Of experts' ids an ulp says nothing. */
-static void add_bad(q3_text *out, const report_entry *e)
+/* One element: its place, both values, how far they are apart. Of experts' ids an ulp says
+ * nothing. */
+static void add_element(q3_text *out, const q3_report *r, const report_entry *e, const char *label,
+                        const q3_element *x, int digits)
 {
-    const q3_finding *f = &e->f;
     q3_text line = {0};
-    bool ids = e->id == Q3_TAP_TOPK_INDICES;
-    bool finite = f->bad_ours - f->bad_ours == 0 && f->bad_theirs - f->bad_theirs == 0;
-    q3_text_add(&line, "first: ");
-    q3_report_add_place(&line, e, f->bad_at);
-    add_number(&line, ": ours ", f->bad_ours, 3);
-    add_number(&line, ", theirs ", f->bad_theirs, 3);
+    bool ids = e->id == Q3_TAP_TOPK_INDICES, diff = r->run.layers == 0;
+    bool finite = x->ours - x->ours == 0 && x->theirs - x->theirs == 0;
+    q3_text_add(&line, label);
+    q3_report_add_place(&line, r, e, x->at);
+    add_number(&line, diff ? ": " : ": ours ", x->ours, digits);
+    add_number(&line, diff ? " in the first file, " : ", theirs ", x->theirs, digits);
+    q3_text_add(&line, diff ? " in the second" : "");
     if (finite && !ids) {
-        add_number(&line, ", ", f->bad_ulp, 3);
+        add_number(&line, ", ", x->ulp, 3);
         q3_text_add(&line, " ulp apart");
     }
-    if (finite && !ids && f->judged > 0) {
-        add_number(&line, ", bound ", f->bad_bound_ulp, 3);
+    if (finite && !ids && e->f.judged > 0) {
+        add_number(&line, ", bound ", x->bound_ulp, 3);
         q3_text_add(&line, " ulp");
     }
     add_indented(out, &line);
 }
 
-static void add_router(q3_text *out, const q3_finding *f)
+/* The first element outside its bound. */
+static void add_bad(q3_text *out, const q3_report *r, const report_entry *e)
 {
+    const q3_finding *f = &e->f;
+    q3_element bad = {.ours = f->bad_ours, .theirs = f->bad_theirs, .ulp = f->bad_ulp,
+                      .bound_ulp = f->bad_bound_ulp};
+    memcpy(bad.at, f->bad_at, sizeof bad.at);
+    add_element(out, r, e, "first: ", &bad, 3);
+}
+
+#define WORST_SHOWN 5
+
+/* Where to look first: of the first tensor that is wrong. */
+static void add_worst(q3_text *out, const q3_report *r, const report_entry *e)
+{
+    for (size_t i = 0; i < e->f.worst_count && i < WORST_SHOWN; i++)
+        add_element(out, r, e, "worst: ", &e->f.worst[i], 6);
+}
+
+static void add_router(q3_text *out, const q3_report *r, const q3_finding *f)
+{
+    bool diff = r->run.layers == 0;
     q3_text line = {0};
     double least = 1; /* probabilities differ by no more */
     for (size_t i = 0; i < f->margin_bins; i++)
         if ((double)f->margins[i] < least) least = (double)f->margins[i];
-    q3_report_add_count(&line, "tokens: ", f->wrong_sets, " with wrong experts, ");
-    q3_report_add_count(&line, "", f->near_ties, " near-ties, ");
+    q3_report_add_count(&line, "tokens: ", f->wrong_sets,
+                        diff ? " with other experts, " : " with wrong experts, ");
+    if (!diff)
+        q3_report_add_count(&line, "", f->near_ties,
+                            f->near_ties == 1 ? " near-tie, " : " near-ties, ");
     q3_report_add_count(&line, "", f->other_order, " in another order");
     if (f->margin_bins > 0) add_number(&line, "; smallest margin ", least, 3);
     add_indented(out, &line);
 }
 
 /* How much differs, on three lines: the largest difference, the whole tensor, how many elements. */
-static void add_differences(q3_text *out, const report_entry *e)
+static void add_differences(q3_text *out, const q3_report *r, const report_entry *e)
 {
     const q3_finding *f = &e->f;
     q3_text most = {0}, whole = {0}, share = {0};
     add_number(&most, "most: ", f->max_ulp, 3);
     q3_text_add(&most, " ulp at ");
-    q3_report_add_place(&most, e, f->max_at);
+    q3_report_add_place(&most, r, e, f->max_at);
     if (f->judged > 0) {
         add_number(&most, "; up to ", f->max_bound_ratio, 3);
         q3_text_add(&most, " times the bound");
@@ -411,12 +282,12 @@ static void add_fact(q3_text *out, const char *label, const char *text)
     add_indented(out, &line);
 }
 
-static void add_entry(q3_text *out, const report_entry *e, bool colour)
+static void add_entry(q3_text *out, const q3_report *r, const report_entry *e, bool colour)
 {
     const q3_finding *f = &e->f;
-    q3_text between = {0};
-    paint(out, q3_verdict_name(f->verdict), f->verdict, colour);
-    pad(out, INDENT - strlen(q3_verdict_name(f->verdict)));
+    q3_text between = {0}, looks = {0};
+    q3_report_paint(out, q3_verdict_name(f->verdict), f->verdict, colour);
+    q3_report_pad(out, INDENT - strlen(q3_verdict_name(f->verdict)));
     q3_text_clean(out, f->name);
     if (f->given_as != NULL && strcmp(f->given_as, f->name) != 0) {
         q3_text_add(out, " (as ");
@@ -427,38 +298,111 @@ static void add_entry(q3_text *out, const report_entry *e, bool colour)
     add_fact(out, "", f->reason);
     add_fact(out, "read as: ", f->note);
     if (f->verdict == Q3_VERDICT_MISSING || f->verdict == Q3_VERDICT_SHAPE) return;
-    if (f->has_bad) add_bad(out, e);
+    if (f->has_bad) add_bad(out, r, e);
+    if (e == r->first_bad) add_worst(out, r, e);
     if (e->id == Q3_TAP_TOPK_INDICES)
-        add_router(out, f);
+        add_router(out, r, f);
     else if (f->differ > 0)
-        add_differences(out, e);
+        add_differences(out, r, e);
     if (f->between_count > 0 && f->verdict != Q3_VERDICT_UNJUDGED) {
         q3_text_add(&between, "judged together with: ");
         q3_report_add_between(&between, f);
         add_indented(out, &between);
     }
-    add_fact(out, "looks like ", f->looks_like);
+    if (f->looks_like[0] == 0) return;
+    q3_report_add_looks(&looks, f);
+    add_indented(out, &looks);
 }
 
-/* What is not as it should be; of many of one kind of tap the first three. */
+/* What stands for many: of one tap and verdict the first three; in a diff, where one fault makes
+ * all that follows differ, of each verdict the first, and three names that one file lacks. */
+static bool is_one_of_many(const q3_report *r, const report_entry *e,
+                           size_t shown[Q3_TAP_COUNT + 1][Q3_VERDICT_COUNT])
+{
+    bool diff = r->run.layers == 0, missing = e->f.verdict == Q3_VERDICT_MISSING;
+    return shown[diff ? Q3_TAP_COUNT : e->id][e->f.verdict]++ >= (diff && !missing ? 1u : 3u);
+}
+
+/* What is not as it should be. */
 static void add_table(q3_text *out, const q3_report *r, bool all, bool colour)
 {
-    size_t shown[Q3_TAP_COUNT][Q3_VERDICT_COUNT] = {{0}}, left = 0;
+    size_t shown[Q3_TAP_COUNT + 1][Q3_VERDICT_COUNT] = {{0}}, left = 0;
     bool any = false;
     for (size_t i = 0; i < r->count; i++) {
         const report_entry *e = &r->entries[i];
         if (!all && q3_report_is_quiet(r, &e->f)) continue;
-        if (!all && e->id != Q3_TAP_COUNT && shown[e->id][e->f.verdict]++ >= 3) {
+        if (!all && is_one_of_many(r, e, shown)) {
             left++;
             continue;
         }
         q3_text_add(out, any ? "" : "\n");
         any = true;
-        add_entry(out, e, colour);
+        add_entry(out, r, e, colour);
     }
     if (left > 0)
         q3_report_add_count(out, "and ", left,
-                            " more of the same taps in later layers (--all shows them)\n");
+                            r->run.layers == 0
+                                ? " more tensors (--all shows them)\n"
+                                : " more of the same taps in later layers (--all shows them)\n");
+}
+
+/* ==== Drift =================================================================================== */
+
+/* Also where a bound is too wide to judge by: in such a run most are. */
+static bool has_error(const report_entry *e)
+{
+    return e->f.elements > 0 && e->id != Q3_TAP_TOPK_INDICES && e->id != Q3_TAP_COUNT;
+}
+
+#define JUMP 4.0
+
+/* A layer of a run that goes on from our own values: how far its output is off, and the first tap
+ * that is much farther off than all before it in the layer, than what the layer started from, and
+ * than a rounding. Entry *i begins the layer; *i goes on to what follows. */
+static void add_drift_row(q3_text *out, const q3_report *r, size_t *i, double *level)
+{
+    size_t layer = r->entries[*i].f.layer, before = out->size;
+    const report_entry *jump = NULL, *output = NULL;
+    double most = *level;
+    for (; *i < r->count && q3_tap_in_layer(r->entries[*i].id); ++*i) {
+        const report_entry *e = &r->entries[*i];
+        if (e->f.layer != layer) break;
+        if (!has_error(e)) continue;
+        if (jump == NULL && !(e->f.relative_l2 <= JUMP * most)) jump = e;
+        if (e->f.relative_l2 > most) most = e->f.relative_l2;
+        if (e->id == Q3_TAP_LAYER) output = e;
+    }
+    q3_text_count(out, "            ", layer);
+    if (output != NULL) {
+        q3_report_pad(out, before + 19 > out->size ? before + 19 - out->size : 1);
+        add_number(out, "", output->f.relative_l2, 3);
+    }
+    if (jump != NULL) {
+        q3_report_pad(out, before + 32 > out->size ? before + 32 - out->size : 1);
+        q3_text_add(out, q3_tap_info(jump->id)->label);
+        add_number(out, ", ", jump->f.relative_l2, 3);
+    }
+    q3_text_add(out, "\n");
+    if (output != NULL && output->f.relative_l2 > *level) *level = output->f.relative_l2;
+}
+
+/* With --free a difference stays in all that follows: what counts is where it grows. */
+static void add_drift(q3_text *out, const q3_report *r)
+{
+    double level = r->run.dtype == Q3_F32 ? 0x1p-24 : r->run.dtype == Q3_F16 ? 0x1p-11 : 0x1p-8;
+    bool any = false;
+    for (size_t i = 0; i < r->count && r->run.free_running;) {
+        const report_entry *e = &r->entries[i];
+        if (e->id == Q3_TAP_EMBED_TOKENS && has_error(e) && e->f.relative_l2 > level)
+            level = e->f.relative_l2;
+        if (!q3_tap_in_layer(e->id)) {
+            i++;
+            continue;
+        }
+        if (!any) q3_text_add(out, "\ndrift       layer  output's L2  first jump\n");
+        any = true;
+        add_drift_row(out, r, &i, &level);
+    }
 }
 
 /* ==== Totals ================================================================================== */
@@ -503,21 +447,73 @@ static void add_missing_taps(q3_text *out, const q3_report *r)
     add_words(out, &line);
 }
 
+/* What is wrong, a line for each mistake, the gravest first; or why nothing is. */
+static void add_reasons(q3_text *out, const q3_report *r)
+{
+    size_t most = r->cause_count < CAUSES_SHOWN ? r->cause_count : CAUSES_SHOWN;
+    bool several = r->cause_count > 1;
+    if (r->cause_count == 0 || r->required > 0) {
+        q3_text line = {0};
+        if (r->cause_count == 0)
+            q3_report_add_sentence(&line, r);
+        else
+            q3_report_add_silence(&line, r);
+        add_summary(out, &line);
+        q3_text_add(out, "\n");
+    }
+    if (several)
+        q3_report_add_count(out, "", r->cause_count,
+                            " independent mistakes, the gravest first:\n");
+    for (size_t i = 0; i < most; i++) {
+        q3_text line = {0};
+        q3_report_add_cause(&line, r, &r->causes[i]);
+        q3_text_add(out, several ? "  " : "");
+        add_summary(out, &line);
+        q3_text_add(out, "\n");
+    }
+    if (r->cause_count > most)
+        q3_report_add_count(out, "  and ", r->cause_count - most, " more\n");
+}
+
+static void add_side(q3_text *out, const q3_report *r, bool all, bool colour)
+{
+    add_table(out, r, all, colour);
+    add_drift(out, r);
+    add_totals(out, r);
+    add_missing_taps(out, r);
+    if (r->run.layers > 0) {
+        q3_text_add(out, "coverage    ");
+        q3_report_add_coverage(out, r);
+        q3_text_add(out, "\n");
+    }
+    add_reasons(out, r);
+}
+
+/* The last line; of two sides one each. */
+static void add_last(q3_text *out, const q3_report *r, const char *side)
+{
+    q3_text verdict = {0};
+    q3_report_add_verdict(&verdict, r);
+    q3_text_add(out, side);
+    add_summary(out, &verdict);
+    q3_text_add(out, "\n");
+}
+
 q3_status q3_report_text(const q3_report *r, unsigned flags, char **text, size_t *length,
                          q3_error *error)
 {
-    q3_text out = {0}, sentence = {0}, verdict = {0};
+    q3_text out = {0};
     bool all = (flags & Q3_REPORT_ALL) != 0, colour = (flags & Q3_REPORT_COLOUR) != 0;
     add_header(&out, r);
-    add_map(&out, r, colour);
-    add_table(&out, r, all, colour);
-    add_totals(&out, r);
-    add_missing_taps(&out, r);
-    q3_report_add_sentence(&sentence, r);
-    add_summary(&out, &sentence);
-    q3_text_add(&out, "\n");
-    q3_report_add_verdict(&verdict, r);
-    add_summary(&out, &verdict);
-    q3_text_add(&out, "\n");
+    q3_report_add_map(&out, r, colour);
+    if (r->second != NULL) q3_text_add(&out, "\n---- A\n");
+    add_side(&out, r, all, colour);
+    if (r->second != NULL) {
+        q3_text_add(&out, "\n---- B\n");
+        add_side(&out, r->second, all, colour);
+    }
+    if (r->second != NULL) q3_text_add(&out, "\n");
+    add_last(&out, r, r->second != NULL ? "A " : "");
+    if (r->second != NULL) add_last(&out, r->second, "B ");
     return q3_report_give(&out, text, length, r, error);
 }

@@ -191,6 +191,7 @@ static void trial_end(judging *j, trial *r)
     }
     q3_tap_name(name, id, f->layer);
     f->name = name;
+    f->side[0] = j->options->side;
     if (j->status == Q3_OK) q3_report_put_finding(j->lines, f);
     q3_trial_free(r);
 }

@@ -30,6 +30,7 @@ typedef struct diff_case {
 #define PROBS "model.layers.0.self_attn.probs.output"
 #define ROUTER "model.layers.0.mlp.router_probs.output"
 #define AGREES "agrees"
+#define UNJUDGED "could not judge"
 #define BF16_RUN "\"dtype\":\"bfloat16\""
 
 static const diff_case cases[] = {
@@ -44,8 +45,8 @@ static const diff_case cases[] = {
      {"\"verdict\":\"exact\""}, AGREES},
     {{"", ""}, {{MLP, "F32", "3,5", 15, 4, 0.0}}, {{MLP, "F32", "3,5", 15, 4, -0.0}}, 0, MLP,
      {"\"verdict\":\"exact\"", "1 zeros of the other sign"}, AGREES},
-    {{"", ""}, {{NULL, NULL, NULL, 0, 0, 0}}, {{NULL, NULL, NULL, 0, 0, 0}}, 0, NULL, {NULL},
-     AGREES},
+    {{"", ""}, {{NULL, NULL, NULL, 0, 0, 0}}, {{NULL, NULL, NULL, 0, 0, 0}}, 2, NULL, {NULL},
+     UNJUDGED},
     {{"", ""}, {{"zebra", "F32", "0,3,4611686018427387904", 0, 9, 2}},
      {{"zebra", "F32", "0,3,4611686018427387904", 0, 9, 2}}, 0, "zebra", {"\"verdict\":\"exact\""},
      AGREES},
@@ -83,8 +84,12 @@ static const diff_case cases[] = {
      {{MLP, "F32", "3,5", 15, 99, 0}, {"zebra", "F32", "2", 2, 99, 0}}, 1, "zebra",
      {"\"verdict\":\"missing\"", "only in the second file"}, "differs: zebra"},
     /* the report is in the order of computation */
-    {{"", ""}, {{MLP, "F32", "3,5", 15, 99, 0}}, {{ROUTER, "F32", "3,5", 15, 99, 0}}, 1, MLP,
+    {{"", ""}, {{MLP, "F32", "3,5", 15, 99, 0}, {"zebra", "F32", "2", 2, 99, 0}},
+     {{ROUTER, "F32", "3,5", 15, 99, 0}, {"zebra", "F32", "2", 2, 99, 0}}, 1, MLP,
      {"\"verdict\":\"missing\"", "only in the first file"}, "differs: " ROUTER},
+    /* nothing in common says nothing */
+    {{"", ""}, {{MLP, "F32", "3,5", 15, 99, 0}}, {{ROUTER, "F32", "3,5", 15, 99, 0}}, 2, MLP,
+     {"\"verdict\":\"missing\"", "only in the first file"}, UNJUDGED},
     {{"", ""}, {{MLP, "F32", "3,5", 15, 99, 0}}, {{MLP, "F32", "5,3", 15, 99, 0}}, 1, MLP,
      {"\"verdict\":\"shape\"", "found [5,3], expected [3,5]"}, "differs: " MLP},
     {{"", ""}, {{MLP, "F32", "3,5", 15, 99, 0}}, {{MLP, "F32", "3,5,2", 30, 99, 0}}, 1, MLP,

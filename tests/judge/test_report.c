@@ -15,7 +15,8 @@ static const char *globs[] = {"*.mlp.*"};
 static const q3_judged_run run_of_three = {.model = "golden/tiny", .file = "theirs.safetensors",
                                            .dtype = Q3_BF16, .T = 24, .start = 3, .layers = 3,
                                            .end_layer = 3, .accumulate = "bf16", .kv = "float16",
-                                           .unknown = 2, .unknown_name = "evil\x1b[31m", .router = "float16",
+                                           .unknown = 2, .unknown_name = "evil\x1b[31m",
+                                           .router = "float16",
                                            .version = "1.2", .command = "qwen3moe check",
                                            .weights = {three_hashes, 3}, .require = {globs, 1},
                                            .unknowns = &(q3_unknown){"evil\x1b[31m", ""},
@@ -73,10 +74,14 @@ static const q3_finding three_layers[] = {
 
 static const char text_of_three[] =
     "model    golden/tiny\n"
+    "weights  f13ce41c44f9234dea9cab3f0d64ebcb\n" /* printf 0a0b0c | sha256sum */
     "file     theirs.safetensors\n"
     "run      bfloat16, 24 tokens from position 3, teacher-forced, --accumulate bf16, --kv "
     "float16, --router float16\n"
+    "command  qwen3moe check\n"
+    "version  qwen3moe 1.2\n"
     "ignored  2 tensors that are no taps, the first: evil?[31m\n"
+    "         evil?[31m: looks like a tap\n"
     "\n"
     "front  = embed_tokens   . rotary_emb.cos   . rotary_emb.sin\n"
     "       attention                            router             experts\n"
@@ -93,11 +98,13 @@ static const char text_of_three[] =
     "rout: gate  rp: router_probs  ids w: topk_indices, topk_weights  mul: down_proj.input\n"
     "\n"
     "near-tie    model.layers.0.mlp.topk_indices.output\n"
-    "            tokens: 0 with wrong experts, 1 near-ties, 2 in another order; smallest margin "
+    "            tokens: 0 with wrong experts, 1 near-tie, 2 in another order; smallest margin "
     "0.000977\n"
     "differs     model.layers.1.self_attn.q_rope.output\n"
     "            2016 of 2304 elements outside the bound\n"
     "            first: token 1, head 0, channel 2: ours 0.75, theirs -1.5, 288 ulp apart, bound "
+    "1.5 ulp\n"
+    "            worst: token 1, head 0, channel 2: ours 0.75, theirs -1.5, 288 ulp apart, bound "
     "1.5 ulp\n"
     "            most: 1.23e+06 ulp at token 23, head 5, channel 15; up to 4100 times the bound\n"
     "            relative L2 1.25, gain -0.123457, offset 0.5; worst token 23, worst channel 15\n"
@@ -123,7 +130,12 @@ static const char text_of_three[] =
     "\n"
     "2 exact, 1 within, 1 rounding, 1 near-tie, 1 differs, 1 non-finite, 72 missing, 1 unjudged\n"
     "unjudged    1 tensor; to judge it, record some of: mlp.experts.down_proj, mlp\n"
-    "model.layers.1.self_attn.q_rope.output is wrong: looks like RoPE interleaved, pairs (2i, "
+    "coverage    6 of 75 taps of the layers judged, 3 of 3 layers reached, lm_head not judged\n"
+    "28 required taps are not judged (--require), the first: model.layers.0.mlp.gate.output is "
+    "missing\n"
+    "2 independent mistakes, the gravest first:\n"
+    "  model.layers.1.output is not finite where ours is: 1 of 2880 elements outside the bound\n"
+    "  model.layers.1.self_attn.q_rope.output is wrong: looks like RoPE interleaved, pairs (2i, "
     "2i+1), explains "
     "100 % of elements; judged together with self_attn.q_norm, which is not given\n"
     "differs: model.layers.1.self_attn.q_rope.output\n";
@@ -137,7 +149,7 @@ static const char lines_of_two[] =
     "\"unknown_name\":\"evil\\u001b[31m\",\"router\":\"float16\",\"version\":\"1.2\","
     "\"command\":\"qwen3moe check\",\"dtype_note\":\"\",\"weights\":[\"0a\",\"0b\",\"0c\"],"
     "\"token_text\":[],\"require\":[\"*.mlp.*\"],"
-    "\"unknown_names\":[{\"name\":\"evil\\u001b[31m\",\"nearest\":\"\"}]}}\n"
+    "\"unknown_names\":[{\"name\":\"evil\\u001b[31m\",\"nearest\":\"\"}],\"side\":\"\"}}\n"
     "{\"tap\":\"model.layers.1.self_attn.q_rope.output\",\"verdict\":\"differs\","
     "\"given_as\":\"model.layers.1.self_attn.q_rope.output\",\"note\":\"\","
     "\"reason\":\"2016 of 2304 elements outside the bound\","
@@ -154,8 +166,10 @@ static const char lines_of_two[] =
     "\"bound_ulp\":1.5,"
     "\"at\":[1,0,2]},\"operators\":[\"model.layers.1.self_attn.q_norm.output\"],"
     "\"token_profile\":[0,1.23e+06],"
-    "\"channel_profile\":[1.23e+06],\"margins\":[],\"cause\":\"RoPE interleaved, pairs (2i, 2i+1)\","
-    "\"worst\":[{\"ours\":0.75,\"theirs\":-1.5,\"ulp\":288.0,\"bound_ulp\":1.5,\"at\":[1,0,2]}]}\n";
+    "\"channel_profile\":[1.23e+06],\"margins\":[],"
+    "\"cause\":\"RoPE interleaved, pairs (2i, 2i+1)\","
+    "\"worst\":[{\"ours\":0.75,\"theirs\":-1.5,\"ulp\":288.0,\"bound_ulp\":1.5,\"at\":[1,0,2]}],"
+    "\"side\":\"\"}\n";
 
 static void write_three(q3_text *lines, const q3_judged_run *run)
 {
@@ -194,7 +208,8 @@ static q3_outcome said(q3_text *text, q3_verdict layer, q3_verdict head, bool st
                          .end_layer = 1, .strict = strict};
     q3_finding f[2] = {{.name = TAP(0, "output"), .verdict = layer, .rank = 2, .shape = {1, 2},
                         .reason = "because"},
-                       {.name = "lm_head.output", .verdict = head, .rank = 2, .shape = {1, 2}}};
+                       {.name = "lm_head.output", .verdict = head, .rank = 2, .shape = {1, 2},
+                        .reason = "because"}};
     q3_report_put_run(&lines, &run);
     for (size_t i = 0; i < 2; i++) q3_report_put_finding(&lines, &f[i]);
     add_rest(&lines, 0, 1, 1);
@@ -217,12 +232,15 @@ static void test_outcomes(void)
           Q3_OUTCOME_UNJUDGED);
     ends(&text, "no tensor could be judged", "could not judge");
     CHECK(said(&text, Q3_VERDICT_MISSING, Q3_VERDICT_SHAPE, false, false) == Q3_OUTCOME_DIFFERS);
-    ends(&text, "lm_head.output has another shape", "differs: lm_head.output");
+    ends(&text, "lm_head.output has another shape: because", "differs: lm_head.output");
     CHECK(said(&text, Q3_VERDICT_ROUNDING, Q3_VERDICT_DIFFERS, false, false) == Q3_OUTCOME_DIFFERS);
-    ends(&text, "lm_head.output is wrong", "differs: lm_head.output");
+    ends(&text, "lm_head.output is wrong: because", "differs: lm_head.output");
     CHECK(said(&text, Q3_VERDICT_ROUNDING, Q3_VERDICT_DIFFERS, true, false) == Q3_OUTCOME_DIFFERS);
-    ends(&text, "model.layers.0.output is rounded elsewhere: because",
+    ends(&text, "  model.layers.0.output is rounded elsewhere: because",
          "differs: model.layers.0.output");
+    CHECK(strstr(text.data, "\n2 independent mistakes, the gravest first:\n"
+                            "  lm_head.output is wrong: because\n"
+                            "  model.layers.0.output is rounded elsewhere: because\n") != NULL);
     CHECK(said(&text, Q3_VERDICT_ROUNDING, Q3_VERDICT_ROUNDING, false, false) == Q3_OUTCOME_AGREES);
     ends(&text,
          "2 tensors have another rounding point, inside the bound (--strict counts that); the "
@@ -230,8 +248,10 @@ static void test_outcomes(void)
          "agrees");
     CHECK(said(&text, Q3_VERDICT_NON_FINITE, Q3_VERDICT_DIFFERS, false, false) ==
           Q3_OUTCOME_DIFFERS);
-    ends(&text, "model.layers.0.output is not finite where ours is: because",
-         "differs: model.layers.0.output");
+    CHECK(strstr(text.data, "\n2 independent mistakes, the gravest first:\n"
+                            "  model.layers.0.output is not finite where ours is: because\n"
+                            "  lm_head.output is wrong: because\n"
+                            "differs: model.layers.0.output\n") != NULL);
     CHECK(strchr(text.data, '\033') == NULL);
     CHECK(said(&text, Q3_VERDICT_NON_FINITE, Q3_VERDICT_EXACT, false, true) == Q3_OUTCOME_DIFFERS);
     ends(&text, "model.layers.0.output is not", "differs: model.layers.0.output");
@@ -554,9 +574,9 @@ static void test_diff(void)
     q3_text lines = {0}, text = {0};
     q3_judged_run run = {.model = "a", .file = "b", .dtype = Q3_F32};
     q3_report_put_run(&lines, &run);
-    CHECK(good_text(&text, lines.data, false, false) == Q3_OUTCOME_AGREES);
+    CHECK(good_text(&text, lines.data, false, false) == Q3_OUTCOME_UNJUDGED);
     CHECK_TEXT(text.data, "first    a\nsecond   b\n\nno tensors\n"
-                          "both files hold the same tensors with equal values\nagrees\n");
+                          "the two files have no tensor in common\ncould not judge\n");
     q3_finding f = {.name = "zebra", .verdict = Q3_VERDICT_EXACT, .rank = 1, .shape = {3}};
     q3_report_put_finding(&lines, &f);
     f = (q3_finding){
