@@ -29,8 +29,8 @@ typedef enum list {
     ONE_OFF, POSITIONS_OFF, WINDOWS, GROUP_COUNTS, EXPERTS,
     LISTS, /* behind it: of one value */
     EMBEDDING_SCALE, EMBEDDING_SCALE_IN_D, START, START_IGNORED, ROPE_TYPE, YARN, DERIVED_FACTOR,
-    HAS_EPS, NORM_ASKED, NO_SCALE, SCALE_TWICE, NARROW_SCALE, HAS_WINDOW, OWN_WINDOW, NORMED,
-    NOT_NORMED, ONE_KTH, LAST_SLOT, FIRST_PLACE, FIRST_APART, LAST_APART, EXPERT_WIDTH
+    HAS_EPS, NORM_ASKED, NO_SCALE, SCALE_TWICE, NARROW_SCALE, HAS_WINDOW, SEEN_WINDOW, OWN_WINDOW,
+    NORMED, NOT_NORMED, ONE_KTH, LAST_SLOT, FIRST_PLACE, FIRST_APART, LAST_APART, EXPERT_WIDTH
 } list;
 
 typedef enum spread {
@@ -98,9 +98,10 @@ static bool only_value(item *i, const evidence *e, list which)
     case SCALE_TWICE: i->value = 1 / q3_sqrt(hd); return true;
     case NARROW_SCALE: i->value = q3_sqrt(hd / narrow); return narrow > 0 && narrow != hd;
     case HAS_WINDOW: return c->sliding_window != 0;
-    case OWN_WINDOW:
-        i->value = (double)largest_window(e);
-        return c->sliding_window == 0 && i->value > 0 && i->value < (double)e->T;
+    case SEEN_WINDOW: case OWN_WINDOW:
+        i->value = (double)largest_window(e), i->other = (double)c->sliding_window;
+        return (c->sliding_window == 0) == (which == OWN_WINDOW) && i->value > 0 &&
+            i->value < (double)e->T;
     case NORMED: return c->norm_topk_prob;
     case NOT_NORMED: i->value = 1; return !c->norm_topk_prob;
     case ONE_KTH: i->value = 1 / (double)c->num_experts_per_tok; return true;
@@ -365,6 +366,7 @@ static const row attentions[] = {
      .over = HALVES},
     {"window ignored", AT(PROBS), ON(PARAMETER, WINDOW), .over = HAS_WINDOW},
     {"window of %v keys instead of %o", AT(PROBS), ON(PARAMETER, WINDOW), .over = WINDOWS},
+    {"window of %v keys instead of %o", AT(PROBS), ON(PARAMETER, WINDOW), .over = SEEN_WINDOW},
     {"window of %v keys though the config has none", AT(PROBS), ON(PARAMETER, WINDOW),
      .over = OWN_WINDOW},
 };

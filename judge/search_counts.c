@@ -41,7 +41,8 @@ void q3_search_window(diagnosis *d)
     if (e->id < Q3_TAP_O_PROJ_INPUT || e->id >= Q3_TAP_NORM || e->given[Q3_TAP_PROBS]) return;
     if (d->rounding || d->strength == FULL) return;
     size_t wrong = first_wrong_token(e), most = own > 0 && own <= wrong ? e->T - 1 : wrong;
-    for (size_t k = most; k > 0 && k < e->T && d->work > 0 && !d->no_memory; k--) {
+    double rest = d->work * 3 / 4; /* long prompts have many windows */
+    for (size_t k = most; k > 0 && k < e->T && d->work > rest && !d->no_memory; k--) {
         double away = k != own ? window_distance(d, (double)k) : -1;
         if (away < 0 || (keys > 0 && away >= closest)) continue;
         keys = k;

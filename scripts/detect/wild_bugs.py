@@ -174,6 +174,33 @@ class TruncatedSingle(Backend):
         return y
 
 
+class TruncatedAll(Backend):
+    """Every float32 result of RoPE, attention and experts cut off."""
+    def rope(self, x, name):
+        x = x.float()
+        return truncated(x * self.cos[:, None].float() + self.rotated(x) * self.sin[:, None].float(), self.D)
+
+    def weighted(self, probs, v, a):
+        return truncated(torch.matmul(probs.float(), v.float()), self.D)
+
+    def product(self, act, gate, up, name):
+        return truncated(F.silu(gate.float()) * up.float(), self.D) if "experts" in name else act * up
+
+    def combine(self, down, weights, ids, m):
+        return truncated((down.float() * weights[..., None].float()).sum(1), self.D)
+
+
+@bug("self_attn.q_rope.output", number=32, layer=0, looks="stored in bfloat16 by truncation")
+class TruncatedShown(TruncatedAll):
+    """Results of RoPE, attention and experts cut off to bfloat16."""
+
+
+@bug("self_attn.o_proj.input", number=32, layer=0, layout="vllm", operator="self_attn.q_rope",
+     looks="stored in bfloat16 by truncation")
+class TruncatedHidden(TruncatedAll):
+    """The same in vLLM's tensors (its AVX2 build)."""
+
+
 # ==== windows where probs are hidden ===============================================================
 
 

@@ -238,7 +238,7 @@ static void make_attention(const world *w, float *y, int variant)
         Q3_TAP_SCORES, Q3_TAP_PROBS, Q3_TAP_PROBS, Q3_TAP_PROBS, Q3_TAP_PROBS, Q3_TAP_PROBS,
             Q3_TAP_PROBS,
         Q3_TAP_PROBS, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT,
-        Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT};
+        Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT, Q3_TAP_O_PROJ_INPUT, Q3_TAP_PROBS};
     attention_options o = right_attention(w);
     double narrow = (double)(w->M / w->H);
     switch (variant) {
@@ -261,7 +261,7 @@ static void make_attention(const world *w, float *y, int variant)
     case 16: o.shifted_values = true; break;
     case 17: o.tiled_keys = o.tiled_values = true; break;
     case 18: o.window = 7; break;
-    case 19: o.window = 3; break;
+    case 19: case 21: o.window = 3; break;
     default: o.window = 0; break;
     }
     attention_tap(w, y, ids[variant], o);
@@ -424,6 +424,7 @@ static const trouble troubles[] = {
     {"softmax in base 2", "base", Q3_BF16, Q3_TAP_PROBS, 0, make_attention, 12},
     {"window ignored", "window", Q3_BF16, Q3_TAP_PROBS, 0, make_attention, 13},
     {"window of 6 keys instead of 5", "window", Q3_BF16, Q3_TAP_PROBS, 0, make_attention, 14},
+    {"window of 3 keys instead of 5", "window", Q3_BF16, Q3_TAP_PROBS, 0, make_attention, 21},
     {"KV head mapping tiled (h mod K), values only", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT, 0,
      make_attention, 15},
     {"stale cache, read one row off, values only", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT, 0,
