@@ -42,6 +42,7 @@ typedef enum change {
     FILL /* (v) */,
     SQUARED, ROUNDED /* (v: format) */, CAPPED /* (v) */,
     SIGMOID, GELU, GELU_TANH, RELU, HARD_SWISH, ALPHA_SIGMOID,
+    STORED /* (v: format): where a fused kernel stores it; what lies between is not rounded */,
     /* Rows: of heads, of terms of a sum, of slots, of experts */
     FROM_PAIRS, TO_PAIRS, UPPER_KEPT, TRANSPOSED,
     NO_TAIL /* (v: terms) */, NO_TAIL_BLOCK /* (v: terms) */, FIRST_TERMS /* (v) */,

@@ -42,7 +42,8 @@ static change change_of(const operation *o, part at)
 static q3_dtype rounded_to(const operation *o)
 {
     change result = change_of(o, RESULT);
-    return result == UNROUNDED || result == ROUNDED ? Q3_F32 : o->e->dtype;
+    bool later = result == UNROUNDED || result == ROUNDED || result == STORED;
+    return later ? Q3_F32 : o->e->dtype;
 }
 
 static void *room(pass *p, size_t count, size_t size)
@@ -617,7 +618,8 @@ static void score(attention *a, const float *q, size_t t, size_t first, size_t n
         q3_rounding_scores(a->line, query, keys, H, a->heads[0], hd, n, what, o->value, o->dtype);
     else if (!given)
         q3_attention_scores(a->line, query, keys, 1, H, a->heads[0], hd, n - 1, n, 0, o->dtype);
-    if (after != NO_CHANGE) q3_alter(a->line, NULL, H, n, after, o->value, a->e->dtype, c, NULL);
+    if (after != NO_CHANGE && after != STORED)
+        q3_alter(a->line, NULL, H, n, after, o->value, a->e->dtype, c, NULL);
     for (size_t i = 0; i < H * n && a->scores != NULL; i++) {
         size_t s = first + i % n;
         if (s >= low && s <= t) a->line[i] = a->scores[(t * H + i / n) * a->e->T + s];
@@ -655,7 +657,7 @@ static void attend(attention *a, q3_operator want, const float *q, float *y, siz
         if (softmax != NO_CHANGE)
             q3_rounding_probs(a->line, a->scratch, H, n, softmax, o->value, o->dtype);
         else q3_attention_probs(a->line, a->line, a->scratch, 1, H, n - 1, n, 0, o->dtype);
-        if (after != NO_CHANGE)
+        if (after != NO_CHANGE && after != STORED)
             q3_alter(a->line, NULL, H, n, after, o->value, a->e->dtype, c, NULL);
     }
     if (want == Q3_OP_PROBS) copy_keys(a, y, NULL, t, first, n);
@@ -738,6 +740,14 @@ static bool take_all(operation *o, const float *x)
     return good;
 }
 
+/* What kernels that fuse RoPE, attention, silu(gate) up and the experts write to memory. */
+static bool is_stored(q3_tap_id id)
+{
+    return id == Q3_TAP_Q_ROPE || id == Q3_TAP_K_ROPE || id == Q3_TAP_O_PROJ_INPUT ||
+        id == Q3_TAP_EXPERTS_DOWN_PROJ_INPUT || id == Q3_TAP_DENSE_DOWN_PROJ_INPUT ||
+        id == Q3_TAP_MLP;
+}
+
 /* The result's edits, behind the operator. Those of scores and probs, and UPPER_KEPT, were made
  * with it. */
 static bool finish(operation *o, float *y)
@@ -747,11 +757,13 @@ static bool finish(operation *o, float *y)
     size_t n = row_of(o->e, node->id);
     if (by == NULL || node->op == Q3_OP_SCORES || node->op == Q3_OP_PROBS) return true;
     if (by->what == UNROUNDED || by->what == UPPER_KEPT) return true;
+    if (by->what == STORED && !is_stored(node->id)) return true;
     if (by->what == AGAIN) return run(o->p, node, y, y);
     if (by->what == THROUGH) return run(o->p, node_of(o->e, counterpart(node->id, by->tap)), y, y);
     float *copy = room(o->p, n, sizeof *copy);
     if (copy == NULL) return false;
-    q3_alter(y, copy, o->e->T, n, by->what, o->value, q3_tap_dtype(node->id, o->e->dtype),
+    change what = by->what == STORED ? ROUNDED : by->what;
+    q3_alter(y, copy, o->e->T, n, what, o->value, q3_tap_dtype(node->id, o->e->dtype),
              o->e->config, o->ids);
     free(copy);
     return true;

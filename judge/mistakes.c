@@ -25,8 +25,8 @@ typedef struct item {
  * applies. */
 typedef enum list {
     ITS_OWN,
-    HALVES, OPERANDS, CUTS, THETAS, EPS_VALUES, SCORE_CAPS, LOGIT_CAPS, TAILS, BLOCKS, SPLITS,
-    ONE_OFF, POSITIONS_OFF, WINDOWS, GROUP_COUNTS, EXPERTS,
+    HALVES, OPERANDS, CUTS, THETAS, EPS_DEFAULTS, EPS_VALUES, SCORE_CAPS, LOGIT_CAPS, TAILS, BLOCKS,
+    SPLITS, ONE_OFF, POSITIONS_OFF, WINDOWS, GROUP_COUNTS, EXPERTS,
     LISTS, /* behind it: of one value */
     EMBEDDING_SCALE, EMBEDDING_SCALE_IN_D, START, START_IGNORED, ROPE_TYPE, YARN, DERIVED_FACTOR,
     HAS_EPS, NORM_ASKED, NO_SCALE, SCALE_TWICE, NARROW_SCALE, HAS_WINDOW, SEEN_WINDOW, OWN_WINDOW,
@@ -125,7 +125,8 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
                       1 + FORMAT_F16},
         [CUTS] = {1 + FORMAT_BF16_CUT, 1 + FORMAT_TF32_CUT, 1 + FORMAT_F16_CUT},
         [THETAS] = {1e4, 1e6, 5e6, 1e7, 5e5, 1e5, 1e3},
-        [EPS_VALUES] = {1e-5, 1e-6, 1e-8, 1e-12, 1e-4, 1e-3, 1e-7, 1e-10},
+        [EPS_DEFAULTS] = {1e-6, 1e-5}, /* likelier than none, where both fit */
+        [EPS_VALUES] = {1e-8, 1e-12, 1e-4, 1e-3, 1e-7, 1e-10},
         [SCORE_CAPS] = {20, 30, 40, 50},
         [LOGIT_CAPS] = {10, 20, 30, 40, 50},
         [TAILS] = {8, 16, 32, 64},
@@ -155,7 +156,7 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
         i->other = c->rope.rope_theta;
         i->skipped = i->value == i->other;
         return more;
-    case EPS_VALUES:
+    case EPS_DEFAULTS: case EPS_VALUES:
         i->other = c->rms_norm_eps;
         i->skipped = (float)i->value == (float)i->other;
         return more;
@@ -327,6 +328,7 @@ static const row norm_parameters[] = {
     {"norm with input_layernorm's weight", AT(POST_ATTENTION_LAYERNORM), ON(WEIGHT, PARTNERS)},
     {"norm with the last layer's post_attention_layernorm weight", AT(NORM), ON(WEIGHT, PARTNERS)},
     {"weights of q_norm and k_norm swapped", HEAD_NORMS, ON(WEIGHT, PARTNERS)},
+    {"eps %v instead of %o", NORMS, ON(PARAMETER, EPS), .over = EPS_DEFAULTS},
     {"eps missing", NORMS, ON(PARAMETER, EPS), .over = HAS_EPS},
     {"eps %v instead of %o", NORMS, ON(PARAMETER, EPS), .over = EPS_VALUES},
 };
@@ -498,6 +500,9 @@ static const row maps[] = {
 static const row stores[] = {
     {"stored in %n by truncation instead of rounding", VALUES, ON(RESULT, ROUNDED), .over = CUTS},
 };
+static const row fused_stores[] = {
+    {"stored in %n by truncation instead of rounding", VALUES, ON(RESULT, STORED), .over = CUTS},
+};
 
 /* ==== All of them ============================================================================= */
 
@@ -545,10 +550,12 @@ static void try_maps(diagnosis *d)
 /* At every operator in turn, then as a library's conversion would have it: wherever it is used. */
 static void try_stores(diagnosis *d)
 {
+#define ATTENTION (AT(SCORES) | AT(PROBS) | AT(O_PROJ_INPUT))
+#define EXPERTS_ALL (EXPERTS_IN | ACT | PRODUCT | AT(EXPERTS_DOWN_PROJ) | AT(MLP))
     static const struct { const char *name; uint64_t at; } sets[] = {
-        {"RoPE: ", ROPE}, {"RoPE and attention: ", ROPE | AT(O_PROJ_INPUT)},
-        {"experts: ", EXPERTS_IN | PRODUCT | AT(EXPERTS_DOWN_PROJ)},
-        {"all operators: ", VALUES},
+        {"RoPE: ", ROPE}, {"attention: ", ATTENTION}, {"RoPE and attention: ", ROPE | ATTENTION},
+        {"silu(gate) up: ", ACT | PRODUCT}, {"experts: ", EXPERTS_ALL},
+        {"RoPE, attention and experts: ", ROPE | ATTENTION | EXPERTS_ALL},
     };
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
         char name[Q3_TAP_NAME_SIZE + 4];
@@ -556,8 +563,10 @@ static void try_stores(diagnosis *d)
             attempt_rows(d, ROWS(stores), TAP_BIT(i), TOGETHER,
                          operator_name(name, d->e, (q3_tap_id)i));
     }
-    for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++)
+    for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++) {
         attempt_rows(d, ROWS(stores), sets[i].at, TOGETHER, sets[i].name);
+        attempt_rows(d, ROWS(fused_stores), sets[i].at, TOGETHER, sets[i].name);
+    }
 }
 
 void q3_try_mistakes(diagnosis *d)

@@ -96,6 +96,60 @@ static void make_values(const world *w, float *y, int variant)
         }
 }
 
+/* Attention in one kernel: nothing is rounded before its result, which is cut off. */
+static void make_attention(const world *w, float *y, int variant)
+{
+    (void)variant;
+    for (size_t row = 0; row < T * w->H; row++) {
+        size_t t = row / w->H, head = row % w->H / (w->H / w->K);
+        const float *q = w->tap[Q3_TAP_Q_ROPE] + row * w->hd;
+        double p[T], sum = 0, scale = 1 / sqrt((double)w->hd);
+        for (size_t s = 0; s <= t; s++) {
+            const float *k = w->tap[Q3_TAP_K_ROPE] + (s * w->K + head) * w->hd;
+            double dot = 0;
+            for (size_t i = 0; i < w->hd; i++) dot += (double)q[i] * (double)k[i];
+            sum += p[s] = exp(dot * scale);
+        }
+        for (size_t i = 0; i < w->hd; i++) {
+            double value = 0;
+            for (size_t s = 0; s <= t; s++)
+                value += p[s] * (double)w->tap[Q3_TAP_V_PROJ][(s * w->K + head) * w->hd + i];
+            y[row * w->hd + i] = cut(w, value / sum);
+        }
+    }
+}
+
+/* The experts in one kernel, which cuts off silu(gate) up and the weighted sum. */
+static void make_experts(const world *w, float *y, int variant)
+{
+    float *gate = memory(w->F * w->M, sizeof *gate), *up = memory(w->F * w->M, sizeof *up);
+    float *down = memory(w->F * w->M, sizeof *down);
+    double *sum = memory(w->M, sizeof *sum), *inner = memory(w->F, sizeof *inner);
+    (void)variant;
+    for (size_t t = 0; t < T; t++) {
+        const float *x = w->tap[Q3_TAP_POST_ATTENTION_LAYERNORM] + t * w->M;
+        memset(sum, 0, w->M * sizeof *sum);
+        for (size_t slot = t * w->A; slot < (t + 1) * w->A; slot++) {
+            const q3_mlp *m = &w->l->experts[(size_t)w->tap[Q3_TAP_TOPK_INDICES][slot]];
+            q3_widen(gate, m->gate_proj, 0, w->F * w->M, w->dtype);
+            q3_widen(up, m->up_proj, 0, w->F * w->M, w->dtype);
+            q3_widen(down, m->down_proj, 0, w->F * w->M, w->dtype);
+            for (size_t i = 0; i < w->F; i++) {
+                double g = 0, u = 0;
+                for (size_t k = 0; k < w->M; k++) g += (double)gate[i * w->M + k] * (double)x[k];
+                for (size_t k = 0; k < w->M; k++) u += (double)up[i * w->M + k] * (double)x[k];
+                inner[i] = (double)cut(w, g / (1 + exp(-g)) * u);
+            }
+            for (size_t i = 0; i < w->M; i++)
+                for (size_t k = 0; k < w->F; k++)
+                    sum[i] += (double)down[i * w->F + k] * inner[k] *
+                              (double)w->tap[Q3_TAP_TOPK_WEIGHTS][slot];
+        }
+        for (size_t i = 0; i < w->M; i++) y[t * w->M + i] = cut(w, sum[i]);
+    }
+    free(gate), free(up), free(down), free(sum), free(inner);
+}
+
 /* Of q_proj, its bias in another order. */
 static void make_bias(const world *w, float *y, int variant)
 {
@@ -137,6 +191,10 @@ static const trouble troubles[] = {
     {CUT, "base", Q3_BF16, Q3_TAP_Q_PROJ, 0, make_cut_map, 0},
     {CUT, "base", Q3_BF16, Q3_TAP_Q_ROPE, 0, make_rope, 0},
     {CUT, "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT, 0, make_values, 0},
+    {"attention: stored in bfloat16 by truncation", "base", Q3_BF16, Q3_TAP_O_PROJ_INPUT,
+     HIDE(Q3_TAP_SCORES, Q3_TAP_PROBS), make_attention, 0},
+    {"experts: stored in bfloat16 by truncation", "base", Q3_BF16, Q3_TAP_MLP,
+     HIDE(Q3_TAP_EXPERTS_GATE_PROJ, Q3_TAP_EXPERTS_DOWN_PROJ), make_experts, 0},
     {"RoPE with a fused multiply-add (the product with cos", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0,
      make_rope, 1},
     {"RoPE with a fused multiply-add (the product with sin", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0,
