@@ -12,7 +12,7 @@
 
 static q3_dtype stored_in(const evidence *e)
 {
-    q3_dtype dtype = q3_tap_dtype(e->id, e->dtype);
+    q3_dtype dtype = e->id == Q3_TAP_ROUTER_PROBS ? e->router : q3_tap_dtype(e->id, e->dtype);
     return dtype == Q3_I32 ? Q3_F32 : dtype;
 }
 
@@ -22,19 +22,41 @@ static bool in_proportion(q3_tap_id id)
     return id == Q3_TAP_PROBS || id == Q3_TAP_ROUTER_PROBS || id == Q3_TAP_TOPK_WEIGHTS;
 }
 
-/* The bound is that of the larger of ours and theirs, or 0, where ours is not rounded (a masked
- * probability, say); where a mistake's result is larger it is that of the larger value.
- * Negative: nothing is said. */
-static double tolerance(const evidence *e, size_t index, double right)
+/* For a value that no operator made (a scaled one, one of another place): the bound of ours, which
+ * is that of the larger of ours and theirs, or 0, where ours is not rounded (a masked probability,
+ * say); where the value is larger, it is in proportion. Negative: nothing is said. */
+static double tolerance(const evidence *e, size_t index, double value)
 {
     double bound = e->bound[index], size = q3_absolute((double)e->theirs[index]);
     double ours = q3_absolute((double)e->ours[index]);
     if (bound < 0 || e->id == Q3_TAP_TOPK_INDICES) return bound;
     double large = bound > 0 && size > ours ? size : ours;
-    if (size < q3_absolute(right)) size = q3_absolute(right);
+    if (size < q3_absolute(value)) size = q3_absolute(value);
     double more = q3_ulp(size, stored_in(e)) - q3_ulp(large, stored_in(e));
     if (in_proportion(e->id) && ours > 0 && size > ours) return bound * (size / ours);
-    return bound + (more > 0 ? more : 0) + e->carry * q3_ulp(size, stored_in(e));
+    return bound + (more > 0 ? more : 0);
+}
+
+/* What is said of a tensor: its values, and how far an honest one may be from them; bound NULL:
+ * tolerance(). */
+typedef struct claim {
+    const float *y;
+    const double *bound;
+} claim;
+
+static bool agrees(const evidence *e, const claim *c, size_t index)
+{
+    double x = (double)c->y[index], y = (double)e->theirs[index];
+    if (e->bound[index] < 0 || x == y || (x != x && y != y)) return true;
+    double allowed = c->bound != NULL ? c->bound[index] : tolerance(e, index, x);
+    return allowed < 0 || q3_absolute(x - y) <= allowed;
+}
+
+static bool agrees_everywhere(const evidence *e, const claim *c)
+{
+    for (size_t i = e->first * e->row; i < e->T * e->row; i++)
+        if (!agrees(e, c, i)) return false;
+    return true;
 }
 
 bool q3_agrees(const evidence *e, size_t index, float right)
@@ -45,25 +67,27 @@ bool q3_agrees(const evidence *e, size_t index, float right)
     return q3_absolute(x - y) <= allowed;
 }
 
-/* Sum of squares in ulp of D, each element's limited. */
+/* The square of an element's distance in ulp of D, limited. */
+static double squared_ulp(const evidence *e, const float *y, size_t index)
+{
+    double a = (double)y[index], b = (double)e->theirs[index];
+    double size = q3_absolute(a) > q3_absolute(b) ? q3_absolute(a) : q3_absolute(b);
+    if (e->bound[index] < 0 || a == b || (a != a && b != b)) return 0;
+    double d = (a - b) / q3_ulp(size, stored_in(e));
+    return q3_absolute(d) < 1e4 ? d * d : 1e8;
+}
+
 double q3_distance(const evidence *e, const float *y)
 {
     double sum = 0;
-    for (size_t i = e->first * e->row; i < e->T * e->row; i++) {
-        double a = (double)y[i], b = (double)e->theirs[i];
-        double size = q3_absolute(a) > q3_absolute(b) ? q3_absolute(a) : q3_absolute(b);
-        if (e->bound[i] < 0 || a == b || (a != a && b != b)) continue;
-        double d = (a - b) / q3_ulp(size, stored_in(e));
-        sum += q3_absolute(d) < 1e4 ? d * d : 1e8;
-    }
+    for (size_t i = e->first * e->row; i < e->T * e->row; i++) sum += squared_ulp(e, y, i);
     return sum;
 }
 
 bool q3_agrees_everywhere(const evidence *e, const float *y)
 {
-    for (size_t i = e->first * e->row; i < e->T * e->row; i++)
-        if (!q3_agrees(e, i, y[i])) return false;
-    return true;
+    claim c = {y, NULL};
+    return agrees_everywhere(e, &c);
 }
 
 /* ---- Mistakes that some tokens, keys, heads or experts have, and the others not ---- */
@@ -110,7 +134,7 @@ static void name_units(char *text, size_t room, unit_kind kind, size_t first, si
 }
 
 /* Whether each unit is explained by the mistake's y or by ours, and which are by y alone. */
-static bool mixed(char *text, size_t room, diagnosis *d, const float *y, unit_kind kind)
+static bool mixed(char *text, size_t room, diagnosis *d, const claim *c, unit_kind kind)
 {
     const evidence *e = d->e;
     size_t count = unit_count(e, kind), first = count, last = 0, wrong = 0, right = 0;
@@ -121,7 +145,7 @@ static bool mixed(char *text, size_t room, diagnosis *d, const float *y, unit_ki
     for (size_t t = e->first; t < e->T; t++)
         for (size_t i = 0; i < e->row; i++) {
             size_t u = unit_of(e, kind, t, i), at = t * e->row + i;
-            by[u] += !q3_agrees(e, at, y[at]);
+            by[u] += !agrees(e, c, at);
             own[u] += !q3_agrees(e, at, e->ours[at]);
         }
     for (size_t u = 0; u < count; u++) {
@@ -143,26 +167,55 @@ static bool mixed(char *text, size_t room, diagnosis *d, const float *y, unit_ki
 
 /* ==== Trying a mistake ======================================================================== */
 
-bool q3_weigh(diagnosis *d, const float *y, const char *text)
+/* Whether a mistake's y can explain theirs: it is much nearer than ours, in all, or, since some
+ * tokens or heads may be right, where ours is wrong. */
+static bool is_near(const diagnosis *d, const float *y)
+{
+    const evidence *e = d->e;
+    double own = 0, by = 0;
+    if (d->rounding) return q3_distance(e, y) <= d->own_distance / 4;
+    for (size_t i = e->first * e->row; i < e->T * e->row; i++) {
+        if (q3_agrees(e, i, e->ours[i])) continue;
+        own += squared_ulp(e, e->ours, i);
+        by += squared_ulp(e, y, i);
+    }
+    return by <= own / 4;
+}
+
+static bool weigh(diagnosis *d, const claim *c, const char *text, const char *cause)
 {
     char where[64] = "";
-    strength s = q3_agrees_everywhere(d->e, y) ? FULL : NOTHING;
-    double away = q3_distance(d->e, y);
+    strength s = agrees_everywhere(d->e, c) ? FULL : NOTHING;
+    double away = q3_distance(d->e, c->y);
     if (d->rounding && !(away <= d->own_distance / 4)) return false;
     for (int kind = 0; s == NOTHING && !d->rounding && kind < UNIT_KINDS; kind++)
-        if (d->strength <= PARTIAL && mixed(where, sizeof where, d, y, (unit_kind)kind))
+        if (d->strength <= PARTIAL && mixed(where, sizeof where, d, c, (unit_kind)kind))
             s = PARTIAL;
     if (s == NOTHING || s < d->strength || (s == d->strength && !(away < d->distance / 2)))
         return false;
     d->strength = s;
     d->distance = away;
+    d->by_mistake = false;
     snprintf(d->name, sizeof d->name, "%s", text);
+    snprintf(d->cause, sizeof d->cause, "%s", cause);
     if (d->rounding)
         snprintf(d->text, sizeof d->text, "%s, explains %.0f %% of the rounding", text,
                  100 * (1 - away / d->own_distance));
     else
         snprintf(d->text, sizeof d->text, "%s%s, explains 100 %% of elements", text, where);
     return true;
+}
+
+bool q3_weigh(diagnosis *d, const float *y, const char *text)
+{
+    claim c = {y, NULL};
+    return weigh(d, &c, text, text);
+}
+
+bool q3_weigh_as(diagnosis *d, const float *y, const char *text, const char *cause)
+{
+    claim c = {y, NULL};
+    return weigh(d, &c, text, cause);
 }
 
 /* The set of experts decides, not their order. */
@@ -184,26 +237,56 @@ static void keep_mistake(diagnosis *d, const mistake *m)
     if (m->map != NULL && d->best_map == NULL) d->best_map = malloc(E * sizeof *d->best_map);
     d->no_memory = d->no_memory || (m->map != NULL && d->best_map == NULL);
     d->best = *m;
+    d->by_mistake = true;
     if (m->map == NULL || d->no_memory) return;
     memcpy(d->best_map, m->map, E * sizeof *d->best_map);
     d->best.map = d->best_map;
 }
 
-/* Computes the mistake and weighs what it makes. */
+/* As for ours: where a mistake's bound reaches the root mean square of the row, it says nothing
+ * (-1). A mistake that says nothing of most elements that ours says something of, or of most that
+ * ours does not explain, explains nothing: false. carry: ulp that the mistake adds. */
+static bool limit_bounds(const diagnosis *d, const float *y, double *bound, double carry)
+{
+    const evidence *e = d->e;
+    size_t judged = 0, said = 0, wrong = 0, wrong_said = 0;
+    for (size_t t = e->first; t < e->T; t++) {
+        double square = 0, count = 0;
+        for (size_t i = t * e->row; i < (t + 1) * e->row; i++)
+            if (y[i] - y[i] == 0.0f) square += (double)y[i] * (double)y[i], count++;
+        double size = count > 0 ? q3_sqrt(square / count) : 0;
+        for (size_t i = t * e->row; i < (t + 1) * e->row; i++) {
+            bool finite = y[i] - y[i] == 0.0f;
+            bound[i] = finite ? bound[i] + carry * q3_ulp((double)y[i], stored_in(e)) : 0;
+            if (size > 0 && !(bound[i] == 0 || bound[i] < size)) bound[i] = -1;
+            if (e->bound[i] < 0) continue;
+            bool own = q3_agrees(e, i, e->ours[i]);
+            judged++, said += bound[i] >= 0;
+            wrong += !own, wrong_said += !own && bound[i] >= 0;
+        }
+    }
+    return 2 * said >= judged && 2 * wrong_said >= wrong;
+}
+
+/* Computes the mistake and weighs what it makes, by its own bounds, which are found where it is
+ * near enough. */
 void q3_attempt(diagnosis *d, const mistake *m, const char *text)
 {
     pass p;
-    const evidence *own = d->e;
-    evidence carried = *own;
+    const evidence *e = d->e;
+    claim c = {NULL, NULL};
     if (d->no_memory || d->work < 0) return;
-    carried.carry = m->carry;
-    d->e = &carried;
-    const float *y = q3_pass_run(&p, d->e, m);
-    if (y != NULL && d->e->id == Q3_TAP_TOPK_INDICES)
-        q3_sort_ids(p.made[d->e->id], d->e->T, d->e->row);
-    if (y != NULL && q3_weigh(d, y, text)) keep_mistake(d, m);
+    c.y = q3_pass_run(&p, e, m);
+    bool ids = e->id == Q3_TAP_TOPK_INDICES;
+    if (c.y != NULL && ids) q3_sort_ids(p.made[e->id], e->T, e->row);
+    bool near = c.y != NULL && is_near(d, c.y);
+    if (near && !ids) {
+        c.bound = q3_pass_bound(&p);
+        c.y = p.made[e->id];
+        near = c.bound != NULL && limit_bounds(d, c.y, p.doubt[e->id], m->carry);
+    }
+    if (near && weigh(d, &c, text, m->cause != NULL ? m->cause : text)) keep_mistake(d, m);
     d->work -= p.work;
     d->no_memory = d->no_memory || p.no_memory;
     q3_pass_free(&p);
-    d->e = own;
 }

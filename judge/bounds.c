@@ -156,6 +156,12 @@ static void bound_rope(row_bound *b, const walk *w, size_t t, const float *y, co
 
 /* ==== Attention =============================================================================== */
 
+/* The keys that token t sees end here. */
+static size_t end_key(const walk *w, size_t t)
+{
+    return t + 1 + w->ahead < w->T ? t + 1 + w->ahead : w->T;
+}
+
 /* One token's scores [H,T]: product and scaled product may both stay unrounded (12.2). */
 static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
 {
@@ -165,7 +171,7 @@ static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
     const double *q_var = w->var[Q3_TAP_Q_ROPE] + t * H * hd, *k_var = w->var[Q3_TAP_K_ROPE];
     double scale = 1 / q3_sqrt((double)hd), noise = sum_noise(hd);
     for (size_t h = 0; h < H; h++)
-        for (size_t s = q3_first_key(t, c->sliding_window); s <= t; s++) {
+        for (size_t s = q3_first_key(t, c->sliding_window); s < end_key(w, t); s++) {
             size_t i = h * T + s, key = (s * K + h / (H / K)) * hd;
             sum a = {0, 0, 0, 0, 0}, other = {0, 0, 0, 0, 0};
             for (size_t d = 0; d < hd; d++) {
@@ -202,19 +208,19 @@ static void bound_softmax(row_bound *b, size_t i, double p, double below_max, si
 /* One token's probs [H,T]. */
 static void bound_probs(row_bound *b, const walk *w, size_t t, const float *y)
 {
-    size_t T = w->T, low = q3_first_key(t, w->config->sliding_window);
+    size_t T = w->T, low = q3_first_key(t, w->config->sliding_window), end = end_key(w, t);
     for (size_t h = 0; h < w->config->num_attention_heads; h++) {
         const float *scores = w->scores + h * T;
         const double *var = w->scores_var + h * T;
         double max = (double)scores[low], common = 0;
-        for (size_t s = low; s <= t; s++) {
+        for (size_t s = low; s < end; s++) {
             double p = (double)y[h * T + s];
             if ((double)scores[s] > max) max = (double)scores[s];
             common += p * p * var[s];
         }
-        for (size_t s = low; s <= t; s++) {
+        for (size_t s = low; s < end; s++) {
             double p = (double)y[h * T + s];
-            bound_softmax(b, h * T + s, p, max - (double)scores[s], t + 1 - low, var[s], common,
+            bound_softmax(b, h * T + s, p, max - (double)scores[s], end - low, var[s], common,
                           q3_ulp(p, w->dtype));
         }
     }
@@ -227,7 +233,7 @@ void q3_bound_values(walk *w, size_t t)
 {
     const q3_config *c = w->config;
     size_t H = c->num_attention_heads, K = c->num_key_value_heads, hd = c->head_dim, T = w->T;
-    size_t low = q3_first_key(t, c->sliding_window), n = t + 1 - low;
+    size_t low = q3_first_key(t, c->sliding_window), end = end_key(w, t), n = end - low;
     const float *v = w->tap[Q3_TAP_V_PROJ];
     const double *v_var = w->var[Q3_TAP_V_PROJ];
     double noise = sum_noise(n), partial = (2 + 4 * q3_sqrt((double)n)) * w->operand;
@@ -235,14 +241,14 @@ void q3_bound_values(walk *w, size_t t)
         for (size_t d = 0; d < hd; d++) {
             sum a = {0, 0, 0, 0, 0};
             double var = 0, y = 0;
-            for (size_t s = low; s <= t; s++) {
+            for (size_t s = low; s < end; s++) {
                 size_t value = (s * K + h / (H / K)) * hd + d;
                 double p = (double)w->probs[h * T + s], x = (double)v[value];
                 add_product(&a, x, p, w->probs_var[h * T + s]);
                 var += p * p * v_var[value];
                 y += p * x;
             }
-            for (size_t s = low; s <= t; s++) {
+            for (size_t s = low; s < end; s++) {
                 if (w->scores_var[h * T + s] == 0) continue;
                 double x = (double)v[(s * K + h / (H / K)) * hd + d];
                 double pull = (double)w->probs[h * T + s] * grown(w->scores_var[h * T + s]) *

@@ -25,8 +25,11 @@ typedef struct evidence {
     size_t row;                         /* elements of its row */
     const float *ours, *theirs;         /* [T, row] */
     const double *bound;                /* [T, row]: |theirs - right| of an honest implementation */
-    /* ulp that a mistake's further roundings may add; 0 from the walk */
-    double carry;
+    /* of what is not given; NULL: 0, or none */
+    const double *var[Q3_TAP_COUNT], *input_var; /* variances, as the walk has them */
+    const bool *uncertain;              /* [T]: which experts the token has is not known */
+    double operand;                     /* --accumulate and --router, as in the walk */
+    q3_dtype router;
 } evidence;
 
 /* Tries every known mistake that could have happened between the last given tensors and this

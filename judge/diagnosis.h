@@ -7,7 +7,8 @@
  * search_declared.c   sums that a declaration would allow
  * locate.c     what can be said of the difference itself
  * attempt.c    how well an explanation fits, and the best so far
- * evaluate.c   a layer's forward pass with one mistake in it
+ * evaluate.c, attend.c   a layer's forward pass with one mistake in it
+ * margins.c    how far from it an honest implementation of the mistake may be
  * edits.c      what an edit makes of values
  * roundings.c  mistakes inside an operator's rounding */
 #ifndef Q3_JUDGE_DIAGNOSIS_H
@@ -86,8 +87,9 @@ typedef struct mistake {
     uint64_t at;       /* whose operators, by the taps they make */
     edit edits[EDITS];
     double value;
-    double carry;      /* ulp that its further roundings may add */
+    double carry;      /* ulp that its further roundings may add to the operator's bound */
     const size_t *map; /* PERMUTED: [E] whose weights each expert has */
+    const char *cause; /* its name without its place; NULL: the text that it is tried with */
 } mistake;
 
 /* ==== What an edit makes of values (edits.c) ================================================== */
@@ -130,6 +132,36 @@ void q3_rounding_weights(float *weights, const float *probs, const float *ids, s
 void q3_rounding_silu(float *y, const float *x, size_t n, q3_dtype dtype);
 void q3_rounding_product(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
 
+/* ==== Bounds of a mistaken operator (margins.c) =============================================== */
+
+/* What bounds.c reads, as the mistake has it. */
+typedef struct margin {
+    walk w;
+    q3_config config;   /* and its weights: copies, of which one parameter may be another */
+    q3_weights weights;
+    q3_layer *layers;   /* owned, as all that follows and what w has for rows */
+    q3_mlp *experts;    /* of the layer */
+    row_bound b;
+    double *none;       /* zeros: the variance of what is known */
+    const bool *uncertain;
+} margin;
+
+margin *q3_margin_new(const evidence *e); /* NULL: no memory */
+void q3_margin_free(margin *g);           /* NULL is allowed */
+/* Everything as the right operator has it; then its arguments (the stream, or of that tap; var
+ * NULL: 0) and its weight are put in. */
+void q3_margin_begin(margin *g, const evidence *e);
+void q3_margin_input(margin *g, bool stream, q3_tap_id id, const float *x, const double *var);
+void q3_margin_weight(margin *g, const q3_node *node, size_t expert, q3_tensor weight);
+/* Token t's row y[n]: if it is the last how far theirs may be, else its variance. */
+void q3_margin_row(margin *g, q3_tap_id id, size_t t, const float *y, double *out, size_t n,
+                   bool last);
+/* reach[rows,n] of `before` becomes that of `after`, which q3_alter made of it. False: no
+ * memory. */
+bool q3_margin_alter(const float *before, const float *after, double *reach, size_t rows, size_t n,
+                     change what, double value, q3_dtype dtype, const q3_config *config,
+                     const float *ids, bool last);
+
 /* ==== The pass (evaluate.c) =================================================================== */
 
 /* One pass with one mistake, as far as e->id. */
@@ -137,6 +169,8 @@ typedef struct pass {
     const evidence *e;
     const mistake *m;
     float *made[Q3_TAP_COUNT]; /* owned; NULL: as the evidence has it */
+    margin *margin;            /* owned; NULL: without bounds */
+    double *doubt[Q3_TAP_COUNT]; /* of what is made: variances; of e->id bounds; owned */
     bool known[Q3_TAP_COUNT];  /* result[] is set */
     const float *result[Q3_TAP_COUNT];
     double work;               /* multiplications */
@@ -147,6 +181,9 @@ typedef struct pass {
  * something that it needs is not known, or (pass->no_memory) without memory. Valid until
  * q3_pass_free. */
 const float *q3_pass_run(pass *p, const evidence *e, const mistake *m);
+/* Of the same: how far an honest implementation of the mistake may be from it, element by element.
+ * It is computed once more. NULL: no memory. */
+const double *q3_pass_bound(pass *p);
 void q3_pass_free(pass *p);
 bool q3_in_dense_layer(const evidence *e); /* of a layer without experts */
 
@@ -163,11 +200,13 @@ typedef struct diagnosis {
     strength strength;
     double distance;     /* of the best so far */
     char text[200], name[160]; /* name: of the mistake alone */
+    char cause[160];     /* without its place */
+    bool by_mistake;     /* best has the text */
     /* per unit: elements that the mistake does not explain; that ours does not */
     size_t *outside[2];
     double work;         /* that is left for further attempts */
     bool no_memory;
-    mistake best;        /* that has the text, if a mistake has it */
+    mistake best;
     size_t *best_map;    /* owned: best.map */
 } diagnosis;
 
@@ -181,6 +220,8 @@ void q3_sort_ids(float *ids, size_t T, size_t A);
 /* Looks whether y explains theirs, and keeps its text if it does so better than all before: then
  * true. */
 bool q3_weigh(diagnosis *d, const float *y, const char *text);
+/* cause: the text without its place and its numbers. */
+bool q3_weigh_as(diagnosis *d, const float *y, const char *text, const char *cause);
 /* Computes the mistake and weighs it. */
 void q3_attempt(diagnosis *d, const mistake *m, const char *text);
 

@@ -4,26 +4,12 @@
  * mistake says; what lies between is computed by the public operators. What the other
  * implementation gave stands in the place of what is computed, so a mistake shows in the tensors
  * behind it as far as the next given ones. */
-#include "judge/diagnosis.h"
+#include "judge/operation.h"
 
 #include "host/files.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-/* One operator that is about to run. */
-typedef struct operation {
-    pass *p;
-    const evidence *e;
-    const q3_node *node;
-    const edit *edits;  /* that the mistake makes here; NULL: none */
-    double value;       /* the mistake's */
-    const float *x[3];  /* arguments, as edited: rows[i] of n[i] */
-    float *own[3];      /* those of them that are copies */
-    size_t rows[3], n[3];
-    const float *ids;   /* chosen experts, where the operator reads them */
-    q3_dtype dtype;     /* that its result is rounded to */
-} operation;
 
 static const edit *edit_of(const operation *o, part at)
 {
@@ -32,21 +18,21 @@ static const edit *edit_of(const operation *o, part at)
     return NULL;
 }
 
-static change change_of(const operation *o, part at)
+change q3_change_of(const operation *o, part at)
 {
     const edit *found = edit_of(o, at);
     return found != NULL ? found->what : NO_CHANGE;
 }
 
 /* What the operator rounds to: the edit of the result does it in its place, or nothing does. */
-static q3_dtype rounded_to(const operation *o)
+q3_dtype q3_rounds_to(const operation *o)
 {
-    change result = change_of(o, RESULT);
+    change result = q3_change_of(o, RESULT);
     bool later = result == UNROUNDED || result == ROUNDED || result == STORED;
     return later ? Q3_F32 : o->e->dtype;
 }
 
-static void *room(pass *p, size_t count, size_t size)
+void *q3_pass_room(pass *p, size_t count, size_t size)
 {
     void *block = calloc(count + 1, size);
     if (block == NULL) p->no_memory = true;
@@ -114,21 +100,39 @@ static q3_tensor weight_of(const operation *o, bool of_partner, size_t expert)
 
 /* ==== Arguments =============================================================================== */
 
-static const float *get(pass *p, q3_tap_id id);
-static bool run(pass *p, const q3_node *node, const float *x, float *y);
+const float *q3_pass_get(pass *p, q3_tap_id id);
+static bool run(pass *p, const q3_node *node, const float *x, const double *x_var, float *y,
+                double *doubt, bool last);
 
 static size_t row_of(const evidence *e, q3_tap_id id)
 {
     return id == STREAM ? e->config->hidden_size : q3_tap_row_size(e->config, id, e->T);
 }
 
-static const q3_node *node_of(const evidence *e, q3_tap_id id)
+const q3_node *q3_node_of(const evidence *e, q3_tap_id id)
 {
     return q3_graph_node(e->config, id, e->layer);
 }
 
+/* The variance of a tap inside the pass; NULL: none. */
+const double *q3_pass_var(const pass *p, q3_tap_id id)
+{
+    if (id == STREAM) return p->e->input_var;
+    return p->doubt[id] != NULL ? p->doubt[id] : p->e->var[id];
+}
+
+/* The variance of x[i], which is about to be edited. */
+static double *copy_var(operation *o, size_t i, size_t count)
+{
+    if (o->doubt == NULL) return NULL;
+    double *copy = o->own_var[i] = q3_pass_room(o->p, count, sizeof *copy);
+    if (copy != NULL && o->var[i] != NULL) memcpy(copy, o->var[i], count * sizeof *copy);
+    o->var[i] = copy;
+    return copy;
+}
+
 /* x[i], edited. False: something is not known, or no memory. */
-static bool take(operation *o, size_t i, q3_tap_id from)
+bool q3_take(operation *o, size_t i, q3_tap_id from)
 {
     const evidence *e = o->e;
     const edit *by = NULL;
@@ -144,19 +148,25 @@ static bool take(operation *o, size_t i, q3_tap_id from)
     o->n[i] = q3_tap_of_experts(from) ? row / e->config->num_experts_per_tok : row;
     o->rows[i] = e->T * row / o->n[i];
     if (by != NULL && !q3_can_alter(by->what, o->value, o->n[i])) return false;
-    o->x[i] = from == STREAM ? e->input : get(o->p, from);
+    o->x[i] = from == STREAM ? e->input : q3_pass_get(o->p, from);
+    o->var[i] = q3_pass_var(o->p, from);
     if (by == NULL || o->x[i] == NULL) return o->x[i] != NULL;
-    float *copy = o->own[i] = room(o->p, e->T * row + o->n[i], sizeof *copy);
-    if (copy == NULL) return false;
+    float *copy = o->own[i] = q3_pass_room(o->p, e->T * row + o->n[i], sizeof *copy);
+    double *var = copy_var(o, i, e->T * row);
+    if (copy == NULL || o->p->no_memory) return false;
     memcpy(copy, o->x[i], e->T * row * sizeof *copy);
     if (by->what == THROUGH) {
-        if (!run(o->p, node_of(e, counterpart(o->node->id, by->tap)), o->x[i], copy)) return false;
+        const q3_node *node = q3_node_of(e, counterpart(o->node->id, by->tap));
+        if (!run(o->p, node, o->x[i], q3_pass_var(o->p, from), copy, var, false)) return false;
     } else {
         /* Not rounded once more: what is in a format, a float32 step, a limit that was found. */
         bool wide = by->what == ROUNDED || by->what == SIGMOID || by->what == WITHIN;
         q3_dtype dtype = wide ? Q3_F32 : from == STREAM ? e->dtype : q3_tap_dtype(from, e->dtype);
         q3_alter(copy, copy + e->T * row, o->rows[i], o->n[i], by->what, o->value, dtype, e->config,
                  o->ids);
+        if (var != NULL && !q3_margin_alter(o->x[i], copy, var, o->rows[i], o->n[i], by->what,
+                                            o->value, dtype, e->config, o->ids, false))
+            o->p->no_memory = true;
     }
     o->x[i] = copy;
     return true;
@@ -168,9 +178,9 @@ static bool run_embedding(operation *o, float *y)
 {
     const evidence *e = o->e;
     size_t V = e->config->vocab_size;
-    int64_t shift = change_of(o, ARG_1) == SHIFTED ? (int64_t)o->value : 0;
+    int64_t shift = q3_change_of(o, ARG_1) == SHIFTED ? (int64_t)o->value : 0;
     q3_tensor weight = weight_of(o, false, 0);
-    int32_t *ids = room(o->p, e->T, sizeof *ids);
+    int32_t *ids = q3_pass_room(o->p, e->T, sizeof *ids);
     bool good = e->ids != NULL && weight.data != NULL && ids != NULL;
     for (size_t t = 0; good && t < e->T; t++) {
         int64_t id = e->ids[t] + shift;
@@ -191,14 +201,15 @@ static void invert_ramp(float *inv_freq, const q3_rope *rope, size_t hd)
     }
 }
 
-/* cos and sin [T,hd] with an edited parameter; at a tap behind the tables, too. */
-static bool make_table(operation *o, float *cos, float *sin, size_t hd)
+/* cos and sin [T,hd] with an edited parameter; at a tap behind the tables, too. bounded: which of
+ * the two is the operator's result, if its bounds are asked for. */
+static bool make_table(operation *o, float *cos, float *sin, size_t hd, const float *bounded)
 {
     const evidence *e = o->e;
-    change what = change_of(o, PARAMETER);
+    change what = q3_change_of(o, PARAMETER);
     q3_rope rope = e->config->rope;
     size_t half = hd / 2;
-    float *inv_freq = room(o->p, 2 * half, sizeof *inv_freq), *safe = inv_freq + half;
+    float *inv_freq = q3_pass_room(o->p, 2 * half, sizeof *inv_freq), *safe = inv_freq + half;
     if (inv_freq == NULL) return false;
     if (what == THETA) rope.rope_theta = o->value;
     if (what == UNSCALED) rope.type = Q3_ROPE_DEFAULT;
@@ -223,6 +234,11 @@ static bool make_table(operation *o, float *cos, float *sin, size_t hd)
         for (size_t j = 0; j < half; j++)
             safe[j] = position * (double)inv_freq[j] <= 0x1p20 ? inv_freq[j] : 0.0f;
         q3_rope_table(cos + t * hd, sin + t * hd, safe, scaling, 1, (size_t)position, hd, o->dtype);
+        if (bounded == NULL || o->doubt == NULL) continue;
+        margin *g = o->p->margin;
+        q3_margin_begin(g, e);
+        g->w.start = (size_t)position, g->w.inv_freq = safe, g->w.scaling = scaling;
+        q3_margin_row(g, o->node->id, 0, bounded + t * hd, o->doubt + t * hd, hd, o->last);
     }
     free(inv_freq);
     return true;
@@ -231,9 +247,9 @@ static bool make_table(operation *o, float *cos, float *sin, size_t hd)
 static bool run_table(operation *o, float *y)
 {
     size_t hd = o->e->config->head_dim, count = o->e->T * hd;
-    float *other = room(o->p, count, sizeof *other);
-    bool sine = (o->node->id == Q3_TAP_SIN) != (change_of(o, WEIGHT) == PARTNERS);
-    bool good = other != NULL && make_table(o, sine ? other : y, sine ? y : other, hd);
+    float *other = q3_pass_room(o->p, count, sizeof *other);
+    bool sine = (o->node->id == Q3_TAP_SIN) != (q3_change_of(o, WEIGHT) == PARTNERS);
+    bool good = other != NULL && make_table(o, sine ? other : y, sine ? y : other, hd, y);
     free(other);
     return good;
 }
@@ -254,22 +270,22 @@ static bool norm_weight(operation *o, float *w, size_t n, size_t heads)
 static bool run_norm(operation *o, float *y)
 {
     const evidence *e = o->e;
-    change what = change_of(o, ROUNDING);
-    bool head = o->node->op == Q3_OP_HEAD_NORM, together = change_of(o, PARAMETER) == ALL_HEADS;
+    change what = q3_change_of(o, ROUNDING);
+    bool head = o->node->op == Q3_OP_HEAD_NORM, together = q3_change_of(o, PARAMETER) == ALL_HEADS;
     size_t n = head ? e->config->head_dim : o->n[0], heads = together ? o->n[0] / n : 1;
     size_t wide = n * heads;
     size_t rows = e->T * o->n[0] / wide;
-    float eps = (float)(change_of(o, PARAMETER) == EPS ? o->value : e->config->rms_norm_eps);
+    float eps = (float)(q3_change_of(o, PARAMETER) == EPS ? o->value : e->config->rms_norm_eps);
     const float *x = o->x[0], *branch = NULL;
     if (together && !head) return false;
     /* of what post_attention_layernorm's argument is the rounded sum of */
     if (what == UNROUNDED_SUM) {
         if (o->node->id != Q3_TAP_POST_ATTENTION_LAYERNORM) return false;
-        x = e->input, branch = get(o->p, Q3_TAP_O_PROJ);
+        x = e->input, branch = q3_pass_get(o->p, Q3_TAP_O_PROJ);
         if (x == NULL || branch == NULL) return false;
     }
-    float *w = room(o->p, wide, sizeof *w);
-    uint8_t *bytes = room(o->p, wide, 4);
+    float *w = q3_pass_room(o->p, wide, sizeof *w);
+    uint8_t *bytes = q3_pass_room(o->p, wide, 4);
     bool good = w != NULL && bytes != NULL && norm_weight(o, w, n, heads);
     if (good && what != NO_CHANGE)
         q3_rounding_norm(y, x, branch, w, rows, wide, (double)eps, what, o->value, o->dtype);
@@ -283,15 +299,15 @@ static bool run_rope(operation *o, float *y)
 {
     const evidence *e = o->e;
     const float *x = o->x[0], *cos = o->x[1], *sin = o->x[2];
-    change what = change_of(o, PARAMETER);
+    change what = q3_change_of(o, PARAMETER);
     size_t hd = e->config->head_dim, heads = o->n[0] / hd, width = what == HALF_WIDTH ? hd / 2 : hd;
-    float *table = what != NO_CHANGE ? room(o->p, 2 * e->T * hd, sizeof *table) : NULL;
+    float *table = what != NO_CHANGE ? q3_pass_room(o->p, 2 * e->T * hd, sizeof *table) : NULL;
     bool good = width % 2 == 0;
     if (what != NO_CHANGE) {
-        good = good && table != NULL && make_table(o, table, table + e->T * hd, width);
+        good = good && table != NULL && make_table(o, table, table + e->T * hd, width, NULL);
         cos = table, sin = table + e->T * hd;
     }
-    change rounding = change_of(o, ROUNDING);
+    change rounding = q3_change_of(o, ROUNDING);
     if (good && rounding != NO_CHANGE)
         q3_rounding_rope(y, x, cos, sin, e->T, heads, hd, rounding, o->dtype);
     else if (good && width == hd) q3_rope_apply(y, x, cos, sin, e->T, heads, hd, o->dtype);
@@ -299,7 +315,7 @@ static bool run_rope(operation *o, float *y)
     for (size_t r = 0; good && width < hd && r < e->T * heads; r++)
         q3_rope_apply(y + r * hd, x + r * hd, cos + r / heads * width, sin + r / heads * width, 1,
                       1, width, o->dtype);
-    for (size_t i = 0; good && change_of(o, RESULT) == UPPER_KEPT && i < e->T * o->n[0]; i++)
+    for (size_t i = 0; good && q3_change_of(o, RESULT) == UPPER_KEPT && i < e->T * o->n[0]; i++)
         if (i % hd >= hd / 2) y[i] = x[i];
     free(table);
     return good;
@@ -330,7 +346,7 @@ static double largest_weight(const map *m, q3_dtype dtype)
 /* Row r of the weight, edited. most: the tensor's largest value (FP8_SCALED). */
 static void weight_row(const operation *o, float *row, const map *m, size_t r, double most)
 {
-    change what = change_of(o, WEIGHT);
+    change what = q3_change_of(o, WEIGHT);
     q3_tensor weight = m->weight;
     if (what == INTERLEAVED) { /* gate and up stacked, and rows taken alternately */
         bool up = o->node->id == Q3_TAP_EXPERTS_UP_PROJ || o->node->id == Q3_TAP_DENSE_UP_PROJ;
@@ -351,7 +367,7 @@ static void weight_row(const operation *o, float *row, const map *m, size_t r, d
 /* The bias of rows [r, r + n), edited. */
 static void bias_rows(const operation *o, float *bias, const map *m, size_t r, size_t n)
 {
-    change what = change_of(o, BIAS);
+    change what = q3_change_of(o, BIAS);
     size_t hd = o->e->config->head_dim, heads = m->N / hd;
     for (size_t i = 0; i < n; i++) {
         size_t from = r + i;
@@ -366,12 +382,12 @@ static void bias_rows(const operation *o, float *bias, const map *m, size_t r, s
 static bool run_rows(operation *o, const map *m, float *y)
 {
     enum { SOME = 16 };
-    change sum = change_of(o, ROUNDING);
-    float *rows = room(o->p, SOME * m->K, sizeof *rows);
-    float *some = room(o->p, m->T, SOME * sizeof *some), bias[SOME];
-    uint8_t *bytes = room(o->p, SOME * m->K + SOME, 4);
+    change sum = q3_change_of(o, ROUNDING);
+    float *rows = q3_pass_room(o->p, SOME * m->K, sizeof *rows);
+    float *some = q3_pass_room(o->p, m->T, SOME * sizeof *some), bias[SOME];
+    uint8_t *bytes = q3_pass_room(o->p, SOME * m->K + SOME, 4);
     bool good = rows != NULL && some != NULL && bytes != NULL;
-    double most = change_of(o, WEIGHT) == FP8_SCALED ? largest_weight(m, o->e->dtype) : 0;
+    double most = q3_change_of(o, WEIGHT) == FP8_SCALED ? largest_weight(m, o->e->dtype) : 0;
     for (size_t r = 0; good && r < m->N; r += SOME) {
         size_t n = m->N - r < SOME ? m->N - r : SOME;
         memset(bias, 0, sizeof bias);
@@ -393,11 +409,11 @@ static bool run_rows(operation *o, const map *m, float *y)
 
 static bool run_map(operation *o, const map *m, float *y)
 {
-    change weight = change_of(o, WEIGHT), bias = change_of(o, BIAS);
+    change weight = q3_change_of(o, WEIGHT), bias = q3_change_of(o, BIAS);
     bool whole = weight == NO_CHANGE || weight == PARTNERS || weight == PERMUTED;
     bool plain = bias == NO_CHANGE || bias == MISSING;
     if (m->weight.data == NULL || (weight == INTERLEAVED && m->other.data == NULL)) return false;
-    if (!whole || !plain || change_of(o, ROUNDING) != NO_CHANGE || o->dtype != o->e->dtype)
+    if (!whole || !plain || q3_change_of(o, ROUNDING) != NO_CHANGE || o->dtype != o->e->dtype)
         return run_rows(o, m, y);
     q3_linear(y, m->x, m->weight, m->bias, m->T, m->N, m->K, o->dtype);
     return true;
@@ -406,14 +422,14 @@ static bool run_map(operation *o, const map *m, float *y)
 static bool run_linear(operation *o, float *y)
 {
     const evidence *e = o->e;
-    change bias = change_of(o, BIAS);
+    change bias = q3_change_of(o, BIAS);
     size_t layer = e->layer;
-    bool other = change_of(o, WEIGHT) == PARTNERS;
+    bool other = q3_change_of(o, WEIGHT) == PARTNERS;
     const q3_node *node = other ? partner_node(o, &layer) : o->node;
     map m = {.x = o->x[0], .weight = weight_of(o, other, 0), .other = weight_of(o, true, 0),
              .T = e->T, .N = row_of(e, o->node->id), .K = o->n[0]};
     m.bias = q3_graph_bias(node, e->weights, layer);
-    if ((bias != NO_CHANGE || change_of(o, ROUNDING) == BIAS_LATER) && m.bias.data == NULL)
+    if ((bias != NO_CHANGE || q3_change_of(o, ROUNDING) == BIAS_LATER) && m.bias.data == NULL)
         return false;
     if ((bias == BY_CHANNEL || bias == BY_HEAD) && m.N % e->config->head_dim != 0) return false;
     if (bias == MISSING) m.bias.data = NULL;
@@ -425,8 +441,8 @@ static bool run_expert(operation *o, float *y, float *in, float *out, size_t e)
 {
     /* rows of x a token */
     size_t A = o->e->config->num_experts_per_tok, n = 0, each = o->rows[0] / o->e->T;
-    bool weighted = change_of(o, ARG_1) == WEIGHTED;
-    const float *weights = weighted ? get(o->p, Q3_TAP_TOPK_WEIGHTS) : NULL;
+    bool weighted = q3_change_of(o, ARG_1) == WEIGHTED;
+    const float *weights = weighted ? q3_pass_get(o->p, Q3_TAP_TOPK_WEIGHTS) : NULL;
     map m = {.x = in, .N = row_of(o->e, o->node->id) / A, .K = o->n[0]};
     if (weighted && weights == NULL) return false;
     for (size_t slot = 0; slot < o->e->T * A; slot++) {
@@ -437,8 +453,8 @@ static bool run_expert(operation *o, float *y, float *in, float *out, size_t e)
             row[k] = q3_round((double)row[k] * (double)weights[slot], o->dtype);
     }
     if ((m.T = n) == 0) return true;
-    m.weight = weight_of(o, change_of(o, WEIGHT) == PARTNERS,
-                         change_of(o, WEIGHT) == PERMUTED ? o->p->m->map[e] : e);
+    m.weight = weight_of(o, q3_change_of(o, WEIGHT) == PARTNERS,
+                         q3_change_of(o, WEIGHT) == PERMUTED ? o->p->m->map[e] : e);
     m.other = weight_of(o, true, e);
     if (!run_map(o, &m, out)) return false;
     n = 0;
@@ -451,8 +467,8 @@ static bool run_experts(operation *o, float *y)
 {
     const q3_config *c = o->e->config;
     size_t slots = o->e->T * c->num_experts_per_tok;
-    float *in = room(o->p, slots, o->n[0] * sizeof *in);
-    float *out = room(o->p, o->e->T, row_of(o->e, o->node->id) * sizeof *out);
+    float *in = q3_pass_room(o->p, slots, o->n[0] * sizeof *in);
+    float *out = q3_pass_room(o->p, o->e->T, row_of(o->e, o->node->id) * sizeof *out);
     bool good = in != NULL && out != NULL;
     for (size_t e = 0; e < c->num_experts && good; e++) good = run_expert(o, y, in, out, e);
     free(in);
@@ -466,7 +482,7 @@ static bool run_experts(operation *o, float *y)
 static int32_t *whole_ids(const operation *o)
 {
     size_t count = o->e->T * o->e->config->num_experts_per_tok;
-    int32_t *ids = room(o->p, count, sizeof *ids);
+    int32_t *ids = q3_pass_room(o->p, count, sizeof *ids);
     for (size_t i = 0; ids != NULL && i < count; i++) ids[i] = (int32_t)o->ids[i];
     return ids;
 }
@@ -475,7 +491,7 @@ static bool run_choice(operation *o, float *y)
 {
     const q3_config *c = o->e->config;
     size_t count = o->e->T * c->num_experts_per_tok;
-    int32_t *ids = room(o->p, count, sizeof *ids);
+    int32_t *ids = q3_pass_room(o->p, count, sizeof *ids);
     if (ids == NULL) return false;
     q3_router_topk(ids, o->x[0], o->e->T, c->num_experts, c->num_experts_per_tok);
     for (size_t i = 0; i < count; i++) y[i] = (float)ids[i];
@@ -487,10 +503,10 @@ static bool run_weights(operation *o, float *y)
 {
     const q3_config *c = o->e->config;
     size_t E = c->num_experts, A = c->num_experts_per_tok;
-    bool normed = change_of(o, PARAMETER) == RENORMALISED ? o->value != 0 : c->norm_topk_prob;
+    bool normed = q3_change_of(o, PARAMETER) == RENORMALISED ? o->value != 0 : c->norm_topk_prob;
     int32_t *ids = whole_ids(o);
     if (ids == NULL) return false;
-    if (change_of(o, ROUNDING) == ROUNDED_FIRST)
+    if (q3_change_of(o, ROUNDING) == ROUNDED_FIRST)
         for (size_t t = 0; t < o->e->T; t++)
             q3_rounding_weights(y + t * A, o->x[0] + t * E, o->ids + t * A, A, normed, o->dtype);
     else q3_router_weights(y, o->x[0], ids, o->e->T, E, A, normed, o->dtype);
@@ -513,7 +529,7 @@ static bool run_combine(operation *o, float *y)
 static bool run_low_router(operation *o, float *y, change what)
 {
     size_t T = o->rows[0], E = o->n[0];
-    double *scratch = room(o->p, E, sizeof *scratch);
+    double *scratch = q3_pass_room(o->p, E, sizeof *scratch);
     if (scratch == NULL) return false;
     memcpy(y, o->x[0], T * E * sizeof *y);
     q3_rounding_probs(y, scratch, T, E, what, o->value, Q3_F32);
@@ -526,172 +542,20 @@ static bool run_function(operation *o, float *y)
 {
     const float *x = o->x[0];
     size_t count = o->rows[0] * o->n[0];
-    change other = change_of(o, PARAMETER);
-    q3_dtype dtype = o->node->op == Q3_OP_ROUTER ? Q3_F32 : o->dtype;
-    change rounding = change_of(o, ROUNDING);
-    if (rounding != NO_CHANGE && o->node->op == Q3_OP_ROUTER)
+    change other = q3_change_of(o, PARAMETER);
+    bool router = o->node->op == Q3_OP_ROUTER;
+    q3_dtype dtype = router ? o->e->router : o->dtype;
+    change rounding = q3_change_of(o, ROUNDING);
+    if (rounding != NO_CHANGE && router)
         return run_low_router(o, y, rounding);
     if (rounding == SIGMOID_ROUNDED) q3_rounding_silu(y, x, count, dtype);
-    else if (o->node->op == Q3_OP_ROUTER) q3_router_probs(y, x, o->rows[0], o->n[0]);
+    else if (router) q3_router_probs(y, x, o->rows[0], o->n[0]);
     else q3_silu_map(y, x, count, dtype);
+    for (size_t i = 0; i < count && router && dtype != Q3_F32; i++)
+        y[i] = q3_round((double)y[i], dtype);
     for (size_t i = 0; i < count && other != NO_CHANGE; i++)
         y[i] = q3_round(q3_altered((double)x[i], other, o->value, dtype), dtype);
     return true;
-}
-
-/* ==== Attention (MODEL.md section 6) ========================================================== */
-
-/* Scores, probs and values together, token by token: what the tap in question does not need is
- * not stored. */
-typedef struct attention {
-    const evidence *e;
-    operation at[3];             /* scores, probs, values: their edits */
-    float *cache[2];             /* [T,heads,hd] keys and values as they are read */
-    size_t heads[2];
-    const float *scores, *probs; /* [T,H,T] that were given, or NULL */
-    float *line;                 /* [H,T] of one token */
-    double *scratch;             /* [T] */
-} attention;
-
-/* The key/value head that query head h reads. */
-static size_t head_of(const q3_config *c, size_t h, change what)
-{
-    size_t K = c->num_key_value_heads;
-    if (what == HEADS_TILED) return h % K;
-    return h / K < K ? h / K : K - 1;
-}
-
-/* Keys or values, edited: argument 2 of o. With a head for each query head where these are
- * mapped otherwise. */
-static bool fill_cache(attention *a, size_t i, operation *o)
-{
-    const q3_config *c = a->e->config;
-    change what = change_of(o, ARG_2);
-    size_t K = c->num_key_value_heads, hd = c->head_dim;
-    bool mapped = what == HEADS_TILED || what == HEADS_DIVIDED;
-    if (!take(o, 1, o->node->from[1])) return false;
-    size_t heads = a->heads[i] = mapped ? c->num_attention_heads : K;
-    float *to = a->cache[i] = room(o->p, a->e->T * heads, hd * sizeof *to);
-    for (size_t r = 0; to != NULL && r < a->e->T * heads; r++, to += hd) {
-        size_t s = r / heads, h = mapped ? head_of(c, r % heads, what) : r % heads;
-        if (what == ROW_BEFORE && s > 0) s--;
-        memcpy(to, o->x[1] + (s * K + h) * hd, hd * sizeof *to);
-    }
-    return a->cache[i] != NULL;
-}
-
-/* The cache as token t reads it, from key `first` on. */
-static const float *read_cache(attention *a, size_t i, size_t t, size_t first)
-{
-    const operation *o = &a->at[2 * i];
-    size_t row = a->heads[i] * a->e->config->head_dim;
-    /* each row is right again when the next token reads it */
-    if (change_of(o, ARG_2) == STALE && t > 0) {
-        memcpy(a->cache[i] + t * row, o->x[1] + (t - 1) * row, row * sizeof(float));
-        memcpy(a->cache[i] + (t - 1) * row, o->x[1] + (t - 1) * row, row * sizeof(float));
-    }
-    return a->cache[i] + first * row;
-}
-
-/* Keys [first, end) that token t sees: one at least. */
-static void seen_keys(const attention *a, size_t t, size_t *first, size_t *end)
-{
-    const operation *o = &a->at[1];
-    change what = change_of(o, PARAMETER);
-    *first = q3_first_key(t, what == WINDOW ? (size_t)o->value : a->e->config->sliding_window);
-    *end = t + 1;
-    if (what == ONE_MORE_KEY && t + 1 < a->e->T) ++*end;
-    if (what == ALL_KEYS) *end = a->e->T;
-    if (what == ONE_KEY_LESS && *end - *first > 1) --*end;
-}
-
-/* line[H,n] = scores of token t and keys [first, first + n). */
-static void score(attention *a, const float *q, size_t t, size_t first, size_t n)
-{
-    const q3_config *c = a->e->config;
-    const operation *o = &a->at[0];
-    size_t H = c->num_attention_heads, hd = c->head_dim, low = q3_first_key(t, c->sliding_window);
-    change what = change_of(o, ROUNDING), after = change_of(o, RESULT);
-    const float *query = q + t * H * hd, *keys = read_cache(a, 0, t, first);
-    bool given = a->scores != NULL && first >= low && first + n <= t + 1;
-    if (!given && what != NO_CHANGE)
-        q3_rounding_scores(a->line, query, keys, H, a->heads[0], hd, n, what, o->value, o->dtype);
-    else if (!given)
-        q3_attention_scores(a->line, query, keys, 1, H, a->heads[0], hd, n - 1, n, 0, o->dtype);
-    if (after != NO_CHANGE && after != STORED)
-        q3_alter(a->line, NULL, H, n, after, o->value, a->e->dtype, c, NULL);
-    for (size_t i = 0; i < H * n && a->scores != NULL; i++) {
-        size_t s = first + i % n;
-        if (s >= low && s <= t) a->line[i] = a->scores[(t * H + i / n) * a->e->T + s];
-    }
-}
-
-static void copy_keys(attention *a, float *to, const float *from, size_t t, size_t first, size_t n)
-{
-    size_t H = a->e->config->num_attention_heads, T = a->e->T;
-    for (size_t h = 0; h < H; h++) {
-        if (to != NULL) memcpy(to + (t * H + h) * T + first, a->line + h * n, n * sizeof *to);
-        else memcpy(a->line + h * n, from + (t * H + h) * T + first, n * sizeof *from);
-    }
-}
-
-/* Token t's row of the tap `want`. */
-static void attend(attention *a, q3_operator want, const float *q, float *y, size_t t)
-{
-    const q3_config *c = a->e->config;
-    size_t H = c->num_attention_heads, hd = c->head_dim, first, end;
-    const operation *o = &a->at[1];
-    change softmax = change_of(o, ROUNDING), after = change_of(o, RESULT);
-    if (want == Q3_OP_SCORES) {
-        first = q3_first_key(t, c->sliding_window);
-        score(a, q, t, first, t + 1 - first);
-        copy_keys(a, y, NULL, t, first, t + 1 - first);
-        return;
-    }
-    seen_keys(a, t, &first, &end);
-    size_t n = end - first;
-    if (a->probs != NULL) {
-        copy_keys(a, NULL, a->probs, t, first, n);
-    } else {
-        score(a, q, t, first, n);
-        if (softmax != NO_CHANGE)
-            q3_rounding_probs(a->line, a->scratch, H, n, softmax, o->value, o->dtype);
-        else q3_attention_probs(a->line, a->line, a->scratch, 1, H, n - 1, n, 0, o->dtype);
-        if (after != NO_CHANGE && after != STORED)
-            q3_alter(a->line, NULL, H, n, after, o->value, a->e->dtype, c, NULL);
-    }
-    if (want == Q3_OP_PROBS) copy_keys(a, y, NULL, t, first, n);
-    else
-        q3_attention_values(y + t * H * hd, a->line, read_cache(a, 1, t, first), 1, H, a->heads[1],
-                            hd, n - 1, n, 0, a->at[2].dtype);
-}
-
-static bool run_attention(operation *o, float *y)
-{
-    static const q3_tap_id ids[3] = {Q3_TAP_SCORES, Q3_TAP_PROBS, Q3_TAP_O_PROJ_INPUT};
-    pass *p = o->p;
-    const evidence *e = o->e;
-    q3_operator want = o->node->op;
-    attention a = {.e = e};
-    for (size_t i = 0; i < 3; i++) {
-        a.at[i] = (operation){.p = p, .e = e, .node = node_of(e, ids[i]), .value = o->value};
-        if (p->m->at >> ids[i] & 1) a.at[i].edits = p->m->edits;
-        a.at[i].dtype = rounded_to(&a.at[i]);
-    }
-    if (want != Q3_OP_SCORES && e->given[Q3_TAP_SCORES]) a.scores = e->tap[Q3_TAP_SCORES];
-    if (want == Q3_OP_VALUES && e->given[Q3_TAP_PROBS]) a.probs = e->tap[Q3_TAP_PROBS];
-    a.line = room(p, e->T * e->config->num_attention_heads, sizeof *a.line);
-    a.scratch = room(p, e->T, sizeof *a.scratch);
-    const float *q = get(p, Q3_TAP_Q_ROPE);
-    bool good = q != NULL && a.line != NULL && a.scratch != NULL && fill_cache(&a, 0, &a.at[0]) &&
-                (want != Q3_OP_VALUES || fill_cache(&a, 1, &a.at[2]));
-    for (size_t t = 0; good && t < e->T; t++) attend(&a, want, q, y, t);
-    for (size_t i = 0; i < 3; i++) free(a.at[i].own[1]);
-    free(a.cache[0]);
-    free(a.cache[1]);
-    free(a.line);
-    free(a.scratch);
-    return good;
 }
 
 /* ==== One operator ============================================================================ */
@@ -706,7 +570,7 @@ static bool run_operator(operation *o, float *y)
     case Q3_OP_LINEAR: return run_linear(o, y);
     case Q3_OP_EXPERT_LINEAR: return run_experts(o, y);
     case Q3_OP_ROPE: return run_rope(o, y);
-    case Q3_OP_SCORES: case Q3_OP_PROBS: case Q3_OP_VALUES: return run_attention(o, y);
+    case Q3_OP_SCORES: case Q3_OP_PROBS: case Q3_OP_VALUES: return q3_run_attention(o, y);
     case Q3_OP_ROUTER: case Q3_OP_SILU: return run_function(o, y);
     case Q3_OP_TOPK: return run_choice(o, y);
     case Q3_OP_ROUTER_WEIGHTS: return run_weights(o, y);
@@ -715,29 +579,68 @@ static bool run_operator(operation *o, float *y)
     case Q3_OP_PRODUCT: break;
     default: return false;
     }
-    if (change_of(o, ROUNDING) == ONCE) q3_rounding_product(y, o->x[0], o->x[1], count, o->dtype);
+    if (q3_change_of(o, ROUNDING) == ONCE)
+        q3_rounding_product(y, o->x[0], o->x[1], count, o->dtype);
     else q3_multiply(y, o->x[0], o->x[1], count, o->dtype);
     return true;
 }
 
 /* All arguments but those of attention, which takes its own. */
-static bool take_all(operation *o, const float *x)
+static bool take_all(operation *o, const float *x, const double *x_var)
 {
     const q3_node *node = o->node;
     bool inside = node->op == Q3_OP_SCORES || node->op == Q3_OP_PROBS || node->op == Q3_OP_VALUES;
     bool chosen = node->op == Q3_OP_EXPERT_LINEAR || node->op == Q3_OP_ROUTER_WEIGHTS ||
         node->op == Q3_OP_COMBINE;
     bool good = true;
-    bool unbiased = change_of(o, BIAS) == NO_CHANGE && change_of(o, ROUNDING) != BIAS_LATER;
+    bool unbiased = q3_change_of(o, BIAS) == NO_CHANGE && q3_change_of(o, ROUNDING) != BIAS_LATER;
     if (node->op == Q3_OP_EXPERT_LINEAR && !unbiased) return false;
-    if (chosen && (o->ids = get(o->p, Q3_TAP_TOPK_INDICES)) == NULL) return false;
+    if (chosen && (o->ids = q3_pass_get(o->p, Q3_TAP_TOPK_INDICES)) == NULL) return false;
     for (size_t i = 0; !inside && i < (size_t)node->count + node->stream; i++) {
         q3_tap_id from = node->stream && i == 0 ? STREAM : node->from[i - node->stream];
         if (from == Q3_TAP_TOPK_INDICES) continue;
-        if (i == 0 && x != NULL) o->x[0] = x, o->n[0] = row_of(o->e, from), o->rows[0] = o->e->T;
-        else good = take(o, i, from) && good;
+        if (i == 0 && x != NULL)
+            o->x[0] = x, o->var[0] = x_var, o->n[0] = row_of(o->e, from), o->rows[0] = o->e->T;
+        else good = q3_take(o, i, from) && good;
     }
     return good;
+}
+
+/* The weight that the operator read instead of its own: of the bounds. */
+static void bound_weight(const operation *o, margin *g)
+{
+    change what = q3_change_of(o, WEIGHT);
+    bool experts = o->node->home == Q3_OF_EXPERT;
+    if (what != PARTNERS && what != PERMUTED) return;
+    for (size_t e = 0; e < (experts ? o->e->config->num_experts : 1); e++) {
+        size_t from = what == PERMUTED ? o->p->m->map[e] : e;
+        q3_margin_weight(g, o->node, e, weight_of(o, what == PARTNERS, from));
+    }
+}
+
+/* The bounds of the result y, before it is edited. Those of tables and attention were found with
+ * them. */
+static void bound_result(const operation *o, const float *y)
+{
+    const q3_node *node = o->node;
+    margin *g = o->p->margin;
+    change what = q3_change_of(o, PARAMETER);
+    size_t n = row_of(o->e, node->id);
+    bool inside = node->op == Q3_OP_SCORES || node->op == Q3_OP_PROBS || node->op == Q3_OP_VALUES;
+    if (o->doubt == NULL || inside || node->op == Q3_OP_TABLE) return;
+    q3_margin_begin(g, o->e);
+    g->w.dtype = o->dtype;
+    if (what == EPS) g->config.rms_norm_eps = o->value;
+    if (what == RENORMALISED) g->config.norm_topk_prob = o->value != 0;
+    bound_weight(o, g);
+    if (o->ids != NULL) q3_margin_input(g, false, Q3_TAP_TOPK_INDICES, o->ids, NULL);
+    for (size_t i = 0; i < (size_t)node->count + node->stream; i++) {
+        bool stream = node->stream && i == 0;
+        q3_tap_id from = stream ? node->id : node->from[i - node->stream];
+        if (from != Q3_TAP_TOPK_INDICES) q3_margin_input(g, stream, from, o->x[i], o->var[i]);
+    }
+    for (size_t t = 0; t < o->e->T; t++)
+        q3_margin_row(g, node->id, t, y + t * n, o->doubt + t * n, n, o->last);
 }
 
 /* What kernels that fuse RoPE, attention, silu(gate) up and the experts write to memory. */
@@ -754,33 +657,62 @@ static bool finish(operation *o, float *y)
 {
     const q3_node *node = o->node;
     const edit *by = edit_of(o, RESULT);
-    size_t n = row_of(o->e, node->id);
+    size_t n = row_of(o->e, node->id), count = o->e->T * n;
     if (by == NULL || node->op == Q3_OP_SCORES || node->op == Q3_OP_PROBS) return true;
     if (by->what == UNROUNDED || by->what == UPPER_KEPT) return true;
     if (by->what == STORED && !is_stored(node->id)) return true;
-    if (by->what == AGAIN) return run(o->p, node, y, y);
-    if (by->what == THROUGH) return run(o->p, node_of(o->e, counterpart(node->id, by->tap)), y, y);
-    float *copy = room(o->p, n, sizeof *copy);
-    if (copy == NULL) return false;
-    change what = by->what == STORED ? ROUNDED : by->what;
-    q3_alter(y, copy, o->e->T, n, what, o->value, q3_tap_dtype(node->id, o->e->dtype),
-             o->e->config, o->ids);
+    bool again = by->what == AGAIN || by->what == THROUGH, good;
+    if (by->what == THROUGH) node = q3_node_of(o->e, counterpart(node->id, by->tap));
+    float *copy = q3_pass_room(o->p, count + n, sizeof *copy);
+    double *var = q3_pass_room(o->p, o->doubt != NULL && again ? count : 0, sizeof *var);
+    if (copy == NULL || var == NULL) return free(copy), free(var), false;
+    memcpy(copy, y, count * sizeof *copy);
+    if (o->doubt != NULL && again) memcpy(var, o->doubt, count * sizeof *var);
+    if (again) {
+        good = run(o->p, node, copy, o->doubt != NULL ? var : NULL, y, o->doubt, o->last);
+    } else {
+        q3_dtype dtype = q3_tap_dtype(node->id, o->e->dtype);
+        change what = by->what == STORED ? ROUNDED : by->what;
+        q3_alter(y, copy + count, o->e->T, n, what, o->value, dtype, o->e->config, o->ids);
+        good = o->doubt == NULL ||
+               q3_margin_alter(copy, y, o->doubt, o->e->T, n, what, o->value, dtype,
+                               o->e->config, o->ids, o->last);
+    }
     free(copy);
-    return true;
+    free(var);
+    return good;
 }
 
-/* The operator's result. x: its first argument, and nothing is edited; NULL: as the graph and
- * the mistake have it. */
-static bool run(pass *p, const q3_node *node, const float *x, float *y)
+/* Theirs is what it would be computed from. */
+static void skip(operation *o, float *y)
 {
-    operation o = {.p = p, .e = p->e, .node = node, .value = p->m->value};
+    size_t count = o->rows[0] * o->n[0];
+    memcpy(y, o->x[0], count * sizeof *y);
+    for (size_t i = 0; o->doubt != NULL && i < count; i++) {
+        double var = o->var[0] != NULL ? o->var[0][i] : 0, ulp = q3_ulp((double)y[i], o->e->dtype);
+        o->doubt[i] = o->last ? ulp + Q3_SIGMAS * q3_sqrt(var) : var;
+    }
+}
+
+/* The operator's result, and its bounds or variances into doubt unless that is NULL. x: its first
+ * argument, and nothing is edited; NULL: as the graph and the mistake have it. */
+static bool run(pass *p, const q3_node *node, const float *x, const double *x_var, float *y,
+                double *doubt, bool last)
+{
+    operation o = {.p = p, .e = p->e, .node = node, .value = p->m->value, .doubt = doubt};
     if (x == NULL && p->m->at >> node->id & 1) o.edits = p->m->edits;
-    change result = change_of(&o, RESULT);
-    o.dtype = rounded_to(&o);
-    bool good = take_all(&o, x);
-    if (good && result == SKIPPED) memcpy(y, o.x[0], o.rows[0] * o.n[0] * sizeof *y);
-    else good = good && run_operator(&o, y) && finish(&o, y);
-    for (size_t i = 0; i < 3; i++) free(o.own[i]);
+    change result = q3_change_of(&o, RESULT);
+    o.last = last && result != AGAIN && result != THROUGH;
+    o.dtype = q3_rounds_to(&o);
+    bool good = take_all(&o, x, x_var);
+    if (good && result == SKIPPED) {
+        skip(&o, y);
+    } else if (good && (good = run_operator(&o, y))) {
+        bound_result(&o, y);
+        o.last = last;
+        good = finish(&o, y);
+    }
+    for (size_t i = 0; i < 3; i++) free(o.own[i]), free(o.own_var[i]);
     return good;
 }
 
@@ -795,7 +727,7 @@ bool q3_in_dense_layer(const evidence *e)
 static bool reaches(const pass *p, q3_tap_id id)
 {
     const evidence *e = p->e;
-    const q3_node *node = node_of(e, id);
+    const q3_node *node = q3_node_of(e, id);
     if (id != e->id && e->given[id] && e->tap[id] != NULL) return false;
     if (p->m->at >> id & 1) return true;
     for (size_t i = 0; node != NULL && i < node->count; i++)
@@ -820,18 +752,21 @@ static double work_of(const evidence *e, const q3_node *node)
 }
 
 /* A tap inside the pass: recomputed if the mistake reaches it. NULL: not known. */
-static const float *get(pass *p, q3_tap_id id)
+const float *q3_pass_get(pass *p, q3_tap_id id)
 {
     const evidence *e = p->e;
-    const q3_node *node = node_of(e, id);
+    const q3_node *node = q3_node_of(e, id);
     if (p->known[id]) return p->result[id];
     p->known[id] = true;
     p->result[id] = id == e->id ? e->ours : e->tap[id];
     if (node == NULL || !reaches(p, id)) return p->result[id];
     p->result[id] = NULL;
     p->work += work_of(e, node);
-    p->made[id] = room(p, e->T, row_of(e, id) * sizeof **p->made);
-    if (p->made[id] != NULL && run(p, node, NULL, p->made[id])) p->result[id] = p->made[id];
+    p->made[id] = q3_pass_room(p, e->T, row_of(e, id) * sizeof **p->made);
+    if (p->margin != NULL) p->doubt[id] = q3_pass_room(p, e->T, row_of(e, id) * sizeof **p->doubt);
+    if (p->no_memory || p->made[id] == NULL) return NULL;
+    if (run(p, node, NULL, NULL, p->made[id], p->doubt[id], id == e->id))
+        p->result[id] = p->made[id];
     return p->result[id];
 }
 
@@ -840,11 +775,24 @@ const float *q3_pass_run(pass *p, const evidence *e, const mistake *m)
     memset(p, 0, sizeof *p);
     p->e = e;
     p->m = m;
-    return reaches(p, e->id) ? get(p, e->id) : NULL;
+    return reaches(p, e->id) ? q3_pass_get(p, e->id) : NULL;
+}
+
+const double *q3_pass_bound(pass *p)
+{
+    q3_tap_id id = p->e->id;
+    double work = p->work;
+    pass again = {.e = p->e, .m = p->m, .work = 2 * work, .margin = q3_margin_new(p->e)};
+    again.no_memory = again.margin == NULL;
+    const float *y = again.no_memory ? NULL : q3_pass_get(&again, id);
+    q3_pass_free(p);
+    *p = again;
+    return y != NULL ? p->doubt[id] : NULL;
 }
 
 void q3_pass_free(pass *p)
 {
-    for (size_t i = 0; i < Q3_TAP_COUNT; i++) free(p->made[i]);
+    for (size_t i = 0; i < Q3_TAP_COUNT; i++) free(p->made[i]), free(p->doubt[i]);
+    q3_margin_free(p->margin);
     memset(p, 0, sizeof *p);
 }

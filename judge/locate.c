@@ -414,7 +414,7 @@ void q3_locate(diagnosis *d)
     shape s = {.e = d->e};
     pass exact = {0};
     const q3_node *node = q3_graph_node(d->e->config, d->e->id, d->e->layer);
-    mistake m = {TAP_BIT(d->e->id), {{RESULT, UNROUNDED, 0}}, 0, 0, NULL};
+    mistake m = {.at = TAP_BIT(d->e->id), .edits = {{RESULT, UNROUNDED, 0}}};
     if (d->e->id == Q3_TAP_TOPK_INDICES) {
         say_choice(d);
         return;

@@ -196,11 +196,12 @@ static void fill(char *to, size_t size, const char *text, const item *i)
     to[used] = 0;
 }
 
+/* place: how long the part of text is that says where. */
 static void attempt_at(diagnosis *d, const row *r, uint64_t at, double value, const char *text,
-                       const char *behind)
+                       size_t place, const char *behind)
 {
     char full[200];
-    mistake m = {at, {{0}}, value, r->carry, NULL};
+    mistake m = {.at = at, .value = value, .carry = r->carry, .cause = text + place};
     memcpy(m.edits, r->edits, sizeof m.edits);
     snprintf(full, sizeof full, "%s%s", text, behind);
     q3_attempt(d, &m, full);
@@ -217,15 +218,15 @@ static void attempt_item(diagnosis *d, const row *r, uint64_t at, spread as, con
     size_t used = (size_t)snprintf(text, 64, "%s", where);
     fill(text + used, sizeof text - used, r->text, i);
     if (as == CACHE) {
-        if (!first && !known) attempt_at(d, r, at, i->value, text, "");
-        attempt_at(d, r, AT(SCORES), i->value, text, first ? "" : ", keys only");
-        attempt_at(d, r, AT(O_PROJ_INPUT), i->value, text, ", values only");
+        if (!first && !known) attempt_at(d, r, at, i->value, text, used, "");
+        attempt_at(d, r, AT(SCORES), i->value, text, used, first ? "" : ", keys only");
+        attempt_at(d, r, AT(O_PROJ_INPUT), i->value, text, used, ", values only");
         return;
     }
-    attempt_at(d, r, at, i->value, text, "");
+    attempt_at(d, r, at, i->value, text, used, "");
     if (as != PAIR || q == 0 || e->id <= Q3_TAP_K_ROPE) return;
-    attempt_at(d, r, k, i->value, text, ", keys only");
-    attempt_at(d, r, q, i->value, text, ", queries only");
+    attempt_at(d, r, k, i->value, text, used, ", keys only");
+    attempt_at(d, r, q, i->value, text, used, ", queries only");
 }
 
 /* All rows, at those of their taps that are in `within`. */

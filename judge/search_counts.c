@@ -21,7 +21,7 @@ static size_t first_wrong_token(const evidence *e)
 static double window_distance(diagnosis *d, double keys)
 {
     const evidence *e = d->e;
-    mistake m = {TAP_BIT(Q3_TAP_PROBS), {{PARAMETER, WINDOW, 0}}, keys, 0, NULL};
+    mistake m = {.at = TAP_BIT(Q3_TAP_PROBS), .edits = {{PARAMETER, WINDOW, 0}}, .value = keys};
     pass p;
     const float *y = q3_pass_run(&p, e, &m);
     double away = y != NULL && q3_agrees_everywhere(e, y) ? q3_distance(e, y) : -1;
@@ -49,7 +49,8 @@ void q3_search_window(diagnosis *d)
         closest = away;
     }
     char text[160];
-    mistake m = {TAP_BIT(Q3_TAP_PROBS), {{PARAMETER, WINDOW, 0}}, (double)keys, 0, NULL};
+    mistake m = {.at = TAP_BIT(Q3_TAP_PROBS), .edits = {{PARAMETER, WINDOW, 0}},
+                 .value = (double)keys};
     if (own > 0) snprintf(text, sizeof text, "window of %zu keys instead of %zu", keys, own);
     else snprintf(text, sizeof text, "window of %zu keys though the config has none", keys);
     if (keys > 0) q3_attempt(d, &m, text);

@@ -77,8 +77,8 @@ void q3_search_declared(diagnosis *d)
     const q3_node *node = q3_graph_node(e->config, e->id, e->layer);
     bool map = node != NULL && (node->op == Q3_OP_LINEAR || node->op == Q3_OP_EXPERT_LINEAR);
     bool summed = d->strength == FULL && strncmp(d->name, "sums accumulated in ", 20) == 0;
-    mistake squares = {TAP_BIT(e->id), {{ARG_1, SQUARED, 0}, {WEIGHT, SQUARED, 0},
-                                        {RESULT, UNROUNDED, 0}}, 0, 0, NULL};
+    mistake squares = {.at = TAP_BIT(e->id), .edits = {{ARG_1, SQUARED, 0}, {WEIGHT, SQUARED, 0},
+                                                       {RESULT, UNROUNDED, 0}}};
     pass p;
     if (!map || d->rounding || (d->strength == FULL && !summed)) return;
     const float *sums = q3_pass_run(&p, e, &squares);

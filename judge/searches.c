@@ -146,7 +146,7 @@ static double theta_of(const evidence *e)
 void q3_search_theta(diagnosis *d)
 {
     const evidence *e = d->e;
-    mistake m = {TAP_BIT(Q3_TAP_COS) | TAP_BIT(Q3_TAP_SIN), {{PARAMETER, THETA, 0}}, 0, 0, NULL};
+    mistake m = {.at = TAP_BIT(Q3_TAP_COS) | TAP_BIT(Q3_TAP_SIN), .edits = {{PARAMETER, THETA, 0}}};
     bool plain = e->config->rope.type == Q3_ROPE_DEFAULT && e->config->head_dim >= 4;
     if (e->id != Q3_TAP_COS || d->rounding || d->strength == FULL || e->start + e->T < 3 || !plain)
         return;
@@ -182,7 +182,7 @@ void q3_search_eps(diagnosis *d)
     const evidence *e = d->e;
     bool heads = e->id == Q3_TAP_Q_NORM || e->id == Q3_TAP_K_NORM;
     q3_tap_id from = e->id == Q3_TAP_Q_NORM ? Q3_TAP_Q_PROJ : Q3_TAP_K_PROJ;
-    mistake m = {TAP_BIT(e->id), {{PARAMETER, EPS, 0}}, 0, 0, NULL};
+    mistake m = {.at = TAP_BIT(e->id), .edits = {{PARAMETER, EPS, 0}}};
     pass run;
     if (d->rounding || d->strength == FULL) return;
     const float *x = heads ? e->tap[from] : e->input;
@@ -203,7 +203,7 @@ void q3_search_limit(diagnosis *d)
     bool sparse = e->id == Q3_TAP_EXPERTS_DOWN_PROJ_INPUT;
     const float *act = e->tap[sparse ? Q3_TAP_EXPERTS_ACT_FN : Q3_TAP_DENSE_ACT_FN];
     double sum = 0, count = 0;
-    mistake m = {TAP_BIT(e->id), {{ARG_2, WITHIN, 0}}, 0, 0, NULL};
+    mistake m = {.at = TAP_BIT(e->id), .edits = {{ARG_2, WITHIN, 0}}};
     if (!sparse && e->id != Q3_TAP_DENSE_DOWN_PROJ_INPUT) return;
     if (act == NULL || d->rounding || d->strength == FULL) return;
     for (size_t i = e->first * e->row; i < e->T * e->row; i++) {
@@ -273,7 +273,8 @@ void q3_search_experts(diagnosis *d)
     }
     if (map != NULL && changed > 0) {
         char text[160];
-        mistake m = {TAP_BIT(e->id), {{WEIGHT, PERMUTED, 0}}, 0, 0, map};
+        mistake m = {.at = TAP_BIT(e->id), .edits = {{WEIGHT, PERMUTED, 0}}, .map = map,
+                     .cause = "experts permuted"};
         say_experts(text, sizeof text, map, E);
         q3_attempt(d, &m, text);
     }
@@ -287,7 +288,8 @@ void q3_search_hidden_experts(diagnosis *d)
     const evidence *e = d->e;
     size_t E = e->config->num_experts;
     mistake m = {.at = TAP_BIT(Q3_TAP_EXPERTS_GATE_PROJ) | TAP_BIT(Q3_TAP_EXPERTS_UP_PROJ) |
-                       TAP_BIT(Q3_TAP_EXPERTS_DOWN_PROJ), .edits = {{WEIGHT, PERMUTED, 0}}};
+                       TAP_BIT(Q3_TAP_EXPERTS_DOWN_PROJ), .edits = {{WEIGHT, PERMUTED, 0}},
+                 .cause = "experts permuted"};
     if ((e->id != Q3_TAP_MLP && e->id != Q3_TAP_LAYER) || d->rounding || d->strength == FULL ||
         E == 0) return;
     size_t *map = malloc(E * sizeof *map), pairs = E <= 32 ? E * (E - 1) / 2 : 0, a = 0, b = 0;

@@ -87,7 +87,12 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
     e->layer = r->f.layer;
     e->ids = j->ids;
     e->input = w->input;
+    e->input_var = w->input_var;
+    e->uncertain = w->uncertain;
+    e->operand = w->operand;
+    e->router = w->router;
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
+        e->var[i] = w->var[i];
         bool front = q3_tap_at_front((q3_tap_id)i), square = q3_tap_is_square((q3_tap_id)i);
         e->given[i] = w->given[i];
         if ((j->seen[i] || front) && i != (size_t)r->id && (!square || w->given[i]))

@@ -23,6 +23,7 @@ typedef struct walk {
     size_t T, start;
     /* --accumulate: unit of what enters and leaves the sums; 0: float32 */
     double operand;
+    size_t ahead;             /* keys behind its own that a token sees: none, but by mistake */
     size_t layer;
     float *inv_freq;          /* [hd/2] */
     float scaling;            /* attention_scaling: of cos and sin */

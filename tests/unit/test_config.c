@@ -564,7 +564,8 @@ static void check_computed(void)
         }
         unsigned long original = n % 3 == 0 ? 7 : n % 3 == 1 ? 1000 : 2147483647;
         /* 2 pi, the first frequency's period, in llama3's step */
-        if (n % 8 == 7) value[3] = (double)original / 6.2831855 * (1 - 0x1p-18 * (double)(n / 8 % 8));
+        double near = 1 - 0x1p-18 * (double)(n / 8 % 8);
+        if (n % 8 == 7) value[3] = (double)original / 6.2831855 * near;
         snprintf(add, sizeof add,
                  "\"rope_scaling\":{\"type\":\"%s\",\"factor\":%.17g,\"beta_fast\":%.17g,"
                  "\"beta_slow\":%.17g,\"low_freq_factor\":%.17g,\"high_freq_factor\":%.17g,"
