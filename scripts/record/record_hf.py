@@ -7,7 +7,14 @@
 
 model is any tree of torch modules with Hugging Face's names, whole or in part: Qwen3MoeForCausalLM or a bare
 Qwen3MoeModel of transformers 4.5x or 5.x, on any device, with any attention and experts implementation, or
-somebody's own. Needs torch, and taps.py beside this file; from the command line, transformers too:
+somebody's own. One that has other names is recorded with a map to these:
+
+    with record(model, "backend.safetensors", names={"blocks.#": "model.layers.#", "blocks.#.ffn": "model.layers.#.mlp",
+                                                     "blocks.#.rope_q": "model.layers.#.self_attn.q_rope.output"}):
+
+# or {i} is the layer's number. The longest pattern that a module's name begins with counts, and what follows it
+stays; a tap's name, with .output or .input, is of that module alone. Or names is a function from a module's name to
+such a name or None. Needs torch, and taps.py beside this file; from the command line, transformers too:
 
   python3 scripts/record/record_hf.py MODEL OUT.safetensors --tokens 1,2,3 [--dtype bfloat16] [--attn sdpa] ...
 
@@ -16,15 +23,18 @@ Only what the backend computes is recorded, in the dtype it has there; nothing i
 - q_rope and k_rope, by a wrapper around the modeling file's apply_rotary_pos_emb (grouped_mm likewise);
 - what an attention or experts block keeps to itself (scores, router probabilities, chosen experts, the
   experts' steps), by looking at the torch functions that the block calls;
+- of norms and layers that keep the residual apart, (output, residual), the residual as the norms return it;
 - of a module compiled by torch.compile, its output alone: hooks inside would change what is compiled. A
   model compiled as a whole gives its logits and, if asked for, hidden_states.
 
 Several forward calls become one run: chunks of a prompt with a cache, or token by token. Batch of one, no padding.
+Keys that are in the cache before the first call are kept too. Logits of some tokens alone come with logit_positions.
 The command line runs the model twice, with and without this, and the logits must have the same bits.
 """
 
 import argparse
 import contextlib
+import difflib
 import fnmatch
 import os
 import re
@@ -41,9 +51,10 @@ LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.(.+))?$")
 
 # Modules whose output is a tap, and the axes of the tap: 2 is [T,n], 3 is [T,heads,hd].
 OUTPUTS = {"input_layernorm": 2, "self_attn.q_proj": 2, "self_attn.k_proj": 2, "self_attn.v_proj": 2,
-           "self_attn.q_norm": 3, "self_attn.k_norm": 3, "self_attn.o_proj": 2, "post_attention_layernorm": 2,
-           "mlp.gate_proj": 2, "mlp.up_proj": 2, "mlp.act_fn": 2, "mlp": 2}
-INPUTS = {"self_attn.o_proj", "post_attention_layernorm", "mlp.down_proj"}
+           "self_attn.qkv_proj": 2, "self_attn.q_norm": 3, "self_attn.k_norm": 3, "self_attn.o_proj": 2,
+           "mlp.gate_proj": 2, "mlp.up_proj": 2, "mlp.gate_up_proj": 2, "mlp": 2}
+INPUTS = {"self_attn.o_proj", "mlp.down_proj"}
+NORMS = {"input_layernorm", "post_attention_layernorm"}
 EXPERT = re.compile(r"mlp\.experts\.\d+\.(gate_proj|up_proj|act_fn|down_proj)$")  # modules in 4.x
 
 
@@ -55,9 +66,85 @@ def first(value):
     return value[0] if isinstance(value, (tuple, list)) else value
 
 
+def first_of(args, kwargs):
+    """A call's first argument, by place or by name."""
+    return next(iter((*args, *kwargs.values())), None)
+
+
+def rows_of(value):
+    """A copy without batch axis."""
+    return value.detach().reshape(-1, value.shape[-1]).to("cpu", copy=True).contiguous()
+
+
+def which_rows(some, rows):
+    """For each of some, which of rows it is: rising where that is possible, since equal rows are several tokens'. None:
+    one of them is none of these."""
+    some, rows = (part.to(rows.dtype).view(torch.uint8) for part in (some, rows))
+    if torch.equal(some, rows):
+        return list(range(len(rows)))
+    found = []
+    for row in some:
+        places = torch.nonzero((rows == row).all(dim=1)).flatten().tolist()
+        if not places:
+            return None
+        later = [place for place in places if not found or place > found[-1]]
+        found.append((later or places)[0])
+    return found
+
+
 def plain_name(name):
     """A module's name without what torch.compile puts in."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def is_pair(y):
+    """Two tensors of one shape."""
+    return isinstance(y, tuple) and len(y) == 2 and all(map(torch.is_tensor, y)) and y[0].shape == y[1].shape
+
+
+class Names:
+    """What the modules of a model are called: Hugging Face's names, by the user's map, a dictionary or a function."""
+
+    KNOWN = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", "model.layers.#",
+             "model.layers.#.self_attn", *(f"model.layers.#.{rest}" for rest in [*OUTPUTS, *NORMS, "mlp.gate", "mlp.act_fn"])]
+
+    def __init__(self, names):
+        self.function = names if callable(names) else None
+        self.rows = [] if names is None or callable(names) else [
+            (re.compile(re.sub(r"\\#|\\\{i\\\}", r"(\\d+)", re.escape(pattern)) + r"(\..+)?$"), pattern, name)
+            for pattern, name in sorted(names.items(), key=lambda row: -len(row[0]))]
+        self.seen, self.fitted = [], set()  # names; patterns
+
+    def __call__(self, own):
+        """A module's name, which may end with .output or .input: then it is a tap."""
+        own = plain_name(own)
+        self.seen.append(own)
+        if self.function:
+            return self.function(own) or own
+        for row, pattern, name in self.rows:
+            match = row.match(own)
+            if match and not (match[match.re.groups] and name.endswith((".output", ".input"))):
+                self.fitted.add(pattern)
+                layer = match[1] if match.re.groups > 1 else ""
+                return re.sub(r"#|\{i\}", layer, name) + (match[match.re.groups] or "")
+        return own
+
+    def check(self, hooked):
+        """hooked: whether anything was recognised. Says what there is, if that is nothing or a pattern fits nothing."""
+        lost = [repr(pattern) for _, pattern, _ in self.rows if pattern not in self.fitted]
+        if lost:
+            raise RecordError(f"names: found no module for {', '.join(lost)}; {self.listed()}")
+        if not hooked:
+            raise RecordError(f"found no module with a known name, expected some, or names= for them; {self.listed()}")
+
+    def listed(self, most=48):
+        """The modules' names, with # for numbers, and the nearest known to each."""
+        own = list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name) for name in self.seen if name))
+        lines = ["the modules are:"]
+        for name in own[:most]:
+            near = difflib.get_close_matches(name, self.KNOWN, 1, 0.5)
+            lines.append(f"  {name}" + (f" (like {near[0]})" if near and near[0] != name else ""))
+        return "\n".join(lines + [f"  and {len(own) - most} more"] * (len(own) > most))
 
 
 def is_compiled(module):
@@ -82,15 +169,29 @@ class Inside(TorchFunctionMode):
 class Recorder:
     """The hooks on one model, and what they saw."""
 
-    def __init__(self, model, wanted=lambda tap: True):
-        self.model, self.wanted = model, wanted
+    def __init__(self, model, wanted=lambda tap: True, names=None):
+        self.model, self.wanted, self.names = model, wanted, Names(names)
         self.undo = []      # takes the hooks away
         self.calls = []     # of each forward call: tap: tensor
         self.call = None    # of the one that runs
+        self.normed = []    # of each forward call: what the final norm gave, or None
+        self.logits = []    # (call, the rows' tokens in it, rows)
+        self.past = {}      # the cache's keys and values before the first call
+        self.past_count = 0
         self.prefix = ""    # model.layers.i. of the layer that runs
+        self.layers = 0
+        self.routed = set()  # prefixes of layers with a block of experts that is watched
         self.block = None   # the last Block that began
         self.left_out = {}  # tap: why
-        self.hook()
+        try:
+            self.hook()
+        except RecordError:
+            self.close()
+            raise
+
+    def close(self):
+        for undo in reversed(self.undo):
+            undo()
 
     def keep(self, tap, value, axes=2):
         """A tap of this call, without batch axis."""
@@ -103,9 +204,14 @@ class Recorder:
     # ---- modules
 
     def after(self, module, act):
-        def hook(m, args, y):
-            act(y)
-        self.undo.append(module.register_forward_hook(hook).remove)
+        """act(result) after each call."""
+        self.around(module, lambda args, kwargs, y: act(y))
+
+    def around(self, module, act):
+        """act(arguments, keyword arguments, result) after each call."""
+        def hook(m, args, kwargs, y):
+            act(args, kwargs, y)
+        self.undo.append(module.register_forward_hook(hook, with_kwargs=True).remove)
 
     def before(self, module, act):
         def hook(m, args, kwargs):
@@ -131,47 +237,83 @@ class Recorder:
 
     def hook(self):
         self.before(self.model, self.begin)
-        compiled = []  # what is inside is left alone
-        for name, module in list(self.model.named_modules()):
-            if any(name.startswith(prefix) for prefix in compiled):
+        compiled, hooked = [], False  # what is inside is left alone
+        for own, module in list(self.model.named_modules()):
+            if any(own.startswith(prefix) for prefix in compiled):
                 continue
             if is_compiled(module):
-                compiled.append(name and name + ".")
-            match = LAYER.search(plain_name(name))
-            if match:
-                self.hook_in_layer(f"model.layers.{match[1]}.", match[2], module)
+                compiled.append(own and own + ".")
+            name = self.names(own)
+            tap, _, side = name.rpartition(".")
+            match = LAYER.search(name)
+            if side in ("output", "input"):
+                self.hook_tap(name, tap, side, module)
+                hooked = True
+            elif match:
+                self.layers = max(self.layers, int(match[1]) + 1)
+                hooked |= self.hook_in_layer(f"model.layers.{match[1]}.", match[2], module)
             else:
-                self.hook_outside(plain_name(name), module)
+                hooked |= self.hook_outside(name, module)
+        self.names.check(hooked or bool(compiled))
         self.after(self.model, self.end)
+
+    def hook_tap(self, name, tap, side, module):
+        """A module that the user gave a tap."""
+        axes = OUTPUTS.get(tap.partition("layers.")[2].partition(".")[2], 3 if tap.endswith("_rope") else 2)
+        if side == "output":
+            self.after(module, lambda y: self.keep(name, first(y), axes))
+        else:
+            self.before(module, lambda args, kwargs: self.keep(name, first_of(args, kwargs), axes))
 
     def hook_outside(self, name, module):
         last = name.rpartition(".")[2]
         if last == "embed_tokens":
-            self.before(module, lambda args, kwargs: self.see_ids(first(args)))
+            self.before(module, lambda args, kwargs: self.see_ids(first_of(args, kwargs)))
             self.after(module, lambda y: self.keep("model.embed_tokens.output", y))
         elif last == "rotary_emb":
-            self.before(module, lambda args, kwargs: self.see_positions(
-                kwargs.get("position_ids", args[-1] if args else None)))
-            self.after(module, self.see_rotary)
+            self.hook_rotary(module)
         elif last == "lm_head":
-            self.after(module, lambda y: self.keep("lm_head.output", y))
+            self.around(module, lambda args, kwargs, y: self.see_logits(first_of(args, kwargs), first(y)))
         elif name in ("norm", "model.norm"):
-            self.after(module, lambda y: self.keep("model.norm.output", y))
+            self.around(module, self.see_final_norm)
+        return last in ("embed_tokens", "rotary_emb", "lm_head", "norm")
+
+    def hook_rotary(self, module):
+        self.before(module, lambda args, kwargs: [self.see_positions(value) for value in (*args, *kwargs.values())])
+        self.around(module, self.see_rotary)
 
     def hook_in_layer(self, p, rest, module):
+        """Whether the module was recognised."""
         if rest is None:
-            self.before(module, lambda args, kwargs: setattr(self, "prefix", p))
-            self.after(module, lambda y: self.keep(p + "output", first(y)))
+            self.before(module, lambda args, kwargs: self.begin_layer(p))
+            self.after(module, lambda y: self.see_layer(p, y))
         if rest in INPUTS:
-            self.before(module, lambda args, kwargs: self.keep(f"{p}{rest}.input", first(args)))
+            self.before(module, lambda args, kwargs: self.keep(f"{p}{rest}.input", first_of(args, kwargs)))
         if rest in OUTPUTS:
             self.after(module, lambda y: self.keep(f"{p}{rest}.output", first(y), OUTPUTS[rest]))
+        if rest == "mlp.act_fn":
+            self.around(module, lambda args, kwargs, y: self.see_act(p, first_of(args, kwargs), y))
+        if rest in NORMS:
+            self.around(module, lambda args, kwargs, y: self.see_norm(p, rest, args, kwargs, y))
         if rest == "self_attn":
             self.after(module, lambda y: self.see_attention(p, y))
-            if not is_compiled(module):
-                self.watch(module, lambda: Attention(self, p).watcher())
-                self.replace(sys.modules[type(module).__module__], "apply_rotary_pos_emb", self.see_rope)
-        if rest == "mlp" and hasattr(module, "experts") and not is_compiled(module):
+            self.hook_attention(p, module)
+        if rest == "mlp" and hasattr(module, "experts") and hasattr(module, "gate"):
+            self.routed.add(p)
+            self.hook_experts(p, module)
+        if rest == "mlp.gate" and p not in self.routed:
+            self.after(module, lambda y: self.keep(p + "mlp.gate.output", first(y)))
+        if rest is not None and rest.endswith("rotary_emb"):
+            self.hook_rotary(module)
+        return rest in (None, "self_attn", "mlp.gate", "mlp.act_fn") or rest in OUTPUTS or rest in NORMS or rest in INPUTS
+
+    def hook_attention(self, p, module):
+        if not is_compiled(module):
+            self.watch(module, lambda: Attention(self, p).watcher())
+            self.replace(sys.modules[type(module).__module__], "apply_rotary_pos_emb", self.see_rope)
+
+    def hook_experts(self, p, module):
+        if not is_compiled(module):
             Block(self, p, module).hook()
             self.replace(torch.nn.functional, "grouped_mm", lambda y, _: self.block.see_product(y))
 
@@ -201,11 +343,14 @@ class Recorder:
 
     def begin(self, args, kwargs):
         self.call = {}
+        self.normed.append(None)
         mask = kwargs.get("attention_mask")
         if torch.is_tensor(mask) and mask.dim() == 2 and not torch.all(mask != 0):
             raise RecordError("attention_mask: found padding, expected none")
         self.see_ids(kwargs.get("input_ids", first(args) if args else None))
-        self.see_positions(kwargs.get("position_ids"))
+        self.see_positions(kwargs.get("position_ids", kwargs.get("positions")))
+        if not self.calls:
+            self.see_past(kwargs.get("past_key_values"))
 
     def end(self, y):
         """What no module of its own gave, if the model returns it: hidden_states of a compiled model."""
@@ -214,12 +359,16 @@ class Recorder:
         found = dict(zip(names, states[:-1]))
         if states:
             found["model.norm.output"] = states[-1]
-        found["lm_head.output"] = getattr(y, "logits", None)
         for tap, value in found.items():
             if tap not in self.call:
                 self.keep(tap, value)
+        logits, call = getattr(y, "logits", None), self.call
         self.calls.append(self.call)
         self.call = None
+        if torch.is_tensor(logits) and len(self.calls) - 1 not in (number for number, *_ in self.logits):
+            rows = logits.shape[-2]  # there is no module lm_head that was seen: the last rows, if not all
+            count = len(call.get("input_ids", range(rows)))
+            self.keep_logits(len(self.calls) - 1, list(range(count - rows, count)), logits)
 
     def see_ids(self, ids):
         if not torch.is_tensor(ids) or ids.is_floating_point():
@@ -229,13 +378,85 @@ class Recorder:
         self.keep("input_ids", ids, 1)
 
     def see_positions(self, positions):
-        if torch.is_tensor(positions) and not positions.is_floating_point():
-            self.keep("position_ids", positions, 1)
+        if torch.is_tensor(positions) and not positions.is_floating_point() and self.call is not None:
+            if "position_ids" not in self.call:
+                self.keep("position_ids", positions, 1)
 
-    def see_rotary(self, y):
-        if isinstance(y, tuple) and len(y) == 2:
+    def see_past(self, cache):
+        """The keys and values that a cache holds before the first call. A static one has room behind them."""
+        self.past_count = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+        for i, layer in enumerate(getattr(cache, "layers", ()) if self.past_count else ()):
+            for what in ("keys", "values"):
+                value = getattr(layer, what, None)
+                if torch.is_tensor(value) and value.dim() == 4 and value.shape[0] == 1:
+                    self.keep_past(f"past_key_values.layers.{i}.{what}", value[0, :, :self.past_count])
+
+    def keep_past(self, name, value):
+        if self.wanted(name):
+            self.past[name] = value.detach().to("cpu", copy=True).contiguous()
+
+    def see_rotary(self, args, kwargs, y):
+        """cos and sin, of the first call that gives them; or queries and keys, of a module that turns them itself."""
+        if not (isinstance(y, (tuple, list)) and len(y) == 2 and all(map(torch.is_tensor, y))) or self.call is None:
+            return
+        values = [v for v in (*args, *kwargs.values()) if torch.is_tensor(v) and v.is_floating_point()]
+        if len(values) > 1 and all(v.shape == turned.shape for v, turned in zip(values, y)):
+            for tap, value in zip(("q_rope", "k_rope"), y):
+                self.keep(f"{self.prefix}self_attn.{tap}.output", value, 3)
+        elif "model.rotary_emb.cos" not in self.call:
             self.keep("model.rotary_emb.cos", y[0])
             self.keep("model.rotary_emb.sin", y[1])
+
+    def see_act(self, p, entered, y):
+        """Of gate; what takes [gate, up] gives their product, half as wide: that is down_proj.input."""
+        product = torch.is_tensor(entered) and entered.shape[-1] == 2 * y.shape[-1]
+        self.keep(p + ("mlp.down_proj.input" if product else "mlp.act_fn.output"), y)
+
+    def begin_layer(self, p):
+        self.prefix, self.apart = p, False
+
+    def see_norm(self, p, rest, args, kwargs, y):
+        """Its first argument is the residual stream, or where it is given a second one and returns (output, residual),
+        the stream is the residual that it returns, the sum of both."""
+        self.apart = is_pair(y)
+        stream = y[1] if self.apart else first_of(args, kwargs)
+        if rest == "post_attention_layernorm":
+            self.keep(f"{p}{rest}.input", stream)
+        elif self.apart:
+            self.keep_stream(int(p.split(".")[2]) - 1, stream)
+        self.keep(f"{p}{rest}.output", first(y))
+
+    def see_layer(self, p, y):
+        """Its output is the stream, but where the norms keep the residual apart: there the next norm has it."""
+        if not (self.apart and is_pair(y)):
+            self.keep(p + "output", first(y))
+
+    def keep_stream(self, layer, stream):
+        if layer >= 0:
+            self.keep(f"model.layers.{layer}.output", stream)
+
+    def see_final_norm(self, args, kwargs, y):
+        if is_pair(y):
+            self.keep_stream(self.layers - 1, y[1])
+        self.keep("model.norm.output", first(y))
+        if self.normed:
+            self.normed[-1] = rows_of(first(y))
+
+    def see_logits(self, entered, logits):
+        """Whose rows they are: of the tokens whose rows of the final norm entered. vLLM and others take some."""
+        number = len(self.calls) - (self.call is None)  # of the call that runs or was the last
+        if number < 0 or not torch.is_tensor(entered) or not torch.is_tensor(logits):
+            return
+        normed = self.normed[number]
+        tokens = which_rows(rows_of(entered), normed if normed is not None else rows_of(entered))
+        if tokens is None:
+            self.left_out["lm_head.output"] = "its rows are not the final norm's"
+        else:
+            self.keep_logits(number, tokens, logits)
+
+    def keep_logits(self, number, tokens, logits):
+        if self.wanted("lm_head.output"):
+            self.logits.append((number, tokens, rows_of(logits)))
 
     def see_attention(self, p, y):
         if isinstance(y, tuple) and len(y) > 1 and torch.is_tensor(y[1]) and y[1].dim() == 4:
@@ -263,7 +484,24 @@ class Recorder:
         positions = result.get("position_ids")
         if positions is not None and torch.any(positions[1:] != positions[:-1] + 1):
             raise RecordError(f"position_ids: found {positions.tolist()}, expected consecutive ones")
-        return result
+        return {**result, **self.joined_logits(first_position(result)), **self.past}
+
+    def joined_logits(self, start):
+        """A row for every token, or some rows and their tokens' positions. Where a token has two, its first."""
+        before, tokens = [], 0
+        for call, normed in zip(self.calls, self.normed):
+            before.append(tokens)
+            tokens += len(call.get("input_ids", () if normed is None else normed))
+        rows = {}
+        for number, places, values in self.logits:
+            for place, value in zip(places, values):
+                rows.setdefault(before[number] + place, value)
+        if not rows:
+            return {}
+        found = {"lm_head.output": torch.stack([rows[token] for token in sorted(rows)])}
+        if tokens and len(rows) != tokens:
+            found["logit_positions"] = start + torch.tensor(sorted(rows))
+        return found
 
     def why_not(self, parts, axis, square):
         seen = 0
@@ -403,20 +641,24 @@ class Block:
 
 
 @contextlib.contextmanager
-def record(model, path, wanted=lambda tap: True, config=None, producer=None):
+def record(model, path, wanted=lambda tap: True, config=None, producer=None, names=None):
     """Records the forward calls made in the block, and writes path at its end. wanted(tap): whether to keep it.
-    config: a dictionary, if the model has no config. Gives the Recorder: its left_out says what is missing."""
-    recorder = Recorder(model, wanted)
+    config: a dictionary, if the model has no config. names: Hugging Face's names of the model's modules, see above.
+    Gives the Recorder: its left_out says what is missing."""
+    recorder = Recorder(model, wanted, names)
     try:
         yield recorder
     finally:
-        for undo in reversed(recorder.undo):
-            undo()
-    tensors = recorder.joined()
+        recorder.close()
     if config is None and hasattr(model, "config"):
         config = model.config.to_dict()
-    taps.write(path, {tap: as_bytes(tap, value) for tap, value in tensors.items()}, taps.metadata(
-        producer or producer_of(model), dtype_of(tensors), int(first_position(tensors)), config))
+    write(path, recorder, producer or producer_of(model), config)
+
+
+def write(path, recorder, producer, config):
+    tensors = recorder.joined()
+    metadata = taps.metadata(producer, dtype_of(tensors), first_position(tensors), config, recorder.past_count)
+    taps.write(path, {tap: as_bytes(tap, value) for tap, value in tensors.items()}, metadata)
 
 
 def as_bytes(tap, value):
@@ -440,7 +682,7 @@ def dtype_of(tensors):
 
 def first_position(tensors):
     positions = tensors.get("position_ids")
-    return 0 if positions is None else positions[0]
+    return 0 if positions is None else int(positions[0])
 
 
 # ---- command line -------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What a file of taps is: the config line of its metadata, and how it is written. The standard library alone.
 
-scripts/record/record_hf.py and scripts/record/record_llamacpp.py need this file beside them.
+The recorders of scripts/record need this file beside them.
 """
 
 import json
@@ -108,9 +108,11 @@ def write(path, tensors, metadata):
     os.replace(f"{path}.part", path)
 
 
-def metadata(producer, dtype, start, config=None):
+def metadata(producer, dtype, start, config=None, past=0):
+    """past: how many keys the cache held before the first token."""
     line = {} if config is None else {"config": config_line(config)}
-    return {"format": "qwen3moe-taps-1", "producer": producer, "dtype": dtype, "start": str(start), **line}
+    return {"format": "qwen3moe-taps-1", "producer": producer, "dtype": dtype, "start": str(start),
+            "past": str(past), **line}
 
 
 def token_ids(text):
