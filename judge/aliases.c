@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* aliases.c - what other systems call the taps. */
+#include "host/taps.h"
 #include "judge/backend.h"
 
 #include <string.h>
 
-/* # is the layer's number. Hugging Face's and vLLM's names stand here as `canonical` writes them.
+/* # is the layer's number. Hugging Face's and vLLM's names stand here as q3_canonical_name writes
+ * them.
  * How to read:
  *   's'  strong: this is the tap
  *   'w'  weak: so it is, but where the tap's own name is in the file too, that one counts; and, all
@@ -22,10 +24,10 @@ typedef struct alias_row {
     q3_tap_id first;
 } alias_row;
 
-static const alias_row aliases[] = {
-    /* Hugging Face (modeling_qwen3_moe.py): tuples' elements, what a forward pass returns, packed
-     * experts. The gate's tuple is of 5.x (before 5.6 its element 0 was the probabilities), mlp's
-     * of 4.x. */
+/* Hugging Face (modeling_qwen3_moe.py): tuples' elements, what a forward pass returns, packed
+ * experts. The gate's tuple is of 5.x (before 5.6 its element 0 was the probabilities), mlp's
+ * of 4.x. */
+static const alias_row hugging_face[] = {
     {"model.layers.#.input", 'p', 1, Q3_TAP_LAYER},
     {"model.layers.#.input_layernorm.input", 'p', 1, Q3_TAP_LAYER},
     {"model.norm.input", 'n', 1, Q3_TAP_LAYER},
@@ -51,10 +53,13 @@ static const alias_row aliases[] = {
     {"router_logits[#]", 'r', 1, Q3_TAP_GATE},
     {"last_hidden_state", 'w', 1, Q3_TAP_NORM},
     {"logits", 'w', 1, Q3_TAP_LM_HEAD},
-    /* vLLM and SGLang (models/qwen3_moe.py): fused projections, norms that return (output,
-     * residual). Their layer's own output is not the residual stream: whoever records it must add.
-     * One rotary_emb serves all layers, so that a hook on it, called by the name of the first one,
-     * ends with the last one's: left out. */
+};
+
+/* vLLM and SGLang (models/qwen3_moe.py): fused projections, norms that return (output,
+ * residual). Their layer's own output is not the residual stream: whoever records it must add.
+ * One rotary_emb serves all layers, so that a hook on it, called by the name of the first one,
+ * ends with the last one's: left out. */
+static const alias_row vllm[] = {
     {"model.layers.#.input_layernorm.output.1", 'p', 1, Q3_TAP_LAYER},
     {"model.norm.output.1", 'n', 1, Q3_TAP_LAYER},
     {"model.layers.#.self_attn.qkv_proj.output", 's', 3, Q3_TAP_Q_PROJ},
@@ -65,9 +70,12 @@ static const alias_row aliases[] = {
     {"model.layers.#.mlp.topk.output.2", 'w', 1, Q3_TAP_GATE},
     {"model.layers.#.mlp.gate_up_proj.output", 's', 2, Q3_TAP_DENSE_GATE_PROJ},
     {"logits_processor.output", 'w', 1, Q3_TAP_LM_HEAD},
-    /* llama.cpp (src/llama-graph.cpp, src/models/qwen3moe.cpp, qwen3.cpp): the evaluation
-     * callback's. The last tensor called Qcur is behind RoPE. kq is not here: it comes before the
-     * scale. */
+};
+
+/* llama.cpp (src/llama-graph.cpp, src/models/qwen3moe.cpp, qwen3.cpp): the evaluation
+ * callback's. The last tensor called Qcur is behind RoPE. kq is not here: it comes before the
+ * scale. */
+static const alias_row llama_cpp[] = {
     {"embd", 's', 1, Q3_TAP_EMBED_TOKENS},
     {"inp_embd", 's', 1, Q3_TAP_EMBED_TOKENS},
     {"attn_norm-#", 's', 1, Q3_TAP_INPUT_LAYERNORM},
@@ -99,10 +107,13 @@ static const alias_row aliases[] = {
     {"l_out-#", 's', 1, Q3_TAP_LAYER},
     {"result_norm", 's', 1, Q3_TAP_NORM},
     {"result_output", 's', 1, Q3_TAP_LM_HEAD},
-    /* TransformerLens: the names of 2.x (components/abstract_attention.py, transformer_block.py,
-     * mlps/gated_mlp.py), which 3.x and 4.x have too; then those that only these have.
-     * hook_normalized lies before the weight, and hook_expert_weights before or behind top-k by
-     * version: both are left out. Queries and keys are normalised behind hook_q and hook_k. */
+};
+
+/* TransformerLens: the names of 2.x (components/abstract_attention.py, transformer_block.py,
+ * mlps/gated_mlp.py), which 3.x and 4.x have too; then those that only these have.
+ * hook_normalized lies before the weight, and hook_expert_weights before or behind top-k by
+ * version: both are left out. Queries and keys are normalised behind hook_q and hook_k. */
+static const alias_row transformer_lens[] = {
     {"hook_embed", 's', 1, Q3_TAP_EMBED_TOKENS},
     {"blocks.#.hook_resid_pre", 'p', 1, Q3_TAP_LAYER},
     {"blocks.#.attn.hook_q", 's', 1, Q3_TAP_Q_PROJ},
@@ -156,6 +167,173 @@ static const alias_row aliases[] = {
     {"hook_unembed", 'w', 1, Q3_TAP_LM_HEAD},
 };
 
+/* mlx-lm 0.32.2 (models/qwen3_moe.py, switch_layers.py): a wrapper's name of each module; the
+ * others are Hugging Face's. From 64 slots on rows lie expert by expert, but for switch_mlp's own
+ * output. Left out: rope, which is called for queries, then for keys; activation, of which one
+ * serves all layers. */
+static const alias_row mlx_lm[] = {
+    {"model.layers.#.mlp.switch_mlp.gate_proj.output", 's', 1, Q3_TAP_EXPERTS_GATE_PROJ},
+    {"model.layers.#.mlp.switch_mlp.up_proj.output", 's', 1, Q3_TAP_EXPERTS_UP_PROJ},
+    {"model.layers.#.mlp.switch_mlp.down_proj.input", 's', 1, Q3_TAP_EXPERTS_DOWN_PROJ_INPUT},
+    {"model.layers.#.mlp.switch_mlp.down_proj.output", 'w', 1, Q3_TAP_EXPERTS_DOWN_PROJ},
+    {"model.layers.#.mlp.switch_mlp.output", 's', 1, Q3_TAP_EXPERTS_DOWN_PROJ},
+};
+
+/* litgpt 0.5.13 (model.py): queries, keys and values of qkv lie one behind the other; norm_q and
+ * norm_k see [heads,T,hd]; post_attention_norm and post_mlp_norm pass on what they get. Left
+ * out: mlp.experts.N, which see the rows of one expert. */
+static const alias_row litgpt[] = {
+    {"transformer.wte.output", 's', 1, Q3_TAP_EMBED_TOKENS},
+    {"transformer.h.#.input", 'p', 1, Q3_TAP_LAYER},
+    {"transformer.h.#.norm_1.input", 'p', 1, Q3_TAP_LAYER},
+    {"transformer.h.#.norm_1.output", 's', 1, Q3_TAP_INPUT_LAYERNORM},
+    {"transformer.h.#.attn.qkv.output", 's', 3, Q3_TAP_Q_PROJ},
+    {"transformer.h.#.attn.norm_q.output", 's', 1, Q3_TAP_Q_NORM},
+    {"transformer.h.#.attn.norm_k.output", 's', 1, Q3_TAP_K_NORM},
+    {"transformer.h.#.attn.proj.input", 's', 1, Q3_TAP_O_PROJ_INPUT},
+    {"transformer.h.#.attn.proj.output", 's', 1, Q3_TAP_O_PROJ},
+    {"transformer.h.#.attn.output", 'w', 1, Q3_TAP_O_PROJ},
+    {"transformer.h.#.post_attention_norm.output", 'w', 1, Q3_TAP_O_PROJ},
+    {"transformer.h.#.norm_2.input", 's', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"transformer.h.#.norm_2.output", 's', 1, Q3_TAP_POST_ATTENTION_LAYERNORM},
+    {"transformer.h.#.mlp.gate.output", 's', 1, Q3_TAP_GATE},
+    {"transformer.h.#.mlp.fc_1.output", 's', 1, Q3_TAP_DENSE_GATE_PROJ},
+    {"transformer.h.#.mlp.fc_2.output", 's', 1, Q3_TAP_DENSE_UP_PROJ},
+    {"transformer.h.#.mlp.proj.input", 's', 1, Q3_TAP_DENSE_DOWN_PROJ_INPUT},
+    {"transformer.h.#.mlp.proj.output", 'd', 1, Q3_TAP_MLP},
+    {"transformer.h.#.mlp.output", 's', 1, Q3_TAP_MLP},
+    {"transformer.h.#.post_mlp_norm.output", 'w', 1, Q3_TAP_MLP},
+    {"transformer.h.#.output", 's', 1, Q3_TAP_LAYER},
+    {"transformer.ln_f.input", 'n', 1, Q3_TAP_LAYER},
+    {"transformer.ln_f.output", 's', 1, Q3_TAP_NORM},
+};
+
+/* torchtitan 0.3.0 (models/qwen3/model.py, models/common/attention.py, moe.py, feed_forward.py):
+ * layers.# stands here as q3_canonical_name writes it. qkv_linear gives (q, k, v), rope (q, k),
+ * each layer's own; the router (weights, ids, probabilities). inner_experts' rows lie expert by
+ * expert and are not weighted yet. Left out: wqkv, whose columns go group by group. */
+static const alias_row torchtitan[] = {
+    {"tok_embeddings.output", 's', 1, Q3_TAP_EMBED_TOKENS},
+    {"model.layers.#.attention_norm.input", 'p', 1, Q3_TAP_LAYER},
+    {"model.layers.#.attention_norm.output", 's', 1, Q3_TAP_INPUT_LAYERNORM},
+    {"model.layers.#.attention.qkv_linear.wq.output", 's', 1, Q3_TAP_Q_PROJ},
+    {"model.layers.#.attention.qkv_linear.wk.output", 's', 1, Q3_TAP_K_PROJ},
+    {"model.layers.#.attention.qkv_linear.wv.output", 's', 1, Q3_TAP_V_PROJ},
+    {"model.layers.#.attention.qkv_linear.output", 'w', 1, Q3_TAP_Q_PROJ},
+    {"model.layers.#.attention.qkv_linear.output.1", 'w', 1, Q3_TAP_K_PROJ},
+    {"model.layers.#.attention.qkv_linear.output.2", 'w', 1, Q3_TAP_V_PROJ},
+    {"model.layers.#.attention.q_norm.output", 's', 1, Q3_TAP_Q_NORM},
+    {"model.layers.#.attention.k_norm.output", 's', 1, Q3_TAP_K_NORM},
+    {"model.layers.#.attention.rope.output", 's', 1, Q3_TAP_Q_ROPE},
+    {"model.layers.#.attention.rope.output.1", 's', 1, Q3_TAP_K_ROPE},
+    {"model.layers.#.attention.inner_attention.output", 'w', 1, Q3_TAP_O_PROJ_INPUT},
+    {"model.layers.#.attention.wo.input", 's', 1, Q3_TAP_O_PROJ_INPUT},
+    {"model.layers.#.attention.wo.output", 's', 1, Q3_TAP_O_PROJ},
+    {"model.layers.#.attention.output", 'w', 1, Q3_TAP_O_PROJ},
+    {"model.layers.#.ffn_norm.input", 's', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"model.layers.#.ffn_norm.output", 's', 1, Q3_TAP_POST_ATTENTION_LAYERNORM},
+    {"model.layers.#.moe.router.gate.output", 's', 1, Q3_TAP_GATE},
+    {"model.layers.#.moe.router.output", 's', 1, Q3_TAP_TOPK_WEIGHTS},
+    {"model.layers.#.moe.router.output.1", 's', 1, Q3_TAP_TOPK_INDICES},
+    {"model.layers.#.moe.router.output.2", 's', 1, Q3_TAP_ROUTER_PROBS},
+    {"model.layers.#.moe.routed_experts.inner_experts.output", 's', 1, Q3_TAP_EXPERTS_DOWN_PROJ},
+    {"model.layers.#.moe.routed_experts.output", 'w', 1, Q3_TAP_MLP},
+    {"model.layers.#.moe.output", 's', 1, Q3_TAP_MLP},
+    {"model.layers.#.feed_forward.w1.output", 's', 1, Q3_TAP_DENSE_GATE_PROJ},
+    {"model.layers.#.feed_forward.w3.output", 's', 1, Q3_TAP_DENSE_UP_PROJ},
+    {"model.layers.#.feed_forward.w2.input", 's', 1, Q3_TAP_DENSE_DOWN_PROJ_INPUT},
+    {"model.layers.#.feed_forward.w2.output", 'w', 1, Q3_TAP_MLP},
+    {"model.layers.#.feed_forward.output", 's', 1, Q3_TAP_MLP},
+};
+
+/* keras-hub 0.32.0 (models/qwen3_moe): the layers' own names as in their paths, where / may stand
+ * for each point; mlp is the attribute, as its block's name changes. attention_softmax is
+ * called where there is no fused kernel. Left out: rotary_embedding, which is called for
+ * queries, then for keys; token_embedding, which the logits come from too; experts, which
+ * compute all experts for every token. */
+static const alias_row keras_hub[] = {
+    {"transformer_layer_#.input", 'p', 1, Q3_TAP_LAYER},
+    {"transformer_layer_#.self_attention_layernorm.input", 'p', 1, Q3_TAP_LAYER},
+    {"transformer_layer_#.self_attention_layernorm.output", 's', 1, Q3_TAP_INPUT_LAYERNORM},
+    {"transformer_layer_#.self_attention.query.output", 's', 1, Q3_TAP_Q_PROJ},
+    {"transformer_layer_#.self_attention.key.output", 's', 1, Q3_TAP_K_PROJ},
+    {"transformer_layer_#.self_attention.value.output", 's', 1, Q3_TAP_V_PROJ},
+    {"transformer_layer_#.self_attention.query_dense_layernorm.output", 's', 1, Q3_TAP_Q_NORM},
+    {"transformer_layer_#.self_attention.key_dense_layernorm.output", 's', 1, Q3_TAP_K_NORM},
+    {"transformer_layer_#.self_attention.attention_softmax.output", 's', 1, Q3_TAP_PROBS},
+    {"transformer_layer_#.self_attention.attention_output.input", 's', 1, Q3_TAP_O_PROJ_INPUT},
+    {"transformer_layer_#.self_attention.attention_output.output", 's', 1, Q3_TAP_O_PROJ},
+    {"transformer_layer_#.self_attention.output", 'w', 1, Q3_TAP_O_PROJ},
+    {"transformer_layer_#.feedforward_layernorm.input", 's', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"transformer_layer_#.feedforward_layernorm.output", 's', 1, Q3_TAP_POST_ATTENTION_LAYERNORM},
+    {"transformer_layer_#.mlp.sparse_feedforward_gate_dense.output", 's', 1, Q3_TAP_GATE},
+    {"transformer_layer_#.mlp.output.1", 'w', 1, Q3_TAP_GATE},
+    {"transformer_layer_#.mlp.feedforward_gate_dense.output", 's', 1, Q3_TAP_DENSE_GATE_PROJ},
+    {"transformer_layer_#.mlp.feedforward_intermediate_dense.output", 's', 1,
+     Q3_TAP_DENSE_UP_PROJ},
+    {"transformer_layer_#.mlp.feedforward_output_dense.input", 's', 1,
+     Q3_TAP_DENSE_DOWN_PROJ_INPUT},
+    {"transformer_layer_#.mlp.feedforward_output_dense.output", 'w', 1, Q3_TAP_MLP},
+    {"transformer_layer_#.mlp.output", 's', 1, Q3_TAP_MLP},
+    {"transformer_layer_#.output", 's', 1, Q3_TAP_LAYER},
+    {"sequence_output_layernorm.input", 'n', 1, Q3_TAP_LAYER},
+    {"sequence_output_layernorm.output", 's', 1, Q3_TAP_NORM},
+};
+
+/* tinygrad 0.14.0 (llm/model.py): attributes, which are GGUF's names of the weights. attn_q_norm
+ * and attn_k_norm see [heads,T,hd]. Left out: output, a name that anything may have. */
+static const alias_row tinygrad[] = {
+    {"token_embd.output", 's', 1, Q3_TAP_EMBED_TOKENS},
+    {"blk.#.input", 'p', 1, Q3_TAP_LAYER},
+    {"blk.#.attn_norm.input", 'p', 1, Q3_TAP_LAYER},
+    {"blk.#.attn_norm.output", 's', 1, Q3_TAP_INPUT_LAYERNORM},
+    {"blk.#.attn_q.output", 's', 1, Q3_TAP_Q_PROJ},
+    {"blk.#.attn_k.output", 's', 1, Q3_TAP_K_PROJ},
+    {"blk.#.attn_v.output", 's', 1, Q3_TAP_V_PROJ},
+    {"blk.#.attn_q_norm.output", 's', 1, Q3_TAP_Q_NORM},
+    {"blk.#.attn_k_norm.output", 's', 1, Q3_TAP_K_NORM},
+    {"blk.#.attn_output.input", 's', 1, Q3_TAP_O_PROJ_INPUT},
+    {"blk.#.attn_output.output", 's', 1, Q3_TAP_O_PROJ},
+    {"blk.#.ffn_norm.input", 's', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"blk.#.ffn_norm.output", 's', 1, Q3_TAP_POST_ATTENTION_LAYERNORM},
+    {"blk.#.ffn_gate_inp.output", 's', 1, Q3_TAP_GATE},
+    {"blk.#.ffn_gate_exps.output", 's', 1, Q3_TAP_EXPERTS_GATE_PROJ},
+    {"blk.#.ffn_up_exps.output", 's', 1, Q3_TAP_EXPERTS_UP_PROJ},
+    {"blk.#.ffn_down_exps.output", 's', 1, Q3_TAP_EXPERTS_DOWN_PROJ},
+    {"blk.#.ffn_gate.output", 's', 1, Q3_TAP_DENSE_GATE_PROJ},
+    {"blk.#.ffn_up.output", 's', 1, Q3_TAP_DENSE_UP_PROJ},
+    {"blk.#.ffn_down.input", 's', 1, Q3_TAP_DENSE_DOWN_PROJ_INPUT},
+    {"blk.#.ffn_down.output", 'd', 1, Q3_TAP_MLP},
+    {"blk.#.output", 's', 1, Q3_TAP_LAYER},
+    {"output_norm.input", 'n', 1, Q3_TAP_LAYER},
+    {"output_norm.output", 's', 1, Q3_TAP_NORM},
+};
+
+#define ROWS(name) name, sizeof (name) / sizeof (name)[0]
+
+static const struct { const char *system; const alias_row *rows; size_t count; } systems[] = {
+    {"Hugging Face", ROWS(hugging_face)},
+    {"vLLM, SGLang", ROWS(vllm)},
+    {"llama.cpp", ROWS(llama_cpp)},
+    {"TransformerLens", ROWS(transformer_lens)},
+    {"mlx-lm", ROWS(mlx_lm)},
+    {"litgpt", ROWS(litgpt)},
+    {"torchtitan", ROWS(torchtitan)},
+    {"keras-hub", ROWS(keras_hub)},
+    {"tinygrad", ROWS(tinygrad)},
+};
+
+/* The index-th row, and whose it is; NULL: there are not so many. */
+static const alias_row *row_at(size_t index, const char **system)
+{
+    for (size_t i = 0; i < sizeof systems / sizeof systems[0]; i++) {
+        *system = systems[i].system;
+        if (index < systems[i].count) return &systems[i].rows[index];
+        index -= systems[i].count;
+    }
+    return NULL;
+}
+
 static bool starts(const char *text, const char *with)
 {
     return strncmp(text, with, strlen(with)) == 0;
@@ -184,13 +362,11 @@ static bool fits(const char *pattern, const char *name, size_t *number)
     return *name == 0;
 }
 
-#define NAME_ROOM 200
-
 /* Hugging Face's ways to write a module's output as model.MODULE.output or .output.N: with the
  * class's or a wrapper's name in front, from the bare Qwen3MoeModel, the debugger's
- * MODULE_outputs_N and MODULE_inputs_args_0, the module alone. Element 0 of an output is the
- * output, but for a layer's: there it depends on the system. */
-static bool canonical(char out[NAME_ROOM], const char *name)
+ * MODULE_outputs_N and MODULE_inputs_args_0, the module alone; and Keras' paths, with slashes.
+ * Element 0 of an output is the output, but for a layer's: there it depends on the system. */
+bool q3_canonical_name(char out[Q3_NAME_ROOM], const char *name)
 {
     static const char *const wrappers[] = {"_orig_mod.", "module.", "Qwen3MoeForCausalLM.",
                                            "Qwen3MoeModel."};
@@ -203,11 +379,12 @@ static bool canonical(char out[NAME_ROOM], const char *name)
         if (found) name += strlen(wrappers[i]);
         i = found ? 0 : i + 1;
     }
-    if (strlen(name) + 16 > NAME_ROOM) return false;
+    if (strlen(name) + 16 > Q3_NAME_ROOM) return false;
     for (size_t i = 0; i < sizeof bare / sizeof bare[0]; i++)
         if (starts(name, bare[i])) n = 6;
     memcpy(out, "model.", 6);
     memcpy(out + n, name, strlen(name) + 1);
+    for (char *slash = out; (slash = strchr(slash, '/')) != NULL;) *slash = '.';
     char *p = strstr(out, "_outputs");
     /* _outputs_1 becomes .output.1, in the same room */
     if (p != NULL && (p[8] == 0 || p[8] == '_')) {
@@ -257,18 +434,52 @@ static bool read_row(q3_alias *alias, const alias_row *row, const q3_config *con
     return true;
 }
 
+const char *q3_alias_pattern(size_t index)
+{
+    const char *system;
+    const alias_row *row = row_at(index, &system);
+    return row != NULL ? row->name : NULL;
+}
+
 bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name)
 {
-    char written[NAME_ROOM];
-    bool known = canonical(written, name);
+    char written[Q3_NAME_ROOM];
+    bool known = q3_canonical_name(written, name);
     *alias = (q3_alias){Q3_TAP_COUNT, 1, 0, false};
     if (q3_tap_find(name, &alias->id, &alias->layer)) return true;
     if (known && q3_tap_find(written, &alias->id, &alias->layer)) return true;
-    for (size_t i = 0; i < sizeof aliases / sizeof aliases[0]; i++) {
+    const alias_row *row;
+    const char *system;
+    for (size_t i = 0; (row = row_at(i, &system)) != NULL; i++) {
         size_t number;
-        if (fits(aliases[i].name, name, &number) ||
-            (known && fits(aliases[i].name, written, &number)))
-            return read_row(alias, &aliases[i], config, number);
+        if (fits(row->name, name, &number) || (known && fits(row->name, written, &number)))
+            return read_row(alias, row, config, number);
+    }
+    return false;
+}
+
+bool q3_other_name_at(q3_other_name *other, const q3_config *config, q3_tap_id id, size_t layer,
+                      size_t index)
+{
+    size_t L = config->num_hidden_layers, sparse = 0;
+    const alias_row *row;
+    for (size_t l = 0; l < layer && l < L; l++) sparse += q3_layer_is_sparse(config, l);
+    /* a row may count from another layer (read_row) */
+    const size_t numbers[] = {layer, layer + 1, sparse, 0, L};
+    for (size_t i = 0; (row = row_at(i, &other->system)) != NULL; i++) {
+        bool numbered = strchr(row->name, '#') != NULL, found = false;
+        for (size_t n = 0; n < (numbered ? sizeof numbers / sizeof numbers[0] : 1) && !found; n++) {
+            q3_alias alias;
+            found = read_row(&alias, row, config, numbers[n]) && id >= alias.id &&
+                    id < alias.id + alias.count && (!q3_tap_in_layer(id) || alias.layer == layer);
+            other->number = numbers[n];
+            other->part = found ? (size_t)(id - alias.id) : 0;
+        }
+        if (!found || index-- > 0) continue;
+        other->name = row->name;
+        other->numbered = numbered;
+        other->parts = row->ids;
+        return true;
     }
     return false;
 }

@@ -164,7 +164,7 @@ static q3_status find_taps(backend *b, q3_error *error)
             continue;
         if (!q3_tap_alias(&alias, b->config, entry->name) ||
             !q3_tap_exists(b->config, 0, L, alias.id, alias.layer)) {
-            if (b->unknown++ == 0) b->unknown_name = entry->name;
+            q3_note_unknown(b, entry->name);
             continue;
         }
         for (size_t part = 0; part < alias.count; part++) {
@@ -252,7 +252,7 @@ q3_status q3_backend_read(backend *b, q3_error *error)
     free(b->tensors);
     b->ids = NULL;
     b->tensors = NULL;
-    b->T = b->unknown = 0;
+    b->T = b->unknown = b->unknown_count = b->kind_count = 0;
     q3_status status = read_ids(b, error);
     if (status == Q3_OK) status = read_positions(b, error);
     if (status == Q3_OK) status = find_taps(b, error);

@@ -3,6 +3,7 @@
  * Private to judge/.
  *
  *   aliases.c   what other systems call the taps
+ *   names.c     names that are none of a tap, but may be meant as one
  *   backend.c   which tensors are given, and of which run
  *   metadata.c  what a file's metadata says of the run
  *   dtype.c     which dtype it had, where the metadata does not say it
@@ -31,10 +32,17 @@ typedef struct q3_alias {
 /* Which tap a name means. False if none is known, or if it depends on the model and config is NULL.
  * The tap need not exist in the model. */
 bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name);
+/* The index-th name of the table of aliases, # for a number; NULL: there are no more. */
+const char *q3_alias_pattern(size_t index);
 
-/* A tensor's name that fits no tap and looks like one, and the tap whose name is nearest to it ("":
- * none is near). */
+#define Q3_NAME_ROOM 200
+/* The name as the tables write it: model.MODULE.output. False for one that has no such form. */
+bool q3_canonical_name(char out[Q3_NAME_ROOM], const char *name);
+
+/* A tensor's name that fits no tap and looks like one, and the known name that is nearest to it
+ * ("": none is near). */
 #define Q3_UNKNOWN_MOST 32
+#define Q3_UNKNOWN_KINDS 256
 typedef struct q3_unknown {
     const char *name; /* the tensor's */
     char nearest[Q3_TAP_NAME_SIZE];
@@ -76,6 +84,9 @@ typedef struct backend {
     const char *unknown_name;
     q3_unknown unknowns[Q3_UNKNOWN_MOST]; /* the first of those that look like taps */
     size_t unknown_count;
+    const char *kinds[Q3_UNKNOWN_KINDS]; /* names that were looked at: one of all that differ in
+                                          * their numbers */
+    size_t kind_count;
     char dtype_note[200];    /* how the run's dtype was found, where that is worth a word; "" */
 } backend;
 
@@ -100,6 +111,8 @@ q3_status q3_backend_bind(backend *b, size_t T, q3_error *error);
 /* The run's dtype when b is bound: metadata's, else what the tensors show (MODEL.md 12.10), else
  * Q3_AUTO. Fills b->dtype_note. */
 q3_dtype q3_backend_dtype(backend *b);
+/* Counts a tensor that is no tap, and lists its name if it looks like one (names.c). */
+void q3_note_unknown(backend *b, const char *name);
 /* NULL if the tap is not given. */
 const backend_tensor *q3_backend_find(const backend *b, q3_tap_id id, size_t layer);
 /* Token t's row, t >= first. F64 is rounded to float32; integers become floats (ids beyond 2^24

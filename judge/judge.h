@@ -176,6 +176,20 @@ Q3_API q3_status q3_judge_prepare(q3_judge *judge, q3_dtype *dtype, q3_error *er
 Q3_API q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtype,
                               q3_report **report, q3_error *error);
 
+/* What another system calls a tap. */
+typedef struct q3_other_name {
+    const char *system; /* "llama.cpp" */
+    const char *name;   /* "ffn_moe_out-#": # stands for the number */
+    bool numbered;
+    size_t number;      /* of this layer, as that system counts */
+    size_t part, parts; /* of a tensor that holds several taps: which, from 0, and of how many */
+} q3_other_name;
+
+/* The index-th name, from 0 on, under which q3_judge_tensor knows a tap of this layer (0 outside
+ * the layers), beside q3_tap_name's; false: there are no more. */
+Q3_API bool q3_other_name_at(q3_other_name *name, const q3_config *config, q3_tap_id id,
+                             size_t layer, size_t index);
+
 /* The figures for two safetensors files; no model, so no bounds. command: the command line, for
  * reports; NULL: "". */
 Q3_API q3_status q3_diff(q3_report **report, const char *a, const char *b, const char *command,

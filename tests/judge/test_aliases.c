@@ -5,10 +5,12 @@
  *
  * The names were taken from the systems' sources: transformers' modeling_qwen3_moe.py (4.57, 5.17)
  * and model_debugging_utils.py, vLLM's and SGLang's models/qwen3_moe.py, llama.cpp's
- * llama-graph.cpp and models/qwen3moe.cpp, TransformerLens' components; TransformerLens' also from
- * its own dumps (4.3, 3.9, 3.4, 2.18). */
+ * llama-graph.cpp and models/qwen3moe.cpp, TransformerLens' components (also from its own dumps:
+ * 4.3, 3.9, 3.4, 2.18), and of mlx-lm 0.32.2, litgpt 0.5.13, torchtitan 0.3.0, keras-hub 0.32.0 and
+ * tinygrad 0.14.0 the files that aliases.c names. */
 #include "t.h"
 
+#include "host/taps.h"
 #include "judge/backend.h"
 
 #define P "model.layers.2."
@@ -200,6 +202,131 @@ static const name_case cases[] = {
     {"unembed.hook_in", "model.norm.output"},
     {"unembed.hook_out", "lm_head.output"},
     {"hook_unembed", "lm_head.output"},
+    /* mlx-lm */
+    {"model.layers.2.mlp.switch_mlp.gate_proj", P "mlp.experts.gate_proj.output"},
+    {"model.layers.2.mlp.switch_mlp.up_proj.output", P "mlp.experts.up_proj.output"},
+    {"model.layers.2.mlp.switch_mlp.down_proj.input", P "mlp.experts.down_proj.input"},
+    {"model.layers.2.mlp.switch_mlp.down_proj", P "mlp.experts.down_proj.output"},
+    {"model.layers.2.mlp.switch_mlp", P "mlp.experts.down_proj.output"},
+    {"model.layers.2.mlp.switch_mlp.activation", ""}, /* one for all layers */
+    {"model.layers.2.self_attn.rope", ""},            /* called twice */
+    /* litgpt */
+    {"transformer.wte", "model.embed_tokens.output"},
+    {"transformer.h.2.input", "model.layers.1.output"},
+    {"transformer.h.0.norm_1.input", "model.embed_tokens.output"},
+    {"transformer.h.2.norm_1", P "input_layernorm.output"},
+    {"_orig_mod.transformer.h.2.attn.qkv",
+     P "self_attn.q_proj.output " P "self_attn.k_proj.output " P "self_attn.v_proj.output"},
+    {"transformer.h.2.attn.norm_q", P "self_attn.q_norm.output"},
+    {"transformer.h.2.attn.norm_k", P "self_attn.k_norm.output"},
+    {"transformer.h.2.attn.proj.input", P "self_attn.o_proj.input"},
+    {"transformer.h.2.attn.proj", P "self_attn.o_proj.output"},
+    {"transformer.h.2.attn", P "self_attn.o_proj.output"},
+    {"transformer.h.2.post_attention_norm", P "self_attn.o_proj.output"},
+    {"transformer.h.2.norm_2.input", P "post_attention_layernorm.input"},
+    {"transformer.h.2.norm_2", P "post_attention_layernorm.output"},
+    {"transformer.h.2.mlp.gate", P "mlp.gate.output"},
+    {"transformer.h.1.mlp.fc_1", "model.layers.1.mlp.gate_proj.output"},
+    {"transformer.h.1.mlp.fc_2", "model.layers.1.mlp.up_proj.output"},
+    {"transformer.h.1.mlp.proj.input", "model.layers.1.mlp.down_proj.input"},
+    {"transformer.h.1.mlp.proj", "model.layers.1.mlp.output"},
+    {"transformer.h.2.mlp.proj", ""},
+    {"transformer.h.2.mlp", P "mlp.output"},
+    {"transformer.h.2.post_mlp_norm", P "mlp.output"},
+    {"transformer.h.2", P "output"},
+    {"transformer.ln_f.input", "model.layers.2.output"},
+    {"transformer.ln_f", "model.norm.output"},
+    {"transformer.h.2.mlp.experts.3.fc_1", ""},
+    /* torchtitan */
+    {"tok_embeddings", "model.embed_tokens.output"},
+    {"layers.2.attention_norm.input", "model.layers.1.output"},
+    {"layers.2.attention_norm", P "input_layernorm.output"},
+    {"layers.2.attention.qkv_linear.wq", P "self_attn.q_proj.output"},
+    {"layers.2.attention.qkv_linear.wk", P "self_attn.k_proj.output"},
+    {"layers.2.attention.qkv_linear.wv", P "self_attn.v_proj.output"},
+    {"layers.2.attention.qkv_linear.output.0", P "self_attn.q_proj.output"},
+    {"layers.2.attention.qkv_linear.output.1", P "self_attn.k_proj.output"},
+    {"layers.2.attention.qkv_linear.output.2", P "self_attn.v_proj.output"},
+    {"layers.2.attention.qkv_linear.wqkv", ""}, /* group by group */
+    {"layers.2.attention.q_norm", P "self_attn.q_norm.output"},
+    {"layers.2.attention.k_norm", P "self_attn.k_norm.output"},
+    {"layers.2.attention.rope.output.0", P "self_attn.q_rope.output"},
+    {"layers.2.attention.rope.output.1", P "self_attn.k_rope.output"},
+    {"layers.2.attention.inner_attention", P "self_attn.o_proj.input"},
+    {"layers.2.attention.wo.input", P "self_attn.o_proj.input"},
+    {"layers.2.attention.wo", P "self_attn.o_proj.output"},
+    {"layers.2.attention", P "self_attn.o_proj.output"},
+    {"layers.2.ffn_norm.input", P "post_attention_layernorm.input"},
+    {"layers.2.ffn_norm", P "post_attention_layernorm.output"},
+    {"layers.2.moe.router.gate", P "mlp.gate.output"},
+    {"layers.2.moe.router.output.0", P "mlp.topk_weights.output"},
+    {"layers.2.moe.router.output.1", P "mlp.topk_indices.output"},
+    {"layers.2.moe.router.output.2", P "mlp.router_probs.output"},
+    {"layers.2.moe.routed_experts.inner_experts", P "mlp.experts.down_proj.output"},
+    {"layers.2.moe.routed_experts", P "mlp.output"},
+    {"layers.2.moe", P "mlp.output"},
+    {"layers.1.feed_forward.w1", "model.layers.1.mlp.gate_proj.output"},
+    {"layers.1.feed_forward.w3", "model.layers.1.mlp.up_proj.output"},
+    {"layers.1.feed_forward.w2.input", "model.layers.1.mlp.down_proj.input"},
+    {"layers.1.feed_forward.w2", "model.layers.1.mlp.output"},
+    {"layers.1.feed_forward", "model.layers.1.mlp.output"},
+    /* keras-hub */
+    {"transformer_layer_2.input", "model.layers.1.output"},
+    {"transformer_layer_2/self_attention_layernorm.input", "model.layers.1.output"},
+    {"transformer_layer_2/self_attention_layernorm", P "input_layernorm.output"},
+    {"transformer_layer_2/self_attention/query", P "self_attn.q_proj.output"},
+    {"transformer_layer_2/self_attention/key", P "self_attn.k_proj.output"},
+    {"transformer_layer_2/self_attention/value", P "self_attn.v_proj.output"},
+    {"transformer_layer_2/self_attention/query_dense_layernorm", P "self_attn.q_norm.output"},
+    {"transformer_layer_2/self_attention/key_dense_layernorm", P "self_attn.k_norm.output"},
+    {"transformer_layer_2/self_attention/rotary_embedding", ""}, /* called twice */
+    {"transformer_layer_2/self_attention/attention_softmax", P "self_attn.probs.output"},
+    {"transformer_layer_2/self_attention/attention_output.input", P "self_attn.o_proj.input"},
+    {"transformer_layer_2/self_attention/attention_output", P "self_attn.o_proj.output"},
+    {"transformer_layer_2/self_attention", P "self_attn.o_proj.output"},
+    {"transformer_layer_2/feedforward_layernorm.input", P "post_attention_layernorm.input"},
+    {"transformer_layer_2.feedforward_layernorm", P "post_attention_layernorm.output"},
+    {"transformer_layer_2.mlp.sparse_feedforward_gate_dense", P "mlp.gate.output"},
+    {"transformer_layer_2.mlp.output.0", P "mlp.output"},
+    {"transformer_layer_2.mlp.output.1", P "mlp.gate.output"},
+    {"transformer_layer_1/mlp/feedforward_gate_dense", "model.layers.1.mlp.gate_proj.output"},
+    {"transformer_layer_1/mlp/feedforward_intermediate_dense",
+     "model.layers.1.mlp.up_proj.output"},
+    {"transformer_layer_1/mlp/feedforward_output_dense.input",
+     "model.layers.1.mlp.down_proj.input"},
+    {"transformer_layer_1/mlp/feedforward_output_dense", "model.layers.1.mlp.output"},
+    {"transformer_layer_2", P "output"},
+    {"sequence_output_layernorm.input", "model.layers.2.output"},
+    {"sequence_output_layernorm", "model.norm.output"},
+    {"token_embedding", ""}, /* the logits too */
+    {"transformer_layer_2/mlp/experts", ""},
+    /* tinygrad */
+    {"token_embd", "model.embed_tokens.output"},
+    {"blk.2.input", "model.layers.1.output"},
+    {"blk.2.attn_norm.input", "model.layers.1.output"},
+    {"blk.2.attn_norm", P "input_layernorm.output"},
+    {"blk.2.attn_q", P "self_attn.q_proj.output"},
+    {"blk.2.attn_k", P "self_attn.k_proj.output"},
+    {"blk.2.attn_v", P "self_attn.v_proj.output"},
+    {"blk.2.attn_q_norm", P "self_attn.q_norm.output"},
+    {"blk.2.attn_k_norm", P "self_attn.k_norm.output"},
+    {"blk.2.attn_output.input", P "self_attn.o_proj.input"},
+    {"blk.2.attn_output", P "self_attn.o_proj.output"},
+    {"blk.2.ffn_norm.input", P "post_attention_layernorm.input"},
+    {"blk.2.ffn_norm", P "post_attention_layernorm.output"},
+    {"blk.2.ffn_gate_inp", P "mlp.gate.output"},
+    {"blk.2.ffn_gate_exps", P "mlp.experts.gate_proj.output"},
+    {"blk.2.ffn_up_exps", P "mlp.experts.up_proj.output"},
+    {"blk.2.ffn_down_exps", P "mlp.experts.down_proj.output"},
+    {"blk.1.ffn_gate", "model.layers.1.mlp.gate_proj.output"},
+    {"blk.1.ffn_up", "model.layers.1.mlp.up_proj.output"},
+    {"blk.1.ffn_down.input", "model.layers.1.mlp.down_proj.input"},
+    {"blk.1.ffn_down", "model.layers.1.mlp.output"},
+    {"blk.2", P "output"},
+    {"output_norm.input", "model.layers.2.output"},
+    {"output_norm", "model.norm.output"},
+    {"output", ""}, /* anybody's */
+    {"blk.2.attn_q.weight", ""},
     /* meanings that are others, or not certain */
     {"kq-2", ""},
     {"ffn_moe_weighted-2", ""},
@@ -275,11 +402,68 @@ static void check_weak(const q3_config *config)
         {"blocks.2.hook_resid_pre", true},
         {"blocks.2.hook_resid_post", false},
         {"logits", true},
+        {P "mlp.switch_mlp", false}, /* in the order of the slots */
+        {P "mlp.switch_mlp.down_proj", true},
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
         q3_alias alias;
         CHECKF(q3_tap_alias(&alias, config, list[i].name) && alias.weak == list[i].weak, "%s",
                list[i].name);
+    }
+}
+
+/* The names that are listed for a tap are those that are read as this tap, and every row of the
+ * table is one of some tap's. */
+static void check_listed(const q3_config *config)
+{
+    size_t L = config->num_hidden_layers, count = 0, parts = 0;
+    for (int id = 0; id < Q3_TAP_COUNT; id++)
+        for (size_t layer = 0; layer < L; layer++) {
+            q3_other_name other;
+            bool inside = q3_tap_in_layer((q3_tap_id)id);
+            if (!q3_tap_exists(config, 0, L, (q3_tap_id)id, layer) || (!inside && layer > 0))
+                continue;
+            for (size_t i = 0; q3_other_name_at(&other, config, (q3_tap_id)id, layer, i); i++) {
+                char name[300];
+                const char *at = strchr(other.name, '#');
+                q3_alias alias;
+                CHECK((at != NULL) == other.numbered && other.system[0] != 0);
+                snprintf(name, sizeof name, "%.*s", at != NULL ? (int)(at - other.name) : 200,
+                         other.name);
+                if (at != NULL)
+                    snprintf(name + strlen(name), 100, "%zu%.80s", other.number, at + 1);
+                CHECKF(q3_tap_alias(&alias, config, name) && alias.count == other.parts &&
+                           alias.id + other.part == (size_t)id &&
+                           (alias.layer == layer || !inside),
+                       "%s", name);
+                count++;
+                parts += other.part > 0;
+            }
+        }
+    CHECKF(count > 500 && parts > 10, "%zu names, %zu parts", count, parts);
+}
+
+/* hidden_states.3 is what follows the last norm, blocks.0.hook_resid_pre the embedding. */
+static void check_listed_numbers(const q3_config *config)
+{
+    static const struct { q3_tap_id id; size_t layer; const char *name; size_t number; } list[] = {
+        {Q3_TAP_EMBED_TOKENS, 0, "hidden_states.#", 0},
+        {Q3_TAP_LAYER, 0, "hidden_states.#", 1},
+        {Q3_TAP_NORM, 0, "hidden_states.#", 3},
+        {Q3_TAP_EMBED_TOKENS, 0, "blocks.#.hook_resid_pre", 0},
+        {Q3_TAP_LAYER, 1, "blocks.#.hook_resid_pre", 2},
+        {Q3_TAP_LAYER, 1, "l_out-#", 1},
+        {Q3_TAP_GATE, 2, "router_logits.#", 1},
+        {Q3_TAP_LAYER, 2, "transformer.ln_f.input", 0},
+    };
+    for (size_t c = 0; c < sizeof list / sizeof list[0]; c++) {
+        q3_other_name other;
+        bool found = false;
+        for (size_t i = 0;
+             q3_other_name_at(&other, config, list[c].id, list[c].layer, i) && !found; i++)
+            found = strcmp(other.name, list[c].name) == 0 &&
+                    (!other.numbered || other.number == list[c].number);
+        CHECKF(found, "%s", list[c].name);
     }
 }
 
@@ -307,6 +491,8 @@ int main(void)
     check_names(without_model, sizeof without_model / sizeof without_model[0], NULL);
     check_weak(&config);
     check_long(&config);
+    check_listed(&config);
+    check_listed_numbers(&config);
     config.norm_topk_prob = false;
     check_names(not_renormalised, 1, &config);
     return t_done("names");
