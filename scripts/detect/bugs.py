@@ -52,6 +52,7 @@ TINY = {
     "tiny-window": {"use_sliding_window": True, "sliding_window": 7},
     "tiny-window-off": {"use_sliding_window": False, "sliding_window": 7},
     "tiny-yarn": {"rope_scaling": YARN},
+    "tiny-eps": {"rms_norm_eps": 1e-3},
     "tiny-linear": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
     "tiny-tied": {"tie_word_embeddings": True},
     "tiny-nan": {},

@@ -114,6 +114,16 @@ class LowSquares(Backend):
         return self.w[name + ".weight"] * (x.float() * torch.rsqrt(variance + self.eps)).to(self.D)
 
 
+@bug("self_attn.q_norm.output", number=31, layer=0, model="tiny-eps", looks="eps 1e-06 instead of 0.001")
+class HeadEpsDefault(Backend):
+    """q_norm and k_norm keep 1e-6 where rms_norm_eps is 1e-3 (keras-hub)."""
+    def head_norm(self, x, name):
+        self.eps = 1e-6
+        y = super().head_norm(x, name)
+        self.eps = self.c["rms_norm_eps"]
+        return y
+
+
 # ==== linear maps ==================================================================================
 
 
@@ -251,6 +261,20 @@ class LogSumExpRouter(Backend):
     """The router's probabilities as exp(logit - logsumexp) in bfloat16."""
     def router_probs(self, logits, m):
         return (logits - logits.logsumexp(-1, keepdim=True)).exp()
+
+
+@bug("mlp.router_probs.output", number=7, layer=0, model="wide", tokens=400,
+     looks="router probabilities rounded to bfloat16")
+class RoundedRouterLong(Backend):
+    """Router's softmax cast to bfloat16, 128 experts and 400 tokens."""
+    def router_probs(self, logits, m):
+        return super().router_probs(logits, m).to(self.D)
+
+
+@bug("mlp.router_probs.output", number=7, layer=0, model="wide", tokens=400,
+     looks="router softmax computed in bfloat16 throughout")
+class LowRouterLong(LowRouter):
+    """The router's softmax in bfloat16 throughout, 128 experts and 400 tokens."""
 
 
 class SortedIds(Backend):
