@@ -10,6 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* A name, and the tensor that has it. */
+typedef struct name_of {
+    const char *name;
+    size_t index;
+} name_of;
+
 /* One file, and what its tensors are called by us, where that needs no model. */
 typedef struct side {
     const char *path;
@@ -17,19 +23,56 @@ typedef struct side {
     size_t count;
     char (*tap)[Q3_TAP_NAME_SIZE]; /* [count], "" for other names */
     bool *paired;                  /* [count] */
+    name_of *names, *taps;         /* [count], [tap_count], sorted: own names, and taps' */
+    size_t tap_count;
 } side;
 
-/* One tensor of a file is a tap: the one of the tap's own name, else the first. */
-static void name_tensor(side *s, size_t i)
+static int by_name(const void *a, const void *b)
 {
-    const char *name = q3_tensors_at(s->file, i)->name;
-    char *tap = s->tap[i];
-    q3_alias alias;
-    if (!q3_tap_alias(&alias, NULL, name) || alias.count != 1) return;
-    q3_tap_name(tap, alias.id, alias.layer);
-    bool taken = strcmp(tap, name) != 0 && q3_tensors_find(s->file, tap) != NULL;
-    for (size_t k = 0; k < i && !taken; k++) taken = strcmp(tap, s->tap[k]) == 0;
-    if (taken) tap[0] = 0;
+    const name_of *x = a, *y = b;
+    int order = strcmp(x->name, y->name);
+    return order != 0 ? order : x->index < y->index ? -1 : x->index > y->index;
+}
+
+/* The first of the tensors that have this name; SIZE_MAX: none has it. */
+static size_t find(const name_of *names, size_t count, const char *name)
+{
+    size_t low = 0, high = count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (strcmp(names[middle].name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < count && strcmp(names[low].name, name) == 0 ? names[low].index : SIZE_MAX;
+}
+
+/* One tensor of a file is a tap: the one of the tap's own name, else the first. */
+static void name_tensors(side *s)
+{
+    for (size_t i = 0; i < s->count; i++)
+        s->names[i] = (name_of){q3_tensors_at(s->file, i)->name, i};
+    qsort(s->names, s->count, sizeof *s->names, by_name);
+    for (size_t i = 0; i < s->count; i++) {
+        const char *name = q3_tensors_at(s->file, i)->name;
+        q3_alias alias;
+        if (!q3_tap_alias(&alias, NULL, name) || alias.count != 1) continue;
+        q3_tap_name(s->tap[i], alias.id, alias.layer);
+        bool own = strcmp(s->tap[i], name) == 0;
+        if (!own && find(s->names, s->count, s->tap[i]) != SIZE_MAX)
+            s->tap[i][0] = 0;
+        else
+            s->taps[s->tap_count++] = (name_of){s->tap[i], i};
+    }
+    qsort(s->taps, s->tap_count, sizeof *s->taps, by_name);
+    size_t kept = 0;
+    for (size_t k = 0; k < s->tap_count; k++)
+        if (kept > 0 && strcmp(s->taps[kept - 1].name, s->taps[k].name) == 0)
+            s->tap[s->taps[k].index][0] = 0;
+        else
+            s->taps[kept++] = s->taps[k];
+    s->tap_count = kept;
 }
 
 static q3_status side_open(side *s, const char *path, q3_error *error)
@@ -43,9 +86,11 @@ static q3_status side_open(side *s, const char *path, q3_error *error)
     s->count = q3_tensors_count(s->file);
     s->tap = calloc(s->count + 1, sizeof *s->tap);
     s->paired = calloc(s->count + 1, sizeof *s->paired);
-    if (s->tap == NULL || s->paired == NULL)
+    s->names = calloc(s->count + 1, sizeof *s->names);
+    s->taps = calloc(s->count + 1, sizeof *s->taps);
+    if (s->tap == NULL || s->paired == NULL || s->names == NULL || s->taps == NULL)
         return q3_fail(error, Q3_ERROR_MEMORY, "%s: no memory for %zu names", path, s->count);
-    for (size_t i = 0; i < s->count; i++) name_tensor(s, i);
+    name_tensors(s);
     return Q3_OK;
 }
 
@@ -54,20 +99,20 @@ static void side_close(side *s)
     q3_tensors_close(s->file);
     free(s->tap);
     free(s->paired);
+    free(s->names);
+    free(s->taps);
 }
 
 /* The tensor of b that is a's number i: of the same name, else of the same tap under a name that a
  * does not have. SIZE_MAX: none. */
 static size_t partner(const side *a, size_t i, const side *b)
 {
-    const char *name = q3_tensors_at(a->file, i)->name;
-    for (size_t k = 0; k < b->count; k++)
-        if (strcmp(name, q3_tensors_at(b->file, k)->name) == 0) return k;
-    for (size_t k = 0; k < b->count && a->tap[i][0] != 0; k++)
-        if (strcmp(a->tap[i], b->tap[k]) == 0 &&
-            q3_tensors_find(a->file, q3_tensors_at(b->file, k)->name) == NULL)
-            return k;
-    return SIZE_MAX;
+    size_t k = find(b->names, b->count, q3_tensors_at(a->file, i)->name);
+    if (k != SIZE_MAX || a->tap[i][0] == 0) return k;
+    k = find(b->taps, b->tap_count, a->tap[i]);
+    if (k == SIZE_MAX) return k;
+    bool taken = find(a->names, a->count, q3_tensors_at(b->file, k)->name) != SIZE_MAX;
+    return taken ? SIZE_MAX : k;
 }
 
 /* ==== Values ================================================================================== */
@@ -166,6 +211,37 @@ typedef struct exact_counts {
     uint64_t differ, zeros, non_finite;
 } exact_counts;
 
+/* An element that differs: the first one, and those that differ most. */
+static void take_element(q3_finding *f, const size_t at[3], double ours, double theirs,
+                         q3_dtype dtype)
+{
+    double error = ours > theirs ? ours - theirs : theirs - ours;
+    double x_size = ours < 0 ? -ours : ours, y_size = theirs < 0 ? -theirs : theirs;
+    q3_element e = {{at[0], at[1], at[2]}, ours, theirs, 0x1p100, 0};
+    if (error - error == 0) e.ulp = error / q3_ulp(y_size > x_size ? y_size : x_size, dtype);
+    q3_keep_worst(f, &e);
+    if (f->has_bad) return;
+    memcpy(f->bad_at, e.at, sizeof e.at);
+    f->has_bad = true;
+    f->bad_ours = ours;
+    f->bad_theirs = theirs;
+    f->bad_ulp = e.ulp;
+}
+
+/* Experts are a set: a token has other ones, or the same in another order. */
+static void count_choice(q3_finding *f, const float *ours, const float *theirs, size_t A)
+{
+    size_t found = 0, in_place = 0;
+    for (size_t i = 0; i < A; i++) {
+        size_t k = 0;
+        while (k < A && theirs[k] != ours[i]) k++;
+        found += k < A;
+        in_place += theirs[i] == ours[i];
+    }
+    f->wrong_sets += found < A;
+    f->other_order += found == A && in_place < A;
+}
+
 /* Token t, by exact values: floats alone would hide what F64 and integers hold. */
 static void count_row(q3_finding *f, exact_counts *n, const q3_entry *a, const q3_entry *b,
                       const axes *x, size_t t, q3_dtype dtype)
@@ -178,17 +254,8 @@ static void count_row(q3_finding *f, exact_counts *n, const q3_entry *a, const q
             if (equal_at(a, b, begin + c)) continue;
             n->differ++;
             n->non_finite += ours - ours == 0 && theirs - theirs != 0;
-            if (f->has_bad) continue;
-            double error = ours > theirs ? ours - theirs : theirs - ours;
-            double x_size = ours < 0 ? -ours : ours, y_size = theirs < 0 ? -theirs : theirs;
             const size_t at[3] = {t, f->rank > 2 ? h : c, f->rank > 2 ? c : 0};
-            memcpy(f->bad_at, at, sizeof at);
-            f->has_bad = true;
-            f->bad_ours = ours;
-            f->bad_theirs = theirs;
-            f->bad_ulp = error - error == 0
-                             ? error / q3_ulp(y_size > x_size ? y_size : x_size, dtype)
-                             : 0x1p100;
+            take_element(f, at, ours, theirs, dtype);
         }
     }
 }
@@ -226,6 +293,7 @@ static q3_status compare_values(q3_finding *f, const side *a, const q3_entry *ou
         }
         q3_figures_row(&g, t, values, values + row, row);
         count_row(f, &n, ours, theirs, &x, t, dtype);
+        if (alias->id == Q3_TAP_TOPK_INDICES) count_choice(f, values, values + row, row);
     }
     q3_figures_end(&g);
     free(values);

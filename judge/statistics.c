@@ -125,3 +125,18 @@ void q3_figures_end(figures *g)
     free(g->channel_square);
     g->token_square = g->channel_square = NULL;
 }
+
+static double badness(const q3_element *e)
+{
+    return e->bound_ulp > 0 ? e->ulp / e->bound_ulp : e->ulp;
+}
+
+void q3_keep_worst(q3_finding *f, const q3_element *e)
+{
+    size_t at = f->worst_count;
+    while (at > 0 && badness(e) > badness(&f->worst[at - 1])) at--;
+    if (at == Q3_WORST_MOST) return;
+    if (f->worst_count < Q3_WORST_MOST) f->worst_count++;
+    for (size_t k = f->worst_count - 1; k > at; k--) f->worst[k] = f->worst[k - 1];
+    f->worst[at] = *e;
+}

@@ -110,28 +110,16 @@ static void place(size_t at[3], const trial *r, size_t t, size_t i)
     at[2] = r->f.rank > 2 ? i % r->channels : 0;
 }
 
-/* How bad an element is: the difference over its bound, in ulp where nothing is allowed. */
-static double badness(const q3_element *e)
-{
-    return e->bound_ulp > 0 ? e->ulp / e->bound_ulp : e->ulp;
-}
-
 /* An element that differs, into its place among the worst; what is not finite differs by one
  * enormous step, as in the figures. */
 static void take_worst(trial *r, size_t t, size_t i, double ours, double theirs, double bound,
                        double ulp)
 {
-    q3_finding *f = &r->f;
     double error = theirs > ours ? theirs - ours : ours - theirs;
     q3_element e = {{0}, ours, theirs, q3_is_finite(error) ? error / ulp : 0x1p100,
                     q3_is_finite(bound) ? bound / ulp : 0};
-    size_t at = f->worst_count;
-    while (at > 0 && badness(&e) > badness(&f->worst[at - 1])) at--;
-    if (at == Q3_WORST_MOST) return;
     place(e.at, r, t, i);
-    if (f->worst_count < Q3_WORST_MOST) f->worst_count++;
-    for (size_t k = f->worst_count - 1; k > at; k--) f->worst[k] = f->worst[k - 1];
-    f->worst[at] = e;
+    q3_keep_worst(&r->f, &e);
 }
 
 /* An element outside its bound: the first one is shown. */

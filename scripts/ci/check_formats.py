@@ -10,6 +10,7 @@ the lines of the other files. Compares keys and types with MODEL.md's tables, an
 without any of its keys, or with one more, is refused. Needs jsonschema (pip install jsonschema).
 Exit status: 0 all is well, 1 something is not.
 """
+import hashlib
 import json
 import pathlib
 import re
@@ -17,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree as ElementTree
 
 import jsonschema
 
@@ -68,11 +70,26 @@ def plant_faults(source, path):
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
+def check_junit(name, xml, lines, status):
+    """The XML is well formed, has a test case for each tap, counts them, and fails where check does."""
+    suites = ElementTree.parse(xml).getroot()
+    values = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    cases, found = suites.findall("testsuite/testcase"), 0
+    taps = [value["tap"] for value in values if "tap" in value]
+    expect(f"{name}: a test case for each tap", sorted(c.get("name") for c in cases) == sorted(taps))
+    for suite in suites:
+        for kind, what in ("tests", "testcase"), ("failures", ".//failure"), ("skipped", ".//skipped"):
+            number = len(suite.findall(what))
+            found += number if kind == "failures" else 0
+            expect(f"{name}: JUnit's {kind}", int(suite.get(kind)) == number, suite.get(kind))
+    expect(f"{name}: JUnit fails as check does", (found > 0) == (status != 0), f"{found}, status {status}")
+
+
 def make_lines(command, work):
     """The lines of reports, by what was done."""
     taps, faults = TAPS / "taps-bfloat16.safetensors", work / "faults.safetensors"
     plant_faults(taps, faults)
-    model, lines = str(MODEL), work / "lines.jsonl"
+    model, lines, xml = str(MODEL), work / "lines.jsonl", work / "junit.xml"
     jobs = {
         "agrees": ["check", model, str(taps)],
         "differs": ["check", model, str(faults)],
@@ -80,11 +97,14 @@ def make_lines(command, work):
         "options": ["check", model, str(faults), "--free", "--strict", "--accumulate", "tf32",
                     "--kv", "float16", "--router", "float16", "--layers", "0:3"],
         "diff": ["diff", str(taps), str(faults)],
+        "sides": ["check", model, str(faults), str(taps), "--require", "*.mlp.*"],
     }
     for name, job in jobs.items():
-        run = subprocess.run([command, *job, "--json", str(lines)], capture_output=True, text=True)
+        run = subprocess.run([command, *job, "--json", str(lines), "--junit", str(xml)],
+                             capture_output=True, text=True)
         if run.returncode > 1:
             sys.exit(f"check_formats.py: {name}: {run.stderr.strip()}")
+        check_junit(name, xml, lines, run.returncode)
         yield name, lines.read_text(encoding="utf-8").splitlines()
 
 
@@ -156,6 +176,46 @@ def check_document():
                str(differences))
 
 
+def fingerprint(layer, config, tensors):
+    """Of one layer's weights, as MODEL.md 13 says; tensors: {name: (dtype, shape, bytes)}."""
+    head, begin = f"model.layers.{layer}.", hashlib.sha256()
+    names = ["input_layernorm.weight"]
+    names += [f"self_attn.{p}_proj.{kind}" for kind in ("weight", "bias") for p in "qkvo"]
+    names += ["self_attn.q_norm.weight", "self_attn.k_norm.weight", "post_attention_layernorm.weight",
+              "mlp.gate.weight"]
+    mlps = [f"mlp.experts.{e}." for e in range(config["num_experts"])] + ["mlp."]
+    names += [mlp + p + "_proj.weight" for mlp in mlps for p in ("gate", "up", "down")]
+    names = [(re.sub(r"experts\.\d+\.", "", name), head + name) for name in names]
+    if layer == 0:
+        names.insert(0, ("model.embed_tokens.weight",) * 2)
+    if layer + 1 == config["num_hidden_layers"]:
+        tied = config.get("tie_word_embeddings", False)
+        names += [("model.norm.weight",) * 2,
+                  ("lm_head.weight", "model.embed_tokens.weight" if tied else "lm_head.weight")]
+    for name, stored in names:
+        if stored not in tensors:
+            continue
+        dtype, shape, data = tensors[stored]
+        step = (len(data) - 64) // 3
+        blocks = [data] if len(data) <= 256 else [data[k * step:k * step + 64] for k in range(3)] + [data[-64:]]
+        text = f"{name}\0{dtype}\0{json.dumps(shape, separators=(',', ':'))}\0"
+        begin.update(text.encode() + b"".join(blocks))
+    return begin.hexdigest()[:32]
+
+
+def check_weights(values):
+    """The fingerprints in the lines are those of the model's file."""
+    header, body = read_header(MODEL / "model.safetensors")
+    header.pop("__metadata__", None)
+    config = json.loads((MODEL / "config.json").read_text())
+    tensors = {name: (t["dtype"], t["shape"], bytes(body[slice(*t["data_offsets"])]))
+               for name, t in header.items()}
+    want = [fingerprint(layer, config, tensors) for layer in range(config["num_hidden_layers"])]
+    for run in [value["run"] for value in values if "run" in value and value["run"]["tokens"]]:
+        part = want[run["first_layer"]:run["end_layer"]]
+        expect(f"weights of {run['command'][-40:]}", run["weights"] == part, f"{run['weights']}, {part}")
+
+
 def check_dumps(command, work):
     metadata, path = validator("metadata"), work / "dump.safetensors"
     for job in ["--dtype", "float32"], ["--dtype", "bfloat16", "--start", "30"], ["--dtype", "float16"]:
@@ -182,6 +242,7 @@ def main():
         check_dumps(sys.argv[1], work)
     if not failures:
         check_seen(values)
+        check_weights(values)
         check_strictness(values)
     for path in sys.argv[2:]:
         check_lines(path, pathlib.Path(path).read_text(encoding="utf-8").splitlines())

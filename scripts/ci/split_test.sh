@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # scripts/record/split_check.sh for real: golden/tiny against Hugging Face's taps, and against taps with a planted
 # fault, in parts by GNU parallel, here and on (feigned) other machines, and by Slurm. The merged report must
-# be that of one `qwen3moe check`, byte for byte, as text and as HTML. Slurm is one node that is started here
-# on the loopback interface and stopped.
+# be that of one `qwen3moe check`, byte for byte, as text and as HTML, but for the command line: one run has its
+# own, a merged report a part's, which ends in the number of the other parts. Slurm is one node that is started
+# here on the loopback interface and stopped.
 #
 #   scripts/ci/split_test.sh QWEN3MOE
 #
@@ -74,6 +75,12 @@ END
     daemon "$work/slurmd.pid" slurmd -N localhost
 }
 
+# A report without its one line (in the page, its one entry) that says the command.
+without_command() { # FILE
+    [ "$(grep -c -e '^command  ' -e '<dt>command<dd>' "$1")" -le 1 ] || failed "$1: more than one command line"
+    sed -e '/^command  /d' -e 's/<dt>command<dd>[^<]*//' "$1"
+}
+
 # What check and split_check.sh say of the same file: NAME STATUS BACKEND
 same() {
     local name=$1 want=$2 backend=$3 how status files
@@ -94,8 +101,12 @@ same() {
         scripts/record/split_check.sh "$@" golden/tiny "$backend" "${how#*:}" "$work/parts" --all >"$work/merged" ||
             status=$?
         [ $status = "$want" ] || { cat "$work/merged"; failed "$name, $how: status $status, expected $want"; }
-        diff "$work/one" "$work/merged" || failed "$name, $how: the reports are not the same"
-        cmp "$work/one.html" "$work/parts/report.html" || failed "$name, $how: the HTML is not the same"
+        diff <(without_command "$work/one") <(without_command "$work/merged") ||
+            failed "$name, $how: the reports are not the same"
+        grep -q "^command  .* check golden/tiny .*--layers 0:.* (and $((${how#*:} - 1)) more)$" "$work/merged" ||
+            failed "$name, $how: the command line is not a part's"
+        cmp <(without_command "$work/one.html") <(without_command "$work/parts/report.html") ||
+            failed "$name, $how: the HTML is not the same"
         files=("$work"/parts/part-*.jsonl)
         [ ${#files[@]} = "${how#*:}" ] || failed "$name, $how: found ${#files[@]} parts"
         echo "$name, $how parts: $(tail -n 1 "$work/merged"), status $status, the report of one run"

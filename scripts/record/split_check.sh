@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # qwen3moe check in parts: cuts the model's layers into ranges, checks each range in a process of its own, on
 # this machine, on many, or as a Slurm job array, and merges what they found into one report, which is the
-# same text and HTML, byte for byte, as that of a single `qwen3moe check`.
+# same text and HTML, byte for byte, as that of a single `qwen3moe check`, but for the command line that they show.
 #
 #   scripts/record/split_check.sh [--slurm] MODEL BACKEND JOBS FOLDER [option of check]...
 #
 #   MODEL     the model's folder             BACKEND   the other implementation's taps (.safetensors)
 #   JOBS      how many ranges                FOLDER    is made: the parts, their logs and report.html
-#   options   --strict, --accumulate X, --kv X, --dtype X, --tokens IDS, --prompt TEXT, --all
+#   options   --strict, --accumulate X, --kv X, --router X, --require GLOB, --dtype X, --tokens IDS, --prompt TEXT,
+#             --all
 #
 # Each process opens the weights of its own layers alone, and starts from the output of the layer before,
 # which BACKEND must hold for every range but the first.
@@ -43,7 +44,7 @@ for option in "$@"; do
     case $option in
     --all) all=(--all) ;;
     --free*) stop "--free: found with parts, expected one run: a range starts from the other's numbers" ;;
-    --layers* | --json* | --html*) stop "$option: found with parts, expected it left out: each part has its own" ;;
+    --layers* | --json* | --html* | --junit*) stop "$option: found with parts, expected it left out: each part has its own" ;;
     esac
 done
 if [ $slurm = yes ]; then needed=sbatch; else needed=parallel; fi

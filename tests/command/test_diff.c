@@ -28,6 +28,7 @@ typedef struct diff_case {
 
 #define MLP "model.layers.0.mlp.output"
 #define PROBS "model.layers.0.self_attn.probs.output"
+#define IDS "model.layers.0.mlp.topk_indices.output"
 #define ROUTER "model.layers.0.mlp.router_probs.output"
 #define AGREES "agrees"
 #define UNJUDGED "could not judge"
@@ -94,6 +95,15 @@ static const diff_case cases[] = {
      {"\"verdict\":\"shape\"", "found [5,3], expected [3,5]"}, "differs: " MLP},
     {{"", ""}, {{MLP, "F32", "3,5", 15, 99, 0}}, {{MLP, "F32", "3,5,2", 30, 99, 0}}, 1, MLP,
      {"\"verdict\":\"shape\""}, "differs: " MLP},
+    /* experts are sets: other ones, or the same in another order */
+    {{"", ""}, {{IDS, "I32", "2,3", 6, 3, 2}}, {{IDS, "I32", "2,3", 6, 4, 2}}, 1, IDS,
+     {"\"wrong_sets\":0,\"other_order\":1,"}, "differs: " IDS},
+    {{"", ""}, {{IDS, "I32", "2,3", 6, 3, 2}}, {{IDS, "I32", "2,3", 6, 3, 4}}, 1, IDS,
+     {"\"wrong_sets\":1,\"other_order\":0,"}, "differs: " IDS},
+    {{"", ""}, {{MLP, "F32", "3,5", 15, 4, 2}}, {{MLP, "F32", "3,5", 15, 9, 9}}, 1, MLP,
+     {"\"worst\":[{\"ours\":1.0,\"theirs\":9.0,\"ulp\":8388608.0,\"bound_ulp\":0.0,\"at\":[1,4]},"
+      "{\"ours\":2.0,\"theirs\":1.0,\"ulp\":4194304.0,\"bound_ulp\":0.0,\"at\":[0,4]}]"},
+     "differs: " MLP},
     /* both have the tap under two names */
     {{"", ""}, {{MLP, "F32", "3", 3, 99, 0}, {"ffn_moe_out-0", "F32", "3", 3, 0, 5}},
      {{"ffn_moe_out-0", "F32", "3", 3, 0, 5}, {MLP, "F32", "3", 3, 99, 0}}, 0, "ffn_moe_out-0",
@@ -145,6 +155,22 @@ static void check_case(const diff_case *c)
     free(lines);
 }
 
+/* One fault in many tensors: the map, the first of them in full, how many more. */
+static void test_many(void)
+{
+#define TAPS "$G/hf/tiny/taps-float32.safetensors $G/hf/tiny/taps-bfloat16.safetensors"
+    shell("\"$Q\" diff " TAPS " >few; wc -l <few && grep -c '^differs  ' few && "
+          "grep '^ *first: ' few && grep more few && grep -c ' in the first file, ' few");
+    CHECKF(last.status == 0 && atoi(last.out) < 40, "%s", last.out);
+    CHECK(strstr(last.out, "\n1\n            first: token ") != NULL);
+    CHECK(strstr(last.out, " in the second, ") != NULL && strstr(last.out, "ours") == NULL);
+    CHECK(strstr(last.out, "\nand 120 more tensors (--all shows them)\n6\n") != NULL);
+    shell("\"$Q\" diff " TAPS " --all >all; grep -c '^differs  ' all && "
+          "grep -A9 '^differs     model.layers.4.mlp.topk_ind' all");
+    CHECKF(strncmp(last.out, "121\n", 4) == 0, "%s", last.out);
+    CHECK(strstr(last.out, " with other experts, ") != NULL && strstr(last.out, "near") == NULL);
+}
+
 int main(int argc, char **argv)
 {
     set_up(argc, argv);
@@ -153,6 +179,7 @@ int main(int argc, char **argv)
     CHECK(last.status == 0);
     run("diff $G/hf/tiny/taps-float32.safetensors $G/hf/tiny/taps-bfloat16.safetensors");
     CHECK(last.status == 1);
+    test_many();
     run("diff a nowhere --json kept");
     fails_with("nowhere: ");
     run("diff err a");

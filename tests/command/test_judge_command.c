@@ -252,6 +252,80 @@ static void test_report(void)
     CHECK(strstr(last.out, "\ncould not judge\n") != NULL);
 }
 
+/* How much is judged: a file that has next to nothing agrees with nothing, and what is asked for
+ * must be there. */
+static void test_coverage(void)
+{
+    make(&(copy){"taps-bfloat16", "few", "embed_tokens", NULL, 1, 0, false});
+    run("check tiny w/few");
+    fails_with("w/few: nothing inside the layers and no lm_head could be judged");
+    prints("\n1 exact, 124 missing\ncoverage    0 of 120 taps of the layers judged, 0 of 5 layers "
+           "reached, lm_head not judged\n");
+    CHECK(strstr(last.out, "\ncould not judge\n") != NULL);
+    run("check tiny " BF16 " --require '*.mlp.gate.output' --require=lm_head.output");
+    ends(0, "agrees");
+    run("check tiny w/rounded --require 'model.layers.2.*norm.output' --require '*.embed*'");
+    fails_with("w/rounded: 4 required taps are not judged (--require), the first: "
+               "model.embed_tokens.output is missing");
+    CHECK(strstr(last.out, "\ncould not judge\n") != NULL);
+    run("check tiny w/fault --require 'model.layers.?.output'");
+    ends(1, "differs: " VALUES);
+    /* another part has them */
+    run("check tiny " BF16 " --layers 0:1 --require 'model.layers.4.*'");
+    ends(0, "agrees");
+    run("check tiny w/rounded --require 'model.layers.1.mlp.gate.output'"); /* a dense layer */
+    fails("require: found model.layers.1.mlp.gate.output, expected a pattern that a tap of the "
+          "model fits");
+}
+
+/* Two files: each as if it were alone, and the worse one decides. */
+static void test_two(void)
+{
+    run("check tiny w/fault w/rounded --json w/pair --junit w/xml");
+    ends(1, "B agrees");
+    prints("\nA        w/fault\nB        w/rounded\n");
+    prints("\n\nA differs: " VALUES "\nB agrees\n");
+    prints("first: token 0 \"I\", channel 0: ours "); /* the tokenizer's text */
+    write_file(FOLDER "whole", last.out, last.size);
+    shell("\"$Q\" report w/pair >merged; echo $?; cmp merged whole && grep -c '<testcase' w/xml");
+    CHECKF(last.status == 0 && strcmp(last.out, "1\n250\n") == 0, "%s", last.out);
+    shell("\"$Q\" check tiny w/fault w/rounded --json w/p1 --layers 0:2 >w/t; "
+          "\"$Q\" check tiny w/fault w/rounded --json w/p2 --layers 2:5 >w/t; "
+          "\"$Q\" report w/p2 w/p1 | sed '/^command /d' >merged; sed -i '/^command /d' whole; "
+          "cmp merged whole");
+    CHECKF(last.status == 0, "the merged report of two is another: %s", last.out);
+    run("check tiny " BF16 " w/few");
+    fails_with(": nothing inside the layers and no lm_head could be judged");
+    CHECK(strstr(last.out, "\n\nA agrees\nB could not judge\n") != NULL);
+    run("check tiny w/few w/fault");
+    ends(1, "B differs: " VALUES);
+    run("check tiny w/fault w/nowhere");
+    fails_with("w/nowhere: ");
+    CHECK(last.size == 0);
+}
+
+/* A place that cannot be written is said before the work, before any file is read; what comes of
+ * the work is printed even if a file then has no room. */
+static void test_outputs(void)
+{
+    run("check tiny w/nowhere --html nowhere/x");
+    fails_with("nowhere/x");
+    run("report w/nowhere --junit nowhere/x");
+    fails_with("nowhere/x");
+    run("diff w/nowhere w/nowhere --json nowhere/x");
+    fails_with("nowhere/x");
+    run("check tiny w/nowhere --json w/left --junit w/left.xml");
+    fails_with("w/nowhere");
+    shell("ls w | grep left");
+    CHECKF(last.size == 0, "left behind: %s", last.out);
+    run("check tiny w/fault --json w/z --junit w/../w/z");
+    fails("--junit: found w/../w/z, expected another file than --json's");
+    shell("(trap '' XFSZ; ulimit -f 16; \"$Q\" check tiny w/fault --html w/big) >w/text; echo $?; "
+          "tail -n 1 w/text; ls w | grep big");
+    CHECKF(strcmp(last.out, "2\ndiffers: " VALUES "\n") == 0, "%s", last.out);
+    CHECKF(strstr(last.err, "w/big") != NULL, "%s", last.err);
+}
+
 /* A report that takes standard output has it alone. */
 static void test_standard_output(void)
 {
@@ -326,6 +400,9 @@ int main(int argc, char **argv)
     test_layers();
     test_start();
     test_report();
+    test_coverage();
+    test_two();
+    test_outputs();
     test_standard_output();
     test_bad();
     free(last.out);
