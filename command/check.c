@@ -149,9 +149,6 @@ q3_status verb_check(const command_line *command, q3_error *error)
     if (command->operand == NULL)
         return q3_fail(error, Q3_ERROR_INPUT,
                        "check: the file of the other implementation's tensors is missing");
-    if (count > 1 && command->value[OPTION_HTML] != NULL)
-        return q3_fail(error, Q3_ERROR_INPUT,
-                       "--html: found two files to judge, expected one: a page shows one");
     q3_status status = read_options(&options, command, error);
     if (status == Q3_OK) status = open_outputs(&outputs, command, error);
     if (status != Q3_OK) return status;

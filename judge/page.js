@@ -5,7 +5,7 @@
 'use strict';(() => {
 const [run, data] = ['run', 'data'].map(id => JSON.parse(document.getElementById(id).textContent));
 const [panel, heat] = ['detail', 'heat'].map(id => document.getElementById(id));
-const map = document.querySelector('.map'), wide = matchMedia('(min-width: 70rem)');
+const maps = document.querySelectorAll('.map'), wide = matchMedia('(min-width: 70rem)');
 const cells = document.querySelectorAll('.c[data-i]');
 const make = (tag, text) => Object.assign(document.createElement(tag), {textContent: text});
 const short = (v, digits) =>
@@ -20,8 +20,8 @@ function axes(f) {
   return f.shape.length < 3 ? ['token', slot ? 'slot' : last] : ['token', slot ? 'slot' : 'head', last];
 }
 // A token's text, where the model's tokenizer was there to say it.
-const text = t => t in run.token_text ? ' ' + JSON.stringify(run.token_text[t]) : '';
-const place = (f, at) => at.map((n, i) => axes(f)[i] + ' ' + n).join(', ');
+const text = t => run.token_text[t] ?? '';
+const place = (f, at) => at.map((n, i) => axes(f)[i] + ' ' + n + (i ? '' : text(n))).join(', ');
 const both = (ours, theirs) => ': ours ' + show(ours) + ', theirs ' + show(theirs);
 
 // Rows of the panel for a tensor of numbers.
@@ -80,43 +80,44 @@ function bars(title, axis, values, count, height, into = panel) {
   into.append(figure);
 }
 
-// Where a tensor stands: its layer, or -1 for what is in none.
-const home = f => /\.layers\.\d+\./.test(f.tap) ? f.layer : -1;
+// Where a line's tensor stands: its side, and its layer or -1 for what is in none.
+const layer = f => /\.layers\.\d+\./.test(f.tap) ? f.layer : -1;
+const together = (i, k) => i < run.second === k < run.second && layer(data[i]) === layer(data[k]);
 
-// Tensor by token: a strip for each tensor of a layer, in one scale, so that a fault is seen where it
-// begins and where it goes.
-function strips(layer) {
-  const rows = [...data.entries()].filter(([, f]) => home(f) === layer && f.token_profile.length);
+// Tensor by token: a strip for each tensor of line k's layer, in one scale, so that a fault is seen
+// where it begins and where it goes.
+function strips(k) {
+  const rows = [...data.entries()].filter(([i, f]) => together(i, k) && f.token_profile.length);
   const most = Math.max(1e-9, ...rows.flatMap(([, f]) => f.token_profile.map(steps)));
   const list = make('div');
   list.className = 'strips';
   for (const [i, f] of rows.slice(0, 60)) {
     const label = make('button', f.tap.replace(/^.*layers\.\d+\.|\.output$/g, ''));
-    const n = f.token_profile.length, from = k => Math.ceil(k * f.shape[0] / n);
-    const tokens = k => 'token ' + from(k) + text(from(k)) +
-      (from(k) + 1 < from(k + 1) ? ' to ' + (from(k + 1) - 1) : '');
-    const rect = (v, k) => '<rect x=' + k + ' width=1 height=1 fill-opacity=' +
+    const n = f.token_profile.length, from = b => Math.ceil(b * f.shape[0] / n);
+    const tokens = b => 'token ' + from(b) + text(from(b)) +
+      (from(b) + 1 < from(b + 1) ? ' to ' + (from(b + 1) - 1) : '');
+    const rect = (v, b) => '<rect x=' + b + ' width=1 height=1 fill-opacity=' +
       (v ? .08 + .92 * steps(v) / most : 0) + (f.outside ? ' class=peak' : '') + '><title></title></rect>';
     label.className = 'name';
     label.dataset.i = i;
     list.append(label);
     list.insertAdjacentHTML('beforeend', '<svg role=img preserveAspectRatio=none viewBox="0 0 ' + n +
       ' 1">' + f.token_profile.map(rect).join('') + '</svg>');
-    list.lastChild.querySelectorAll('title').forEach((t, k) =>
-      t.append(tokens(k) + ': ' + show(f.token_profile[k]) + ' ulp'));
+    list.lastChild.querySelectorAll('title').forEach((t, b) =>
+      t.append(tokens(b) + ': ' + show(f.token_profile[b]) + ' ulp'));
     list.lastChild.setAttribute('aria-label', f.tap + ': largest difference ' + show(f.max_ulp) +
       ' ulp, token ' + f.max_at[0]);
   }
   const hint = 'Largest difference of each token (from left to right), in ulp; strong: large (log scale).';
   heat.replaceChildren(
-    make('h2', (layer < 0 ? 'Outside the layers' : 'Layer ' + layer) + ', tensor by token'),
+    make('h2', (layer(data[k]) < 0 ? 'Outside the layers' : 'Layer ' + data[k].layer) + ', tensor by token'),
     make('p', hint), list);
   heat.hidden = rows.length === 0;
 }
 
 // How far a run that was left to itself (--free) is from ours, layer by layer.
 function drift() {
-  const ends = data.filter(f => /\.layers\.\d+\.output$/.test(f.tap) && f.elements);
+  const ends = data.slice(0, run.second).filter(f => /\.layers\.\d+\.output$/.test(f.tap) && f.elements);
   const at = document.getElementById('drift');
   if (!run.free || !ends.length) return;
   at.hidden = false;
@@ -139,7 +140,7 @@ function worst(f) {
     return line;
   };
   table.className = 'worst';
-  table.append(row('th', head), ...f.worst.map(e => row('td', [place(f, e.at) + text(e.at[0]),
+  table.append(row('th', head), ...f.worst.map(e => row('td', [place(f, e.at),
     show(e.ours), show(e.theirs), show(e.ulp), show(e.bound_ulp)].slice(0, head.length))));
   panel.append(table);
 }
@@ -162,7 +163,7 @@ function open(i) {
   panel.hidden = false;
   panel.scrollTop = 0;
   for (const c of cells) c.setAttribute('aria-pressed', c.dataset.i === String(i));
-  strips(home(f));
+  strips(i);
   // In a narrow window the panel covers its lower half: the cell goes above it.
   document.querySelector('[aria-pressed=true]')?.scrollIntoView(
     {block: wide.matches ? 'nearest' : 'start', inline: wide.matches ? 'nearest' : 'center'});
@@ -170,13 +171,13 @@ function open(i) {
 
 // In the map one cell at a time is a tab stop; arrows go on from there.
 function stop(cell) {
-  map.querySelectorAll('button').forEach(b => { b.tabIndex = b === cell ? 0 : -1; });
+  cell.closest('.map').querySelectorAll('button').forEach(b => { b.tabIndex = b === cell ? 0 : -1; });
 }
 document.addEventListener('click', e => {
   const cell = e.target.closest('button[data-i]');
   if (!cell) return;
   open(+cell.dataset.i);
-  if (map && map.contains(cell)) stop(cell);
+  if (cell.closest('.map')) stop(cell);
   if (cell.className === 'name') panel.scrollIntoView({block: 'nearest'});
 });
 document.addEventListener('keydown', e => {
@@ -188,7 +189,7 @@ document.addEventListener('keydown', e => {
   do {
     row += step[0];
     column += step[1];
-    next = map.rows[row]?.cells[column];
+    next = cell.closest('.map').rows[row]?.cells[column];
   } while (next && next.matches('td') && !next.querySelector('button'));
   const button = next?.querySelector('button');
   if (!button) return;
@@ -198,7 +199,7 @@ document.addEventListener('keydown', e => {
 });
 
 drift();
-if (map) stop(map.querySelector('button'));
+for (const map of maps) stop(map.querySelector('button'));
 for (const c of cells) c.title = c.getAttribute('aria-label');
 const first = document.querySelector('[data-first]');
 const box = first?.closest('.tall'), [at, from] = [first, box].map(e => e?.getBoundingClientRect());

@@ -173,6 +173,8 @@ void q3_report_add_unknown(q3_text *out, const q3_judged_run *run);
  * known. */
 void q3_report_add_place(q3_text *out, const q3_report *r, const report_entry *e,
                          const size_t place[3]);
+/* A blank and a token's text in quotes, on one line: what a terminal would act on as an escape. */
+void q3_report_add_token(q3_text *out, const char *text);
 /* The taps that were judged together with a tensor, with commas. */
 void q3_report_add_between(q3_text *out, const q3_finding *f);
 

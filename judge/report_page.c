@@ -7,6 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define CAUSES_SHOWN 20
+#define LAYERS_SHOWN 12 /* of a row that stands for many */
+
 /* ==== Pieces ================================================================================== */
 
 static void add_lines(q3_text *out, const char *const *lines)
@@ -59,18 +62,28 @@ static void add_still_cell(q3_text *out, q3_verdict v, double bound_ratio)
     q3_text_add(out, "</span>");
 }
 
+/* A side of the report, of which a page of two backends has two. */
+typedef struct side {
+    const q3_report *r;
+    size_t base; /* of its lines in the page's data */
+} side;
+
+static uint64_t line_of(const side *s, const report_entry *e)
+{
+    return s->base + (uint64_t)(e - s->r->entries);
+}
+
 /* data-i: the line in the page's data. data-first: where the page begins to look. */
-static void add_cell(q3_text *out, const q3_report *r, const report_entry *e)
+static void add_cell(q3_text *out, const side *s, const report_entry *e)
 {
     const q3_finding *f = &e->f;
-    q3_report_add_count(out, "<button type=button data-i=", (uint64_t)(e - r->entries),
-                        " class=\"c ");
+    q3_report_add_count(out, "<button type=button data-i=", line_of(s, e), " class=\"c ");
     q3_text_add(out, cell_class(f->verdict, f->max_bound_ratio));
     q3_text_add(out, "\" aria-label=\"");
     add_escaped(out, f->name);
     q3_text_add(out, ": ");
     q3_text_add(out, q3_verdict_name(f->verdict));
-    q3_text_add(out, e == r->first_bad ? "\" data-first>" : "\">");
+    q3_text_add(out, e == s->r->first_bad ? "\" data-first>" : "\">");
     add_char(out, q3_verdict_words[f->verdict].letter);
     q3_text_add(out, "</button>");
 }
@@ -99,11 +112,15 @@ static void add_run(q3_text *out, const q3_report *r)
 {
     const q3_judged_run *run = &r->run;
     bool diff = run->layers == 0;
-    q3_text options = {0}, unknown = {0};
+    q3_text options = {0}, unknown = {0}, coverage = {0};
     q3_text_add(out, "<dl>");
-    add_term(out, diff ? "ours" : "model");
+    add_term(out, diff ? "first" : "model");
     add_escaped(out, run->model);
-    add_term(out, diff ? "theirs" : "file");
+    if (r->fingerprint[0] != 0) {
+        add_term(out, "weights");
+        add_escaped(out, r->fingerprint);
+    }
+    add_term(out, diff ? "second" : "file");
     add_escaped(out, run->file);
     if (!diff) {
         add_term(out, "run");
@@ -111,6 +128,13 @@ static void add_run(q3_text *out, const q3_report *r)
         q3_report_add_count(out, ", ", run->T, " tokens ");
         q3_report_add_options(&options, run);
         add_summary(out, &options);
+        add_term(out, "coverage");
+        q3_report_add_coverage(&coverage, r);
+        add_summary(out, &coverage);
+    }
+    if (run->dtype_note[0] != 0) {
+        add_term(out, "dtype");
+        add_escaped(out, run->dtype_note);
     }
     add_not_judged(out, r);
     if (run->unknown > 0) {
@@ -118,13 +142,53 @@ static void add_run(q3_text *out, const q3_report *r)
         q3_report_add_unknown(&unknown, run);
         add_summary(out, &unknown);
     }
+    for (size_t i = 0; i < run->unknown_count; i++) {
+        q3_text_add(out, "<br>");
+        add_escaped(out, run->unknowns[i].name);
+        q3_text_add(out, " (the nearest known name: ");
+        add_escaped(out, run->unknowns[i].nearest);
+        q3_text_add(out, ")");
+    }
+    if (run->command[0] != 0) {
+        add_term(out, "command");
+        add_escaped(out, run->command);
+        if (r->commands.count > 1)
+            q3_report_add_count(out, " (and ", r->commands.count - 1, " more)");
+    }
+    if (run->version[0] != 0) {
+        add_term(out, "version");
+        q3_text_add(out, "qwen3moe ");
+        add_escaped(out, run->version);
+    }
     q3_text_add(out, "\n</dl>\n");
 }
 
+/* Where there are several mistakes: each, the gravest first. */
+static void add_causes(q3_text *out, const q3_report *r)
+{
+    if (r->cause_count < 2) return;
+    q3_report_add_count(out, "<p class=sentence>", r->cause_count,
+                        " independent mistakes, the gravest first:</p>\n<ol class=causes>\n");
+    for (size_t i = 0; i < r->cause_count && i < CAUSES_SHOWN; i++) {
+        q3_text line = {0};
+        q3_text_add(out, "<li>");
+        q3_report_add_cause(&line, r, &r->causes[i]);
+        add_summary(out, &line);
+        q3_text_add(out, "\n");
+    }
+    q3_text_add(out, "</ol>\n");
+}
+
+/* Of two sides, both verdicts. */
 static void add_verdict(q3_text *out, const q3_report *r)
 {
     q3_text verdict = {0};
+    if (r->second != NULL) q3_text_add(&verdict, "A ");
     q3_report_add_verdict(&verdict, r);
+    if (r->second != NULL) {
+        q3_text_add(&verdict, ", B ");
+        q3_report_add_verdict(&verdict, r->second);
+    }
     add_summary(out, &verdict);
 }
 
@@ -136,7 +200,6 @@ static void add_top(q3_text *out, const q3_report *r)
         [Q3_OUTCOME_DIFFERS] = "differs",
         [Q3_OUTCOME_UNJUDGED] = "unjudged",
     };
-    q3_text sentence = {0};
     q3_text_add(out, "<!doctype html>\n<html lang=en><head><meta charset=utf-8>\n"
                      "<meta name=viewport content=\"width=device-width,initial-scale=1\">\n"
                      "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';"
@@ -149,11 +212,32 @@ static void add_top(q3_text *out, const q3_report *r)
     q3_text_add(out, classes[q3_report_outcome(r)]);
     q3_text_add(out, ">\n<h1>");
     add_verdict(out, r);
-    q3_text_add(out, "</h1>\n<p class=sentence>");
-    q3_report_add_sentence(&sentence, r);
-    add_summary(out, &sentence);
-    q3_text_add(out, "</p>\n");
+    q3_text_add(out, "</h1>\n");
+}
+
+/* What is said of one side as a whole. */
+static void add_words(q3_text *out, const q3_report *r)
+{
+    q3_text sentence = {0};
+    if (r->cause_count < 2) {
+        q3_text_add(out, "<p class=sentence>");
+        q3_report_add_sentence(&sentence, r);
+        add_summary(out, &sentence);
+        q3_text_add(out, "</p>\n");
+    }
+    add_causes(out, r);
     add_run(out, r);
+}
+
+/* Of two sides, which one follows. */
+static void add_title(q3_text *out, const side *s, const char *name, const char *what)
+{
+    q3_text_add(out, "<h2>");
+    add_escaped(out, s->r->run.side);
+    q3_text_add(out, s->r->run.side[0] != 0 && name[0] != 0 ? ": " : "");
+    q3_text_add(out, name);
+    q3_text_add(out, "</h2>\n");
+    q3_text_add(out, what);
 }
 
 /* ==== The map ================================================================================= */
@@ -172,8 +256,9 @@ static void add_columns(q3_text *out, const bool used[Q3_TAP_COUNT])
 }
 
 /* The row of the layer that entry i begins; returns the first entry behind it. */
-static size_t add_layer(q3_text *out, const q3_report *r, size_t i, const bool used[Q3_TAP_COUNT])
+static size_t add_layer(q3_text *out, const side *s, size_t i, const bool used[Q3_TAP_COUNT])
 {
+    const q3_report *r = s->r;
     const report_entry *cells[Q3_TAP_COUNT] = {NULL};
     size_t layer = r->entries[i].f.layer;
     for (; i < r->count; i++) {
@@ -185,14 +270,15 @@ static size_t add_layer(q3_text *out, const q3_report *r, size_t i, const bool u
     for (size_t c = 0; c < Q3_TAP_COUNT; c++) {
         if (!used[c]) continue;
         q3_text_add(out, "<td>");
-        if (cells[c] != NULL) add_cell(out, r, cells[c]);
+        if (cells[c] != NULL) add_cell(out, s, cells[c]);
     }
     q3_text_add(out, "\n");
     return i;
 }
 
-static void add_layers(q3_text *out, const q3_report *r)
+static void add_layers(q3_text *out, const side *s)
 {
+    const q3_report *r = s->r;
     bool used[Q3_TAP_COUNT] = {false}, any = false;
     for (size_t i = 0; i < r->count; i++)
         if (q3_tap_in_layer(r->entries[i].id)) any = used[r->entries[i].id] = true;
@@ -201,7 +287,7 @@ static void add_layers(q3_text *out, const q3_report *r)
     add_columns(out, used);
     for (size_t i = 0; i < r->count;) {
         if (q3_tap_in_layer(r->entries[i].id))
-            i = add_layer(out, r, i, used);
+            i = add_layer(out, s, i, used);
         else
             i++;
     }
@@ -209,8 +295,9 @@ static void add_layers(q3_text *out, const q3_report *r)
 }
 
 /* What stands before the layers, behind them, or (Q3_PLACE_NONE) is no tap and has no name here. */
-static void add_ends(q3_text *out, const q3_report *r, q3_tap_place place)
+static void add_ends(q3_text *out, const side *s, q3_tap_place place)
 {
+    const q3_report *r = s->r;
     bool any = false, taps = place != Q3_PLACE_NONE;
     for (size_t i = 0; i < r->count; i++) {
         const report_entry *e = &r->entries[i];
@@ -220,7 +307,7 @@ static void add_ends(q3_text *out, const q3_report *r, q3_tap_place place)
                                   : "<h2>Other tensors</h2>\n<div class=\"ends many\">");
         any = true;
         q3_text_add(out, "<span>");
-        add_cell(out, r, e);
+        add_cell(out, s, e);
         if (taps) {
             q3_text_add(out, " ");
             q3_text_add(out, q3_tap_short_label(e->id));
@@ -249,23 +336,52 @@ static void add_legend(q3_text *out, const q3_report *r)
 
 /* ==== The table =============================================================================== */
 
-static void add_row(q3_text *out, const q3_report *r, const report_entry *e)
+/* Whether two layers show the same: the same tap, verdict and cause. One row has them all. */
+static bool alike(const report_entry *a, const report_entry *b)
 {
+    return a->id == b->id && q3_tap_in_layer(a->id) && a->f.verdict == b->f.verdict &&
+           strcmp(a->f.cause, b->f.cause) == 0;
+}
+
+static bool has_row(const q3_report *r, const report_entry *e)
+{
+    for (const report_entry *k = r->entries; k < e && q3_tap_in_layer(e->id); k++)
+        if (alike(k, e)) return true;
+    return false;
+}
+
+/* "in 5 layers: 0, 1, 2, 3, 4", where there are several. */
+static void add_alike(q3_text *out, const q3_report *r, const report_entry *e)
+{
+    const report_entry *end = r->entries + r->count;
+    size_t count = 0, shown = 0;
+    for (const report_entry *k = e; k < end; k++) count += alike(e, k);
+    if (count < 2) return;
+    q3_report_add_count(out, "<br>in ", count, " layers: ");
+    for (const report_entry *k = e; k < end && shown < LAYERS_SHOWN; k++)
+        if (alike(e, k)) q3_report_add_count(out, shown++ > 0 ? ", " : "", k->f.layer, "");
+    q3_text_add(out, count > LAYERS_SHOWN ? ", ..." : "");
+}
+
+static void add_row(q3_text *out, const side *s, const report_entry *e)
+{
+    const q3_report *r = s->r;
     const q3_finding *f = &e->f;
-    q3_text largest = {0};
+    q3_text largest = {0}, looks = {0};
     q3_text_add(out, "<tr><td>");
     add_still_cell(out, f->verdict, f->max_bound_ratio);
     q3_text_add(out, " ");
     q3_text_add(out, q3_verdict_name(f->verdict));
-    q3_report_add_count(out, "<td><button type=button class=name data-i=",
-                        (uint64_t)(e - r->entries), ">");
+    q3_report_add_count(out, "<td><button type=button class=name data-i=", line_of(s, e), ">");
     add_escaped(out, f->name);
     q3_text_add(out, "</button><td>");
     add_escaped(out, f->reason);
     if (f->looks_like[0] != 0) {
-        q3_text_add(out, "<br>looks like ");
-        add_escaped(out, f->looks_like);
+        q3_text_add(out, "<br>");
+        q3_report_add_looks(&looks, f);
+        add_summary(out, &looks);
     }
+    add_alike(out, r, e);
     q3_text_add(out, "<td>");
     if (f->differ > 0 && f->max_ulp > 0) {
         q3_text_digits(&largest, f->max_ulp, 3);
@@ -277,67 +393,86 @@ static void add_row(q3_text *out, const q3_report *r, const report_entry *e)
 }
 
 /* What is neither exact nor within; what was not recorded stands in the map. */
-static void add_table(q3_text *out, const q3_report *r)
+static void add_table(q3_text *out, const side *s)
 {
+    const q3_report *r = s->r;
     bool any = false;
     for (size_t i = 0; i < r->count; i++) {
-        if (q3_report_is_quiet(r, &r->entries[i].f)) continue;
+        if (q3_report_is_quiet(r, &r->entries[i].f) || has_row(r, &r->entries[i])) continue;
         if (!any)
-            q3_text_add(out, "<h2>Neither exact nor within</h2>\n"
-                             "<div class=scroll><table class=table><thead><tr>"
-                             "<th>verdict<th>tensor<th>why<th>largest difference</thead>\n"
-                             "<tbody>\n");
+            add_title(out, s, "neither exact nor within",
+                      "<div class=scroll><table class=table><thead><tr>"
+                      "<th>verdict<th>tensor<th>why<th>largest difference</thead>\n<tbody>\n");
         any = true;
-        add_row(out, r, &r->entries[i]);
+        add_row(out, s, &r->entries[i]);
     }
     q3_text_add(out, any ? "</tbody></table></div>\n" : "");
 }
 
 /* ==== The page ================================================================================ */
 
-/* What the script asks of the run: the same whether the lines are those of one run or of many. */
-static void add_run_data(q3_text *out, const q3_judged_run *run)
+/* What the script asks of the run, the same whether the lines are those of one run or of many. The
+ * tokens are written as the table's places write them; second: where side B's lines begin. */
+static void add_run_data(q3_text *out, const q3_judged_run *run, size_t second)
 {
     q3_text_add(out, "<script type=application/json id=run>{\"free\":");
     q3_text_add(out, run->free_running ? "1" : "0");
-    q3_text_add(out, ",\"token_text\":[");
+    q3_report_add_count(out, ",\"second\":", second, ",\"token_text\":[");
     for (size_t t = 0; t < run->token_text.count; t++) {
+        q3_text shown = {0};
+        q3_report_add_token(&shown, run->token_text.items[t]);
         if (t > 0) q3_text_add(out, ",");
-        q3_text_string(out, run->token_text.items[t], strlen(run->token_text.items[t]));
+        if (shown.failed) out->failed = true;
+        if (shown.data != NULL) q3_text_string(out, shown.data, shown.size);
+        free(shown.data);
     }
     q3_text_add(out, "]}</script>\n");
 }
 
-/* The lines in the order of computation. No "</script>" in them: report_lines.c escapes '<'. */
-static void add_data(q3_text *out, const q3_report *r)
+/* No "</script>" in the lines: report_lines.c escapes '<'. */
+static void add_side_data(q3_text *out, const side *s)
 {
-    add_run_data(out, &r->run);
-    q3_text_add(out, "<script type=application/json id=data>[\n");
-    for (size_t i = 0; i < r->count; i++) {
-        if (i > 0) q3_text_add(out, ",");
-        q3_report_put_finding(out, &r->entries[i].f);
+    for (size_t i = 0; i < s->r->count; i++) {
+        if (s->base + i > 0) q3_text_add(out, ",");
+        q3_report_put_finding(out, &s->r->entries[i].f);
     }
-    q3_text_add(out, "]</script>\n");
+}
+
+/* The map of one side. */
+static void add_map(q3_text *out, const side *s)
+{
+    add_ends(out, s, Q3_PLACE_FRONT);
+    add_layers(out, s);
+    add_ends(out, s, Q3_PLACE_HEAD);
+    add_ends(out, s, Q3_PLACE_NONE);
 }
 
 q3_status q3_report_html(const q3_report *r, char **html, size_t *length, q3_error *error)
 {
+    static const char hint[] = "<p class=hint>Choose a cell to see its figures"
+                               "<noscript> (needs JavaScript)</noscript>.</p>\n";
     q3_text out = {0};
+    const side sides[2] = {{r, 0}, {r->second, r->count}};
+    size_t count = r->second != NULL ? 2 : 1;
     add_top(&out, r);
-    q3_text_add(&out, "<div class=parts>\n<div>\n<h2>Layers and operators</h2>\n"
-                      "<p class=hint>Choose a cell to see its figures"
-                      "<noscript> (needs JavaScript)</noscript>.</p>\n");
-    add_ends(&out, r, Q3_PLACE_FRONT);
-    add_layers(&out, r);
-    add_ends(&out, r, Q3_PLACE_HEAD);
-    add_ends(&out, r, Q3_PLACE_NONE);
-    add_legend(&out, r);
+    for (size_t i = 0; i < count; i++) {
+        if (count > 1) add_title(&out, &sides[i], "", "");
+        add_words(&out, sides[i].r);
+    }
+    q3_text_add(&out, "<div class=parts>\n<div>\n");
+    for (size_t i = 0; i < count; i++) {
+        add_title(&out, &sides[i], "Layers and operators", i == 0 ? hint : "");
+        add_map(&out, &sides[i]);
+        add_legend(&out, sides[i].r);
+    }
     q3_text_add(&out, "<section id=heat hidden></section>\n<section id=drift hidden></section>\n"
                       "</div>\n<section id=detail aria-live=polite hidden></section>\n</div>\n");
-    add_table(&out, r);
+    for (size_t i = 0; i < count; i++) add_table(&out, &sides[i]);
     q3_text_add(&out, "</main>\n");
-    add_data(&out, r);
-    q3_text_add(&out, "<script>\n");
+    add_run_data(&out, &r->run, r->count);
+    q3_text_add(&out, "<script type=application/json id=data>[\n");
+    for (size_t i = 0; i < count; i++) add_side_data(&out, &sides[i]);
+    q3_text_add(&out, "]</script>\n<script>\n");
     add_lines(&out, q3_page_script);
     q3_text_add(&out, "</script></body></html>\n");
     return q3_report_give(&out, html, length, r, error);

@@ -165,8 +165,7 @@ void q3_report_add_unknown(q3_text *out, const q3_judged_run *run)
 
 #define TOKEN_SHOWN 24 /* characters of a token's text */
 
-/* A token's text in quotes, on one line: what a terminal would act on as an escape. */
-static void add_token(q3_text *out, const char *text)
+void q3_report_add_token(q3_text *out, const char *text)
 {
     static const char escapes[] = "\nn\tt\rr\"\"\\\\";
     char shown[5], code[8];
@@ -195,7 +194,7 @@ void q3_report_add_place(q3_text *out, const q3_report *r, const report_entry *e
         q3_text_add(out, q3_tap_axis(e->id, e->f.rank, i));
         q3_text_count(out, " ", place[i]);
         if (i == 0 && place[0] < r->run.token_text.count)
-            add_token(out, r->run.token_text.items[place[0]]);
+            q3_report_add_token(out, r->run.token_text.items[place[0]]);
     }
 }
 
