@@ -69,7 +69,7 @@ typedef enum change {
     UNROUNDED_SUM,
     ONCE, COS_FUSED, SIN_FUSED, SCALE /* (v: factor) */, QUERY_FIRST, LOW_SOFTMAX /* (v: format) */,
     NO_MAXIMUM /* (v: format) */, LOGSUMEXP /* (v: format) */, LOGSUMEXP_ONCE /* (v: format) */,
-    SINK, BASE_2, ROUNDED_FIRST, SIGMOID_ROUNDED
+    SINK, BASE_2, ROUNDED_FIRST, SLOTS_SUMMED, SIGMOID_ROUNDED
 } change;
 
 typedef struct edit {
@@ -127,7 +127,7 @@ void q3_rounding_probs(float *scores, double *scratch, size_t H, size_t n, chang
                        double value, q3_dtype dtype);
 /* One token's routing weights[A]. */
 void q3_rounding_weights(float *weights, const float *probs, const float *ids, size_t A,
-                         bool normed, q3_dtype dtype);
+                         bool normed, change what, q3_dtype dtype);
 /* silu of x, and silu of a times b: y[n]. */
 void q3_rounding_silu(float *y, const float *x, size_t n, q3_dtype dtype);
 void q3_rounding_product(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);

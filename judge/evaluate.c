@@ -506,9 +506,11 @@ static bool run_weights(operation *o, float *y)
     bool normed = q3_change_of(o, PARAMETER) == RENORMALISED ? o->value != 0 : c->norm_topk_prob;
     int32_t *ids = whole_ids(o);
     if (ids == NULL) return false;
-    if (q3_change_of(o, ROUNDING) == ROUNDED_FIRST)
+    change rounding = q3_change_of(o, ROUNDING);
+    if (rounding != NO_CHANGE)
         for (size_t t = 0; t < o->e->T; t++)
-            q3_rounding_weights(y + t * A, o->x[0] + t * E, o->ids + t * A, A, normed, o->dtype);
+            q3_rounding_weights(y + t * A, o->x[0] + t * E, o->ids + t * A, A, normed, rounding,
+                                o->dtype);
     else q3_router_weights(y, o->x[0], ids, o->e->T, E, A, normed, o->dtype);
     free(ids);
     return true;

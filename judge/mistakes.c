@@ -413,6 +413,8 @@ static const row routers[] = {
     {"routing weights applied twice", AT(TOPK_WEIGHTS), ON(RESULT, SQUARED)},
     {"routing weights applied twice", AT(MLP), ON(ARG_2, SQUARED)},
     {"weights rounded before they are renormalised", AT(TOPK_WEIGHTS), ON(ROUNDING, ROUNDED_FIRST)},
+    {"weights renormalised by a sum that is rounded after each slot", AT(TOPK_WEIGHTS),
+     ON(ROUNDING, SLOTS_SUMMED)},
     {"routing weights not rounded", AT(TOPK_WEIGHTS), ON(RESULT, UNROUNDED)},
     {"last slot missing from the sum", AT(MLP), ON(ARG_2, NO_SLOT), .over = LAST_SLOT},
     {"expert %v missing from the sum", AT(MLP), ON(ARG_2, NO_EXPERT), .over = EXPERTS},

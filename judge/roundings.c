@@ -201,12 +201,16 @@ void q3_rounding_probs(float *scores, double *scratch, size_t H, size_t n, chang
 
 /* ==== Experts (MODEL.md section 7) ============================================================ */
 
-/* The chosen probabilities rounded to D before they are renormalised, and their sum, too. */
+/* The chosen probabilities rounded to D before they are renormalised, and their sum, too.
+ * SLOTS_SUMMED: after each slot. */
 void q3_rounding_weights(float *weights, const float *probs, const float *ids, size_t A,
-                         bool normed, q3_dtype dtype)
+                         bool normed, change what, q3_dtype dtype)
 {
     double sum = 0;
-    for (size_t a = 0; a < A; a++) sum += (double)q3_round((double)probs[(size_t)ids[a]], dtype);
+    for (size_t a = 0; a < A; a++) {
+        sum += (double)q3_round((double)probs[(size_t)ids[a]], dtype);
+        if (what == SLOTS_SUMMED) sum = (double)q3_round(sum, dtype);
+    }
     for (size_t a = 0; a < A; a++) {
         double p = (double)q3_round((double)probs[(size_t)ids[a]], dtype);
         weights[a] = q3_round(normed ? p / (double)q3_round(sum, dtype) : p, dtype);

@@ -304,6 +304,17 @@ class WeightsRotated(Backend):
         return w.roll(-1, dims=-1) if in_layer(m, 2, "") else w
 
 
+@bug("mlp.topk_weights.output", number=7, layer=0, model="wide", looks="rounded after each slot")
+class SlotsSummed(Backend):
+    """Weights in bfloat16 renormalised by a sum that is rounded after each slot (mlx-lm)."""
+    def weights(self, probs, ids, logits, m):
+        w = probs.gather(-1, ids).to(self.D)
+        total = w[:, 0]
+        for slot in w.unbind(-1)[1:]:
+            total = total + slot
+        return w / total[:, None]
+
+
 # ==== capacity =====================================================================================
 
 

@@ -97,8 +97,9 @@ static void weights_of(const world *w, float *y, int variant)
             if (variant == 3 && a + 1 == w->A) chosen[a] = 0;
             if (variant == 4)
                 chosen[a] = (double)w->tap[Q3_TAP_GATE][t * w->E + (size_t)ids[t * w->A + a]];
-            if (variant == 5) chosen[a] = (double)q3_round(chosen[a], w->dtype);
+            if (variant == 5 || variant == 16) chosen[a] = (double)D(w, chosen[a]);
             sum += chosen[a];
+            if (variant == 16) sum = (double)D(w, sum);
         }
         for (size_t a = 0; a < w->A; a++) {
             size_t from = variant == 2 ? w->A - 1 - a : variant == 15 ? (a + 1) % w->A : a;
@@ -263,6 +264,8 @@ static const trouble troubles[] = {
     {"weights paired in reverse", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 2},
     {"weights permuted within their rows in 12 of 12 tokens", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS,
      0, weights_of, 15},
+    {"weights renormalised by a sum that is rounded after each slot", "base", Q3_BF16,
+     Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 16},
     {"capacity of 2 tokens an expert", "base", Q3_BF16, Q3_TAP_TOPK_WEIGHTS, 0, weights_of, 13},
     {"capacity of 3 tokens an expert", "base", Q3_BF16, Q3_TAP_EXPERTS_DOWN_PROJ, 0, make_dropped,
      0},
