@@ -338,6 +338,11 @@ static void decide_choice(q3_finding *f)
     f->verdict = f->wrong_sets > 0  ? Q3_VERDICT_DIFFERS
                  : f->near_ties > 0 ? Q3_VERDICT_NEAR_TIE
                                     : Q3_VERDICT_EXACT;
+    if (f->verdict == Q3_VERDICT_NEAR_TIE)
+        snprintf(f->reason, sizeof f->reason,
+                 "other experts in %llu of %zu tokens, where rounding may decide: the "
+                 "probabilities' bounds reach over the margin",
+                 (unsigned long long)f->near_ties, f->shape[0]);
 }
 
 /* What was found element by element goes first; then whether the bounds said enough; then counts

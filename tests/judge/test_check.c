@@ -343,6 +343,7 @@ static void test_experts(const fixture *f, const q3_tensors *golden)
         judge_layers_forged(f, golden, Q3_BF16, 3, &near);
         CHECKF(said_of(name) == Q3_VERDICT_NEAR_TIE, "token %lu: verdict %d", (unsigned long)t,
                (int)said_of(name));
+        CHECK(strstr(lines.data, "\"reason\":\"other experts in 1 of ") != NULL);
         /* theirs is followed: what the file holds of that slot was computed by the old one */
         CHECK(strstr(lines.data, "{\"tap\":\"model.layers.2.mlp.experts.gate_proj.output\","
                                  "\"verdict\":\"differs\"") != NULL);
