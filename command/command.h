@@ -13,10 +13,11 @@
 typedef enum option_id {
     OPTION_ACCUMULATE, OPTION_ALL, OPTION_CHAT, OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE,
     OPTION_FREE, OPTION_FROM, OPTION_HTML, OPTION_IDS, OPTION_JSON, OPTION_JSON_FILE,
-    OPTION_JSONL, OPTION_JUNIT, OPTION_KV, OPTION_LAYERS, OPTION_N, OPTION_NO_GENERATION_PROMPT,
-    OPTION_NO_THINKING, OPTION_OUTPUT, OPTION_PROMPT, OPTION_REQUIRE, OPTION_ROUTER, OPTION_SEED,
-    OPTION_START, OPTION_STRICT, OPTION_TAPS, OPTION_TEMPERATURE, OPTION_TEXT, OPTION_TOKENS,
-    OPTION_TOP_K, OPTION_TOP_P, OPTION_USER, OPTION_HELP,
+    OPTION_JSONL, OPTION_JUNIT, OPTION_KV, OPTION_LAYER, OPTION_LAYERS, OPTION_N,
+    OPTION_NO_GENERATION_PROMPT, OPTION_NO_THINKING, OPTION_OUTPUT, OPTION_PROMPT,
+    OPTION_REQUIRE, OPTION_ROUTER, OPTION_SEED, OPTION_START, OPTION_STRICT, OPTION_TAPS,
+    OPTION_TEMPERATURE, OPTION_TEXT, OPTION_TOKENS, OPTION_TOP_K, OPTION_TOP_P, OPTION_USER,
+    OPTION_HELP,
     OPTION_COUNT
 } option_id;
 
@@ -36,6 +37,7 @@ typedef struct command_line {
 
 /* The verbs. Each prints its result on standard output; on an error nothing is left behind. */
 q3_status verb_info(const command_line *command, q3_error *error);
+q3_status verb_taps(const command_line *command, q3_error *error);
 q3_status verb_tokenize(const command_line *command, q3_error *error);
 q3_status verb_generate(const command_line *command, q3_error *error);
 q3_status verb_score(const command_line *command, q3_error *error);

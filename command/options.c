@@ -13,7 +13,7 @@
 enum {
     INFO = 1, GENERATE = 2, TOKENIZE = 4, DUMP = 8, SCORE = 16, SELFTEST = 32, CHECK = 64,
     DIFF = 128,
-    REPORT = 256, REPORTS = CHECK | DIFF | REPORT, ALL = 511
+    REPORT = 256, REPORTS = CHECK | DIFF | REPORT, TAPS = 512, ALL = 1023
 };
 
 typedef struct option_row {
@@ -42,7 +42,7 @@ static const option_row options[OPTION_COUNT] = {
                      "a dump that holds the output of layer A-1, for --layers A:B"},
     [OPTION_HTML] = {"--html", "FILE", REPORTS, "write the report as one page of HTML too"},
     [OPTION_IDS] = {"--ids", NULL, GENERATE, "print the new ids on one line instead of text"},
-    [OPTION_JSON] = {"--json", NULL, INFO, "print one JSON object"},
+    [OPTION_JSON] = {"--json", NULL, INFO | TAPS, "print one JSON object"},
     [OPTION_JSON_FILE] = {"--json", "FILE", REPORTS,
                           "write the report as lines of JSON too, for report"},
     [OPTION_JSONL] = {"--jsonl", NULL, TOKENIZE | SCORE,
@@ -51,6 +51,7 @@ static const option_row options[OPTION_COUNT] = {
                       "write the report as JUnit's XML too, a test case for each tap"},
     [OPTION_KV] = {"--kv", "float16|bfloat16", CHECK,
                    "the other implementation rounds keys and values to this before attention"},
+    [OPTION_LAYER] = {"--layer", "N", TAPS, "the taps of layer N alone, under its number"},
     [OPTION_LAYERS] = {"--layers", "A:B", DUMP | CHECK, "run layers A to B-1 only"},
     [OPTION_N] = {"-n", "N", GENERATE, "new tokens at most (64)"},
     [OPTION_NO_GENERATION_PROMPT] = {"--no-generation-prompt", NULL, TOKENIZE | GENERATE,
@@ -91,6 +92,9 @@ struct verb_row {
 static const verb_row verbs[] = {
     {"info", INFO, "MODEL", NULL, "print the module tree and the counts; needs config.json alone",
      verb_info},
+    {"taps", TAPS, "MODEL", NULL,
+     "print every tensor that can be judged, and what other systems call it; needs config.json "
+     "alone", verb_taps},
     {"generate", GENERATE, "MODEL", "[PROMPT]", "continue a prompt (standard input if not given)",
      verb_generate},
     {"tokenize", TOKENIZE, "MODEL", "[TEXT]",

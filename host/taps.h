@@ -45,6 +45,7 @@ typedef struct q3_tap_row {
     q3_tap_group group;
     q3_dtype dtype;    /* Q3_AUTO: the run's */
     q3_tap_id like;    /* of a dense MLP's tap: the experts' of the same step; else Q3_TAP_COUNT */
+    const char *meaning; /* what it holds, in a line */
 } q3_tap_row;
 
 /* Never NULL. Q3_TAP_COUNT has the row of no tap: empty texts, Q3_PLACE_NONE, Q3_LAYOUT_ROW. */
@@ -67,6 +68,9 @@ Q3_PRIVATE_API q3_tap_id q3_tap_column(q3_tap_id id);
 
 /* Values of one token in a run of T tokens: the product of all axes but the token's. */
 Q3_PRIVATE_API size_t q3_tap_row_size(const q3_config *config, q3_tap_id id, size_t T);
+/* The size of an axis of a whole tensor, in MODEL.md's symbols: "T", "H*hd"; of scores and probs
+ * [H,T,S]. axis < q3_tap_shape's rank. */
+Q3_PRIVATE_API const char *q3_tap_symbol(q3_tap_id id, size_t axis);
 /* What an axis counts in a finding about a tensor of this rank (scores and probs: token first):
  * "token" (axis 0), "head", "slot", "key" or "channel". */
 Q3_PRIVATE_API const char *q3_tap_axis(q3_tap_id id, size_t rank, size_t axis);

@@ -478,6 +478,7 @@ bool q3_other_name_at(q3_other_name *other, const q3_config *config, q3_tap_id i
         if (!found || index-- > 0) continue;
         other->name = row->name;
         other->numbered = numbered;
+        other->among_sparse = row->reading == 'r';
         other->parts = row->ids;
         return true;
     }

@@ -182,6 +182,7 @@ typedef struct q3_other_name {
     const char *name;   /* "ffn_moe_out-#": # stands for the number */
     bool numbered;
     size_t number;      /* of this layer, as that system counts */
+    bool among_sparse;  /* it counts the layers with experts alone */
     size_t part, parts; /* of a tensor that holds several taps: which, from 0, and of how many */
 } q3_other_name;
 

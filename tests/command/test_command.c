@@ -27,7 +27,8 @@ static size_t until(const int32_t *ids, size_t count, int32_t eos, int32_t other
 /* ==== Usage =================================================================================== */
 
 #define VERBS \
-    "there are info, generate, tokenize, dump, check, diff, report, score and selftest (--help)"
+    "there are info, taps, generate, tokenize, dump, check, diff, report, score and selftest " \
+    "(--help)"
 #define AN_OPTION "' (--help lists them)"
 
 static const failure bad_usage[] = {
@@ -101,6 +102,7 @@ static void test_help(void)
          "--junit FILE"},
         {"diff", "A.safetensors B.safetensors [options]", "--json FILE", "--html FILE", "--all"},
         {"report", "FILE.jsonl ... [options]", "--html FILE", "--all"},
+        {"taps", "MODEL [options]", "--layer N", "--json"},
     };
     char usage[128];
     run("--version");
