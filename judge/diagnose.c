@@ -76,12 +76,14 @@ static void try_all(diagnosis *d)
     q3_try_mistakes(d);
     d->e = e;
     if (few.T < e->T && d->strength != NOTHING) { /* what was chosen, on all tokens */
-        char name[160];
+        char name[160], cause[160];
         mistake m = d->best;
         memcpy(name, d->name, sizeof name);
+        memcpy(cause, d->cause, sizeof cause);
+        m.cause = cause;
         d->strength = NOTHING;
         d->work = WORK;
-        d->text[0] = 0;
+        d->text[0] = d->cause[0] = 0;
         q3_attempt(d, &m, name);
     }
     d->work = WORK;
@@ -99,13 +101,88 @@ static void try_all(diagnosis *d)
     q3_locate(d);
 }
 
-q3_status q3_diagnose(char text[200], const evidence *e, q3_error *error)
+/* ==== What was told already =================================================================== */
+
+typedef struct remembered {
+    char cause[160];
+    strength strength;
+    bool by_mistake; /* else by q3_locate */
+    mistake m;
+    size_t *map;     /* owned: m.map */
+} remembered;
+
+void q3_told_free(told_causes *t)
+{
+    for (size_t i = 0; i < t->count; i++) {
+        free(t->mistakes[i]->map);
+        free(t->mistakes[i]);
+    }
+    memset(t, 0, sizeof *t);
+}
+
+/* Whether a mistake that was told explains this tensor, too, as well as it did the other. */
+static bool explained(diagnosis *d, const told_causes *before)
+{
+    for (size_t i = 0; i < before->count; i++) {
+        const remembered *r = before->mistakes[i];
+        d->strength = NOTHING;
+        d->work = WORK;
+        if (r->by_mistake) q3_attempt(d, &r->m, r->cause);
+        else q3_locate(d);
+        if (d->strength >= r->strength && strcmp(d->cause, r->cause) == 0) return true;
+    }
+    d->strength = NOTHING;
+    d->text[0] = d->cause[0] = 0;
+    return false;
+}
+
+/* Keeps the cause of d, which the caller gives up. False: it was told before. */
+static bool is_new(diagnosis *d, told_causes *before)
+{
+    for (size_t i = 0; i < before->count; i++)
+        if (strcmp(d->cause, before->mistakes[i]->cause) == 0) return false;
+    before->searches++;
+    if (d->cause[0] == 0 || before->count == TOLD) return true;
+    remembered *r = calloc(1, sizeof *r);
+    d->no_memory = d->no_memory || r == NULL;
+    if (r == NULL) return true;
+    before->mistakes[before->count++] = r;
+    memcpy(r->cause, d->cause, sizeof r->cause);
+    r->strength = d->strength;
+    r->by_mistake = d->by_mistake;
+    r->m = d->best;
+    r->m.cause = r->cause;
+    r->map = d->best_map;
+    if (r->m.map != NULL) r->m.map = r->map;
+    d->best_map = NULL;
+    return true;
+}
+
+/* ==== One diagnosis =========================================================================== */
+
+static void look(diagnosis *d, told_causes *before)
+{
+    d->rounding = q3_agrees_everywhere(d->e, d->e->ours);
+    d->own_distance = q3_distance(d->e, d->e->ours);
+    if (!(d->own_distance > 0)) return;
+    if (before != NULL && explained(d, before)) {
+        d->text[0] = 0;
+        return;
+    }
+    if (before != NULL && before->searches >= TOLD) return;
+    d->work = WORK;
+    try_all(d);
+    if (before != NULL && !is_new(d, before)) d->text[0] = 0;
+}
+
+q3_status q3_diagnose(char text[200], char cause[160], const evidence *e, told_causes *before,
+                      q3_error *error)
 {
     diagnosis d = {0};
     evidence own = *e;
     judged_copy copy = {NULL, NULL, NULL};
     size_t units = e->T;
-    text[0] = 0;
+    text[0] = cause[0] = 0;
     if (e->T == 0 || e->row == 0) return Q3_OK;
     if (e->config->num_experts > units) units = e->config->num_experts;
     if (e->row > units) units = e->row;
@@ -114,12 +191,7 @@ q3_status q3_diagnose(char text[200], const evidence *e, q3_error *error)
     d.no_memory = !copy_judged(&copy, e) || d.outside[0] == NULL || d.outside[1] == NULL;
     own.bound = copy.bound, own.ours = copy.ours, own.theirs = copy.theirs;
     d.e = &own;
-    d.work = WORK;
-    if (!d.no_memory) {
-        d.rounding = q3_agrees_everywhere(&own, own.ours);
-        d.own_distance = q3_distance(&own, own.ours);
-        if (d.own_distance > 0) try_all(&d);
-    }
+    if (!d.no_memory) look(&d, before);
     free(copy.bound);
     free(copy.ours);
     free(copy.theirs);
@@ -128,5 +200,6 @@ q3_status q3_diagnose(char text[200], const evidence *e, q3_error *error)
     free(d.best_map);
     if (d.no_memory) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for a diagnosis");
     memcpy(text, d.text, sizeof d.text);
+    memcpy(cause, d.cause, sizeof d.cause);
     return Q3_OK;
 }

@@ -30,12 +30,26 @@ typedef struct evidence {
     const bool *uncertain;              /* [T]: which experts the token has is not known */
     double operand;                     /* --accumulate and --router, as in the walk */
     q3_dtype router;
+    bool differs;                       /* the verdict is worse than `rounding` */
 } evidence;
+
+/* What explained one tap's tensors of a run so far: a mistake in the code stands in every layer. */
+#define TOLD 4
+typedef struct told_causes {
+    struct remembered *mistakes[TOLD]; /* owned */
+    size_t count, searches;            /* searches: whole ones that gave no mistake of these */
+} told_causes;
+
+void q3_told_free(told_causes *t);
 
 /* Tries every known mistake that could have happened between the last given tensors and this
  * one: computes the mutated operators from the given tensors and looks whether their result
  * explains theirs within the bound. text: "looks like ..." without these two words, and the
- * share it explains; "" if none does. */
-q3_status q3_diagnose(char text[200], const evidence *e, q3_error *error);
+ * share it explains; cause: the mistake's name alone; "" if none does.
+ * before, or NULL: what was told of the tap in earlier layers is tried first. If it explains theirs
+ * as well, that is the cause and there is no text; else there is a whole search, as long as TOLD of
+ * them have not named another mistake. */
+q3_status q3_diagnose(char text[200], char cause[160], const evidence *e, told_causes *before,
+                      q3_error *error);
 
 #endif

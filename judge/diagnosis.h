@@ -90,6 +90,7 @@ typedef struct mistake {
     double carry;      /* ulp that its further roundings may add to the operator's bound */
     const size_t *map; /* PERMUTED: [E] whose weights each expert has */
     const char *cause; /* its name without its place; NULL: the text that it is tried with */
+    bool allowed;      /* a rounding that MODEL.md 12.2 lets anyone leave out: no difference */
 } mistake;
 
 /* ==== What an edit makes of values (edits.c) ================================================== */

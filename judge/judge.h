@@ -98,7 +98,8 @@ typedef struct q3_finding {
     size_t between_count;     /* taps that were not given since the last given ones: judged
                                * together */
     const q3_layer_tap *between; /* in the order of computation; the owner's, not the finding's */
-    char looks_like[200];     /* of q3_diagnose; "" */
+    char looks_like[200];     /* the known mistake, its place and share; "": none, or the cause of
+                               * the same tap in an earlier layer, which tells it */
     char cause[160];          /* the mistake alone, without its place and how much it explains; ""
                                * if no known one explains the difference */
     size_t token_bins, channel_bins; /* profiles: largest difference in ulp of D, bin by bin */

@@ -133,7 +133,7 @@ static void try_factor(diagnosis *d, shape *s, bool whole)
                                                 rounded_to(e));
     if (whole) snprintf(text, sizeof text, "scaled by a factor %.6g", factor);
     else snprintf(text, sizeof text, "%s alone scaled by a factor %.6g", where, factor);
-    q3_weigh(d, s->y, text);
+    q3_weigh_as(d, s->y, text, whole ? "scaled by a factor" : "a part scaled by a factor");
 }
 
 /* Every token with its own factor. */
@@ -156,7 +156,7 @@ static void try_token_factors(diagnosis *d, shape *s)
     char text[160];
     snprintf(text, sizeof text, "each token scaled by a factor of its own, %.4g to %.4g", least,
              most);
-    if (e->row > 2) q3_weigh(d, s->y, text);
+    if (e->row > 2) q3_weigh_as(d, s->y, text, "each token scaled by a factor of its own");
 }
 
 /* A constant added to every element, or to every channel its own, as a bias is. */
@@ -179,7 +179,7 @@ static void try_offset(diagnosis *d, shape *s, bool by_channel)
             s->y[i] = q3_round((double)s->base[i] + offset, rounded_to(e));
         if (!by_channel) snprintf(text, sizeof text, "a constant added, %.4g", offset);
     }
-    q3_weigh(d, s->y, text);
+    q3_weigh_as(d, s->y, text, by_channel ? text : "a constant added");
 }
 
 /* ==== Values of another place ================================================================= */
@@ -206,7 +206,7 @@ static void try_channel(diagnosis *d, shape *s)
         if (before)
             snprintf(text, sizeof text, "channel %zu keeps the values of the token before", c);
         else snprintf(text, sizeof text, "channel %zu has the values of channel %zu", c, other);
-        q3_weigh(d, s->y, text);
+        q3_weigh_as(d, s->y, text, "a channel with other values");
     }
 }
 
@@ -235,7 +235,7 @@ static void try_shift(diagnosis *d, shape *s)
             snprintf(text, sizeof text, "channels from %zu on shifted, each has the one %zu before",
                      c, by);
         if (up && by == 1) snprintf(text, sizeof text, "channels from %zu on shifted by one", c);
-        q3_weigh(d, s->y, text);
+        q3_weigh_as(d, s->y, text, "channels shifted");
     }
 }
 
@@ -255,13 +255,14 @@ static void try_tokens(diagnosis *d, shape *s)
     if (s->token_count == 2) {
         swap_rows(s, s->first_token, s->last_token);
         snprintf(text, sizeof text, "tokens %zu and %zu swapped", s->first_token, s->last_token);
-        q3_weigh(d, s->y, text);
+        q3_weigh_as(d, s->y, text, "tokens swapped");
     }
     for (size_t other = e->first; other < e->T && s->token_count == 1; other++) {
         memcpy(s->y, e->ours, e->T * n * sizeof *s->y);
         memcpy(s->y + s->first_token * n, e->ours + other * n, n * sizeof *s->y);
         snprintf(text, sizeof text, "token %zu has the values of token %zu", s->first_token, other);
-        if (other != s->first_token) q3_weigh(d, s->y, text);
+        if (other == s->first_token) continue;
+        q3_weigh_as(d, s->y, text, "a token with the values of another");
     }
     if (e->T > e->first + 1) {
         memcpy(s->y + (e->first + 1) * n, e->ours + e->first * n,
@@ -321,7 +322,8 @@ static void try_dropout(diagnosis *d, shape *s)
     snprintf(text, sizeof text,
              "dropout left on, %zu of %zu elements are 0 and the others times %.4g", zeros, all,
                  factor);
-    if (zeros > 0 && zeros * 2 < all && factor > 1.005) q3_weigh(d, s->y, text);
+    if (zeros > 0 && zeros * 2 < all && factor > 1.005)
+        q3_weigh_as(d, s->y, text, "dropout left on");
 }
 
 /* ==== Where =================================================================================== */
@@ -347,6 +349,7 @@ static void say_place(diagnosis *d, const shape *s)
         snprintf(what, sizeof what, "channels %zu to %zu", s->first_channel, s->last_channel);
     if (what[0] == 0) return;
     d->strength = PLACE;
+    d->cause[0] = 0;
     snprintf(d->text, sizeof d->text, "a mistake in one place: only %s wrong", what);
 }
 
@@ -369,6 +372,7 @@ static void say_expert(diagnosis *d, const shape *s)
         }
         if (other > 0 || with < 2 || right_without < 2) continue;
         d->strength = PLACE;
+    d->cause[0] = 0;
         snprintf(d->text, sizeof d->text,
                  "a mistake in one place: all tokens with expert %zu wrong, no other", expert);
     }
@@ -389,6 +393,7 @@ static void say_choice(diagnosis *d)
     }
     if (tokens == 0 || d->strength != NOTHING) return;
     d->strength = PLACE;
+    d->cause[0] = 0;
     snprintf(d->text, sizeof d->text, "the same expert chosen twice in %zu of %zu tokens", tokens,
              e->T - e->first);
 }

@@ -47,6 +47,7 @@ typedef struct row {
     edit edits[EDITS];
     list over;
     double value, carry;
+    bool allowed; /* by MODEL.md 12.2: explains a `rounding`, never a `differs` */
 } row;
 
 #define AT(tap) TAP_BIT(Q3_TAP_##tap)
@@ -201,7 +202,8 @@ static void attempt_at(diagnosis *d, const row *r, uint64_t at, double value, co
                        size_t place, const char *behind)
 {
     char full[200];
-    mistake m = {.at = at, .value = value, .carry = r->carry, .cause = text + place};
+    mistake m = {.at = at, .value = value, .carry = r->carry,
+                 .cause = text + place, .allowed = r->allowed};
     memcpy(m.edits, r->edits, sizeof m.edits);
     snprintf(full, sizeof full, "%s%s", text, behind);
     q3_attempt(d, &m, full);
@@ -293,11 +295,11 @@ static const row ropes[] = {
     {"RoPE in the other direction (sign of sin)", ROPE, ON(ARG_3, TIMES), .value = -1},
     {"QK-norm after RoPE", ROPE,
      .edits = {EDIT_TAP(ARG_1, READ_PAST, Q_PROJ), EDIT_TAP(RESULT, THROUGH, Q_NORM)}},
-    {"RoPE with one rounding", ROPE, ON(ROUNDING, ONCE)},
+    {"RoPE with one rounding", ROPE, ON(ROUNDING, ONCE), .allowed = true},
     {"RoPE with a fused multiply-add (the product with cos not rounded)", ROPE,
-     ON(ROUNDING, COS_FUSED)},
+     ON(ROUNDING, COS_FUSED), .allowed = true},
     {"RoPE with a fused multiply-add (the product with sin not rounded)", ROPE,
-     ON(ROUNDING, SIN_FUSED)},
+     ON(ROUNDING, SIN_FUSED), .allowed = true},
 };
 
 /* At each norm in turn; those of queries and keys count as one. */
@@ -313,14 +315,14 @@ static const row norms[] = {
     {"norm applied twice", NORMS, ON(RESULT, AGAIN)},
     {"QK-norm over all heads together", HEAD_NORMS, ON(PARAMETER, ALL_HEADS)},
     {"QK-norm after RoPE", HEAD_NORMS, .edits = {EDIT_TAP(ARG_1, THROUGH, Q_ROPE)}},
-    {"norm weight multiplied before the cast", NORMS, ON(ROUNDING, CAST_LAST)},
+    {"norm weight multiplied before the cast", NORMS, ON(ROUNDING, CAST_LAST), .allowed = true},
     {"variance rounded to %n", NORMS, ON(ROUNDING, VARIANCE), .over = HALVES},
     {"variance computed in %n, each square and the mean rounded", NORMS, ON(ROUNDING, SQUARES),
      .over = HALVES},
     {"norm computed in %n, each step rounded", NORMS, ON(ROUNDING, LOW_NORM), .over = HALVES},
     {"norm computed in %n, each step rounded", NORMS, ON(ROUNDING, LOW_ROOT), .over = HALVES},
     {"norm of the unrounded residual sum", AT(POST_ATTENTION_LAYERNORM),
-     ON(ROUNDING, UNROUNDED_SUM)},
+     ON(ROUNDING, UNROUNDED_SUM), .allowed = true},
     {"RoPE applied to it already (a hook must copy what is overwritten in place)", HEAD_NORMS,
      .edits = {EDIT_TAP(RESULT, THROUGH, Q_ROPE)}, .over = NORM_ASKED},
 };
@@ -343,7 +345,7 @@ static const row scores[] = {
     {"queries scaled and rounded before the product", AT(SCORES), ON(ROUNDING, QUERY_FIRST)},
     {"scores softcapped, %v tanh(s / %v)", AT(SCORES), ON(RESULT, CAPPED), .over = SCORE_CAPS},
     {"keys not rotated in the cache", AT(SCORES), READS(ARG_2, K_NORM)},
-    {"scores rounded once, after the scale", AT(SCORES), ON(ROUNDING, ONCE)},
+    {"scores rounded once, after the scale", AT(SCORES), ON(ROUNDING, ONCE), .allowed = true},
 };
 
 #define CACHES (AT(SCORES) | AT(O_PROJ_INPUT))
@@ -415,7 +417,7 @@ static const row routers[] = {
     {"weights rounded before they are renormalised", AT(TOPK_WEIGHTS), ON(ROUNDING, ROUNDED_FIRST)},
     {"weights renormalised by a sum that is rounded after each slot", AT(TOPK_WEIGHTS),
      ON(ROUNDING, SLOTS_SUMMED)},
-    {"routing weights not rounded", AT(TOPK_WEIGHTS), ON(RESULT, UNROUNDED)},
+    {"routing weights not rounded", AT(TOPK_WEIGHTS), ON(RESULT, UNROUNDED), .allowed = true},
     {"last slot missing from the sum", AT(MLP), ON(ARG_2, NO_SLOT), .over = LAST_SLOT},
     {"expert %v missing from the sum", AT(MLP), ON(ARG_2, NO_EXPERT), .over = EXPERTS},
 };
@@ -433,7 +435,8 @@ static const row activations[] = {
     {"up + 1", PRODUCT, ON(ARG_2, PLUS), .value = 1},
     {"up clamped at 7", PRODUCT, ON(ARG_2, WITHIN), .value = 7},
     {"silu(gate) up with one rounding", PRODUCT,
-     .edits = {EDIT_TAP(ARG_1, READ_PAST, EXPERTS_GATE_PROJ), EDIT(ROUNDING, ONCE)}},
+     .edits = {EDIT_TAP(ARG_1, READ_PAST, EXPERTS_GATE_PROJ), EDIT(ROUNDING, ONCE)},
+     .allowed = true},
 };
 
 #define FIRST_SUM AT(POST_ATTENTION_INPUT)
@@ -448,8 +451,9 @@ static const row sums[] = {
     {"residual doubled%n", FIRST_SUM, ON(ARG_1, TIMES), .over = FIRST_PLACE, .value = 2},
     {"residual doubled", AT(LAYER), ON(ARG_1, TIMES), .value = 2},
     {"residual taken from before attention", AT(LAYER), .edits = {{ARG_1, READ, STREAM}}},
-    {"residual sum not rounded%n", FIRST_SUM, ON(RESULT, UNROUNDED), .over = FIRST_PLACE},
-    {"residual sum not rounded", AT(LAYER), ON(RESULT, UNROUNDED)},
+    {"residual sum not rounded%n", FIRST_SUM, ON(RESULT, UNROUNDED), .over = FIRST_PLACE,
+     .allowed = true},
+    {"residual sum not rounded", AT(LAYER), ON(RESULT, UNROUNDED), .allowed = true},
 };
 
 #define EXPERTS_IN (AT(EXPERTS_GATE_PROJ) | AT(EXPERTS_UP_PROJ))
@@ -495,7 +499,7 @@ static const row maps[] = {
      .over = SPLITS},
     {"weights quantised to fp8", EVERY, ON(WEIGHT, FP8_SCALED)},
     {"weights quantised to int8", EVERY, ON(WEIGHT, INT8_SCALED)},
-    {"result not rounded", EVERY, ON(RESULT, UNROUNDED)},
+    {"result not rounded", EVERY, ON(RESULT, UNROUNDED), .allowed = true},
 };
 
 /* Of any tensor but ids: at each operator in turn, then at several. */

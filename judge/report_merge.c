@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* report_merge.c - lines of one run, or of several over parts of its layers, put together into one
  * report, which is then what a run over all of them would have written: MODEL.md 13. */
+#include "judge/diagnose.h"
 #include "judge/report.h"
 
 #include <stdio.h>
@@ -222,17 +223,32 @@ static q3_status check_same(const q3_report *r, const q3_finding *a, const q3_fi
                    "%s: %.200s: found two findings that differ, expected one", r->name, a->name);
 }
 
-/* As walk.c does in one run: a mistake that stands in every layer is told once. */
+/* What is told of a tap so far. */
+typedef struct told {
+    const char *causes[TOLD];
+    size_t count, searches;
+} told;
+
+static void tell(told *t, q3_finding *f)
+{
+    size_t k = 0;
+    while (k < t->count && strcmp(t->causes[k], f->cause) != 0) k++;
+    if (k < t->count) f->looks_like[0] = 0;
+    else if (t->searches++ >= TOLD) f->looks_like[0] = f->cause[0] = 0;
+    else if (f->cause[0] != 0) t->causes[t->count++] = f->cause;
+}
+
+/* As q3_diagnose does in one run: a mistake that stands in every layer is told once a tap, and so
+ * many are looked for. */
 static void tell_once(q3_report *r)
 {
-    bool told[Q3_TAP_COUNT][2] = {{false}};
+    told all[Q3_TAP_COUNT][2];
+    memset(all, 0, sizeof all);
     for (size_t i = 0; i < r->count; i++) {
         report_entry *e = &r->entries[i];
         bool rounding = e->f.verdict == Q3_VERDICT_ROUNDING;
         bool wrong = e->f.verdict == Q3_VERDICT_DIFFERS || e->f.verdict == Q3_VERDICT_NON_FINITE;
-        if (e->id == Q3_TAP_COUNT || (!rounding && !wrong)) continue;
-        if (told[e->id][rounding]) e->f.looks_like[0] = e->f.cause[0] = 0;
-        told[e->id][rounding] = true;
+        if (e->id != Q3_TAP_COUNT && (rounding || wrong)) tell(&all[e->id][rounding], &e->f);
     }
 }
 

@@ -34,7 +34,7 @@ typedef struct judging {
     q3_layer_tap *earlier, *list;    /* not given, behind what this layer starts from; room for a
                                       * finding's */
     size_t earlier_count;
-    bool diagnosed[Q3_TAP_COUNT][2];
+    told_causes told[Q3_TAP_COUNT][2]; /* by tap, and whether it is a rounding */
     q3_status status;
     q3_error *error;
 } judging;
@@ -91,6 +91,7 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
     e->uncertain = w->uncertain;
     e->operand = w->operand;
     e->router = w->router;
+    e->differs = r->f.verdict != Q3_VERDICT_ROUNDING;
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
         e->var[i] = w->var[i];
         bool front = q3_tap_at_front((q3_tap_id)i), square = q3_tap_is_square((q3_tap_id)i);
@@ -106,18 +107,18 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
     e->bound = r->bound;
 }
 
-/* What it looks like: once a tap and kind of verdict, as a mistake in the code stands in every
- * layer. */
+/* What it looks like: once a tap, kind of verdict and cause, as a mistake in the code stands in
+ * every layer. */
 static void explain(judging *j, trial *r)
 {
     evidence e;
     bool rounding = r->f.verdict == Q3_VERDICT_ROUNDING;
     bool trouble = rounding || r->f.verdict == Q3_VERDICT_DIFFERS ||
                    r->f.verdict == Q3_VERDICT_NON_FINITE;
-    if (!trouble || j->diagnosed[r->id][rounding] || j->options->free_running) return;
-    j->diagnosed[r->id][rounding] = true;
+    if (!trouble || j->options->free_running) return;
     fill_evidence(&e, j, r);
-    q3_status status = q3_diagnose(r->f.looks_like, &e, j->error);
+    q3_status status = q3_diagnose(r->f.looks_like, r->f.cause, &e, &j->told[r->id][rounding],
+                                   j->error);
     if (j->status == Q3_OK) j->status = status;
 }
 
@@ -437,6 +438,7 @@ static void judging_free(judging *j)
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
         free(w->tap[i]);
         free(w->var[i]);
+        for (size_t k = 0; k < 2; k++) q3_told_free(&j->told[i][k]);
     }
     free(j->scratch.slack);
     free(j->scratch.noise);

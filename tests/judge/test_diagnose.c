@@ -542,13 +542,13 @@ static void test_bare(const char *golden)
             y[n] = w.tap[i][n] + (i == Q3_TAP_TOPK_INDICES ? 0.0f : 1.0f);
         }
         for (size_t tokens = 1; tokens <= 2; tokens++) {
-            char text[200];
+            char text[200], cause[160];
             q3_error error;
             evidence e = {.config = w.c, .weights = w.f.weights, .dtype = w.dtype, .T = tokens,
                           .start = START, .input = w.tap[Q3_TAP_EMBED_TOKENS], .id = (q3_tap_id)i,
                               .row = w.row[i], .ours = w.tap[i], .theirs = y, .bound = bound};
             if (i == Q3_TAP_SCORES || i == Q3_TAP_PROBS) e.row = w.H * tokens;
-            if (!dense) CHECK(q3_diagnose(text, &e, &error) == Q3_OK);
+            if (!dense) CHECK(q3_diagnose(text, cause, &e, NULL, &error) == Q3_OK);
         }
         free(bound);
         free(y);
@@ -596,7 +596,7 @@ static void test_no_theta(void)
                    .rope = {.rope_theta = 1e4}};
     float ours[HD], theirs[HD];
     double bound[HD];
-    char text[200];
+    char text[200], cause[160];
     q3_error error;
     for (size_t i = 0; i < HD; i++) {
         ours[i] = 0.5f;
@@ -605,7 +605,7 @@ static void test_no_theta(void)
     }
     evidence e = {.config = &c, .dtype = Q3_F32, .T = 1, .start = Q3_MAX_POSITIONS - 1,
                   .id = Q3_TAP_COS, .row = HD, .ours = ours, .theirs = theirs, .bound = bound};
-    CHECK(q3_diagnose(text, &e, &error) == Q3_OK);
+    CHECK(q3_diagnose(text, cause, &e, NULL, &error) == Q3_OK);
     CHECKF(text[0] == 0, "no theta: %s", text);
 }
 

@@ -24,6 +24,7 @@ static inline void ask(char text[200], const world *w, q3_tap_id id, uint64_t hi
                        const float *theirs)
 {
     q3_error error;
+    char cause[160];
     size_t n = w->row[id];
     double *bound = memory(T * n, sizeof *bound);
     q3_dtype stored = id == Q3_TAP_ROUTER_PROBS ? Q3_F32 : w->dtype;
@@ -49,7 +50,7 @@ static inline void ask(char text[200], const world *w, q3_tap_id id, uint64_t hi
         e.given[i] = !(hidden >> i & 1) && !dense;
         if (!dense && (e.given[i] || !square)) e.tap[i] = w->tap[i];
     }
-    CHECK(q3_diagnose(text, &e, &error) == Q3_OK);
+    CHECK(q3_diagnose(text, cause, &e, NULL, &error) == Q3_OK);
     CHECK(memchr(text, 0, 200) != NULL);
     free(bound);
 }
