@@ -559,6 +559,7 @@ static void try_stores(diagnosis *d)
 {
 #define ATTENTION (AT(SCORES) | AT(PROBS) | AT(O_PROJ_INPUT))
 #define EXPERTS_ALL (EXPERTS_IN | ACT | PRODUCT | AT(EXPERTS_DOWN_PROJ) | AT(MLP))
+#define KERNELS (ROPE | AT(O_PROJ_INPUT) | PRODUCT | AT(MLP)) /* what they write to memory */
     static const struct { const char *name; uint64_t at; } sets[] = {
         {"RoPE: ", ROPE}, {"attention: ", ATTENTION}, {"RoPE and attention: ", ROPE | ATTENTION},
         {"silu(gate) up: ", ACT | PRODUCT}, {"experts: ", EXPERTS_ALL},
@@ -571,7 +572,7 @@ static void try_stores(diagnosis *d)
                          operator_name(name, d->e, (q3_tap_id)i));
     }
     for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++) {
-        attempt_rows(d, ROWS(stores), sets[i].at, TOGETHER, sets[i].name);
+        attempt_rows(d, ROWS(stores), sets[i].at & KERNELS, TOGETHER, sets[i].name);
         attempt_rows(d, ROWS(fused_stores), sets[i].at, TOGETHER, sets[i].name);
     }
 }

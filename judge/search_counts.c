@@ -150,7 +150,7 @@ void q3_search_pairs(diagnosis *d)
     snprintf(text, sizeof text,
              "weights permuted within their rows in %zu of %zu tokens (first: token %zu)", tokens,
              e->T - e->first, first);
-    if (tokens > 0) q3_weigh(d, y, text);
+    if (tokens > 0) q3_weigh_as(d, y, text, "weights permuted within their rows");
     d->no_memory = d->no_memory || y == NULL || taken == NULL;
     free(y);
     free(taken);
