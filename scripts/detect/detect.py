@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden"))
 import bugs
 import hf_taps
-import wild_bugs  # puts its own behind those of bugs
+import wild_bugs
 from backend import Backend
 
 torch.set_num_threads(1)
@@ -289,7 +289,7 @@ FAILURES = ["differs", "non-finite", "shape"]
 
 def honest_jobs():
     """Every model, dtype, start, length and layout that the bugs use; the variants on some of them."""
-    used = sorted({(b.model, b.dtype, b.start, b.tokens, b.layout) for b in bugs.BUGS})
+    used = sorted({(b.model, b.dtype, b.start, b.tokens, b.layout) for b in wild_bugs.ALL})
     jobs = [(Backend, *job) for job in used]
     jobs += [(Backend, model, dtype, 7, 1 if model == "tiny-nan" else bugs.TOKENS, "all")
              for model in bugs.MODELS for dtype in hf_taps.DTYPES]
@@ -352,7 +352,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     command = os.path.abspath(args.command)
-    chosen = [b for b in bugs.BUGS if not args.only or re.search(args.only, b.__name__)]
+    chosen = [b for b in wild_bugs.ALL if not args.only or re.search(args.only, b.__name__)]
     with tempfile.TemporaryDirectory() as folder, \
             concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         matrix = Matrix(command, folder)

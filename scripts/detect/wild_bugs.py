@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from backend import Backend
-from bugs import NotRenormalised, bug, in_layer
+from bugs import BUGS, NotRenormalised, bug, in_layer
 
 # ---- formats ------------------------------------------------------------------------------------
 
@@ -370,3 +370,6 @@ class ThetaAndEps(Backend):
     def prepare(self):
         self.c = {**self.c, "rope_theta": 10000.0}
         self.eps = 1e-5
+
+
+ALL = BUGS  # those of bugs.py, and these
