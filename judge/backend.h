@@ -126,8 +126,9 @@ size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *
  * hook sees them in Hugging Face 5's grouped_mm, which is its default. They are read so if, each
  * row taken for the nearest of its expert's (choice[T,A] has the experts), they are far closer (256
  * times) to ours[T,row] than as token by token: *sorted[T,row] is then new memory, else NULL.
- * False: no memory. */
-bool q3_read_by_expert(float **sorted, const backend *b, const backend_tensor *tensor, q3_tap_id id,
-                       const float *choice, const float *ours);
+ * choice NULL: the same with the rows of each token, whose experts may stand in any order where
+ * nobody says which. False: no memory. */
+bool q3_read_rows(float **sorted, const backend *b, const backend_tensor *tensor, q3_tap_id id,
+                  const float *choice, const float *ours);
 
 #endif

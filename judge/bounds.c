@@ -288,7 +288,8 @@ static void bound_router(row_bound *b, const walk *w, size_t t, const float *y, 
                       q3_ulp((double)y[e], w->router));
 }
 
-/* w_a = p_a / sum p of the chosen, a sum that is rounded where --router is declared. */
+/* w_a = p_a / sum p of the chosen; where --router is declared, each partial sum may be rounded to
+ * it. */
 static void bound_weights(row_bound *b, const walk *w, size_t t, const float *y, size_t A)
 {
     size_t E = w->config->num_experts;
@@ -302,6 +303,7 @@ static void bound_weights(row_bound *b, const walk *w, size_t t, const float *y,
     }
     bool divided = w->config->norm_topk_prob && mass > 0;
     double half = divided && w->router != Q3_F32 ? q3_ulp(mass, w->router) / 2 : 0;
+    half *= (double)(A - 1); /* additions, no partial sum above the last */
     double rounded = half > 0 ? half / (mass - half) : 0; /* what 1 / sum grows by at most */
     for (size_t a = 0; a < A; a++) {
         double p = (double)y[a], own = var[(size_t)ids[a]];

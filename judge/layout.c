@@ -198,7 +198,7 @@ static bool of_one_expert(const q3_entry *e, const tap_lines *row, uint64_t rows
            (e->rank == 2 || rows % row->lines != 0);
 }
 
-/* Whether experts' rows may lie expert by expert (q3_read_by_expert): all of them along one axis,
+/* Whether experts' rows may lie expert by expert (q3_read_rows): all of them along one axis,
  * as grouped_mm and mlx-lm's SwitchGLU ([T*A,1,n], from 64 slots on) have them. [1,A,n] of one
  * token has an axis for the slots. */
 static bool may_be_sorted(const q3_entry *e, const tap_lines *row, uint64_t rows, size_t T)
@@ -317,27 +317,34 @@ size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *
     return away[1] < away[0];
 }
 
-/* What read_rows needs: each expert's rows that are not taken lie from begin to end of `left`. */
+/* What take_nearest needs: each group's rows that are not taken lie from begin to end of `left`. A
+ * group is an expert, or without choice a token. */
 typedef struct expert_rows {
-    size_t *begin, *end; /* [E] */
+    const float *choice; /* [T*A] the expert of each slot; NULL: groups are tokens */
+    size_t slots;        /* A */
+    size_t *begin, *end; /* [E] or [T] */
     float *left;         /* [T*A,n] as the file has them */
 } expert_rows;
 
-/* Where each expert's rows lie, if they lie expert by expert. */
-static void find_experts(expert_rows *r, const float *choice, size_t slots, size_t E)
+static size_t group_of(const expert_rows *r, size_t slot)
 {
-    for (size_t i = 0; i < slots; i++) r->end[(size_t)choice[i]]++;
-    for (size_t e = 0, all = 0; e < E; e++) r->begin[e] = all, r->end[e] = all += r->end[e];
+    return r->choice != NULL ? (size_t)r->choice[slot] : slot / r->slots;
 }
 
-/* Each slot gets the nearest of its expert's rows that are left. Returns the sum of the squared
+/* Where each group's rows lie, if they lie group by group. */
+static void find_groups(expert_rows *r, size_t slots, size_t groups)
+{
+    for (size_t i = 0; i < slots; i++) r->end[group_of(r, i)]++;
+    for (size_t e = 0, all = 0; e < groups; e++) r->begin[e] = all, r->end[e] = all += r->end[e];
+}
+
+/* Each slot gets the nearest of its group's rows that are left. Returns the sum of the squared
  * distances. */
-static double take_nearest(float *sorted, expert_rows *r, const float *choice, const float *ours,
-                           size_t slots, size_t n)
+static double take_nearest(float *sorted, expert_rows *r, const float *ours, size_t slots, size_t n)
 {
     double sum = 0;
     for (size_t i = 0; i < slots; i++) {
-        size_t e = (size_t)choice[i], best = r->begin[e];
+        size_t e = group_of(r, i), best = r->begin[e];
         double least = apart(r->left + best * n, ours + i * n, n, ANY_DISTANCE);
         for (size_t k = best + 1; k < r->end[e]; k++) {
             double distance = apart(r->left + k * n, ours + i * n, n, least);
@@ -351,29 +358,30 @@ static double take_nearest(float *sorted, expert_rows *r, const float *choice, c
     return sum;
 }
 
-bool q3_read_by_expert(float **sorted, const backend *b, const backend_tensor *tensor, q3_tap_id id,
-                       const float *choice, const float *ours)
+bool q3_read_rows(float **sorted, const backend *b, const backend_tensor *tensor, q3_tap_id id,
+                  const float *choice, const float *ours)
 {
-    size_t T = b->T, A = b->config->num_experts_per_tok, E = b->config->num_experts;
+    size_t T = b->T, A = b->config->num_experts_per_tok;
+    size_t groups = choice != NULL ? b->config->num_experts : T;
     size_t row = q3_tap_row_size(b->config, id, T);
-    expert_rows r = {calloc(E + 1, sizeof *r.begin), calloc(E + 1, sizeof *r.end),
-                     calloc(T, row * sizeof *r.left)};
+    expert_rows r = {choice, A, calloc(groups + 1, sizeof *r.begin),
+                     calloc(groups + 1, sizeof *r.end), calloc(T, row * sizeof *r.left)};
     float *rows = calloc(T, row * sizeof *rows);
     bool memory = r.begin != NULL && r.end != NULL && r.left != NULL && rows != NULL;
-    double by_token = 0, by_expert = 0;
+    double as_it_is = 0, by_group = 0;
     for (size_t t = 0; t < T && memory; t++) {
         q3_backend_row(r.left + t * row, b, tensor, id, 0, t);
-        by_token += apart(r.left + t * row, ours + t * row, row, ANY_DISTANCE);
+        as_it_is += apart(r.left + t * row, ours + t * row, row, ANY_DISTANCE);
     }
     if (memory) {
-        find_experts(&r, choice, T * A, E);
-        by_expert = take_nearest(rows, &r, choice, ours, T * A, row / A);
+        find_groups(&r, T * A, groups);
+        by_group = take_nearest(rows, &r, ours, T * A, row / A);
     }
     free(r.begin);
     free(r.end);
     free(r.left);
     *sorted = rows;
-    if (memory && by_expert * 256 < by_token) return true;
+    if (memory && by_group * 256 < as_it_is) return true;
     free(rows);
     *sorted = NULL;
     return memory;

@@ -53,17 +53,27 @@ static void begin(judging *j, trial *r, const q3_tap *tap)
     if (!q3_trial_begin(r, &j->w, j->b, tap->id, tap->layer)) out_of_memory(j);
 }
 
-/* Of two readings of the axes the closer one; experts' rows that lie expert by expert. */
-static void choose_reading(judging *j, trial *r, const float *ours)
+/* Experts' rows in another order, if that is far closer to ours; said in the note. */
+static void try_order(judging *j, trial *r, const float *ours, const float *choice,
+                      const char *order)
 {
-    const float *choice = j->w.tap[Q3_TAP_TOPK_INDICES];
-    if (r->tensor->layouts == 2)
-        r->layout = q3_closer_layout(r->theirs, j->b, r->tensor, r->id, ours);
-    if (!r->tensor->merged || r->tensor->first != 0) return;
-    if (!q3_read_by_expert(&r->sorted, j->b, r->tensor, r->id, choice, ours)) out_of_memory(j);
+    if (!q3_read_rows(&r->sorted, j->b, r->tensor, r->id, choice, ours)) out_of_memory(j);
     size_t used = strlen(r->f.note);
     if (r->sorted == NULL) return;
-    snprintf(r->f.note + used, sizeof r->f.note - used, "%sexpert by expert", used > 0 ? ", " : "");
+    snprintf(r->f.note + used, sizeof r->f.note - used, "%s%s", used > 0 ? ", " : "", order);
+}
+
+/* Of two readings of the axes the closer one; experts' rows that lie expert by expert; and those of
+ * a token in an order that nobody says, as mlx-lm's argpartition leaves them. */
+static void choose_reading(judging *j, trial *r, const float *ours)
+{
+    bool rows = q3_tap_of_experts(r->id) && r->tensor->first == 0;
+    if (r->tensor->layouts == 2)
+        r->layout = q3_closer_layout(r->theirs, j->b, r->tensor, r->id, ours);
+    if (rows && r->tensor->merged)
+        try_order(j, r, ours, j->w.tap[Q3_TAP_TOPK_INDICES], "expert by expert");
+    if (rows && r->sorted == NULL && !j->w.given[Q3_TAP_TOPK_INDICES])
+        try_order(j, r, ours, NULL, "a token's experts in another order");
 }
 
 /* Whether the values are those of the experts that were chosen. */

@@ -587,6 +587,45 @@ static void test_by_expert(const fixture *f, const q3_tensors *golden)
     }
 }
 
+/* A token's experts in another order (turned by one) and nothing said of which they are: read by
+ * content. With the ids, or with one element that is off, it is seen. */
+static void test_slots_turned(const fixture *f, const q3_tensors *golden)
+{
+    enum { T = 24, A = 4, F = 56 };
+    const char act[] = "model.layers.0.mlp.experts.act_fn.output",
+               topk[] = "model.layers.0.mlp.topk_indices.output";
+    q3_entry entries[] = {{"input_ids", Q3_I64, 1, {T}, NULL}, {topk, Q3_I64, 2, {T, A}, NULL},
+                          {act, Q3_F32, 3, {T, A, F}, NULL}};
+    int64_t id[T], chosen[T * A];
+    float row[F];
+    q3_entry_integers(id, q3_tensors_find(golden, "input_ids"), 0, T);
+    q3_entry_integers(chosen, q3_tensors_find(golden, topk), 0, T * A);
+    for (int way = 0; way < 3; way++) {
+        bool off = way == 1, with_ids = way == 2;
+        q3_writer *writer;
+        q3_error error;
+        entries[1].name = with_ids ? topk : "position_ids";
+        entries[1].rank = with_ids ? 2 : 1;
+        if (q3_writer_open(&writer, file_name, entries, 3, NULL, &error) != Q3_OK) exit(1);
+        if (q3_writer_integers(writer, 0, 0, id, T, &error) != Q3_OK) exit(1);
+        for (int64_t t = 0; t < T && !with_ids; t++)
+            if (q3_writer_integers(writer, 1, (uint64_t)t, &t, 1, &error) != Q3_OK) exit(1);
+        if (with_ids && q3_writer_integers(writer, 1, 0, chosen, T * A, &error) != Q3_OK) exit(1);
+        for (size_t i = 0; i < T * A; i++) {
+            size_t from = i / A * A + (i + 1) % A;
+            q3_entry_floats(row, q3_tensors_find(golden, act), from * F, F);
+            if (off && i == 50) row[3] += 0.01f;
+            if (q3_writer_floats(writer, 2, i * F, row, F, &error) != Q3_OK) exit(1);
+        }
+        if (q3_writer_commit(writer, &error) != Q3_OK) exit(1);
+        judge_layers(f, file_name, Q3_F32, 1, &usual);
+        remove(file_name);
+        CHECKF(strcmp(first_bad, way > 0 ? act : "") == 0, "way %d: %s", way, first_bad);
+        CHECK((strstr(lines.data, "a token's experts in another order") != NULL) == !with_ids);
+        CHECK(!off || strstr(lines.data, "1 of 5376 elements outside the bound") != NULL);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static fixture f;
@@ -632,6 +671,7 @@ int main(int argc, char **argv)
     test_gap(&f, golden[Q3_F32]);
     test_axes(&f, golden[Q3_F32]);
     test_by_expert(&f, golden[Q3_F32]);
+    test_slots_turned(&f, golden[Q3_F32]);
     q3_tensors_close(golden[0]);
     q3_tensors_close(golden[1]);
     free(lines.data);
