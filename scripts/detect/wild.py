@@ -3,9 +3,10 @@
 
   python3 scripts/detect/wild.py COMMAND --python NAME=PATH ...   COMMAND is the built qwen3moe
   ... --only NAME       only this package's cases; may be repeated
-  ... --markdown FILE   writes the table (golden/WILD.md); without it, the rows that were run are compared
-                        with golden/WILD.md
+  ... --markdown FILE   writes the table (golden/WILD.md): rows of packages that are not run now stay as they are
+                        in golden/WILD.md; without it, the rows that were run are compared with golden/WILD.md
   ... --keep FOLDER     keeps the models and the recordings
+  ... --again           judges the recordings in that folder again, and makes only those that are not there
 
 PATH is the Python of an environment in which package NAME (see PACKAGES) is installed; a package without one is
 listed as not run. Needs torch, transformers, safetensors and numpy itself, for the models alone.
@@ -29,7 +30,7 @@ import sys
 import tempfile
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("golden", "record")]
@@ -121,6 +122,13 @@ PACKAGES = [
     Package("mlx", "mlx-lm", "0.32.2", "record/record_mlx.py",
             "`pip install 'mlx[cpu]==0.32.2' numpy safetensors transformers==5.17.0`, then "
             "`pip install --no-deps mlx-lm==0.32.2`"),
+    Package("litgpt", "litgpt", "0.5.13", "record/record_litgpt.py",
+            "`pip install torch==2.13.0`, then `pip install --no-deps litgpt==0.5.13 lightning==2.6.1 pytorch-lightning "
+            "torchmetrics lightning-utilities jsonargparse==4.41` and `pip install safetensors numpy tqdm pyyaml "
+            "fsspec psutil docstring-parser typeshed-client packaging`"),
+    Package("keras", "keras-hub", "0.32.0", "record/record_keras.py",
+            "`pip install torch==2.13.0`, then `pip install keras==3.15.1 jax==0.10.2 jaxlib==0.10.2 absl-py regex packaging rich "
+            "kagglehub safetensors tokenizers` and `pip install --no-deps keras-hub==0.32.0 sentencepiece`"),
 ]
 
 MLX = "mlx_lm/models/qwen3_moe.py:"
@@ -147,9 +155,58 @@ def mlx_cases():
     for dtype in ("bfloat16", "float16"):
         yield Case("mlx", "default", dtype, 40, "router probabilities are rounded to the run's dtype", MLX + "135",
                    ROUTED, f"router probabilities rounded to {dtype}", record=("--gather",))
+        yield Case("mlx", "default", dtype, 40, "honest but for the router's dtype, which is declared", MLX + "135",
+                   record=("--gather",), options=("--router", dtype))
+    yield Case("mlx", "window", "bfloat16", 40, "sliding_window is not read", MLX + "216", ATTENDED,
+               "window ignored", record=("--gather",))
 
 
-CASES = [*mlx_cases()]
+LIT = "litgpt/model.py:"
+COS = "model.rotary_emb.cos"
+WEIGHED = "model.layers.0.mlp.topk_weights.output"
+
+
+def litgpt_cases():
+    for dtype in ("float32", "bfloat16"):
+        for model in ("default", "window", "linear", "llama3", "tied", "eps", "one-kv-head"):
+            yield Case("litgpt", model, dtype, 40)
+        yield Case("litgpt", "no-renormalise", dtype, 40, "the chosen experts' weights are always renormalised",
+                   LIT + "870", WEIGHED, "renormalised though norm_topk_prob is false")
+        yield Case("litgpt", "yarn", dtype, 40, "YaRN's ramp is inverted; without mscale, no attention factor",
+                   LIT + "1021", COS, "ramp inverted and its attention factor missing")
+        yield Case("litgpt", "yarn", dtype, 40, "YaRN's ramp is inverted", LIT + "1021", COS, r"ramp inverted \(",
+                   record=("--mscale",))
+    yield Case("litgpt", "bias", "float32", 11, "the converter knows no biases, and stops",
+               "litgpt/scripts/convert_hf_checkpoint.py:660", kind="refused")
+
+
+KERAS = "keras_hub/src/models/qwen3_moe/qwen3_moe_"
+CONVERT = "keras_hub/src/utils/transformers/convert_qwen3_moe.py:"
+
+
+def keras_cases():
+    for model in ("tied", "no-renormalise"):
+        yield Case("keras", model, "float32", 40)
+    for backend in ((), ("--backend", "jax")):
+        yield Case("keras", "default", "float32", 40, record=backend)
+        yield Case("keras", "default", "bfloat16", 40, "softmax of the router in the run's dtype",
+                   KERAS + "decoder.py:334", ROUTED,
+                   "softmax computed in bfloat16 throughout" if backend else "router probabilities rounded to bfloat16",
+                   record=backend)
+        yield Case("keras", "window", "float32", 40, "the fused attention does not get the window",
+                   KERAS + "attention.py:287", ATTENDED, "window ignored", record=backend)
+        yield Case("keras", "eps", "float32", 40, "rms_norm_eps does not reach q_norm and k_norm: 1e-6",
+                   KERAS + "decoder.py:450", "model.layers.0.self_attn.q_norm.output", "eps 1e-06 instead of 0.001",
+                   record=backend)
+    yield Case("keras", "yarn", "float32", 40, "rope_scaling is not converted", CONVERT + "29", ROTATED,
+               r"RoPE scaling \(yarn\) ignored")
+    yield Case("keras", "bias", "float32", 40, "the converter leaves the biases out", CONVERT + "72",
+               "model.layers.0.self_attn.q_proj.output", "bias missing")
+    yield Case("keras", "dense-mixed", "float32", 40, "the converter of dense layers asks for attributes that are not there",
+               CONVERT + "163", kind="refused")
+
+
+CASES = [*mlx_cases(), *litgpt_cases(), *keras_cases()]
 
 # ---- one case -----------------------------------------------------------------------------------
 
@@ -163,9 +220,30 @@ def installed(package, python):
     return done.stdout.strip()
 
 
+# A float32 run's logits against Hugging Face's, relative L2: two honest ones are some 1e-6 apart here, where no
+# expert changes; the least of the deviations moves them by 1e-3.
+SAME_LOGITS = 1e-4
+
+
 class Bench:
-    def __init__(self, command, folder, pythons):
-        self.command, self.folder, self.pythons = command, folder, pythons
+    def __init__(self, command, folder, pythons, again=False):
+        self.command, self.folder, self.pythons, self.again, self.logits = command, folder, pythons, again, {}
+
+    def same_logits(self, case, model, out):
+        """Whether the recording ends in Hugging Face's logits: the truth without a judge. None: nothing to say."""
+        if case.dtype != "float32":
+            return None
+        ids = ids_by_rule(case.model, case.tokens)
+        if (case.model, case.tokens) not in self.logits:
+            with torch.no_grad():
+                y = hf_taps.load_folder(model, torch.float32)(torch.tensor([ids]), use_cache=False).logits[0]
+            self.logits[case.model, case.tokens] = y.double()
+        want = self.logits[case.model, case.tokens]
+        tensors = load_file(out)
+        found = tensors.get("lm_head.output", tensors.get("lm_head"))
+        if found is None or found.numel() != want.numel():
+            return None
+        return bool((found.double().reshape(want.shape) - want).norm() <= SAME_LOGITS * want.norm())
 
     def record(self, case, package):
         """The model's folder, the recording, and the last line of a package that failed."""
@@ -177,6 +255,8 @@ class Bench:
         out = os.path.join(self.folder, f"{case.package}-{name}-{case.tokens}{more}.safetensors")
         ids = ",".join(map(str, ids_by_rule(case.model, case.tokens)))
         if os.path.exists(out):
+            if self.again:
+                return model, out, ""
             os.remove(out)
         done = subprocess.run([self.pythons[case.package], os.path.join(ROOMS, package.recorder), model, out,
                                "--tokens", ids, *case.record], capture_output=True, text=True)
@@ -196,16 +276,20 @@ class Bench:
         return done.returncode, findings, last
 
     def judge(self, case):
-        """What check said, and why it contradicts the truth ("" if it does not)."""
+        """What check said, whether the logits are Hugging Face's, and what contradicts the truth ("" nothing)."""
         package = next(p for p in PACKAGES if p.name == case.package)
         model, out, problem = self.record(case, package)
         if case.kind == "refused":
-            return f"refused: {problem}", "" if problem else "the package did not refuse it"
+            return f"refused: {problem}", None, "" if problem else "the package did not refuse it"
         if problem:
-            return f"not recorded: {problem}", "the recorder failed"
+            return f"not recorded: {problem}", None, "the recorder failed"
         options = [*case.options, *(["--strict"] if case.kind == "rounding" else [])]
         status, findings, last = self.check(model, out, options)
-        return said(findings, last, case), contradiction(case, status, findings, last)
+        same = self.same_logits(case, model, out)
+        wrong = contradiction(case, status, findings, last)
+        if same is not None and same != case.truth.startswith("honest"):
+            wrong = wrong or f"the logits {'are' if same else 'are not'} Hugging Face's: the truth is not true"
+        return said(findings, last, case), same, wrong
 
 
 def first_failure(case, findings):
@@ -246,24 +330,30 @@ TITLE = """# Packages from outside, run for real
 Made by `python3 scripts/detect/wild.py build/qwen3moe --python NAME=PATH ... --markdown golden/WILD.md`, with an
 environment for each package (below). `.ci/run` runs those that its time allows, and compares their rows. The truth of a row was found by
 reading the package's source and by computing what the model asks for in another way; *what check said* is what this
-project's command said of the recording. A deviation is one from Hugging Face's model, in the version that is named;
+project's command said of the recording. Whether the logits of a float32 run are Hugging Face's (within 1e-4, relative L2)
+says without any judge that a run is honest or not. A deviation is one from Hugging Face's model, in the version that is named;
 what it means for a user is for the package to say.
 
 """
-COLUMNS = ["package", "model", "dtype", "tokens", "options", "truth", "where", "what check said"]
+COLUMNS = ["package", "model", "dtype", "tokens", "options", "truth", "where", "Hugging Face's logits", "what check said"]
 
 
-def table_row(case, package, text):
+def table_row(case, package, text, same):
     options = " ".join([*case.record, *case.options] + (["--strict"] if case.kind == "rounding" else []))
     cells = [f"{package.wheel} {package.version}", case.model, case.dtype, str(case.tokens),
-             f"`{options}`" if options else "", case.truth, f"`{case.where}`" if case.where else "", text]
+             f"`{options}`" if options else "", case.truth, f"`{case.where}`" if case.where else "",
+             {None: "", True: "yes", False: "no"}[same], text]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def write_table(path, rows, not_run):
+def rows_of(package, stored):
+    """What the table had of a package."""
+    return [line for line in stored or () if line.startswith(f"| {package.wheel} {package.version} |")]
+
+
+def write_table(path, rows):
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *rows, ""]
     lines += [f"- {p.wheel} {p.version} (`--python {p.name}=PATH`): {p.install}" for p in PACKAGES]
-    lines += ["", *not_run] if not_run else []
     with open(path, "w") as f:
         f.write(TITLE + "\n".join(lines) + "\n")
 
@@ -275,6 +365,7 @@ def arguments():
     parser.add_argument("--only", action="append")
     parser.add_argument("--markdown")
     parser.add_argument("--keep")
+    parser.add_argument("--again", action="store_true")
     args = parser.parse_args()
     args.pythons = dict(item.split("=", 1) for item in args.python)
     unknown = [n for n in [*args.pythons, *(args.only or [])] if n not in [p.name for p in PACKAGES]]
@@ -287,8 +378,8 @@ def run_package(bench, package, stored):
     """Rows, contradictions."""
     rows, wrong = [], []
     for case in (c for c in CASES if c.package == package.name):
-        text, problem = bench.judge(case)
-        row = table_row(case, package, text)
+        text, same, problem = bench.judge(case)
+        row = table_row(case, package, text, same)
         if stored is not None and row not in stored:
             problem = problem or "golden/WILD.md has another row"
         rows.append(row)
@@ -301,30 +392,28 @@ def run_package(bench, package, stored):
 
 def main():
     args = arguments()
-    stored = None
-    if not args.markdown and os.path.exists(TABLE):
+    stored = []
+    if os.path.exists(TABLE):
         with open(TABLE) as f:
             stored = f.read().splitlines()
-    rows, wrong, not_run = [], [], []
+    rows, run, wrong = [], 0, []
     with tempfile.TemporaryDirectory() as temporary:
-        bench = Bench(os.path.abspath(args.command), args.keep or temporary, args.pythons)
+        bench = Bench(os.path.abspath(args.command), args.keep or temporary, args.pythons, args.again)
         for package in PACKAGES:
-            if args.only and package.name not in args.only:
-                continue
             python = args.pythons.get(package.name)
             version = installed(package, python) if python else ""
-            if version != package.version:
+            if version != package.version or (args.only and package.name not in args.only):
                 found = f"found version {version}" if version else "not installed" if python else "no --python"
                 count = sum(c.package == package.name for c in CASES)
-                not_run.append(f"not run: {package.wheel} {package.version}, {count} cases: {found}")
-                wrong += [package.name] if python else []
+                print(f"not run: {package.wheel} {package.version}, {count} cases: {found}")
+                wrong += [package.name] if python and version != package.version else []
+                rows += rows_of(package, stored)
                 continue
-            more, problems = run_package(bench, package, stored)
-            rows += more
-            wrong += problems
-    print("\n".join([*not_run, f"{len(rows)} cases, {len(wrong)} contradict the truth"]))
+            more, problems = run_package(bench, package, None if args.markdown else stored)
+            rows, run, wrong = rows + more, run + len(more), wrong + problems
+    print(f"{run} cases, {len(wrong)} contradict the truth")
     if args.markdown:
-        write_table(args.markdown, rows, not_run)
+        write_table(args.markdown, rows)
     return 1 if wrong else 0
 
 
