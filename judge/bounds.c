@@ -320,6 +320,12 @@ static double sigmoid(double x)
     return 1 / (1 + q3_exp(-x));
 }
 
+double q3_silu_slope(double x)
+{
+    double s = sigmoid(x), slope = s * (1 + x * (1 - s));
+    return slope - slope == 0 ? slope : x > 0 ? 1 : 0; /* infinities */
+}
+
 /* silu(x): 8 u of itself, and what came in times the derivative. From 1 + exp(-x) = 2^126 on its
  * float32 reciprocal is subnormal, which may be flushed, and from 2^128 on exp is infinite: all of
  * y may be lost (12.1). */
@@ -327,9 +333,8 @@ static void bound_silu(row_bound *b, const walk *w, const float *y, const float 
                        const double *x_var, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        double v = (double)x[i], s = sigmoid(v), slope = s * (1 + v * (1 - s));
+        double v = (double)x[i], slope = q3_silu_slope(v);
         bool lost = sigmoid(v - Q3_SIGMAS * q3_sqrt(x_var[i])) < 0x1p-126;
-        if (!(slope - slope == 0)) slope = v > 0 ? 1 : 0; /* infinities */
         b->slack[i] = q3_ulp((double)y[i], w->dtype);
         b->noise[i] = size_of((double)y[i]) * (lost ? 1 + 8 * U : 8 * U);
         b->var[i] = slope * slope * x_var[i];

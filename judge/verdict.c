@@ -22,6 +22,7 @@ void q3_trial_free(trial *r)
     free(r->theirs);
     free(r->sorted);
     free(r->bound);
+    free(r->weight);
     free(r->channel_differ);
     free(r->head_differ);
     memset(r, 0, sizeof *r);
@@ -57,10 +58,11 @@ bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, siz
     r->ours = calloc(T, r->n * sizeof *r->ours);
     r->theirs = calloc(T, r->n * sizeof *r->theirs);
     r->bound = calloc(T, r->n * sizeof *r->bound);
+    r->weight = calloc(T, r->n * sizeof *r->weight);
     r->channel_differ = calloc(2 * r->channels, sizeof(double));
     r->head_differ = calloc(2 * r->heads, sizeof(double));
     bool memory = r->ours != NULL && r->theirs != NULL && r->bound != NULL &&
-                  r->channel_differ != NULL && r->head_differ != NULL &&
+                  r->weight != NULL && r->channel_differ != NULL && r->head_differ != NULL &&
                   q3_figures_begin(&r->g, &r->f, q3_stored_dtype(w, id), T, r->channels);
     if (!memory) return false;
     r->tensor = tensor;
@@ -155,10 +157,13 @@ static void judge_element(trial *r, const walk *w, size_t t, size_t i, const row
     if (!q3_is_finite(ours) != !q3_is_finite(theirs) && beyond_agreement(w, r->id, t, i, r->n))
         return;
     r->f.judged++;
-    if (q3_is_finite(ours) && q3_is_finite(theirs)) {
-        r->along += ours * (theirs - ours);
-        r->along_var += ours * ours * slack * ulp / 6;
-        r->along_noise += large * b->noise[i];
+    double var = slack * ulp / 6, all = var + b->var[i] + b->noise[i] * b->noise[i] / 16;
+    if (q3_is_finite(ours) && q3_is_finite(theirs) && all > 0) {
+        double weight = r->weight[t * r->n + i] = ours / all;
+        r->along += weight * (theirs - ours);
+        r->along_var += weight * weight * var;
+        r->along_noise += large / all * b->noise[i];
+        r->power += weight * ours;
     }
     if (!(flips < 1)) flips = 1;
     r->f.expected += flips;
@@ -320,19 +325,6 @@ static void find_rounding(trial *r)
         }
 }
 
-/* MODEL.md 12.5: roundings have no direction, so that over a whole tensor they hardly add up along
- * it: a gain that they and the sums' noise, were it all of one sign, do not explain is a factor.
- * Eight standard deviations. */
-static void find_gain(trial *r)
-{
-    q3_finding *f = &r->f;
-    double along = r->along < 0 ? -r->along : r->along;
-    if (r->propagated || !(along > 8 * q3_sqrt(r->along_var) + r->along_noise)) return;
-    f->verdict = Q3_VERDICT_DIFFERS;
-    snprintf(f->reason, sizeof f->reason,
-             "gain %.6g over the whole tensor, which no rounding makes", f->gain);
-}
-
 static void decide_choice(q3_finding *f)
 {
     f->verdict = f->wrong_sets > 0  ? Q3_VERDICT_DIFFERS
@@ -347,10 +339,10 @@ static void decide_choice(q3_finding *f)
 
 /* What was found element by element goes first; then whether the bounds said enough; then counts
  * and the gain, for what lies within. */
-static void decide_values(trial *r, const q3_config *config)
+static bool decide_values(trial *r, walk *w)
 {
     q3_finding *f = &r->f;
-    bool sparse = r->id == Q3_TAP_MLP && q3_layer_is_sparse(config, f->layer);
+    bool sparse = r->id == Q3_TAP_MLP && q3_layer_is_sparse(w->config, f->layer);
     if (f->verdict != Q3_VERDICT_MISSING) {
         snprintf(f->reason, sizeof f->reason, "%llu of %llu elements outside the bound",
                  (unsigned long long)f->outside, (unsigned long long)f->elements);
@@ -364,13 +356,15 @@ static void decide_values(trial *r, const q3_config *config)
     } else {
         f->verdict = Q3_VERDICT_WITHIN;
         if (!sparse) find_rounding(r);
-        find_gain(r);
+        return q3_find_gains(r, w);
     }
+    return true;
 }
 
-void q3_trial_decide(trial *r, const q3_config *config)
+bool q3_trial_decide(trial *r, walk *w)
 {
     q3_figures_end(&r->g);
-    if (r->id == Q3_TAP_TOPK_INDICES) decide_choice(&r->f);
-    else decide_values(r, config);
+    if (r->id != Q3_TAP_TOPK_INDICES) return decide_values(r, w);
+    decide_choice(&r->f);
+    return true;
 }

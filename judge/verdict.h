@@ -19,8 +19,11 @@ typedef struct trial {
     double *bound;                /* [T,n] */
     double *channel_differ, *channel_expected, *head_differ, *head_expected;
     bool propagated;              /* some variance came in */
-    /* sum ours (theirs - ours), its variance by roundings, its noise at most */
-    double along, along_var, along_noise;
+    /* [T,n] how much an element says of a gain: ours over its variance; 0: it is not judged. And
+     * the sum of weight (theirs - ours), its variance by roundings, its noise at most, and what a
+     * gain of 1 adds to it */
+    double *weight;
+    double along, along_var, along_noise, power;
 } trial;
 
 /* Begins with nothing compared: the verdict is `missing`, or `shape`. False: no memory. */
@@ -41,8 +44,23 @@ bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, cons
 double q3_choice_margin(walk *w, const row_bound *scratch, size_t t, const float *chosen,
                         bool *doubtful);
 
-/* The verdict, when all given rows were compared. */
-void q3_trial_decide(trial *r, const q3_config *config);
+/* The verdict, when all given rows were compared. False: no memory. */
+bool q3_trial_decide(trial *r, walk *w);
+
+/* gain.c: whether what lies within its bounds has a direction, which makes it `differs`. False: no
+ * memory. */
+bool q3_find_gains(trial *r, walk *w);
+
+/* slopes.c: of the sum over a tap's elements of slope[T,row] times their error, what the roundings
+ * of all that was not given behind it make: its variance, and what may have one sign. known: false
+ * where that reaches what nothing is known of. Overwrites w->scores, w->probs and scores_var.
+ * False: no memory. */
+typedef struct spread {
+    bool known;
+    double var, bias;
+} spread;
+
+bool q3_gain_reach(spread *out, walk *w, q3_tap_id id, const double *slope);
 
 bool q3_is_finite(double x);
 

@@ -152,6 +152,27 @@ static size_t list_taps(const judging *j, q3_layer_tap *list, uint64_t taps, siz
     return count;
 }
 
+/* What is unknown of token t's row behind a tap (MODEL.md 12.3), as a variance: nothing where theirs
+ * took the place of ours; and what the tap's own operator has to do with it (12.5). */
+static void carry_on(judging *j, q3_tap_id id, size_t t, bool known, const row_bound *b,
+                     const float *ours, size_t n, double *var_out)
+{
+    walk *w = &j->w;
+    bool cached = (id == Q3_TAP_K_ROPE || id == Q3_TAP_V_PROJ) && j->options->kv != Q3_F32;
+    for (size_t i = 0; i < n; i++) {
+        double noise = b->noise[i] / 4, x = (double)ours[i];
+        double own = noise * noise + b->slack[i] * q3_ulp(x, q3_stored_dtype(w, id)) / 6;
+        /* q3_bound_values takes it from the scores */
+        double before = id == Q3_TAP_PROBS ? 0 : b->var[i];
+        var_out[i] = known ? 0 : before + own;
+        if (!(var_out[i] <= SAYS_NOTHING)) var_out[i] = SAYS_NOTHING;
+        if (w->own_sd[id] == NULL) continue;
+        double cell = cached ? q3_ulp(x, j->options->kv) : 0; /* --kv may round otherwise */
+        w->own_sd[id][t * n + i] = (float)q3_sqrt(own + cell * cell / 6);
+        w->own_noise[id][t * n + i] = (float)b->noise[i];
+    }
+}
+
 /* Token t's row: bounds, comparison, and theirs into ours[n] (the walk's) unless it is free.
  * var_out[n], if it is not NULL, gets what the walk does not know afterwards (MODEL.md 12.3:
  * variances carried on). */
@@ -177,14 +198,7 @@ static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_o
         q3_trial_row(r, w, t, &b);
         if (known) memcpy(ours, theirs, n * sizeof *ours);
     }
-    for (size_t i = 0; i < n && var_out != NULL; i++) {
-        double noise = b.noise[i] / 4;
-        double ulp = q3_ulp((double)ours[i], q3_stored_dtype(w, r->id));
-        /* q3_bound_values takes it from the scores */
-        double before = r->id == Q3_TAP_PROBS ? 0 : b.var[i];
-        var_out[i] = known ? 0 : before + noise * noise + b.slack[i] * ulp / 6;
-        if (!(var_out[i] <= SAYS_NOTHING)) var_out[i] = SAYS_NOTHING;
-    }
+    if (var_out != NULL) carry_on(j, r->id, t, known, &b, ours, n, var_out);
 }
 
 /* The verdict of a tensor all of whose rows were judged; writes the finding, and frees the
@@ -200,7 +214,7 @@ static void trial_end(judging *j, trial *r)
     j->w.given[id] = given;
     j->seen[id] = true;
     if (given && j->status == Q3_OK) {
-        q3_trial_decide(r, j->w.config);
+        if (!q3_trial_decide(r, &j->w)) out_of_memory(j);
         explain(j, r);
         f->between = j->list;
         f->between_count = list_taps(j, j->list, taps, f->layer);
@@ -416,8 +430,12 @@ static bool judging_init(judging *j)
             wanted = wanted || q3_backend_find(j->b, id, l) != NULL;
         if (!wanted || n == 0) continue;
         w->tap[i] = calloc(T, n * sizeof *w->tap[i]);
-        if (!square) w->var[i] = calloc(T, n * sizeof *w->var[i]);
-        good = good && w->tap[i] != NULL && (square || w->var[i] != NULL);
+        good = good && w->tap[i] != NULL;
+        if (square) continue;
+        w->var[i] = calloc(T, n * sizeof *w->var[i]);
+        w->own_sd[i] = calloc(T, n * sizeof *w->own_sd[i]);
+        w->own_noise[i] = calloc(T, n * sizeof *w->own_noise[i]);
+        good = good && w->var[i] != NULL && w->own_sd[i] != NULL && w->own_noise[i] != NULL;
     }
     j->scratch = (row_bound){calloc(widest, sizeof(double)), calloc(widest, sizeof(double)),
                              calloc(widest, sizeof(double)), 1, 1};
@@ -449,6 +467,8 @@ static void judging_free(judging *j)
         free(w->tap[i]);
         free(w->var[i]);
         for (size_t k = 0; k < 2; k++) q3_told_free(&j->told[i][k]);
+        free(w->own_sd[i]);
+        free(w->own_noise[i]);
     }
     free(j->scratch.slack);
     free(j->scratch.noise);

@@ -32,6 +32,9 @@ typedef struct walk {
     float *tap[Q3_TAP_COUNT]; /* [T,row], NULL until the walk comes there; scores and probs: if
                                * given */
     double *var[Q3_TAP_COUNT];
+    /* of what each tap's own operator may do to it, where it was not given: a standard deviation,
+     * and the part of it that is noise, four of them; NULL for scores and probs */
+    float *own_sd[Q3_TAP_COUNT], *own_noise[Q3_TAP_COUNT];
     bool given[Q3_TAP_COUNT]; /* for all tokens */
     bool *uncertain;          /* [T]: which experts this token has is not known */
     bool keys_broken;         /* a key or value of the layer is not finite */
@@ -59,6 +62,8 @@ q3_dtype q3_stored_dtype(const walk *w, q3_tap_id id);
 void q3_bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *ours, size_t n);
 /* After a token's probs (w->probs, w->probs_var) are final: the bounds of its o_proj.input. */
 void q3_bound_values(walk *w, size_t t);
+/* The derivative of silu. */
+double q3_silu_slope(double x);
 
 /* ==== Figures (statistics.c) ================================================================== */
 

@@ -252,6 +252,242 @@ static void test_worst(const fixture *f, const char *golden)
     close_golden(&g);
 }
 
+/* ==== Truncation ============================================================================== */
+
+enum { M = 120, H = 6, K = 2, HD = 24, F = 56 };
+
+/* Toward 0 instead of to nearest. */
+static float cut(double x, q3_dtype dtype)
+{
+    static const int bits[3] = {24, 8, 11};
+    int exponent;
+    double part = frexp(x, &exponent);
+    if (exponent < -13 && dtype == Q3_F16) exponent = -13; /* subnormal */
+    part = ldexp(x, bits[dtype] - exponent);
+    return (float)ldexp(trunc(part), exponent - bits[dtype]);
+}
+
+typedef enum store { ROUND, CUT, UNROUNDED_TABLE } store;
+
+static float stored(double x, q3_dtype dtype, store how)
+{
+    return how == CUT ? cut(x, dtype) : q3_round(x, dtype);
+}
+
+/* Every second element of a tensor, whose inputs were given, is an ulp nearer to 0, which is within
+ * the bound of each. */
+static void test_cut_directly(const fixture *f, const char *golden)
+{
+    static const char *const names[] = {
+        "input_layernorm.output", "self_attn.q_proj.output", "self_attn.v_proj.output",
+        "self_attn.q_norm.output", "self_attn.q_rope.output", "self_attn.o_proj.input",
+        "self_attn.o_proj.output", "post_attention_layernorm.input", "mlp.topk_weights.output",
+        "mlp.experts.gate_proj.output", "mlp.experts.act_fn.output", "mlp.experts.down_proj.input",
+        "mlp.experts.down_proj.output", "output"};
+    for (q3_dtype dtype = Q3_BF16; dtype <= Q3_F16; dtype++)
+        for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+            char name[128];
+            given g;
+            size_t count;
+            snprintf(name, sizeof name, "model.layers.0.%s", names[i]);
+            open_golden(&g, golden, dtype);
+            float *x = values(&g, name, &count);
+            for (size_t k = 0; k < count; k += 2) x[k] = cut((double)x[k] * (1 - 0x1p-14), dtype);
+            judge(&g, f, &(q3_judge_options){.end_layer = 1});
+            const q3_finding *found = finding(&g, name);
+            CHECKF(found->verdict == Q3_VERDICT_DIFFERS, "%s %s: %s, %s", dtypes[dtype], name,
+                   q3_verdict_name(found->verdict), found->reason);
+            /* Hugging Face's own value may be an ulp lower already. */
+            CHECK(found->outside > 0 ? found->outside < 3
+                                     : strstr(found->reason, "over the whole tensor") != NULL);
+            close_golden(&g);
+        }
+}
+
+/* Attention in one kernel, without a rounding inside; its output is stored. */
+static void fuse_attention(given *g, store how)
+{
+    const char prefix[] = "model.layers.0.self_attn.";
+    char name[128];
+    float *x[4];
+    static const char *const names[] = {"q_rope.output", "k_rope.output", "v_proj.output",
+                                        "o_proj.input"};
+    for (size_t i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "%s%s", prefix, names[i]);
+        x[i] = values(g, name, NULL);
+    }
+    for (size_t t = 0; t < T; t++)
+        for (size_t h = 0; h < H; h++) {
+            double p[T], sum = 0, y[HD] = {0};
+            for (size_t s = 0; s <= t; s++) {
+                double dot = 0;
+                for (size_t d = 0; d < HD; d++)
+                    dot += (double)x[0][(t * H + h) * HD + d] *
+                           (double)x[1][(s * K + h / (H / K)) * HD + d];
+                sum += p[s] = exp(dot / sqrt((double)HD));
+            }
+            for (size_t s = 0; s <= t; s++)
+                for (size_t d = 0; d < HD; d++)
+                    y[d] += p[s] / sum * (double)x[2][(s * K + h / (H / K)) * HD + d];
+            for (size_t d = 0; d < HD; d++)
+                x[3][(t * H + h) * HD + d] = stored(y[d], g->dtype, how);
+        }
+}
+
+/* RoPE of the queries in one kernel, with cosines and sines as float32 has them or as the run's
+ * dtype has them. */
+static void fuse_rope(given *g, const char *golden, store how)
+{
+    float *x = values(g, "model.layers.2.self_attn.q_norm.output", NULL),
+          *y = values(g, "model.layers.2.self_attn.q_rope.output", NULL),
+          *cosine = values(g, "model.rotary_emb.cos", NULL),
+          *sine = values(g, "model.rotary_emb.sin", NULL);
+    given exact;
+    open_golden(&exact, golden, Q3_F32);
+    if (how == UNROUNDED_TABLE) cosine = values(&exact, "model.rotary_emb.cos", NULL);
+    if (how == UNROUNDED_TABLE) sine = values(&exact, "model.rotary_emb.sin", NULL);
+    for (size_t i = 0; i < T * H * HD; i++) {
+        size_t d = i % HD, at = i / (H * HD) * HD + d;
+        double turned = d < HD / 2 ? -(double)x[i + HD / 2] : (double)x[i - HD / 2];
+        y[i] = stored((double)x[i] * (double)cosine[at] + turned * (double)sine[at], g->dtype, how);
+    }
+    close_golden(&exact);
+}
+
+/* silu(gate) up in one step, a linear map, the weighted sum: rounded, or cut, twice. */
+static void fuse_experts(given *g, const fixture *f, store how)
+{
+    const char prefix[] = "model.layers.2.mlp.";
+    char name[128];
+    int64_t ids[T * A];
+    float *gate, *up, *weights, *y;
+    snprintf(name, sizeof name, "%sexperts.gate_proj.output", prefix), gate = values(g, name, NULL);
+    snprintf(name, sizeof name, "%sexperts.up_proj.output", prefix), up = values(g, name, NULL);
+    snprintf(name, sizeof name, "%stopk_weights.output", prefix), weights = values(g, name, NULL);
+    snprintf(name, sizeof name, "%soutput", prefix), y = values(g, name, NULL);
+    snprintf(name, sizeof name, "%stopk_indices.output", prefix);
+    q3_entry_integers(ids, entry(g, name), 0, T * A);
+    for (size_t t = 0; t < T; t++) {
+        double sum[M] = {0};
+        for (size_t i = t * A; i < (t + 1) * A; i++) {
+            float weight[M * F], product[F];
+            q3_widen(weight, f->weights->layers[2].experts[ids[i]].down_proj, 0, M * F, g->dtype);
+            for (size_t k = 0; k < F; k++) {
+                double x = (double)gate[i * F + k];
+                product[k] = stored(x / (1 + exp(-x)) * (double)up[i * F + k], g->dtype, how);
+            }
+            for (size_t m = 0; m < M; m++) {
+                double dot = 0;
+                for (size_t k = 0; k < F; k++)
+                    dot += (double)weight[m * F + k] * (double)product[k];
+                sum[m] += (double)weights[i] * (double)q3_round(dot, g->dtype);
+            }
+        }
+        for (size_t m = 0; m < M; m++) y[t * M + m] = stored(sum[m], g->dtype, how);
+    }
+}
+
+/* What is inside a kernel is hidden: that it rounds nothing there is honest, that it cuts what it
+ * stores is not, and no element shows it. */
+static void test_cut_behind_hidden(const fixture *f, const char *golden)
+{
+    static const char *const taps[] = {"model.layers.0.self_attn.o_proj.input",
+                                       "model.layers.2.self_attn.q_rope.output",
+                                       "model.layers.2.mlp.output"};
+    for (size_t i = 0; i < 3; i++)
+        for (q3_dtype dtype = Q3_BF16; dtype <= Q3_F16; dtype++)
+            for (store how = ROUND; how <= UNROUNDED_TABLE; how++) {
+                given g;
+                open_golden(&g, golden, dtype);
+                if (i == 0) fuse_attention(&g, how), hide(&g, "scores"), hide(&g, "probs");
+                if (i == 1) fuse_rope(&g, golden, how), hide(&g, "rotary_emb");
+                if (i == 2) fuse_experts(&g, f, how), hide(&g, "act_fn"), hide(&g, "down_proj");
+                judge(&g, f, &(q3_judge_options){.end_layer = 3});
+                const q3_finding *found = finding(&g, taps[i]);
+                CHECKF(how == CUT ? found->verdict == Q3_VERDICT_DIFFERS && found->outside == 0
+                                  : good(found), "%s %s, %d: %s, %s", dtypes[dtype], taps[i],
+                       (int)how, q3_verdict_name(found->verdict), found->reason);
+                CHECK(how != CUT || strstr(found->reason, "gain 0.99") == found->reason);
+                close_golden(&g);
+            }
+}
+
+/* ==== A factor for each row =================================================================== */
+
+typedef enum norm_kind { RIGHT, LATE, FUSED_SUM, COARSE_VARIANCE } norm_kind;
+
+/* The norm before the experts: as Hugging Face's; rounded once; of a residual sum that was not
+ * rounded before; with its mean of squares rounded to the run's dtype. */
+static void make_norm(given *g, const fixture *f, norm_kind kind)
+{
+    const char prefix[] = "model.layers.2.";
+    char name[128];
+    float *x, *branch, *stream, *y, weight[M];
+    snprintf(name, sizeof name, "%spost_attention_layernorm.input", prefix),
+        x = values(g, name, NULL);
+    snprintf(name, sizeof name, "%spost_attention_layernorm.output", prefix),
+        y = values(g, name, NULL);
+    snprintf(name, sizeof name, "%sself_attn.o_proj.output", prefix),
+        branch = values(g, name, NULL);
+    stream = values(g, "model.layers.1.output", NULL);
+    q3_widen(weight, f->weights->layers[2].post_attention_layernorm, 0, M, g->dtype);
+    for (size_t t = 0; t < T; t++) {
+        double square = 0, row[M];
+        for (size_t i = 0; i < M; i++) {
+            row[i] = (double)x[t * M + i];
+            if (kind == FUSED_SUM) row[i] = (double)stream[t * M + i] + (double)branch[t * M + i];
+            square += row[i] * row[i] / M;
+        }
+        if (kind == COARSE_VARIANCE) square = (double)q3_round(square, g->dtype);
+        for (size_t i = 0; i < M; i++) {
+            double v = row[i] / sqrt(square + (double)(float)f->config->rms_norm_eps);
+            if (kind != LATE) v = (double)q3_round(v, g->dtype);
+            y[t * M + i] = q3_round(v * (double)weight[i], g->dtype);
+        }
+    }
+}
+
+static void test_rows(const fixture *f, const char *golden)
+{
+    const char name[] = "model.layers.2.post_attention_layernorm.output";
+    for (q3_dtype dtype = Q3_BF16; dtype <= Q3_F16; dtype++)
+        for (norm_kind kind = RIGHT; kind <= COARSE_VARIANCE; kind++) {
+            given g;
+            open_golden(&g, golden, dtype);
+            make_norm(&g, f, kind);
+            judge(&g, f, &(q3_judge_options){.end_layer = 3});
+            const q3_finding *found = finding(&g, name);
+            CHECKF(found->outside == 0 &&
+                       (found->verdict == Q3_VERDICT_DIFFERS) == (kind == COARSE_VARIANCE),
+                   "%s, %d: %s, %s", dtypes[dtype], (int)kind, q3_verdict_name(found->verdict),
+                   found->reason);
+            CHECK(kind != COARSE_VARIANCE || strstr(found->reason, "a gain of its own") != NULL);
+            close_golden(&g);
+        }
+}
+
+/* The same token again and again: its rows are one piece of evidence, whatever their number. */
+static void test_repeated(const fixture *f, const char *golden)
+{
+    const char in[] = "model.layers.2.post_attention_layernorm.input",
+               out[] = "model.layers.2.post_attention_layernorm.output";
+    for (size_t t = 0; t < T; t++) {
+        given g;
+        open_golden(&g, golden, Q3_BF16);
+        make_norm(&g, f, LATE);
+        float *x = values(&g, in, NULL), *y = values(&g, out, NULL);
+        for (size_t s = 0; s < T; s++) {
+            if (s == t) continue;
+            memcpy(x + s * M, x + t * M, M * sizeof *x);
+            memcpy(y + s * M, y + t * M, M * sizeof *y);
+        }
+        judge(&g, f, &(q3_judge_options){.end_layer = 3});
+        CHECKF(finding(&g, out)->verdict != Q3_VERDICT_DIFFERS, "token %lu: %s", (unsigned long)t,
+               finding(&g, out)->reason);
+        close_golden(&g);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static fixture f;
@@ -263,6 +499,10 @@ int main(int argc, char **argv)
     test_edge(&f, argv[1]);
     test_router(&f, argv[1]);
     test_worst(&f, argv[1]);
+    test_cut_directly(&f, argv[1]);
+    test_cut_behind_hidden(&f, argv[1]);
+    test_rows(&f, argv[1]);
+    test_repeated(&f, argv[1]);
     fixture_close(&f);
     return t_done("test_statistics");
 }
