@@ -57,7 +57,7 @@ typedef struct row_gain {
     double same[1024];  /* their sums by the input's significand */
     double sum, noise;  /* of all; what the noise of the sum of squares makes of it */
     double var;         /* of the sum, were every sign a coin's throw */
-    double coarse;      /* the factor, less 1, if the mean of squares is rounded to the run's dtype */
+    double coarse;      /* the factor, less 1, of a mean of squares that is rounded to D */
 } row_gain;
 
 /* Of all rows that differ. */

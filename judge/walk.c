@@ -152,8 +152,8 @@ static size_t list_taps(const judging *j, q3_layer_tap *list, uint64_t taps, siz
     return count;
 }
 
-/* What is unknown of token t's row behind a tap (MODEL.md 12.3), as a variance: nothing where theirs
- * took the place of ours; and what the tap's own operator has to do with it (12.5). */
+/* What is unknown of token t's row behind a tap, as a variance (MODEL.md 12.3): nothing where
+ * theirs took the place of ours; and what the tap's own operator has to do with it (12.5). */
 static void carry_on(judging *j, q3_tap_id id, size_t t, bool known, const row_bound *b,
                      const float *ours, size_t n, double *var_out)
 {
