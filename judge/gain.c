@@ -43,8 +43,8 @@ static bool find_gain(trial *r, walk *w)
     if (!hidden.known || !(along > least)) return true;
     f->verdict = Q3_VERDICT_DIFFERS;
     snprintf(f->reason, sizeof f->reason,
-             "gain %.6g over the whole tensor, which no rounding makes (%zu rows, at most %.2g off "
-             "1 expected)",
+             "theirs is %.6g times ours over the whole tensor, which no rounding makes (%zu rows: "
+             "%.2g off 1 at most)",
              1 + r->along / r->power, w->T - r->tensor->first, least / r->power);
     return true;
 }
@@ -166,8 +166,8 @@ static bool find_row_gains(trial *r, const walk *w)
     if (!found) return true;
     r->f.verdict = Q3_VERDICT_DIFFERS;
     snprintf(r->f.reason, sizeof r->f.reason,
-             "a gain of its own in each row, which no rounding makes (%zu rows; squares of their "
-             "gains %.3g times what chance explains)",
+             "each row has a factor of its own, which no rounding makes (%zu rows; the factors' "
+             "squares are %.3g times what chance explains)",
              e.rows, e.square / (double)e.rows);
     return true;
 }

@@ -461,7 +461,7 @@ class WeightBeforeCast(Backend):
         return (self.w[name + ".weight"].float() * t).to(self.D)
 
 
-@bug("post_attention_layernorm.output", number=32, layer=2, kind="rounding", looks="varianc|mean|bf16|round")
+@bug("post_attention_layernorm.output", number=32, layer=2, looks="variance rounded to bfloat16")
 class RoundedVariance(Backend):
     """Variance rounded to bfloat16, one norm."""
     def norm(self, x, name):
