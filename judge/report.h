@@ -82,7 +82,6 @@ typedef struct report_entry {
 typedef struct report_cause {
     const report_entry *first; /* where it starts: the first in the order of computation */
     size_t count;              /* tensors */
-    uint64_t taps;             /* bits of their columns (q3_tap_column) */
     double gravity;            /* of the gravest of them */
 } report_cause;
 
@@ -159,12 +158,12 @@ void q3_report_add_sentence(q3_text *out, const q3_report *r);
 /* What is wrong with a tensor, or why nothing was said of it; and what was judged together with
  * it. */
 void q3_report_add_blame(q3_text *out, const q3_report *r, const q3_finding *f);
+/* "looks like " and what a tensor looks like, which is known. */
+void q3_report_add_looks(q3_text *out, const q3_finding *f);
 /* The sentence of one cause. */
 void q3_report_add_cause(q3_text *out, const q3_report *r, const report_cause *c);
 /* Why nothing, or not all that was asked for, can be said. */
 void q3_report_add_silence(q3_text *out, const q3_report *r);
-/* "looks like " and what a tensor looks like, where that is known. */
-void q3_report_add_looks(q3_text *out, const q3_finding *f);
 /* "from position 3, teacher-forced, strict, --kv float16" */
 void q3_report_add_options(q3_text *out, const q3_judged_run *run);
 /* "2 tensors that are no taps, the first: NAME" */

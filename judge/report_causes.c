@@ -22,18 +22,16 @@ static bool is_rounding(const report_entry *e)
     return e->f.verdict == Q3_VERDICT_ROUNDING;
 }
 
-/* Whether the mistake that c holds made e too. A named one is told by its name; but a run looks for
- * the name once a tap, so that an entry without one has that of the same tap in an earlier layer.
- * Without a name: the same operator, or the same wrong shape. */
+/* Whether the mistake that c holds made e too. A named one is told by its name, which stands at
+ * every tensor that it explains; what it does not explain is no consequence of it. Without a name:
+ * the same operator, or the same wrong shape. */
 static bool belongs(const report_cause *c, const report_entry *e)
 {
     const q3_finding *a = &c->first->f, *b = &e->f;
     bool shape = a->verdict == Q3_VERDICT_SHAPE;
     if (is_rounding(c->first) != is_rounding(e) || shape != (b->verdict == Q3_VERDICT_SHAPE))
         return false;
-    if (b->cause[0] != 0) return strcmp(a->cause, b->cause) == 0;
-    if ((c->taps >> q3_tap_column(e->id) & 1) != 0) return true;
-    if (a->cause[0] != 0) return false;
+    if (a->cause[0] != 0 || b->cause[0] != 0) return strcmp(a->cause, b->cause) == 0;
     return kin_of(c->first->id) == kin_of(e->id) || (shape && strcmp(a->reason, b->reason) == 0);
 }
 
@@ -70,7 +68,6 @@ static void take(q3_report *r, const report_entry *e)
     }
     double size = gravity(e);
     if (size > c->gravity) c->gravity = size;
-    c->taps |= (uint64_t)1 << q3_tap_column(e->id);
     c->count++;
 }
 

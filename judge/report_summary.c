@@ -215,10 +215,9 @@ void q3_report_add_between(q3_text *out, const q3_finding *f)
 
 /* ==== The sentence ============================================================================ */
 
-/* A place is not what a tensor looks like. */
 void q3_report_add_looks(q3_text *out, const q3_finding *f)
 {
-    if (strncmp(f->looks_like, "only ", 5) != 0) q3_text_add(out, "looks like ");
+    q3_text_add(out, "looks like ");
     q3_text_add(out, f->looks_like);
 }
 

@@ -285,7 +285,7 @@ static void add_fact(q3_text *out, const char *label, const char *text)
 static void add_entry(q3_text *out, const q3_report *r, const report_entry *e, bool colour)
 {
     const q3_finding *f = &e->f;
-    q3_text between = {0}, looks = {0};
+    q3_text between = {0};
     q3_report_paint(out, q3_verdict_name(f->verdict), f->verdict, colour);
     q3_report_pad(out, INDENT - strlen(q3_verdict_name(f->verdict)));
     q3_text_clean(out, f->name);
@@ -309,9 +309,7 @@ static void add_entry(q3_text *out, const q3_report *r, const report_entry *e, b
         q3_report_add_between(&between, f);
         add_indented(out, &between);
     }
-    if (f->looks_like[0] == 0) return;
-    q3_report_add_looks(&looks, f);
-    add_indented(out, &looks);
+    add_fact(out, "looks like ", f->looks_like);
 }
 
 /* What stands for many: of one tap and verdict the first three; in a diff, where one fault makes
