@@ -160,8 +160,8 @@ def documented():
     text = (ROOT / "MODEL.md").read_text(encoding="utf-8")
     section = text.split("\n## 13. ")[1].split("\n## ")[0]
     tables = re.findall(r"\| key \| type \|.*\n\|---.*\n((?:\|.*\n?)+)", section)
-    names = ("run", "unknown", "finding_line", "element", "metadata")
-    expect("MODEL.md 13 has five tables", len(tables) == len(names), f"found {len(tables)}")
+    names = ("run", "unknown", "finding_line", "element", "tap_row", "metadata")
+    expect("MODEL.md 13 has six tables", len(tables) == len(names), f"found {len(tables)}")
     rows = [re.findall(r"^\| `(\w+)` \| ([\w ]+) \|", table, re.M) for table in tables]
     return {name: {key: kind.replace(" ", "_") for key, kind in row}
             for name, row in zip(names, rows)}
@@ -216,6 +216,16 @@ def check_weights(values):
         expect(f"weights of {run['command'][-40:]}", run["weights"] == part, f"{run['weights']}, {part}")
 
 
+def check_taps(command):
+    """What `taps --json` prints: of the whole model, and of one layer."""
+    row = validator("tap_row")
+    for job in [], ["--layer", "1"]:
+        run = subprocess.run([command, "taps", str(MODEL), "--json", *job], check=True, capture_output=True, text=True)
+        taps = json.loads(run.stdout)["taps"]
+        error = next((e for tap in taps for e in row.iter_errors(tap)), None)
+        expect(" ".join(["taps", *job]), error is None and len(taps) > 10, str(error and error.message))
+
+
 def check_dumps(command, work):
     metadata, path = validator("metadata"), work / "dump.safetensors"
     for job in ["--dtype", "float32"], ["--dtype", "bfloat16", "--start", "30"], ["--dtype", "float16"]:
@@ -240,6 +250,7 @@ def main():
         for name, lines in make_lines(sys.argv[1], work):
             values += check_lines(name, lines)
         check_dumps(sys.argv[1], work)
+        check_taps(sys.argv[1])
     if not failures:
         check_seen(values)
         check_weights(values)

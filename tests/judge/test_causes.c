@@ -462,11 +462,11 @@ static void test_junit(void)
     static const char *const pieces[] = {
         "\n<testcase classname=\"qwen3moe.layers.0\" name=\"model.layers.0.output\"/>\n",
         "\n<testcase classname=\"qwen3moe.layers.1\" name=\"model.layers.1.mlp.output\"/>\n",
-        "\n<testcase classname=\"qwen3moe.layers.1\" name=\"model.layers.1.output\"><failure "
-        "type=\"differs\" message=\"model.layers.1.output is wrong: &lt;b&gt;&quot;&amp;'??"
-        "\xef\xbf\xbd\"/></testcase>\n",
-        "\n<testcase classname=\"qwen3moe.layers.2\" name=\"model.layers.2.output\"><failure "
-        "type=\"missing\" message=\"model.layers.2.output is missing\"/></testcase>\n",
+        ("\n<testcase classname=\"qwen3moe.layers.1\" name=\"model.layers.1.output\"><failure "
+         "type=\"differs\" message=\"model.layers.1.output is wrong: &lt;b&gt;&quot;&amp;'??"
+         "\xef\xbf\xbd\"/></testcase>\n"),
+        ("\n<testcase classname=\"qwen3moe.layers.2\" name=\"model.layers.2.output\"><failure "
+         "type=\"missing\" message=\"model.layers.2.output is missing\"/></testcase>\n"),
         "lm_head.output is missing\"/></testcase>\n</testsuite>\n</testsuites>\n",
     };
     CHECKF(strncmp(xml, begin, strlen(begin)) == 0, "%s", xml);
