@@ -22,7 +22,6 @@ logits must have the same bits.
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import sys
