@@ -1333,6 +1333,19 @@ void q3_state_reset(q3_state *state)
     state->cached = 0;
 }
 
+void q3_state_fill(q3_state *state, size_t layer, const float *keys, const float *values,
+                   size_t count)
+{
+    const q3_run *run = &state->run;
+    size_t row = state->config->num_key_value_heads * state->config->head_dim;
+    Q3_CHECK(layer >= run->first_layer && layer < run->end_layer && count <= run->rows);
+    Q3_CHECK(state->cached == 0 || state->cached == count);
+    size_t at = (layer - run->first_layer) * run->rows * row;
+    memcpy(state->keys + at, keys, count * row * sizeof *keys);
+    memcpy(state->values + at, values, count * row * sizeof *values);
+    state->cached = count;
+}
+
 const float *q3_logits(const q3_state *state)
 {
     return state->logits;

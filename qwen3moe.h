@@ -366,6 +366,11 @@ Q3_API q3_state *q3_state_init(void *memory, size_t size, const q3_config *confi
                                const q3_weights *weights, const q3_run *run);
 /* Forgets all cached tokens, so that the next call starts the run again. */
 Q3_API void q3_state_reset(q3_state *state);
+/* Puts the keys (behind RoPE) and values [count,K,hd] of tokens that were run elsewhere into a
+ * layer's cache, as its first rows. The state is empty but for this, and each of the run's layers
+ * gets as many; the next call's tokens then stand at start + count. */
+Q3_API void q3_state_fill(q3_state *state, size_t layer, const float *keys, const float *values,
+                          size_t count);
 
 typedef struct q3_input {
     const int32_t *tokens; /* [count], if first_layer is 0 */

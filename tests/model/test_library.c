@@ -102,6 +102,49 @@ static void test_hidden(const char *golden)
     q3_model_close(model);
 }
 
+/* Keys and values of a run, layer by layer. */
+typedef struct cached {
+    float keys[8][4096], values[8][4096];
+    size_t row;
+} cached;
+
+static void keep_cache(void *user, const q3_tap *tap)
+{
+    cached *c = user;
+    bool keys = tap->id == Q3_TAP_K_ROPE;
+    if (!keys && tap->id != Q3_TAP_V_PROJ) return;
+    size_t count = tap->shape[0] * c->row;
+    CHECK(tap->layer < 8 && count <= 4096);
+    memcpy(keys ? c->keys[tap->layer] : c->values[tap->layer], tap->data, count * sizeof(float));
+}
+
+/* A cache filled with what another state computed goes on with the same bits. */
+static void test_fill(const char *golden)
+{
+    static const int32_t ids[] = {40, 77, 258, 1794, 1248, 2};
+    static cached c;
+    void *memory[2];
+    q3_error error;
+    q3_model *model = open_model(golden);
+    const q3_config *config = q3_model_config(model);
+    size_t end = config->num_hidden_layers, V = config->vocab_size;
+    q3_state *whole = make_state(model, end, &memory[0]);
+    q3_state *rest = make_state(model, end, &memory[1]);
+    c.row = config->num_key_value_heads * config->head_dim;
+    q3_input input = {.tokens = ids, .count = 4, .logit_rows = 1};
+    CHECK(q3_forward(whole, &input, keep_cache, &c, &error) == Q3_OK);
+    for (size_t i = 0; i < end; i++) q3_state_fill(rest, i, c.keys[i], c.values[i], 4);
+    CHECK(q3_cached(rest) == 4);
+    input = (q3_input){.tokens = ids + 4, .count = 2, .logit_rows = 2};
+    CHECK(q3_forward(whole, &input, NULL, NULL, &error) == Q3_OK);
+    CHECK(q3_forward(rest, &input, NULL, NULL, &error) == Q3_OK);
+    CHECK(q3_cached(rest) == 6);
+    CHECK(memcmp(q3_logits(whole), q3_logits(rest), 2 * V * sizeof(float)) == 0);
+    free(memory[0]);
+    free(memory[1]);
+    q3_model_close(model);
+}
+
 static void forward_fails(const char *golden)
 {
     static const int32_t good[] = {1, 2, 3, 4}, low[] = {-7}, high[] = {1 << 30};
@@ -238,6 +281,7 @@ int main(int argc, char **argv)
     CHECK_TEXT(q3_version(), Q3_VERSION);
     folder_make("library.tmp");
     test_hidden(argv[1]);
+    test_fill(argv[1]);
     forward_fails(argv[1]);
     model_fails(argv[1]);
     files_fail();
