@@ -14,6 +14,9 @@
  *   'p'  what layer # starts from
  *   'h'  the same, but number L is behind the final norm
  *   'n'  what the final norm starts from
+ *   'S', 'P', 'N'  so is it, or what the layer starts from, or the final norm, behind the residual
+ *        sum: where it is there, nothing else counts
+ *   'a', 'b', 'c'  as 'w', 'p' and 'n', and is to be added: the residual that is kept apart
  *   'd'  in dense layers
  *   'r'  # counts the sparse layers alone
  *   'u'  where the weights are not renormalised */
@@ -55,16 +58,20 @@ static const alias_row hugging_face[] = {
     {"logits", 'w', 1, Q3_TAP_LM_HEAD},
 };
 
-/* vLLM and SGLang (models/qwen3_moe.py): fused projections, norms that return (output,
- * residual). Their layer's own output is not the residual stream: whoever records it must add.
- * One rotary_emb serves all layers, so that a hook on it, called by the name of the first one,
- * ends with the last one's: left out. */
+/* vLLM and SGLang (models/qwen3_moe.py): fused projections, norms that return (output, residual), as
+ * their layers do: the two are added. One rotary_emb serves all layers, so that a hook on it, called
+ * by the name of the first one, ends with the last one's: left out. */
 static const alias_row vllm[] = {
-    {"model.layers.#.input_layernorm.output.1", 'p', 1, Q3_TAP_LAYER},
-    {"model.norm.output.1", 'n', 1, Q3_TAP_LAYER},
+    {"model.layers.#.input_layernorm.output.1", 'P', 1, Q3_TAP_LAYER},
+    {"model.norm.output.1", 'N', 1, Q3_TAP_LAYER},
+    {"model.layers.#.output.0", 'w', 1, Q3_TAP_LAYER},
+    {"model.layers.#.output.1", 'a', 1, Q3_TAP_LAYER},
+    {"model.layers.#.input_layernorm.input.1", 'b', 1, Q3_TAP_LAYER},
+    {"model.norm.input.1", 'c', 1, Q3_TAP_LAYER},
+    {"model.layers.#.post_attention_layernorm.input.1", 'a', 1, Q3_TAP_POST_ATTENTION_INPUT},
     {"model.layers.#.self_attn.qkv_proj.output", 's', 3, Q3_TAP_Q_PROJ},
     {"model.layers.#.self_attn.attn.output", 'w', 1, Q3_TAP_O_PROJ_INPUT},
-    {"model.layers.#.post_attention_layernorm.output.1", 'w', 1, Q3_TAP_POST_ATTENTION_INPUT},
+    {"model.layers.#.post_attention_layernorm.output.1", 'S', 1, Q3_TAP_POST_ATTENTION_INPUT},
     {"model.layers.#.mlp.topk.output", 'w', 1, Q3_TAP_TOPK_WEIGHTS},
     {"model.layers.#.mlp.topk.output.1", 'w', 1, Q3_TAP_TOPK_INDICES},
     {"model.layers.#.mlp.topk.output.2", 'w', 1, Q3_TAP_GATE},
@@ -345,8 +352,7 @@ static bool ends(const char *text, const char *with)
     return n >= m && strcmp(text + n - m, with) == 0;
 }
 
-/* Whether the name is the pattern with a number, as it is usually written, in the place of #. */
-static bool fits(const char *pattern, const char *name, size_t *number)
+bool q3_name_fits(const char *pattern, const char *name, size_t *number)
 {
     *number = 0;
     for (; *pattern != 0; pattern++) {
@@ -394,9 +400,11 @@ bool q3_canonical_name(char out[Q3_NAME_ROOM], const char *name)
     }
     for (size_t i = 0; i < 2; i++)
         if (ends(out, inputs[i])) memcpy(out + strlen(out) - strlen(inputs[i]), ".input", 7);
-    if (ends(out, ".output.0") && !fits("model.layers.#.output.0", out, &number))
+    if (ends(out, ".input.0")) out[strlen(out) - 2] = 0;
+    if (ends(out, ".output.0") && !q3_name_fits("model.layers.#.output.0", out, &number))
         out[strlen(out) - 2] = 0;
-    bool whole = strstr(out, ".output.") != NULL || ends(out, ".output") || ends(out, ".input");
+    bool whole = strstr(out, ".output.") != NULL || strstr(out, ".input.") != NULL ||
+                 ends(out, ".output") || ends(out, ".input");
     if (!whole && !ends(out, ".cos") && !ends(out, ".sin")) memcpy(out + strlen(out), ".output", 8);
     return true;
 }
@@ -416,7 +424,11 @@ static bool read_row(q3_alias *alias, const alias_row *row, const q3_config *con
 {
     char reading = row->reading;
     size_t L = config != NULL ? config->num_hidden_layers : 0;
-    if (config == NULL && strchr("hndru", reading) != NULL) return false;
+    alias->sum = strchr("SPN", reading) != NULL;
+    alias->added = strchr("abc", reading) != NULL;
+    if (alias->sum) reading = reading == 'S' ? 'w' : reading == 'P' ? 'p' : 'n';
+    if (alias->added) reading = reading == 'a' ? 'w' : reading == 'b' ? 'p' : 'n';
+    if (config == NULL && (alias->added || strchr("hndru", reading) != NULL)) return false;
     if (reading == 'd' && (number >= L || q3_layer_is_sparse(config, number))) return false;
     if (reading == 'u' && config->norm_topk_prob) return false;
     alias->count = row->ids;
@@ -445,14 +457,15 @@ bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name)
 {
     char written[Q3_NAME_ROOM];
     bool known = q3_canonical_name(written, name);
-    *alias = (q3_alias){Q3_TAP_COUNT, 1, 0, false};
+    *alias = (q3_alias){.id = Q3_TAP_COUNT, .count = 1};
     if (q3_tap_find(name, &alias->id, &alias->layer)) return true;
     if (known && q3_tap_find(written, &alias->id, &alias->layer)) return true;
     const alias_row *row;
     const char *system;
     for (size_t i = 0; (row = row_at(i, &system)) != NULL; i++) {
         size_t number;
-        if (fits(row->name, name, &number) || (known && fits(row->name, written, &number)))
+        if (q3_name_fits(row->name, name, &number) ||
+            (known && q3_name_fits(row->name, written, &number)))
             return read_row(alias, row, config, number);
     }
     return false;
@@ -470,7 +483,7 @@ bool q3_other_name_at(q3_other_name *other, const q3_config *config, q3_tap_id i
         bool numbered = strchr(row->name, '#') != NULL, found = false;
         for (size_t n = 0; n < (numbered ? sizeof numbers / sizeof numbers[0] : 1) && !found; n++) {
             q3_alias alias;
-            found = read_row(&alias, row, config, numbers[n]) && id >= alias.id &&
+            found = read_row(&alias, row, config, numbers[n]) && !alias.added && id >= alias.id &&
                     id < alias.id + alias.count && (!q3_tap_in_layer(id) || alias.layer == layer);
             other->number = numbers[n];
             other->part = found ? (size_t)(id - alias.id) : 0;

@@ -59,6 +59,11 @@ static bool agrees_everywhere(const evidence *e, const claim *c)
     return true;
 }
 
+size_t q3_own_token(const evidence *e, size_t t)
+{
+    return t - e->past;
+}
+
 bool q3_agrees(const evidence *e, size_t index, float right)
 {
     double allowed = tolerance(e, index, (double)right), x = (double)right;
@@ -161,6 +166,8 @@ static bool mixed(char *text, size_t room, diagnosis *d, const claim *c, unit_ki
     while (end + 1 < count && by[end + 1] == 0) end++;
     if (end + 1 == count) wrong += end - last, last = end;
     if (first == count || right == 0) return false;
+    if (kind == UNIT_TOKEN)
+        first = q3_own_token(e, first), last = q3_own_token(e, last), count -= e->past;
     name_units(text, room, kind, first, last, wrong, count);
     return true;
 }

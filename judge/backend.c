@@ -119,14 +119,19 @@ static q3_status place(backend *b, const q3_entry *entry, const q3_alias *alias,
                        q3_error *error)
 {
     char tap[Q3_TAP_NAME_SIZE];
-    q3_alias other = {Q3_TAP_COUNT, 1, 0, false};
+    q3_alias other = {.id = Q3_TAP_COUNT, .count = 1};
     backend_tensor *tensor = &b->tensors[alias->layer * Q3_TAP_COUNT + (size_t)id];
+    if (alias->added) {
+        if (tensor->residual == NULL) tensor->residual = entry;
+        return Q3_OK;
+    }
     if (tensor->entry != NULL) q3_tap_alias(&other, b->config, tensor->entry->name);
-    if (tensor->entry == NULL || (other.weak && !alias->weak)) {
+    bool better = alias->sum != other.sum ? alias->sum : other.weak && !alias->weak;
+    if (tensor->entry == NULL || better) {
         tensor->entry = entry;
         return Q3_OK;
     }
-    if (alias->weak != other.weak ||
+    if (alias->sum != other.sum || alias->weak != other.weak ||
         (alias->count == other.count && same_values(entry, tensor->entry)))
         return Q3_OK;
     q3_tap_name(tap, id, alias->layer);
@@ -160,7 +165,11 @@ static q3_status find_taps(backend *b, q3_error *error)
     for (size_t i = 0; i < b->count; i++) {
         const q3_entry *entry = &b->entries[i];
         q3_alias alias;
-        if (strcmp(entry->name, "input_ids") == 0 || strcmp(entry->name, "position_ids") == 0)
+        size_t cached;
+        bool values;
+        if (q3_past_name(entry->name, &cached, &values)) continue;
+        if (strcmp(entry->name, "input_ids") == 0 || strcmp(entry->name, "position_ids") == 0 ||
+            strcmp(entry->name, "logit_positions") == 0)
             continue;
         if (!q3_tap_alias(&alias, b->config, entry->name) ||
             !q3_tap_exists(b->config, 0, L, alias.id, alias.layer)) {
@@ -189,6 +198,7 @@ q3_status q3_backend_init(backend *b, const q3_config *config, const char *name,
 void q3_backend_close(backend *b)
 {
     free(b->ids);
+    free(b->logit_rows);
     free(b->tensors);
     free(b->entries);
     q3_tensors_close(b->file);

@@ -7,11 +7,13 @@
  *   backend.c   which tensors are given, and of which run
  *   metadata.c  what a file's metadata says of the run
  *   dtype.c     which dtype it had, where the metadata does not say it
+ *   past.c      the keys that came before its first token
  *   layout.c    how each of them lies
+ *   rows.c      which tokens rows of logits are of
  *
  * All tensors here are float and lie token by token: [T, row], where a row is what one token has,
- * its axes in the order of the tap's shape (scores and probs: [T,H,S], S = T). Expert ids are
- * floats too. */
+ * its axes in the order of the tap's shape (scores and probs: [T,H,S], S = T and the keys that came
+ * before). Expert ids are floats too. */
 #ifndef Q3_JUDGE_BACKEND_H
 #define Q3_JUDGE_BACKEND_H
 
@@ -27,6 +29,8 @@ typedef struct q3_alias {
                    * fused tensors */
     size_t layer;
     bool weak;    /* the tap's own name, if it is there too, is to be preferred */
+    bool sum;     /* to be preferred to all others: certain to be behind the residual sum */
+    bool added;   /* the residual, to be added to what another name gives */
 } q3_alias;
 
 /* Which tap a name means. False if none is known, or if it depends on the model and config is NULL.
@@ -48,6 +52,9 @@ typedef struct q3_unknown {
     char nearest[Q3_TAP_NAME_SIZE];
 } q3_unknown;
 
+/* Whether the name is the pattern with a number, as it is usually written, in the place of #. */
+bool q3_name_fits(const char *pattern, const char *name, size_t *number);
+
 /* ==== The other implementation's file (backend.c) ============================================= */
 
 /* Where a tap's row lies. Element (j, k) of token t's row is element offset + (t - first) * token +
@@ -59,6 +66,7 @@ typedef struct backend_layout {
 /* A tensor of the file that is a tap, or holds one. */
 typedef struct backend_tensor {
     const q3_entry *entry;   /* entry->name: what the file calls it; NULL: the tap is not given */
+    const q3_entry *residual; /* to be added to it; NULL: nothing is */
     size_t first;            /* tokens [first, T) are given: some keep only the last rows */
     size_t layouts; /* 0: the shape is wrong, note says "found [5,7], expected [6,7]"; 2: two
                                 readings fit (T = H, say), and the closer one is to be taken */
@@ -74,12 +82,18 @@ typedef struct backend {
     q3_entry *entries;       /* all that are given; owned, their names and data are not */
     size_t count, room;
     q3_dtype dtype;          /* metadata's; Q3_AUTO: it says none */
+    q3_dtype run;            /* the dtype that it is judged in: that of a residual sum */
     size_t T;                /* of input_ids or position_ids; 0: neither is given */
     int32_t *ids;            /* [T], owned; NULL: no input_ids */
     size_t start;            /* of position_ids, else metadata's, else 0 */
     bool has_start;          /* it is said where the run starts */
+    size_t past;             /* keys that the cache held before the first token */
+    bool past_unknown;       /* it may have held some: nothing says how many */
     backend_tensor *tensors; /* [L * Q3_TAP_COUNT], owned; a tap outside the layers stands at
                               * layer 0 */
+    size_t *logit_rows;      /* [T], owned: which row of the logits each token has, as the file says
+                              * it; NULL: it does not */
+    size_t logit_count;
     size_t unknown;          /* tensors that are no tap; the first one's name */
     const char *unknown_name;
     q3_unknown unknowns[Q3_UNKNOWN_MOST]; /* the first of those that look like taps */
@@ -119,6 +133,27 @@ const backend_tensor *q3_backend_find(const backend *b, q3_tap_id id, size_t lay
  * lose bits, which no valid id has). */
 void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id,
                     size_t layout, size_t t);
+/* ==== Keys before the file (past.c; MODEL.md 12.11) =========================================== */
+
+/* Keys or values of one layer's cache: element (t, k, d) is element t * row + k * head + d of the
+ * entry; entry NULL: they are not given. */
+typedef struct past_rows {
+    const q3_entry *entry;
+    uint64_t count, row, head; /* count: of rows */
+} past_rows;
+
+/* Whether the name is that of a layer's keys or values in a cache. */
+bool q3_past_name(const char *name, size_t *layer, bool *values);
+/* When T, start and the taps are known: fills past and past_unknown. Errors: metadata's past is no
+ * number, or larger than start. */
+q3_status q3_past_read(backend *b, q3_error *error);
+/* The rows of b->past keys or values that came before the first token: the first of those there. */
+past_rows q3_past_find(const backend *b, size_t layer, bool values);
+/* Row t [K,hd]. */
+void q3_past_row(float *row, const backend *b, const past_rows *rows, size_t t);
+
+/* ==== Which reading is meant (layout.c) ======================================================= */
+
 /* MODEL.md 12.8: which of two readings is closer to ours[T,row]. scratch: a row. */
 size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *tensor,
                         q3_tap_id id, const float *ours);
@@ -130,5 +165,20 @@ size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *
  * nobody says which. False: no memory. */
 bool q3_read_rows(float **sorted, const backend *b, const backend_tensor *tensor, q3_tap_id id,
                   const float *choice, const float *ours);
+
+/* ==== Rows of logits (rows.c; MODEL.md 12.8) ================================================== */
+
+#define Q3_NO_ROW SIZE_MAX
+
+/* When all is bound: fills logit_rows from the tensor logit_positions, or from metadata's. Errors:
+ * another number of them than the logits have rows, a position outside the run or twice. */
+q3_status q3_rows_read(backend *b, q3_error *error);
+/* Which tokens the rows are of, by ours[T,row]: *row_of is new memory [T], Q3_NO_ROW: none; NULL:
+ * the last ones in order, and then *doubtful says that the values do not show it. False: no
+ * memory. */
+bool q3_match_rows(size_t **row_of, bool *doubtful, const backend *b, const backend_tensor *tensor,
+                   q3_tap_id id, const float *ours);
+/* Adds "rows of tokens 3, 7, HOW" to a note. */
+void q3_note_rows(char *note, size_t room, const size_t *row_of, size_t T, const char *how);
 
 #endif

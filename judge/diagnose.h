@@ -14,6 +14,8 @@ typedef struct evidence {
     const q3_weights *weights;
     q3_dtype dtype;
     size_t T, start, layer;
+    size_t past;                        /* of the T: tokens that came before the file, of which only
+                                         * keys and values are known */
     const int32_t *ids;                 /* NULL: unknown */
     const float *input;                 /* [T,M] what the layer starts from; for norm and lm_head:
                                            the last layer's output */

@@ -211,6 +211,8 @@ typedef struct diagnosis {
     size_t *best_map;    /* owned: best.map */
 } diagnosis;
 
+/* The file's number of a token: those that came before it have none. */
+size_t q3_own_token(const evidence *e, size_t t);
 /* Whether theirs is what an honest implementation of something whose result is `right` may give. */
 bool q3_agrees(const evidence *e, size_t index, float right);
 bool q3_agrees_everywhere(const evidence *e, const float *y);

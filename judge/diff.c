@@ -315,7 +315,7 @@ static q3_status compare_values(q3_finding *f, const side *a, const q3_entry *ou
 /* The tap's name where the tensor is one, else its own. */
 static void name_finding(q3_finding *f, const side *s, size_t i)
 {
-    q3_alias alias = {Q3_TAP_COUNT, 1, 0, false};
+    q3_alias alias = {.id = Q3_TAP_COUNT, .count = 1};
     memset(f, 0, sizeof *f);
     f->name = s->tap[i][0] != 0 ? s->tap[i] : q3_tensors_at(s->file, i)->name;
     if (q3_tap_find(f->name, &alias.id, &alias.layer)) f->layer = alias.layer;
@@ -327,7 +327,7 @@ static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const sid
 {
     const q3_entry *ours = q3_tensors_at(a->file, i),
                    *theirs = k != SIZE_MAX ? q3_tensors_at(b->file, k) : NULL;
-    q3_alias alias = {Q3_TAP_COUNT, 1, 0, false};
+    q3_alias alias = {.id = Q3_TAP_COUNT, .count = 1};
     uint64_t shape[2][8];
     char found[64], expected[64];
     q3_finding f;

@@ -753,6 +753,17 @@ static double work_of(const evidence *e, const q3_node *node)
     }
 }
 
+/* Keys and values that came before the file stay as they are. */
+static void keep_past(pass *p, q3_tap_id id)
+{
+    const evidence *e = p->e;
+    bool cached = id == Q3_TAP_K_ROPE || id == Q3_TAP_V_PROJ;
+    if (!cached || p->result[id] == NULL || e->tap[id] == NULL) return;
+    size_t count = e->past * row_of(e, id);
+    memcpy(p->made[id], e->tap[id], count * sizeof **p->made);
+    if (p->doubt[id] != NULL) memset(p->doubt[id], 0, count * sizeof **p->doubt);
+}
+
 /* A tap inside the pass: recomputed if the mistake reaches it. NULL: not known. */
 const float *q3_pass_get(pass *p, q3_tap_id id)
 {
@@ -769,6 +780,7 @@ const float *q3_pass_get(pass *p, q3_tap_id id)
     if (p->no_memory || p->made[id] == NULL) return NULL;
     if (run(p, node, NULL, NULL, p->made[id], p->doubt[id], id == e->id))
         p->result[id] = p->made[id];
+    keep_past(p, id);
     return p->result[id];
 }
 

@@ -180,8 +180,9 @@ static size_t count_tokens(const q3_judge *j)
     return rows <= Q3_MAX_POSITIONS ? (size_t)rows : 0;
 }
 
-/* What a first layer above 0 starts from: the output of the layer before, as the other gave it. */
-static q3_status read_hidden(q3_judge *j, size_t T, q3_error *error)
+/* What a first layer above 0 starts from: the output of the layer before, as the other gave it.
+ * Here its room; it is read when the dtype is known, in which a residual is added. */
+static q3_status take_hidden(q3_judge *j, size_t T, q3_error *error)
 {
     const backend_tensor *start = start_tensor(j);
     char name[Q3_TAP_NAME_SIZE];
@@ -197,9 +198,14 @@ static q3_status read_hidden(q3_judge *j, size_t T, q3_error *error)
                        j->b.name, name, T, M);
     j->hidden = malloc(T * M * sizeof *j->hidden);
     if (j->hidden == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", T);
-    for (size_t t = 0; t < T; t++)
-        q3_backend_row(j->hidden + t * M, &j->b, start, Q3_TAP_LAYER, 0, t);
     return Q3_OK;
+}
+
+static void read_hidden(q3_judge *j)
+{
+    const backend_tensor *start = start_tensor(j);
+    for (size_t t = 0; start != NULL && t < j->b.T; t++)
+        q3_backend_row(j->hidden + t * j->b.config->hidden_size, &j->b, start, Q3_TAP_LAYER, 0, t);
 }
 
 q3_status q3_judge_prepare(q3_judge *judge, q3_dtype *dtype, q3_error *error)
@@ -216,9 +222,10 @@ q3_status q3_judge_prepare(q3_judge *judge, q3_dtype *dtype, q3_error *error)
                              "%zu",
                              b->name, T, b->start, Q3_MAX_POSITIONS);
         if (status == Q3_OK) status = q3_backend_bind(b, T, error);
-        if (status == Q3_OK) status = read_hidden(judge, T, error);
-        judge->run.start = b->start;
-        judge->run.rows = judge->run.chunk = T;
+        if (status == Q3_OK) status = take_hidden(judge, T, error);
+        judge->run.start = b->start - b->past;
+        judge->run.rows = T + b->past;
+        judge->run.chunk = T;
         judge->prepared = status == Q3_OK;
     }
     if (status == Q3_OK && dtype != NULL && *dtype == Q3_AUTO)
@@ -252,8 +259,8 @@ static q3_status add_text(q3_text_list *list, char *text, q3_error *error)
 static q3_status list_tokens(q3_text_list *list, const q3_judge *j, const int32_t *ids,
                              q3_error *error)
 {
-    q3_status status = begin_list(list, j->run.rows, error);
-    for (size_t t = 0; t < j->run.rows && status == Q3_OK; t++) {
+    q3_status status = begin_list(list, j->b.T, error);
+    for (size_t t = 0; t < j->b.T && status == Q3_OK; t++) {
         uint8_t *bytes;
         size_t length;
         /* an id without a token has no text */
@@ -292,13 +299,14 @@ q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtyp
     if (dtype != Q3_F32 && dtype != Q3_BF16 && dtype != Q3_F16)
         return q3_fail(error, Q3_ERROR_INPUT,
                        "dtype: found none, expected float32, bfloat16 or float16");
-    judge->run.dtype = dtype;
+    judge->run.dtype = judge->b.run = dtype;
+    read_hidden(judge);
     q3_judged_run run = {
         .model = o->model != NULL ? o->model : "",
         .file = b->name,
         .dtype = dtype,
-        .T = judge->run.rows,
-        .start = judge->run.start,
+        .T = b->T,
+        .start = b->start,
         .layers = b->config->num_hidden_layers,
         .first_layer = judge->run.first_layer,
         .end_layer = judge->run.end_layer,

@@ -20,10 +20,10 @@ typedef struct tap_lines {
     bool heads;  /* lines are heads, which may stand before the tokens */
 } tap_lines;
 
-/* A tap's own axes: heads of hd, slots of n, or one line of channels. */
-static void tap_axes(tap_lines *row, const q3_config *c, q3_tap_id id, size_t T)
+/* A tap's own axes: heads of hd, slots of n, or one line of channels or keys. */
+static void tap_axes(tap_lines *row, const q3_config *c, q3_tap_id id, size_t keys)
 {
-    size_t shape[3], rank = q3_tap_shape(shape, c, id, T);
+    size_t shape[3], rank = q3_tap_shape(shape, c, id, keys);
     row->square = q3_tap_is_square(id);
     row->heads = q3_tap_has_heads(id) || row->square;
     row->outer = row->square ? shape[0] : rank == 3 ? shape[1] : 1;
@@ -42,8 +42,8 @@ static void tap_axes(tap_lines *row, const q3_config *c, q3_tap_id id, size_t T)
 static void file_axes(tap_lines *row, const q3_alias *alias, const backend *b,
                       const q3_entry *entry, q3_tap_id id, size_t T)
 {
-    tap_axes(row, b->config, id, T);
-    if (row->square && entry->rank > 0 && entry->shape[entry->rank - 1] > T)
+    tap_axes(row, b->config, id, T + b->past);
+    if (row->square && entry->rank > 0 && entry->shape[entry->rank - 1] > row->inner)
         row->width = entry->shape[entry->rank - 1];
     for (size_t i = 0; i < alias->count; i++) {
         tap_lines part;
@@ -142,7 +142,7 @@ static void note_wrong_shape(backend_tensor *tensor, const tap_lines *row, size_
 {
     char found[64], expected[64];
     const uint64_t flat[2] = {T, row->lines * row->width}, wide[3] = {T, row->lines, row->width},
-                   square[3] = {row->outer, T, T};
+                   square[3] = {row->outer, T, row->inner};
     q3_shape_text(found, sizeof found, tensor->entry->shape, tensor->entry->rank);
     q3_shape_text(expected, sizeof expected, row->square ? square : rank == 2 ? flat : wide, rank);
     add_note(tensor, "found %.60s, expected %.60s", found, expected);
@@ -158,8 +158,9 @@ static void note_layout(backend_tensor *tensor, const tap_lines *row, const char
         add_note(tensor, "axes %s or %s", names[0], names[1]);
     else if (names[0] != NULL)
         add_note(tensor, "axes %s", names[0]);
-    if (row->square && row->width > T)
-        add_note(tensor, "keys 0:%zu of %llu", T, (unsigned long long)row->width);
+    if (row->square && row->width > row->inner)
+        add_note(tensor, "keys 0:%llu of %llu", (unsigned long long)row->inner,
+                 (unsigned long long)row->width);
     if (row->lines > row->outer)
         add_note(tensor, "columns %llu:%llu of %llu", (unsigned long long)row->offset,
                  (unsigned long long)(row->offset + row->outer * row->inner),
@@ -207,6 +208,19 @@ static bool may_be_sorted(const q3_entry *e, const tap_lines *row, uint64_t rows
     return rows == T * row->lines && !slots;
 }
 
+/* A residual is added if it has the same rows, and if it is not in the tensor already. */
+static void bind_residual(backend_tensor *tensor, const q3_alias *alias, size_t M, size_t T)
+{
+    const q3_entry *e = tensor->residual;
+    uint64_t axes[8], count = 1;
+    if (e == NULL) return;
+    for (size_t i = squeeze(axes, e); i > 0; i--) count *= axes[i - 1];
+    bool integers = e->dtype == Q3_I32 || e->dtype == Q3_I64 || e->dtype == Q3_AUTO;
+    bool whole = e->rank > 0 && e->shape[e->rank - 1] == M && count == (T - tensor->first) * M;
+    if (alias->sum || integers || !whole || tensor->layouts != 1) tensor->residual = NULL;
+    else add_note(tensor, "plus %.80s", e->name);
+}
+
 /* Which readings the tensor's shape allows. None: the note says what was found and expected. */
 static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t T)
 {
@@ -250,6 +264,7 @@ static void bind_tensor(backend_tensor *tensor, backend *b, q3_tap_id id, size_t
         names[tensor->layouts - 1] = list[i].name;
         by_rule = by_rule || i == 0;
     }
+    bind_residual(tensor, &alias, shape[rank - 1], T);
     if (by_rule && tensor->layouts == 1) names[0] = NULL;
     if (tensor->layouts == 0)
         note_wrong_shape(tensor, &row, rank, T);
@@ -263,10 +278,23 @@ q3_status q3_backend_bind(backend *b, size_t T, q3_error *error)
         return q3_fail(error, Q3_ERROR_INPUT, "%s: found %zu tokens, expected %zu", b->name, b->T,
                        T);
     b->T = T;
+    q3_status status = q3_past_read(b, error);
+    if (status != Q3_OK) return status;
     for (size_t i = 0; i < b->config->num_hidden_layers * Q3_TAP_COUNT; i++)
         if (b->tensors[i].entry != NULL)
             bind_tensor(&b->tensors[i], b, (q3_tap_id)(i % Q3_TAP_COUNT), T);
-    return Q3_OK;
+    return q3_rows_read(b, error);
+}
+
+/* row[n] and the residual's elements from `at` on, rounded as the run rounds its sums. */
+static void add_residual(float *row, const backend *b, const backend_tensor *tensor, uint64_t at,
+                         uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        float more;
+        q3_entry_floats(&more, tensor->residual, at + i, 1);
+        row[i] = q3_round((double)row[i] + (double)more, b->run);
+    }
 }
 
 void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id,
@@ -274,7 +302,8 @@ void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, 
 {
     const backend_layout *at = &tensor->layout[layout];
     tap_lines lines;
-    tap_axes(&lines, b->config, id, b->T);
+    tap_axes(&lines, b->config, id, b->past + b->T);
+    float *first = row;
     for (uint64_t j = 0; j < lines.outer; j++, row += lines.inner) {
         uint64_t begin = at->offset + (t - tensor->first) * at->token + j * at->stride[0];
         if (id != Q3_TAP_TOPK_INDICES) {
@@ -287,6 +316,8 @@ void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, 
             row[k] = (float)value;
         }
     }
+    if (tensor->residual != NULL)
+        add_residual(first, b, tensor, (t - tensor->first) * lines.inner, lines.inner);
 }
 
 /* ==== Which reading is meant ================================================================== */
@@ -308,7 +339,7 @@ size_t q3_closer_layout(float *scratch, const backend *b, const backend_tensor *
                         q3_tap_id id, const float *ours)
 {
     double away[2] = {0, 0};
-    size_t n = q3_tap_row_size(b->config, id, b->T);
+    size_t n = q3_tap_row_size(b->config, id, b->past + b->T);
     for (size_t l = 0; l < 2; l++)
         for (size_t t = tensor->first; t < b->T; t++) {
             q3_backend_row(scratch, b, tensor, id, l, t);

@@ -94,14 +94,15 @@ static void name_region(char *text, size_t room, const shape *s, bool one_expert
     char of[32] = "", tokens[32] = "";
     const char *row = q3_tap_is_square(e->id) ? "key" : "channel";
     if (one_expert) snprintf(of, sizeof of, " of expert %zu", s->first_expert);
-    if (s->token_count == 1) snprintf(tokens, sizeof tokens, " of token %zu", s->first_token);
+    size_t token = q3_own_token(e, s->first_token);
+    if (s->token_count == 1) snprintf(tokens, sizeof tokens, " of token %zu", token);
     if (s->channel_count == 1)
         snprintf(text, room, "%s %zu%s%s", row, s->first_channel, of, tokens);
     else if (s->first_channel > 0 || s->last_channel + 1 < s->N)
         snprintf(text, room, "%ss %zu to %zu%s%s", row, s->first_channel, s->last_channel, of,
                  tokens);
     else if (one_expert) snprintf(text, room, "expert %zu%s", s->first_expert, tokens);
-    else if (s->token_count == 1) snprintf(text, room, "token %zu", s->first_token);
+    else if (s->token_count == 1) snprintf(text, room, "token %zu", token);
     else text[0] = 0;
 }
 
@@ -120,7 +121,8 @@ static void try_factor(diagnosis *d, shape *s, bool whole)
     for (size_t t = e->first; t < e->T; t++)
         for (size_t i = 0; i < e->row; i++) {
             double x = (double)s->base[t * e->row + i], theirs = (double)e->theirs[t * e->row + i];
-            if (!(whole || inside(s, t, i, one_expert)) || !(x * theirs - x * theirs == 0))
+            if (!(whole || inside(s, t, i, one_expert)) || !(x * theirs - x * theirs == 0) ||
+                e->bound[t * e->row + i] < 0)
                 continue;
             xx += x * x;
             xy += x * theirs;
@@ -172,7 +174,7 @@ static void try_offset(diagnosis *d, shape *s, bool by_channel)
         double sum = 0, count = 0;
         for (size_t i = begin + c; i < end; i += step) {
             double more = (double)e->theirs[i] - (double)s->base[i];
-            if (more - more == 0) sum += more, count++;
+            if (more - more == 0 && e->bound[i] >= 0) sum += more, count++;
         }
         double offset = count > 0 ? sum / count : 0;
         for (size_t i = begin + c; i < end; i += step)
@@ -250,17 +252,19 @@ static void swap_rows(shape *s, size_t a, size_t b)
 static void try_tokens(diagnosis *d, shape *s)
 {
     const evidence *e = s->e;
-    size_t n = e->row;
+    size_t n = e->row, first = q3_own_token(e, s->first_token);
     char text[160];
     if (s->token_count == 2) {
         swap_rows(s, s->first_token, s->last_token);
-        snprintf(text, sizeof text, "tokens %zu and %zu swapped", s->first_token, s->last_token);
+        snprintf(text, sizeof text, "tokens %zu and %zu swapped", first,
+                 q3_own_token(e, s->last_token));
         q3_weigh_as(d, s->y, text, "tokens swapped");
     }
     for (size_t other = e->first; other < e->T && s->token_count == 1; other++) {
         memcpy(s->y, e->ours, e->T * n * sizeof *s->y);
         memcpy(s->y + s->first_token * n, e->ours + other * n, n * sizeof *s->y);
-        snprintf(text, sizeof text, "token %zu has the values of token %zu", s->first_token, other);
+        snprintf(text, sizeof text, "token %zu has the values of token %zu", first,
+                 q3_own_token(e, other));
         if (other == s->first_token) continue;
         q3_weigh_as(d, s->y, text, "a token with the values of another");
     }
@@ -331,6 +335,7 @@ static void try_dropout(diagnosis *d, shape *s)
 static void say_place(diagnosis *d, const shape *s)
 {
     const evidence *e = s->e;
+    size_t token = q3_own_token(e, s->first_token);
     size_t tokens = s->judged_tokens, width = s->last_channel - s->first_channel + 1;
     char what[120] = "";
     bool square = q3_tap_is_square(e->id), slots = s->experts > 0;
@@ -341,10 +346,10 @@ static void say_place(diagnosis *d, const shape *s)
         snprintf(what, sizeof what, "%s %zu", slots ? "slot" : "head", s->first_part);
     else if (s->token_count == 1 && tokens > 1)
         snprintf(what, sizeof what, "%s%s%zu", s->last_token + 1 == e->T ? "the last token, " : "",
-                 s->last_token + 1 == e->T ? "" : "token ", s->first_token);
+                 s->last_token + 1 == e->T ? "" : "token ", token);
     else if (s->first_token > e->first + 1 && s->last_token + 1 == e->T &&
              s->token_count == e->T - s->first_token)
-        snprintf(what, sizeof what, "tokens from %zu on", s->first_token);
+        snprintf(what, sizeof what, "tokens from %zu on", token);
     else if (s->channel_count == width && 2 * width <= s->N && !square)
         snprintf(what, sizeof what, "channels %zu to %zu", s->first_channel, s->last_channel);
     if (what[0] == 0) return;

@@ -38,8 +38,8 @@ static void say_positions(char *text, size_t room, const evidence *e, const doub
     while (t + 1 < e->T && position[t + 1] == position[t] + 1) t++;
     if (t + 1 < e->T)
         snprintf(text, room,
-                 "positions that do not go on: token %zu has position %.9g, token %zu has %.9g", t,
-                     position[t], t + 1, position[t + 1]);
+                 "positions that do not go on: token %zu has position %.9g, token %zu has %.9g",
+                     q3_own_token(e, t), position[t], q3_own_token(e, t + 1), position[t + 1]);
     else
         snprintf(text, room, "positions from %.9g instead of %zu", position[begin],
                  e->start + begin);
@@ -352,7 +352,8 @@ void q3_search_missing(diagnosis *d)
         snprintf(text, sizeof text,
                  "experts missing from the sum in %zu of %zu tokens (first: token %zu, expert %zu)",
                      tokens,
-                 e->T - e->first, first, (size_t)e->tap[Q3_TAP_TOPK_INDICES][first * A + slot]);
+                 e->T - e->first, q3_own_token(e, first),
+                 (size_t)e->tap[Q3_TAP_TOPK_INDICES][first * A + slot]);
         q3_weigh(d, y, text);
     }
     free(y);

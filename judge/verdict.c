@@ -21,6 +21,7 @@ void q3_trial_free(trial *r)
     free(r->ours);
     free(r->theirs);
     free(r->sorted);
+    free(r->row_of);
     free(r->bound);
     free(r->weight);
     free(r->channel_differ);
@@ -40,6 +41,7 @@ bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, siz
         r->f.shape[0] = shape[1];
         r->f.shape[1] = shape[0];
     }
+    r->f.shape[0] -= w->past;
     r->f.layer = layer;
     r->f.verdict = Q3_VERDICT_MISSING;
     r->n = q3_tap_row_size(w->config, id, T);
@@ -63,7 +65,8 @@ bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, siz
     r->head_differ = calloc(2 * r->heads, sizeof(double));
     bool memory = r->ours != NULL && r->theirs != NULL && r->bound != NULL &&
                   r->weight != NULL && r->channel_differ != NULL && r->head_differ != NULL &&
-                  q3_figures_begin(&r->g, &r->f, q3_stored_dtype(w, id), T, r->channels);
+                  q3_figures_begin(&r->g, &r->f, q3_stored_dtype(w, id), T - w->past,
+                                   r->channels);
     if (!memory) return false;
     r->tensor = tensor;
     r->channel_expected = r->channel_differ + r->channels;
@@ -173,19 +176,19 @@ static void judge_element(trial *r, const walk *w, size_t t, size_t i, const row
     r->channel_differ[i % r->channels]++;
     r->head_differ[i / r->channels]++;
     double error = theirs > ours ? theirs - ours : ours - theirs;
-    take_worst(r, t, i, ours, theirs, bound, ulp);
+    take_worst(r, t - w->past, i, ours, theirs, bound, ulp);
     if (bound > 0 && error / bound > r->f.max_bound_ratio) r->f.max_bound_ratio = error / bound;
     if (q3_is_finite(ours) && !q3_is_finite(theirs) && r->f.verdict != Q3_VERDICT_DIFFERS)
         r->f.verdict = Q3_VERDICT_NON_FINITE;
     if (error <= bound) return;
     if (r->f.verdict != Q3_VERDICT_NON_FINITE) r->f.verdict = Q3_VERDICT_DIFFERS;
-    take_bad(r, t, i, ours, theirs, bound, ulp);
+    take_bad(r, t - w->past, i, ours, theirs, bound, ulp);
 }
 
 void q3_trial_row(trial *r, const walk *w, size_t t, const row_bound *b)
 {
     const float *ours = r->ours + t * r->n;
-    q3_figures_row(&r->g, t, ours, r->theirs + t * r->n, r->n);
+    q3_figures_row(&r->g, t - w->past, ours, r->theirs + t * r->n, r->n);
     double rms = root_mean_square(ours, r->n);
     for (size_t i = 0; i < r->n; i++) judge_element(r, w, t, i, b, rms);
 }
@@ -241,7 +244,7 @@ bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, cons
                      const float *theirs)
 {
     q3_finding *f = &r->f;
-    size_t A = r->n, E = w->config->num_experts;
+    size_t A = r->n, E = w->config->num_experts, own = t - w->past;
     bool doubtful, same = true, order = true, valid = valid_choice(theirs, A, E);
     for (size_t a = 0; a < A; a++) {
         same = same && among(theirs, A, ours[a]);
@@ -252,7 +255,7 @@ bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, cons
     f->other_order += valid && same && !order;
     if (valid && same) return true;
     f->differ++;
-    f->token_profile[t * f->token_bins / w->T] = 1;
+    f->token_profile[own * f->token_bins / (w->T - w->past)] = 1;
     /* negative: a worse expert was taken */
     double distance = valid ? q3_choice_margin(w, scratch, t, theirs, &doubtful) : 0;
     if (valid && doubtful) {
@@ -264,20 +267,20 @@ bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, cons
         size_t a = 0;
         while (a + 1 < A && among(ours, A, theirs[a]) && !among(theirs, a, theirs[a])) a++;
         f->has_bad = true;
-        f->bad_at[0] = t;
+        f->bad_at[0] = own;
         f->bad_at[1] = a;
         f->bad_ours = (double)ours[a];
         f->bad_theirs = (double)theirs[a];
         if (valid)
             snprintf(f->reason, sizeof f->reason,
-                     "token %zu: a chosen expert's probability is %.3g below a left one's", t,
+                     "token %zu: a chosen expert's probability is %.3g below a left one's", own,
                      -distance);
         else if (among(theirs, a, theirs[a]))
             snprintf(f->reason, sizeof f->reason, "token %zu, slot %zu: expert id %g stands twice",
-                     t, a, (double)theirs[a]);
+                     own, a, (double)theirs[a]);
         else
             snprintf(f->reason, sizeof f->reason,
-                     "token %zu, slot %zu: expert id %g is outside 0 to %zu", t, a,
+                     "token %zu, slot %zu: expert id %g is outside 0 to %zu", own, a,
                      (double)theirs[a], E - 1);
     }
     return valid;

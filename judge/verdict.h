@@ -12,6 +12,9 @@ typedef struct trial {
     q3_tap_id id;
     const backend_tensor *tensor; /* NULL: not given, or its shape is wrong */
     size_t layout;                /* which of the tensor's readings */
+    size_t *row_of;               /* [T - past], owned: which of the tensor's rows each token has;
+                                   * NULL: those from `first` on in order */
+    bool doubtful_rows;           /* so they were read, but nothing says that they are these */
     size_t n, channels, heads;    /* elements of a row = heads (or slots) * channels */
     float *ours, *theirs;         /* [T,n] */
     float *sorted;                /* [T,n] theirs, if the file has them in another order; else

@@ -16,12 +16,21 @@
 #define BEHIND_INPUT ((uint64_t)1 << 63) /* beside the taps' bits: what is behind the layer's
                                           * input is not given */
 
+/* Whether tensors that are what a residual sum adds, without the stream, were recorded so (vLLM's
+ * layers return the two apart) or computed so, which is a mistake (MODEL.md 12.12). */
+typedef enum apart {
+    APART_POSSIBLE, /* no such tensor came yet */
+    APART_ASSUMED,  /* one did: our own sum is in its place, and what is computed from it decides */
+    APART_CERTAIN,
+    APART_REFUTED   /* they were computed so */
+} apart;
+
 typedef struct judging {
     walk w;
     const backend *b;
     const q3_judge_options *options;
     q3_text *lines;
-    const int32_t *ids;
+    int32_t *ids;                 /* [T], owned, 0 for what came before; NULL: not known */
     size_t end_layer;
     void *memory;                 /* of the state */
     q3_state *state;
@@ -35,6 +44,13 @@ typedef struct judging {
                                       * finding's */
     size_t earlier_count;
     told_causes told[Q3_TAP_COUNT][2]; /* by tap, and whether it is a rounding */
+    bool past_given[2];           /* of this layer: the keys, the values that came before */
+    bool past_lost;               /* in some layer they are not */
+    bool *lost;                   /* [T]: of this layer: the token's probabilities hang on them */
+    apart apart;
+    uint64_t apart_taps;          /* of this layer: such tensors, and BEHIND_INPUT */
+    q3_tap_id apart_id;           /* the last of them, and its values [T,M], owned */
+    float *apart_values;
     q3_status status;
     q3_error *error;
 } judging;
@@ -46,11 +62,52 @@ static void out_of_memory(judging *j)
                             j->w.T);
 }
 
+/* Elements of a token's keys, and of its values. */
+static size_t key_row(const walk *w)
+{
+    return w->config->num_key_value_heads * w->config->head_dim;
+}
+
+/* Whether theirs has token t's row: r->tensor's row *row. */
+static bool has_row(const judging *j, const trial *r, size_t t, size_t *row)
+{
+    size_t own = t - j->w.past;
+    if (r->tensor == NULL || (r->row_of == NULL && own < r->tensor->first)) return false;
+    *row = r->row_of != NULL ? r->row_of[own] : own - r->tensor->first;
+    return *row != Q3_NO_ROW;
+}
+
+static void read_row(const judging *j, const trial *r, size_t row, float *theirs)
+{
+    q3_backend_row(theirs, j->b, r->tensor, r->id, r->layout, r->tensor->first + row);
+}
+
 /* ==== One tensor ============================================================================== */
 
 static void begin(judging *j, trial *r, const q3_tap *tap)
 {
     if (!q3_trial_begin(r, &j->w, j->b, tap->id, tap->layer)) out_of_memory(j);
+}
+
+/* Which tokens the rows of the last norm and of logits are of: as the file says it, else as their
+ * values do. */
+static void find_rows(judging *j, trial *r, const float *ours)
+{
+    const backend *b = j->b;
+    size_t rows = b->T - r->tensor->first;
+    bool said = b->logit_rows != NULL && rows == b->logit_count &&
+                (r->id == Q3_TAP_LM_HEAD || rows < b->T);
+    if (said) {
+        r->row_of = malloc(b->T * sizeof *r->row_of);
+        if (r->row_of != NULL) memcpy(r->row_of, b->logit_rows, b->T * sizeof *r->row_of);
+    }
+    bool memory = said ? r->row_of != NULL
+                       : q3_match_rows(&r->row_of, &r->doubtful_rows, b, r->tensor, r->id, ours);
+    if (!memory) out_of_memory(j);
+    if (r->row_of == NULL) return;
+    r->f.note[0] = 0;
+    q3_note_rows(r->f.note, sizeof r->f.note, r->row_of, b->T,
+                 said ? "of logit_positions" : "by their values");
 }
 
 /* Experts' rows in another order, if that is far closer to ours; said in the note. */
@@ -64,14 +121,18 @@ static void try_order(judging *j, trial *r, const float *ours, const float *choi
 }
 
 /* Of two readings of the axes the closer one; experts' rows that lie expert by expert; and those of
- * a token in an order that nobody says, as mlx-lm's argpartition leaves them. */
+ * a token in an order that nobody says, as mlx-lm's argpartition leaves them; rows of logits. ours:
+ * of the file's tokens. */
 static void choose_reading(judging *j, trial *r, const float *ours)
 {
     bool rows = q3_tap_of_experts(r->id) && r->tensor->first == 0;
+    const float *choice = j->w.tap[Q3_TAP_TOPK_INDICES];
+    if (rows) choice += j->w.past * j->w.config->num_experts_per_tok;
+    if (q3_tap_at_head(r->id)) find_rows(j, r, ours);
     if (r->tensor->layouts == 2)
         r->layout = q3_closer_layout(r->theirs, j->b, r->tensor, r->id, ours);
     if (rows && r->tensor->merged)
-        try_order(j, r, ours, j->w.tap[Q3_TAP_TOPK_INDICES], "expert by expert");
+        try_order(j, r, ours, choice, "expert by expert");
     if (rows && r->sorted == NULL && !j->w.given[Q3_TAP_TOPK_INDICES])
         try_order(j, r, ours, NULL, "a token's experts in another order");
 }
@@ -94,6 +155,7 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
     e->dtype = w->dtype;
     e->T = w->T;
     e->start = w->start;
+    e->past = w->past;
     e->layer = r->f.layer;
     e->ids = j->ids;
     e->input = w->input;
@@ -110,7 +172,7 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
             e->tap[i] = w->tap[i];
     }
     e->id = r->id;
-    e->first = r->tensor->first;
+    e->first = w->past + (r->row_of != NULL ? 0 : r->tensor->first);
     e->row = r->n;
     e->ours = r->ours;
     e->theirs = r->theirs;
@@ -139,6 +201,17 @@ static uint64_t behind(const judging *j, q3_tap_id id)
     uint64_t taps = node->stream && j->earlier_count > 0 ? BEHIND_INPUT : 0;
     for (size_t k = 0; k < node->count; k++) taps |= j->between[node->from[k]];
     return taps;
+}
+
+/* Whether attention is between the tap and what it is computed from, or makes it. */
+static bool hangs_on_attention(const judging *j, q3_tap_id id, uint64_t taps)
+{
+    const uint64_t attention = (uint64_t)1 << Q3_TAP_SCORES | (uint64_t)1 << Q3_TAP_PROBS |
+                               (uint64_t)1 << Q3_TAP_O_PROJ_INPUT;
+    bool found = ((taps | (uint64_t)1 << id) & attention) != 0;
+    for (size_t i = 0; i < j->earlier_count && (taps & BEHIND_INPUT) != 0; i++)
+        found = found || j->earlier[i].id == Q3_TAP_O_PROJ_INPUT;
+    return found;
 }
 
 /* Those taps, with their layers, into list; returns how many. */
@@ -173,24 +246,47 @@ static void carry_on(judging *j, q3_tap_id id, size_t t, bool known, const row_b
     }
 }
 
+/* A row that is not given, between others that are: the diagnosis sees that nothing is said. */
+static void leave_out(trial *r, size_t t, const float *ours)
+{
+    if (r->row_of == NULL) return;
+    memcpy(r->ours + t * r->n, ours, r->n * sizeof *ours);
+    memcpy(r->theirs + t * r->n, ours, r->n * sizeof *ours);
+    for (size_t i = 0; i < r->n; i++) r->bound[t * r->n + i] = SAYS_NOTHING;
+}
+
+/* Nothing is known of what hangs on keys and values that came before and are not given. */
+static void hide_past(const judging *j, const trial *r, size_t t, const row_bound *b)
+{
+    size_t past = j->w.past;
+    bool all = (r->id == Q3_TAP_PROBS && j->lost[t]) ||
+               (r->id == Q3_TAP_O_PROJ_INPUT && (j->lost[t] || !j->past_given[1]));
+    bool some = r->id == Q3_TAP_SCORES && !j->past_given[0];
+    for (size_t i = 0; (all || some) && i < r->n; i++)
+        if (all || i % r->channels < past) b->var[i] = SAYS_NOTHING;
+}
+
 /* Token t's row: bounds, comparison, and theirs into ours[n] (the walk's) unless it is free.
  * var_out[n], if it is not NULL, gets what the walk does not know afterwards (MODEL.md 12.3:
  * variances carried on). */
 static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_out)
 {
     walk *w = &j->w;
-    size_t n = r->n;
+    size_t n = r->n, row;
     row_bound b = j->scratch;
-    bool given = r->tensor != NULL && t >= r->tensor->first,
-         known = given && !j->options->free_running;
+    bool given = has_row(j, r, t, &row), known = given && !j->options->free_running;
+    if (!given) leave_out(r, t, ours);
+    if (!given && var_out == NULL) return;
     q3_bound_row(&b, w, r->id, t, ours, n);
+    hide_past(j, r, t, &b);
     for (size_t i = 0; depends_on_choice(r->id) && w->uncertain[t] && i < n; i++)
         b.var[i] = SAYS_NOTHING;
     if (given) {
         float *theirs = r->theirs + t * n;
         memcpy(r->ours + t * n, ours, n * sizeof *ours);
-        if (r->sorted != NULL) memcpy(theirs, r->sorted + t * n, n * sizeof *theirs);
-        else q3_backend_row(theirs, j->b, r->tensor, r->id, r->layout, t);
+        if (r->sorted != NULL)
+            memcpy(theirs, r->sorted + (t - w->past) * n, n * sizeof *theirs);
+        else read_row(j, r, row, theirs);
         size_t low = q3_first_key(t, w->config->sliding_window);
         /* masked: theirs may hold anything */
         for (size_t i = 0; i < n && r->id == Q3_TAP_SCORES; i++)
@@ -199,6 +295,126 @@ static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_o
         if (known) memcpy(ours, theirs, n * sizeof *ours);
     }
     if (var_out != NULL) carry_on(j, r->id, t, known, &b, ours, n, var_out);
+}
+
+/* What differs and need not be wrong: rows that may be of other tokens, and what is computed from
+ * keys that came before the file and are not in it. */
+static void excuse(const judging *j, trial *r, uint64_t taps)
+{
+    q3_finding *f = &r->f;
+    const backend *b = j->b;
+    bool differs = f->verdict == Q3_VERDICT_DIFFERS, unjudged = f->verdict == Q3_VERDICT_UNJUDGED;
+    bool attended = hangs_on_attention(j, r->id, taps);
+    bool unknown = b->past_unknown && attended && differs;
+    bool lost = j->past_lost && attended && unjudged;
+    if (unknown)
+        snprintf(f->reason, sizeof f->reason,
+                 "the run begins at position %zu, and which keys came before is not known: record "
+                 "past_key_values, or metadata past",
+                 b->start);
+    else if (lost)
+        snprintf(f->reason, sizeof f->reason,
+                 "%zu keys came before the run and are not in the file: record past_key_values",
+                 b->past);
+    else if (differs && r->doubtful_rows)
+        snprintf(f->reason, sizeof f->reason,
+                 "which tokens its %zu rows are of is not known: record logit_positions",
+                 b->T - r->tensor->first);
+    else return;
+    f->verdict = Q3_VERDICT_UNJUDGED;
+    f->has_bad = false;
+    f->outside = f->wrong_sets = 0;
+    f->worst_count = 0;
+}
+
+/* ---- a residual kept apart ------------------------------------------------------------------- */
+
+/* Whether theirs is the branch alone, within what is known of the branch, and by far not its sum
+ * with the stream: ours[T,M], of the file's tokens. */
+static bool is_branch(const judging *j, trial *r, const float *ours)
+{
+    const walk *w = &j->w;
+    const q3_node *node = q3_graph_node(w->config, r->id, w->layer);
+    if (node->op != Q3_OP_SUM || r->tensor->first > 0 || j->options->free_running) return false;
+    q3_tap_id branch = node->from[node->count - 1];
+    double from_sum = 0, from_branch = 0;
+    for (size_t t = w->past; t < w->T; t++, ours += r->n) {
+        float *theirs = r->theirs + t * r->n;
+        const float *alone = w->tap[branch] + t * r->n;
+        read_row(j, r, t - w->past, theirs);
+        for (size_t i = 0; i < r->n; i++) {
+            double x = (double)theirs[i], a = x - (double)alone[i], b = x - (double)ours[i];
+            double large = x * x > (double)alone[i] * (double)alone[i] ? x : (double)alone[i];
+            double bound = q3_ulp(large, w->dtype) +
+                           Q3_SIGMAS * q3_sqrt(w->var[branch][t * r->n + i]);
+            if (!(a <= bound && -a <= bound)) return false;
+            from_branch += a * a;
+            from_sum += b * b;
+        }
+    }
+    return from_branch * 256 < from_sum;
+}
+
+/* The tensor counts as not given, so that our own sum stays. */
+static void set_apart(judging *j, trial *r)
+{
+    const q3_node *node = q3_graph_node(j->w.config, r->id, j->w.layer);
+    uint64_t behind_branch = j->between[node->from[node->count - 1]];
+    /* a branch that is right was computed from the sum before */
+    if (j->apart == APART_ASSUMED && (behind_branch & j->apart_taps) != 0) j->apart = APART_CERTAIN;
+    if (j->apart == APART_POSSIBLE) j->apart = APART_ASSUMED;
+    j->apart_taps |= (uint64_t)1 << r->id;
+    j->apart_id = r->id;
+    free(j->apart_values);
+    j->apart_values = r->theirs;
+    r->theirs = NULL;
+    r->tensor = NULL;
+    q3_figures_end(&r->g); /* of nothing */
+    r->f.gain = 0;
+    r->f.token_bins = r->f.channel_bins = 0;
+    r->f.verdict = Q3_VERDICT_UNJUDGED;
+    snprintf(r->f.reason, sizeof r->f.reason,
+             "the residual is not in it, which is kept apart: record output + residual");
+}
+
+/* Whether a norm's output is nearer to the norm of the last branch than to that of our sum. */
+static bool follows_branch(judging *j, const trial *r)
+{
+    walk *w = &j->w;
+    const q3_node *node = q3_graph_node(w->config, r->id, w->layer);
+    bool attention = r->id == Q3_TAP_POST_ATTENTION_LAYERNORM;
+    if (node->op != Q3_OP_NORM || attention != (j->apart_id == Q3_TAP_POST_ATTENTION_INPUT))
+        return true;
+    float *y = calloc(w->T, r->n * sizeof *y);
+    double from_sum = 0, from_branch = 0;
+    if (y == NULL) {
+        out_of_memory(j);
+        return false;
+    }
+    q3_rmsnorm(y, j->apart_values, q3_graph_weight(node, w->weights, w->layer, 0), w->T, r->n,
+               (float)w->config->rms_norm_eps, w->dtype);
+    for (size_t i = w->past * r->n; i < w->T * r->n; i++) {
+        double a = (double)r->theirs[i] - (double)y[i];
+        double b = (double)r->theirs[i] - (double)r->ours[i];
+        if (!(a * a - a * a == 0) || !(b * b - b * b == 0)) continue;
+        from_branch += a * a;
+        from_sum += b * b;
+    }
+    free(y);
+    return from_branch < from_sum;
+}
+
+/* What is computed from our sum in a branch's place shows whether the other computed with the sum,
+ * too. Where it did not, the walk begins again. */
+static void decide_apart(judging *j, const trial *r, uint64_t taps)
+{
+    q3_verdict verdict = r->f.verdict;
+    if (j->apart != APART_ASSUMED || (taps & j->apart_taps) == 0) return;
+    if (verdict <= Q3_VERDICT_ROUNDING)
+        j->apart = APART_CERTAIN;
+    else if (verdict == Q3_VERDICT_DIFFERS || verdict == Q3_VERDICT_NON_FINITE)
+        j->apart = follows_branch(j, r) ? APART_REFUTED : APART_CERTAIN;
+    if (j->apart == APART_REFUTED && j->status == Q3_OK) j->status = Q3_ERROR_INPUT;
 }
 
 /* The verdict of a tensor all of whose rows were judged; writes the finding, and frees the
@@ -215,7 +431,9 @@ static void trial_end(judging *j, trial *r)
     j->seen[id] = true;
     if (given && j->status == Q3_OK) {
         if (!q3_trial_decide(r, &j->w)) out_of_memory(j);
-        explain(j, r);
+        excuse(j, r, taps);
+        decide_apart(j, r, taps);
+        if (j->status == Q3_OK) explain(j, r);
         f->between = j->list;
         f->between_count = list_taps(j, j->list, taps, f->layer);
     }
@@ -234,28 +452,30 @@ static void judge_topk(judging *j, const q3_tap *tap)
 {
     trial r;
     walk *w = &j->w;
-    size_t A = w->config->num_experts_per_tok, T = w->T;
+    size_t A = w->config->num_experts_per_tok, T = w->T - w->past;
     int32_t *ids = tap->data;
     begin(j, &r, tap);
     q3_finding *f = &r.f;
     f->margin_bins = r.tensor != NULL ? (T < Q3_PROFILE_BINS ? T : Q3_PROFILE_BINS) : 0;
     for (size_t i = 0; i < Q3_PROFILE_BINS; i++) f->margins[i] = i < f->margin_bins ? 1.0f : 0.0f;
-    for (size_t t = 0; t < T && j->status == Q3_OK; t++) {
+    for (size_t t = w->past; t < w->T && j->status == Q3_OK; t++, ids += A) {
         float *own = w->tap[tap->id] + t * A;
-        bool given = r.tensor != NULL && t >= r.tensor->first, doubtful;
-        for (size_t a = 0; a < A; a++) own[a] = (float)ids[t * A + a];
+        size_t row;
+        bool given = has_row(j, &r, t, &row), doubtful;
+        for (size_t a = 0; a < A; a++) own[a] = (float)ids[a];
         double distance = q3_choice_margin(w, &j->scratch, t, own, &doubtful);
         w->uncertain[t] = doubtful && !(given && !j->options->free_running);
         if (!given) continue;
-        float *theirs = r.theirs + t * A, *bin = &f->margins[t * f->margin_bins / T];
+        float *theirs = r.theirs + t * A;
+        float *bin = &f->margins[(t - w->past) * f->margin_bins / T];
         if (distance < (double)*bin) *bin = (float)distance;
         memcpy(r.ours + t * A, own, A * sizeof *own);
-        q3_backend_row(theirs, j->b, r.tensor, tap->id, r.layout, t);
+        read_row(j, &r, row, theirs);
         bool follow = q3_trial_choice(&r, w, &j->scratch, t, own, theirs);
         if (!follow || j->options->free_running) continue;
         for (size_t a = 0; a < A; a++) {
             own[a] = theirs[a];
-            ids[t * A + a] = (int32_t)theirs[a];
+            ids[a] = (int32_t)theirs[a];
         }
     }
     trial_end(j, &r);
@@ -263,21 +483,40 @@ static void judge_topk(judging *j, const q3_tap *tap)
 
 /* ==== The walk ================================================================================ */
 
-/* --kv (MODEL.md 12.7): from here on keys and values are what that cache holds. */
-static void round_cache(judging *j, const q3_tap *tap, size_t count)
-{
-    float *values = tap->data;
-    bool cached = tap->id == Q3_TAP_K_ROPE || tap->id == Q3_TAP_V_PROJ;
-    for (size_t i = 0; cached && i < count; i++) {
-        if (j->options->kv != Q3_F32) values[i] = q3_round((double)values[i], j->options->kv);
-        if (!q3_is_finite((double)values[i])) j->w.keys_broken = true;
-    }
-    if (cached) memcpy(j->w.tap[tap->id], values, count * sizeof *values);
-}
-
 static void round_all(float *values, size_t count, q3_dtype dtype)
 {
     for (size_t i = 0; i < count; i++) values[i] = q3_round((double)values[i], dtype);
+}
+
+/* Keys, or values, that came before: [past,K*hd], as the cache holds them. False: they are not
+ * given; then zeros. */
+static bool read_past(const judging *j, size_t layer, bool values, float *rows)
+{
+    size_t past = j->w.past, n = key_row(&j->w);
+    past_rows from = q3_past_find(j->b, layer, values);
+    bool given = past == 0 || from.entry != NULL;
+    for (size_t t = 0; t < past; t++) {
+        if (given) q3_past_row(rows + t * n, j->b, &from, t);
+        else memset(rows + t * n, 0, n * sizeof *rows);
+    }
+    if (j->options->kv != Q3_F32) round_all(rows, past * n, j->options->kv);
+    return given;
+}
+
+/* --kv (MODEL.md 12.7): from here on keys and values are what that cache holds. Those that came
+ * before join them. */
+static void fill_cache(judging *j, const q3_tap *tap, size_t count)
+{
+    walk *w = &j->w;
+    float *values = tap->data, *cache = w->tap[tap->id];
+    bool second = tap->id == Q3_TAP_V_PROJ;
+    if (tap->id != Q3_TAP_K_ROPE && !second) return;
+    if (j->options->kv != Q3_F32) round_all(values, count, j->options->kv);
+    j->past_given[second] = read_past(j, tap->layer, second, cache);
+    j->past_lost = j->past_lost || !j->past_given[second];
+    memcpy(cache + w->past * key_row(w), values, count * sizeof *values);
+    for (size_t i = 0; i < w->past * key_row(w) + count; i++)
+        if (!q3_is_finite((double)cache[i])) w->keys_broken = true;
 }
 
 /* Whether router_probs are given before they were rounded: a value that --router's dtype cannot
@@ -288,7 +527,7 @@ static bool router_given_unrounded(judging *j, size_t layer)
     size_t E = j->w.config->num_experts;
     float *row = j->probs_row;
     if (tensor == NULL || tensor->layouts == 0) return false;
-    for (size_t t = tensor->first; t < j->w.T; t++) {
+    for (size_t t = tensor->first; t < j->b->T; t++) {
         q3_backend_row(row, j->b, tensor, Q3_TAP_ROUTER_PROBS, 0, t);
         for (size_t e = 0; e < E; e++)
             if (row[e] != q3_round((double)row[e], j->options->router)) return true;
@@ -303,17 +542,17 @@ static void round_router(judging *j, const q3_tap *tap)
     if (tap->id != Q3_TAP_ROUTER_PROBS || j->options->router == Q3_F32) return;
     bool unrounded = router_given_unrounded(j, tap->layer);
     j->w.router = unrounded ? Q3_F32 : j->options->router;
-    if (!unrounded) round_all(tap->data, j->w.T * j->w.config->num_experts, j->w.router);
+    if (!unrounded) round_all(tap->data, j->b->T * j->w.config->num_experts, j->w.router);
 }
 
 /* ...and from there on they are rounded in any case: so experts are chosen, and weighted. */
 static void end_router(judging *j, const q3_tap *tap)
 {
     if (tap->id != Q3_TAP_ROUTER_PROBS || j->options->router == Q3_F32) return;
-    size_t count = j->w.T * j->w.config->num_experts;
+    size_t E = j->w.config->num_experts, count = j->b->T * E;
     j->w.router = j->options->router;
     round_all(tap->data, count, j->w.router);
-    memcpy(j->w.tap[tap->id], tap->data, count * sizeof(float));
+    memcpy(j->w.tap[tap->id] + j->w.past * E, tap->data, count * sizeof(float));
 }
 
 /* A whole tensor [T,row]. */
@@ -326,11 +565,14 @@ static void judge_whole(judging *j, const q3_tap *tap)
     round_router(j, tap);
     begin(j, &r, tap);
     if (r.tensor != NULL) choose_reading(j, &r, values);
-    for (size_t t = 0; t < w->T && j->status == Q3_OK; t++)
-        trial_row(j, &r, t, values + t * r.n, kept ? w->var[tap->id] + t * r.n : NULL);
-    size_t count = w->T * r.n;
-    if (kept) memcpy(w->tap[tap->id], values, count * sizeof *values);
-    round_cache(j, tap, count);
+    if (r.tensor != NULL && j->apart != APART_REFUTED && is_branch(j, &r, values))
+        set_apart(j, &r);
+    for (size_t t = w->past; t < w->T && j->status == Q3_OK; t++)
+        trial_row(j, &r, t, values + (t - w->past) * r.n,
+                  kept ? w->var[tap->id] + t * r.n : NULL);
+    size_t count = (w->T - w->past) * r.n;
+    if (kept) memcpy(w->tap[tap->id] + w->past * r.n, values, count * sizeof *values);
+    fill_cache(j, tap, count);
     end_router(j, tap);
     trial_end(j, &r);
 }
@@ -343,15 +585,17 @@ static void judge_token(judging *j, const q3_tap *tap)
     trial *r = probs ? &j->probs : &j->scores;
     size_t H = tap->shape[0], S = tap->shape[2], T = w->T, t = tap->first;
     float *row = probs ? w->probs : w->scores, *values = tap->data;
-    if (t == 0) begin(j, r, tap);
+    if (t == w->past) begin(j, r, tap);
     if (j->status != Q3_OK) return;
     memset(row, 0, H * T * sizeof *row);
     for (size_t h = 0; h < H; h++) memcpy(row + h * T, values + h * S, S * sizeof *row);
     trial_row(j, r, t, row, probs ? w->probs_var : w->scores_var);
     for (size_t h = 0; h < H; h++) memcpy(values + h * S, row + h * T, S * sizeof *row);
     if (w->tap[tap->id] != NULL) memcpy(w->tap[tap->id] + t * H * T, row, H * T * sizeof *row);
+    size_t at;
+    bool known = has_row(j, r, t, &at) && !j->options->free_running;
+    j->lost[t] = !known && (probs ? j->lost[t] : !j->past_given[0]);
     if (!probs) return;
-    bool known = r->tensor != NULL && t >= r->tensor->first && !j->options->free_running;
     if (known) memset(w->scores_var, 0, H * T * sizeof *w->scores_var);
     q3_bound_values(w, t);
     if (t + 1 < T) return;
@@ -368,6 +612,7 @@ static void end_layer(judging *j)
     memcpy(w->input_var, w->var[Q3_TAP_LAYER], count * sizeof *w->input_var);
     j->earlier_count = list_taps(j, j->list, j->between[Q3_TAP_LAYER], w->layer);
     memcpy(j->earlier, j->list, j->earlier_count * sizeof *j->list);
+    j->apart_taps = (j->between[Q3_TAP_LAYER] & j->apart_taps) != 0 ? BEHIND_INPUT : 0;
     for (size_t i = 0; i < Q3_TAP_COUNT; i++)
         if (q3_tap_in_layer((q3_tap_id)i)) j->seen[i] = false, j->between[i] = 0;
     w->keys_broken = false;
@@ -412,6 +657,15 @@ static size_t longest_sum(const q3_config *c)
     return c->moe_intermediate_size > most ? c->moe_intermediate_size : most;
 }
 
+/* Tokens that came before have no experts of their own; the diagnosis, which computes their rows
+ * too, needs ids that are a choice. */
+static void name_experts(walk *w)
+{
+    float *ids = w->tap[Q3_TAP_TOPK_INDICES];
+    size_t A = w->config->num_experts_per_tok;
+    for (size_t i = 0; ids != NULL && i < w->past * A; i++) ids[i] = (float)(i % A);
+}
+
 /* All memory of the walk, in proportion to T. Scores and probs, which grow with T^2, are kept only
  * where the other implementation gave them. False: no memory. */
 static bool judging_init(judging *j)
@@ -447,6 +701,7 @@ static bool judging_init(judging *j)
     w->input = calloc(T, M * sizeof(float));
     w->input_var = calloc(T, M * sizeof(double));
     w->uncertain = calloc(T, sizeof(bool));
+    j->lost = calloc(T, sizeof *j->lost);
     w->scores = calloc(T, H * sizeof(float));
     w->probs = calloc(T, H * sizeof(float));
     w->scores_var = calloc(T, H * sizeof(double));
@@ -454,10 +709,11 @@ static bool judging_init(judging *j)
     w->values_noise = calloc(T, inner * sizeof(double));
     w->values_var = calloc(T, inner * sizeof(double));
     w->weight_row = calloc(longest_sum(c), sizeof(float));
+    name_experts(w);
     j->probs_row = calloc(c->num_experts + 1, sizeof(float));
-    return good && w->inv_freq && w->input && w->input_var && w->uncertain && w->scores &&
-           w->probs && w->scores_var && w->probs_var && w->values_noise && w->values_var &&
-           w->weight_row && j->probs_row;
+    return good && j->lost && w->inv_freq && w->input && w->input_var && w->uncertain &&
+           w->scores && w->probs && w->scores_var && w->probs_var && w->values_noise &&
+           w->values_var && w->weight_row && j->probs_row;
 }
 
 static void judging_free(judging *j)
@@ -476,6 +732,9 @@ static void judging_free(judging *j)
     free(j->memory);
     free(j->earlier);
     free(j->list);
+    free(j->ids);
+    free(j->lost);
+    free(j->apart_values);
     q3_trial_free(&j->scores);
     q3_trial_free(&j->probs);
     free(w->inv_freq);
@@ -516,26 +775,52 @@ static q3_status make_state(judging *j, const q3_run *run)
     return Q3_OK;
 }
 
+/* The cache as it was before the run. */
+static q3_status fill_state(judging *j, const q3_run *run)
+{
+    size_t count = j->w.past * key_row(&j->w);
+    float *rows = calloc(2 * count + 1, sizeof *rows);
+    if (rows == NULL) out_of_memory(j);
+    for (size_t layer = run->first_layer; rows != NULL && layer < run->end_layer; layer++) {
+        read_past(j, layer, false, rows);
+        read_past(j, layer, true, rows + count);
+        q3_state_fill(j->state, layer, rows, rows + count, j->w.past);
+    }
+    free(rows);
+    return j->status;
+}
+
+/* The file's ids, behind those of what came before. */
+static void copy_ids(judging *j, const int32_t *ids)
+{
+    if (ids == NULL) return;
+    j->ids = calloc(j->w.T, sizeof *j->ids);
+    if (j->ids == NULL) out_of_memory(j);
+    else memcpy(j->ids + j->w.past, ids, (j->w.T - j->w.past) * sizeof *ids);
+}
+
 static q3_status run_layers(judging *j, const q3_run *run, const float *hidden)
 {
     const q3_config *c = j->w.config;
-    q3_input input = {
-        .count = run->rows, .length = run->start + run->rows, .logit_rows = run->rows};
+    size_t T = run->chunk, M = c->hidden_size;
+    q3_input input = {.count = T, .length = run->start + run->rows, .logit_rows = T};
     j->w.scaling = q3_rope_frequencies(j->w.inv_freq, &c->rope, c->head_dim,
                                        c->max_position_embeddings, input.length);
     if (run->first_layer > 0) {
         input.hidden = hidden;
-        memcpy(j->w.input, hidden, run->rows * c->hidden_size * sizeof *hidden);
+        memcpy(j->w.input + j->w.past * M, hidden, T * M * sizeof *hidden);
     } else {
-        input.tokens = j->ids;
+        input.tokens = j->ids + j->w.past;
     }
     q3_status status = q3_forward(j->state, &input, see_tap, j, j->error);
     return status != Q3_OK ? status : j->status;
 }
 
-q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *weights,
-                  const q3_run *run, const backend *b, const int32_t *ids, const float *hidden,
-                  const q3_judge_options *options, q3_error *error)
+/* One walk; *again: what was assumed on the way was refuted, and the lines are worth nothing. */
+static q3_status walk_once(q3_text *lines, const q3_config *config, const q3_weights *weights,
+                           const q3_run *run, const backend *b, const int32_t *ids,
+                           const float *hidden, const q3_judge_options *options, bool *again,
+                           q3_error *error)
 {
     judging *j = calloc(1, sizeof *j);
     if (j == NULL) return q3_no_memory(error, "judge");
@@ -543,19 +828,36 @@ q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *wei
     j->w.weights = weights;
     j->w.dtype = run->dtype;
     j->w.T = run->rows;
+    j->w.past = run->rows - run->chunk;
     j->w.start = run->start;
     j->w.router = options->router;
     j->w.operand = unit_roundoff(options->accumulate);
     j->b = b;
     j->options = options;
     j->lines = lines;
-    j->ids = ids;
     j->end_layer = run->end_layer;
     j->error = error;
+    j->apart = *again ? APART_REFUTED : APART_POSSIBLE;
     q3_status status = make_state(j, run);
     if (status == Q3_OK && !judging_init(j)) out_of_memory(j);
+    copy_ids(j, ids);
+    if (status == Q3_OK && j->status == Q3_OK) status = fill_state(j, run);
     if (status == Q3_OK) status = j->status;
     if (status == Q3_OK) status = run_layers(j, run, hidden);
+    *again = !*again && j->apart == APART_REFUTED;
     judging_free(j);
     return status;
+}
+
+q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *weights,
+                  const q3_run *run, const backend *b, const int32_t *ids, const float *hidden,
+                  const q3_judge_options *options, q3_error *error)
+{
+    size_t begin = lines->size;
+    bool again = false;
+    q3_status status = walk_once(lines, config, weights, run, b, ids, hidden, options, &again,
+                                 error);
+    if (!again) return status;
+    lines->size = begin;
+    return walk_once(lines, config, weights, run, b, ids, hidden, options, &again, error);
 }

@@ -21,6 +21,9 @@ typedef struct walk {
     q3_dtype dtype;
     q3_dtype router;          /* of router_probs as they are compared: float32, or --router's */
     size_t T, start;
+    size_t past;              /* of the T: tokens before the file's first, of which nothing is
+                               * known but keys and values; start is the position of the first of
+                               * them */
     /* --accumulate: unit of what enters and leaves the sums; 0: float32 */
     double operand;
     size_t ahead;             /* keys behind its own that a token sees: none, but by mistake */
@@ -90,8 +93,9 @@ void q3_keep_worst(q3_finding *f, const q3_element *e);
 
 /* ==== The walk (walk.c) ======================================================================= */
 
-/* Runs the run's layers over run->rows tokens (ids, or hidden[T,M] if the first layer is above 0;
- * run->chunk is T) and appends a line for every tap. b is bound to T tokens. */
+/* Runs the run's layers over the T tokens that b is bound to (ids, or hidden[T,M] if the first
+ * layer is above 0; run->chunk is T), behind a cache of b->past (run->rows is T and these,
+ * run->start the first one's position), and appends a line for every tap. */
 q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *weights,
                   const q3_run *run, const backend *b, const int32_t *ids, const float *hidden,
                   const q3_judge_options *options, q3_error *error);

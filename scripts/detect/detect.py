@@ -200,7 +200,7 @@ class Matrix:
         return known
 
     def write(self, path, tensors, model, dtype, start):
-        metadata = {"dtype": dtype, "start": str(start), "producer": "scripts/detect/backend.py",
+        metadata = {"dtype": dtype, "start": str(start), "past": "0", "producer": "scripts/detect/backend.py",
                     "config": hf_taps.config_line(self.model(model)[0])}
         save_file({n: x.contiguous() for n, x in tensors.items()}, path, metadata=metadata)
 

@@ -316,6 +316,31 @@ def run(model, config, ids, start=0):
     return {name: taps[name] for name in names}
 
 
+def first_turn(model, ids):
+    """A cache with the keys and values of these ids."""
+    cache = transformers.DynamicCache(config=model.config)
+    model(torch.tensor([ids], dtype=torch.int64), past_key_values=cache, use_cache=True)
+    return cache
+
+
+@torch.no_grad()
+def run_turn(model, config, ids, past):
+    """Every tap of ids[past:], run with a cache of ids[:past], and that cache as it was before."""
+    own = torch.tensor([ids[past:]], dtype=torch.int64)
+    positions = torch.arange(past, len(ids), dtype=torch.int64)[None]
+    arguments = {"input_ids": own, "position_ids": positions, "use_cache": True,
+                 "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+    plain = model(**arguments, past_key_values=first_turn(model, ids[:past])).logits
+    watch, cache = Watch(model), first_turn(model, ids[:past])
+    before = {f"past_key_values.layers.{i}.{what}": getattr(layer, what).clone()
+              for i, layer in enumerate(cache.layers) for what in ("keys", "values")}
+    with watch.on():
+        logits = model(**arguments, past_key_values=cache).logits
+    same(logits, plain, "logits with hooks")
+    taps = {"input_ids": own[0], "position_ids": positions[0], **watch.taps}
+    return {**{name: taps[name] for name in tap_names(config)}, **before}
+
+
 def margins(taps, A, E):
     """The smallest relative gap between neighbours among the first A + 1 probabilities."""
     worst = 1.0
@@ -351,9 +376,9 @@ def write_tensors(path, tensors, metadata):
         f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
 
 
-def write_taps(path, taps, dtype, config, start):
+def write_taps(path, taps, dtype, config, start, **more):
     metadata = {"format": "qwen3moe-taps-1", "producer": "transformers " + transformers.__version__,
-                "dtype": dtype, "start": str(start), "config": config_line(config)}
+                "dtype": dtype, "start": str(start), "config": config_line(config), **more}
     write_tensors(path, taps, metadata)
 
 

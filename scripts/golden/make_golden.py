@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Makes golden/hf and golden/ops: what Hugging Face computes, stored. See golden/README.md.
+"""Makes golden/hf, golden/turns and golden/ops: what Hugging Face computes, stored. See golden/README.md.
 
 Needs torch==2.13.0, transformers==5.17.0 (4.57.6 for a comparison), safetensors, numpy.
 
   python3 scripts/golden/make_golden.py                 makes golden/hf, golden/ops and golden/MANIFEST
-  python3 scripts/golden/make_golden.py NAME...         only these: cases, `tiny`, `ops`
+  python3 scripts/golden/make_golden.py NAME...         only these: cases, `tiny`, `turns`, `ops`
   python3 scripts/golden/make_golden.py --check         makes them again and compares with what is stored:
                                                  inputs, ids and rule-made weights bit for bit
   python3 scripts/golden/make_golden.py --compare DIR   the same against the files in DIR (say golden/),
@@ -242,6 +242,35 @@ def write_case(folder, name):
     if name in TRUTH_CASES:
         write_truth(f"{path}/truth.safetensors", hf_taps.load_rule(config, name, torch.float64),
                     config, ids, start, runs["float32"])
+
+
+# ---- golden/turns -------------------------------------------------------------------------------
+
+# Second turns of cases: tokens of the first, of the second, dtypes, and which of the rule's lists of ids. window
+# keeps 4 keys of 8; rope-dynamic's frequencies change between the two.
+TURNS = {"base": (5, 3, ("float32", "bfloat16"), 0),
+         "window": (8, 4, ("bfloat16",), 0),
+         "rope-dynamic": (12, 6, ("float32",), 0)}
+
+
+def write_turns(folder):
+    os.makedirs(os.path.join(folder, "turns"), exist_ok=True)
+    for name, (past, own, dtypes, attempt) in TURNS.items():
+        config = CASES[name][0]
+        u = rule.bits(rule.key(name, f"turns.{attempt}"), 0, past + own)
+        ids = (u % config["vocab_size"]).astype("int64").tolist()
+        runs = {}
+        for dtype in dtypes:
+            model = hf_taps.load_rule(config, name, hf_taps.DTYPES[dtype])
+            runs[dtype] = hf_taps.run_turn(model, config, ids, past)
+        c = hf_taps.full_config(config)
+        gaps = [hf_taps.margins(taps, c["num_experts_per_tok"], c["num_experts"]) for taps in runs.values()]
+        assert all(gap >= MARGIN for gap in gaps), f"{name}: these ids have near ties"
+        for dtype, taps in runs.items():
+            kept = taps["past_key_values.layers.0.keys"].shape[-2]
+            taps = dict(sorted(taps.items(), key=lambda tap: -tap[1].element_size()))
+            hf_taps.write_taps(f"{folder}/turns/{name}-{dtype}.safetensors", taps, dtype, config, past,
+                               past=str(kept))
 
 
 # ---- golden/tiny --------------------------------------------------------------------------------
@@ -491,7 +520,7 @@ def compare_folders(old, new, names):
     problems, worst, files, tensors = [], {}, 0, 0
     problems += compare_weights(old, [name for name in names if name in CASES])
     for name in names:
-        folder = name if name == "ops" else f"hf/{name}"
+        folder = name if name in ("ops", "turns") else f"hf/{name}"
         entries = sorted(os.listdir(os.path.join(new, folder)))
         if entries != sorted(os.listdir(os.path.join(old, folder))):
             problems.append(f"{folder}: not the same files")
@@ -525,6 +554,8 @@ def make(folder, names):
     for name in names:
         if name == "tiny":
             write_tiny(folder)
+        elif name == "turns":
+            write_turns(folder)
         elif name == "ops":
             golden_ops.write(os.path.join(folder, "ops"))
         elif name in CASES:
@@ -535,7 +566,7 @@ def make(folder, names):
 
 def main(arguments):
     # The operators' files call modules that 4.57.6 does not have.
-    everything = list(CASES) + ["tiny"] + (["ops"] if hf_taps.V5 else [])
+    everything = list(CASES) + ["tiny", "turns"] + (["ops"] if hf_taps.V5 else [])
     if arguments[:1] == ["--manifest"]:
         write_manifest()
         return 0
