@@ -58,9 +58,9 @@ static const alias_row hugging_face[] = {
     {"logits", 'w', 1, Q3_TAP_LM_HEAD},
 };
 
-/* vLLM and SGLang (models/qwen3_moe.py): fused projections, norms that return (output, residual), as
- * their layers do: the two are added. One rotary_emb serves all layers, so that a hook on it, called
- * by the name of the first one, ends with the last one's: left out. */
+/* vLLM and SGLang (models/qwen3_moe.py): fused projections, norms that return (output, residual),
+ * as their layers do: the two are added. One rotary_emb serves all layers, so that a hook on it,
+ * called by the name of the first one, ends with the last one's: left out. */
 static const alias_row vllm[] = {
     {"model.layers.#.input_layernorm.output.1", 'P', 1, Q3_TAP_LAYER},
     {"model.norm.output.1", 'N', 1, Q3_TAP_LAYER},
