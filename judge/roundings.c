@@ -159,7 +159,8 @@ static void by_logarithm(float *scores, size_t n, double max, bool once, format 
         double d = (double)scores[s] - max;
         sum += once ? q3_exp(d) : q3_to_format(q3_exp(q3_to_format(d, f)), f);
     }
-    double log = once ? q3_log(sum) : q3_to_format(q3_log(q3_to_format(sum, f)), f);
+    double log = sum; /* NaN stays: else the largest term is 1 */
+    if (sum >= 1) log = once ? q3_log(sum) : q3_to_format(q3_log(q3_to_format(sum, f)), f);
     double whole = q3_to_format(log + max, f);
     for (size_t s = 0; s < n; s++)
         scores[s] = (float)q3_to_format(q3_exp(q3_to_format((double)scores[s] - whole, f)), f);

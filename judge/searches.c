@@ -138,7 +138,8 @@ static double theta_of(const evidence *e)
         }
         if (theta > 0 && q3_absolute(best - near) > 0.7) break;
         if (best > 0.05) theta = power_of(best / p, -1 / exponent);
-        if (!(theta < 1e300)) return 0; /* wide heads, and cosines that no theta has */
+        /* wide heads, and cosines that no theta has */
+        if (theta != 0 && !(theta > 1e-300 && theta < 1e300)) return 0;
     }
     return theta;
 }

@@ -294,7 +294,7 @@ bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, cons
 static bool unexplained(double k, double lambda)
 {
     if (k <= lambda) return false;
-    if (lambda <= 0) return true;
+    if (!(lambda > 1e-300)) return true;
     return k * q3_log(k / lambda) - k + lambda > 20;
 }
 
