@@ -109,6 +109,19 @@ static bool same_kind(const char *a, const char *b)
     }
 }
 
+/* Whether it is what a module reads whose output is a tap: such names are right, and no tap's. */
+static bool is_input(const backend *b, const char *written)
+{
+    static const char input[] = ".input";
+    char output[Q3_NAME_ROOM];
+    q3_alias alias;
+    size_t n = strlen(written), end = strlen(input);
+    if (n < end || n + 2 > sizeof output || strcmp(written + n - end, input) != 0) return false;
+    snprintf(output, sizeof output, "%.*s.output", (int)(n - end), written);
+    return q3_tap_alias(&alias, b->config, output) &&
+           q3_tap_exists(b->config, 0, b->config->num_hidden_layers, alias.id, alias.layer);
+}
+
 void q3_note_unknown(backend *b, const char *name)
 {
     search s = {.b = b, .name = name};
@@ -119,6 +132,7 @@ void q3_note_unknown(backend *b, const char *name)
     if (b->kind_count == Q3_UNKNOWN_KINDS || b->unknown_count == Q3_UNKNOWN_MOST) return;
     b->kinds[b->kind_count++] = name;
     if (length >= Q3_NAME_ROOM || !q3_canonical_name(s.written, name)) s.written[0] = 0;
+    if (is_input(b, s.written)) return;
     s.best = near + 1;
     find_nearest(&s);
     if (s.nearest[0] == 0 && !sounds_like_a_tap(name)) return;

@@ -798,6 +798,9 @@ static void check_unknown_names(void)
         {"lm_haed.output", "lm_head.output"},
         {"model.rotary_emb.cosine", "model.rotary_emb.cos"},
         {"logit", "logits"},
+        {"model.layers.0.self_attn.q_proj.input", NULL}, /* what a known module reads */
+        {"transformer.h.0.attn.qkv.input", NULL},
+        {"model.layers.0.self_attn.q_prj.input", "model.layers.0.self_attn.o_proj.input"},
         {"gpt_neox.11.attention.query_key_value", ""}, /* another system's */
         {"zebra", NULL},
         {"attention_mask", NULL},
