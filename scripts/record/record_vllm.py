@@ -124,12 +124,28 @@ def run(llm, options, tokens):
         max_tokens=options.generate, temperature=0, ignore_eos=True, detokenize=False, prompt_logprobs=logprobs))
 
 
-def arguments():
+def record_command(options):
+    """What the command line asks for. Gives the Recorder."""
+    if not os.path.isdir(options.model):
+        raise RecordError(f"{options.model}: found no such folder, expected a model")
+    with open(os.path.join(options.model, "config.json")) as f:
+        config = json.load(f)
+    taps.check_ids(options.tokens, taps.full_config(config)["vocab_size"])
+    options.dtype = options.dtype or taps.to_4x(config).get("torch_dtype") or "bfloat16"
+    llm = load(options)
+    if options.cached:
+        run(llm, options, options.tokens[:options.cached])
+    with record(llm, options.out, record_hf.wanted_by(options)) as recorder:
+        run(llm, options, options.tokens)
+    return recorder
+
+
+def arguments(line=None):
     parser = argparse.ArgumentParser(description="Records vLLM's run for qwen3moe check.")
     parser.add_argument("model", help="a model folder")
     parser.add_argument("out", help="the file to write")
     parser.add_argument("--tokens", type=taps.token_ids, required=True, help="1,2,3")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the model's")
     parser.add_argument("--chunk", type=int, default=0, help="tokens of the prompt per call; 0: all")
     parser.add_argument("--generate", type=int, default=1, help="tokens to sample; all but the last are recorded too")
     parser.add_argument("--last-logits", action="store_true", help="logits only where vLLM samples")
@@ -138,21 +154,13 @@ def arguments():
     parser.add_argument("--cache", type=int, default=64, help="MiB of keys and values")
     parser.add_argument("--taps", action="append", metavar="GLOB", help="only these; may be repeated")
     parser.add_argument("--layers-only", action="store_true", help="only each layer's output")
-    return parser.parse_args()
+    return parser.parse_args(line)
 
 
 def main():
     options = arguments()
     try:
-        if not os.path.isdir(options.model):
-            raise RecordError(f"{options.model}: found no such folder, expected a model")
-        with open(os.path.join(options.model, "config.json")) as f:
-            taps.check_ids(options.tokens, taps.full_config(json.load(f))["vocab_size"])
-        llm = load(options)
-        if options.cached:
-            run(llm, options, options.tokens[:options.cached])
-        with record(llm, options.out, record_hf.wanted_by(options)) as recorder:
-            run(llm, options, options.tokens)
+        recorder = record_command(options)
     except (RecordError, ImportError, OSError, ValueError, RuntimeError, IndexError) as problem:
         print(f"record_vllm.py: {str(problem).splitlines()[0]}", file=sys.stderr)
         return 2
