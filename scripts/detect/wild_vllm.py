@@ -32,13 +32,19 @@ NEEDED = [
     "psutil==7.2.2", "py-cpuinfo==9.0.0", "pybase64==1.5.1", "pydantic==2.14.4", "pyzmq==27.3.0", "requests==2.34.2",
     "uvloop==0.23.0"]
 INSTALL = ("`pip install torch==2.13.0`, `pip install transformers==5.17.0 tokenizers==0.23.3 safetensors numpy`, then "
-           "`python3 scripts/detect/wild_vllm.py --install PATH`")
+           "`python3 scripts/detect/wild_vllm.py --install PATH`. `--isa avx2` and `avx512`: vLLM is told that the processor has "
+           "no more, and takes its build for such; `native`: a processor with AVX-512, bfloat16 and AMX. csrc/ is vLLM's "
+           "source, of which the wheel has what is compiled")
 
 ROTATED = "model.layers.0.self_attn.q_rope.output"
 TRUNCATED = "float32 to bfloat16 by truncation: RoPE, attention, experts", "csrc/cpu/cpu_types_x86.hpp"
 ROUTER = "vllm/model_executor/layers/fused_moe/router/cpu_router.py:147"
 DROPPED = "o_proj's bias is dropped", "vllm/model_executor/models/qwen3_moe.py:297", \
     "model.layers.0.self_attn.o_proj.output", "bias missing"
+
+# What is recorded of the runs that show less.
+NO_ROPE = "--taps", "*norm*", "--taps", "*.o_proj.output"
+EXPERTS = "--taps", "*layernorm.output", "--taps", "*topk*", "--taps", "*mlp.output", "--taps", "*layernorm.input"
 
 
 def float32_cases(Case, isa):
@@ -61,10 +67,14 @@ def bfloat16_cases(Case, isa):
             yield Case("vllm", model, "bfloat16", 40, *once, "rounding", **more)
         else:
             yield Case("vllm", model, "bfloat16", 40, *TRUNCATED, ROTATED, "truncation", **more)
-    norm = "model.layers.0.post_attention_layernorm.output"
-    yield Case("vllm", "default", "bfloat16", 40, "the sum that is normalised is not rounded to the run's dtype",
-               "vllm/ir/ops/layernorm.py:54", norm, "norm of the unrounded residual sum", "rounding",
-               more["record"] + ("--taps", "*norm*", "--taps", "*.o_proj.output"), more["needs"])
+    if isa == "native":
+        yield Case("vllm", "default", "bfloat16", 40, "the sum that is normalised is not rounded to the run's dtype",
+                   "vllm/ir/ops/layernorm.py:54", "model.layers.0.post_attention_layernorm.output",
+                   "norm of the unrounded residual sum", "rounding", more["record"] + NO_ROPE, more["needs"])
+    else:
+        for hidden, tap in (NO_ROPE, "self_attn.o_proj.output"), (EXPERTS, "mlp.output"):
+            yield Case("vllm", "default", "bfloat16", 40, *TRUNCATED, "model.layers.0." + tap, "truncation",
+                       record=more["record"] + hidden, needs=more["needs"])
     if isa == "native":
         yield Case("vllm", "bias", "bfloat16", 40, *DROPPED, **more)
         yield Case("vllm", "no-renormalise", "bfloat16", 40, "exp(logit - logsumexp) in bfloat16", ROUTER,
