@@ -19,7 +19,9 @@
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ != 0
 #error "qwen3moe: NaN and infinity are needed; build with -fno-finite-math-only"
 #endif
-#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 1
+/* 16 is 0 where _Float16 has arithmetic of its own. */
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 1 && \
+    FLT_EVAL_METHOD != 16
 #error "qwen3moe: float64 arithmetic must be float64 (on i386: -msse2 -mfpmath=sse)"
 #endif
 #if defined(__clang__)

@@ -67,10 +67,11 @@ check high 1 faults.safetensors --layers 3:5
 "$command" report high.jsonl low.jsonl --html merged.html >merged.txt 2>&1 || true
 # Texts that no program of ours writes, in lines that a report may hold: of a diff, say.
 python3 - differs.jsonl hostile.jsonl <<'END'
-import sys
+import re, sys
 lines = open(sys.argv[1]).read().replace('"looks_like":"', '"looks_like":"<i>')
 for key in "num_hidden_layers", "end_layer":
     lines = lines.replace('"%s":5' % key, '"%s":0' % key)
+lines = re.sub(r'"weights":\[[^]]*\]', '"weights":[]', lines)
 name = "</script><img src=x onerror=document.title='hostile'>\\\"><b>&lt;"
 lines += lines.splitlines()[-1].replace('"tap":"lm_head.output"', '"tap":"%s"' % name) + "\n"
 open(sys.argv[2], "w").write(lines)
