@@ -11,8 +11,8 @@
  * which is exact in float64, and add into 16 lanes (element i to lane i mod 16, ascending); then
  * lane l takes lane l + s for s = 8, 4, 2, 1. So the bits depend neither on the compiler nor on the
  * processor, nor on how the tokens are divided into calls. Needed: IEEE 754 binary32 and binary64,
- * round to nearest, subnormals kept, FLT_EVAL_METHOD 0, 1 or 16, no -ffast-math. A NaN that is stored
- * becomes the one quiet NaN 0x7FC00000; NaN and infinity are not errors.
+ * round to nearest, subnormals kept, FLT_EVAL_METHOD 0, 1 or 16, no -ffast-math. A NaN that is
+ * stored becomes the one quiet NaN 0x7FC00000; NaN and infinity are not errors.
  *
  * Sizes (shapes are row-major, the last index runs fastest):
  *   T tokens   M hidden size   H query heads   K key/value heads   hd head dimension
