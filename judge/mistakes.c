@@ -464,6 +464,10 @@ static const row projections[] = {
     {"weights of k_proj and v_proj swapped", AT(K_PROJ) | AT(V_PROJ), ON(WEIGHT, PARTNERS)},
     {"gate and up swapped", GATE_UP, ON(WEIGHT, PARTNERS)},
     {"gate and up interleaved row by row", GATE_UP, ON(WEIGHT, INTERLEAVED)},
+    {"experts computed in %n throughout", EXPERTS_IN | AT(EXPERTS_ACT_FN) |
+     AT(EXPERTS_DOWN_PROJ_INPUT) | AT(EXPERTS_DOWN_PROJ),
+     .edits = {EDIT(ARG_1, ROUNDED), EDIT(WEIGHT, ROUNDED), EDIT(RESULT, ROUNDED)},
+     .over = HALVES},
     {"routing weight applied before the expert", EXPERTS_IN, ON(ARG_1, WEIGHTED)},
     {"router reads the residual stream before the norm", AT(GATE),
      READS(ARG_1, POST_ATTENTION_INPUT)},

