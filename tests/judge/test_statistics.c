@@ -210,6 +210,34 @@ static void test_router(const fixture *f, const char *golden)
         }
 }
 
+/* What a declared router may do to one element: a probability on the other side of a midpoint, and a
+ * sum of A = 4 that is rounded after each of its three additions, by half an ulp of itself at most. */
+static void test_router_bounds(const fixture *f, const char *golden)
+{
+    const char probs[] = "model.layers.0.mlp.router_probs.output",
+               weights[] = "model.layers.0.mlp.topk_weights.output";
+    for (int halves = 0; halves < 5; halves++) {
+        given g;
+        int exponent;
+        open_golden(&g, golden, Q3_F32);
+        round_router(&g, true);
+        float *p = values(&g, probs, NULL), *w = values(&g, weights, NULL);
+        int64_t ids[A];
+        double mass = 0;
+        q3_entry_integers(ids, entry(&g, "model.layers.0.mlp.topk_indices.output"), 0, A);
+        for (size_t a = 0; a < A; a++) mass += (double)p[ids[a]];
+        frexp(mass, &exponent);
+        w[0] = (float)((double)p[ids[0]] / (mass - (halves - 0.5) * ldexp(1, exponent - 9)));
+        frexp((double)p[7], &exponent);
+        if (halves == 0) p[7] += (float)ldexp(1, exponent - 8);
+        judge(&g, f, &(q3_judge_options){.end_layer = 1, .router = Q3_BF16});
+        CHECKF((finding(&g, weights)->verdict == Q3_VERDICT_DIFFERS) == (halves == 4),
+               "%d halves: %s", halves, finding(&g, weights)->reason);
+        CHECK(finding(&g, probs)->verdict != Q3_VERDICT_DIFFERS);
+        close_golden(&g);
+    }
+}
+
 /* ==== The worst elements ====================================================================== */
 
 /* Of a residual sum a bfloat16 element may be 1 ulp off, and half an ulp of the branch: elements
@@ -471,7 +499,7 @@ static void test_repeated(const fixture *f, const char *golden)
 {
     const char in[] = "model.layers.0.post_attention_layernorm.input",
                out[] = "model.layers.0.post_attention_layernorm.output";
-    for (size_t t = 0; t < T; t += 2) {
+    for (size_t t = 1; t < T; t += 2) {
         given g;
         open_golden(&g, golden, Q3_BF16);
         make_norm(&g, f, LATE);
@@ -488,6 +516,30 @@ static void test_repeated(const fixture *f, const char *golden)
     }
 }
 
+/* Inputs of three significands alone, so that a rounding which is left out is the same for a third
+ * of each row: three pieces of evidence a row, whatever its length. */
+static void test_significands(const fixture *f, const char *golden)
+{
+    const char in[] = "model.layers.0.post_attention_layernorm.input",
+               out[] = "model.layers.0.post_attention_layernorm.output";
+    for (q3_dtype dtype = Q3_BF16; dtype <= Q3_F16; dtype++) {
+        given g;
+        open_golden(&g, golden, dtype);
+        float *x = values(&g, in, NULL);
+        for (size_t t = 0; t < T; t++)
+            for (size_t i = 0; i < M; i++) {
+                double part = 1 + 0.3125 * (double)((7 * i + 13 * t) % 3);
+                int exponent = (int)((i * (t + 1)) % 5) - 2;
+                x[t * M + i] = (float)ldexp((i * t + i) % 2 == 0 ? part : -part, exponent);
+            }
+        make_norm(&g, f, LATE);
+        judge(&g, f, &(q3_judge_options){.end_layer = 1});
+        CHECKF(finding(&g, out)->verdict != Q3_VERDICT_DIFFERS, "%s: %s", dtypes[dtype],
+               finding(&g, out)->reason);
+        close_golden(&g);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static fixture f;
@@ -498,11 +550,13 @@ int main(int argc, char **argv)
     fixture_from_folder(&f, path);
     test_edge(&f, argv[1]);
     test_router(&f, argv[1]);
+    test_router_bounds(&f, argv[1]);
     test_worst(&f, argv[1]);
     test_cut_directly(&f, argv[1]);
     test_cut_behind_hidden(&f, argv[1]);
     test_rows(&f, argv[1]);
     test_repeated(&f, argv[1]);
+    test_significands(&f, argv[1]);
     fixture_close(&f);
     return t_done("test_statistics");
 }
