@@ -211,11 +211,11 @@ static void test_two_layers(void)
     q3_judged_run run = {.model = "m", .file = "f", .dtype = Q3_F32, .T = 1, .layers = 4,
                          .end_layer = 4};
     q3_finding f = {.name = TAP(0, "output"), .verdict = Q3_VERDICT_ROUNDING,
-                    .looks_like = "a rounding"};
+                    .looks_like = "a rounding", .cause = "one cause"};
     q3_report_put_run(&lines, &run);
     q3_report_put_finding(&lines, &f);
     f = (q3_finding){.name = TAP(1, "output"), .layer = 1, .verdict = Q3_VERDICT_DIFFERS,
-                     .looks_like = "a mistake", .between_count = 2,
+                     .looks_like = "a mistake", .cause = "one cause", .between_count = 2,
                      .between = (const q3_layer_tap[]){{Q3_TAP_MLP, 0}, {Q3_TAP_MLP, 1}}};
     q3_report_put_finding(&lines, &f);
     add_rest(&lines, 0, 4, 4);

@@ -524,6 +524,12 @@ static void test_dense_page(void)
         CHECK(count_of(html.data, "<th scope=col>") == 29);
         CHECK(count_of(html.data, "aria-label=\"" TAP(1, "mlp.gate_proj.output")) == 1);
         CHECK(strstr(html.data, "<dt>not judged<dd>layers 2\n") != NULL);
+        /* behind the 14 of attention and norms and the 9 that a sparse layer alone has */
+        char *row = strstr(html.data, "<th scope=row>1");
+        char *gate = strstr(row, "mlp.gate_proj.output");
+        *gate = 0;
+        CHECK(count_of(row, "<td>") == 24);
+        CHECK(count_of(row, "<button") == 15);
     }
     release(&lines);
     release(&html);

@@ -210,8 +210,9 @@ static void test_router(const fixture *f, const char *golden)
         }
 }
 
-/* What a declared router may do to one element: a probability on the other side of a midpoint, and a
- * sum of A = 4 that is rounded after each of its three additions, by half an ulp of itself at most. */
+/* What a declared router may do to one element: a probability on the other side of a midpoint, and
+ * a sum of A = 4 that is rounded after each of its three additions, by half an ulp of itself at
+ * most. */
 static void test_router_bounds(const fixture *f, const char *golden)
 {
     const char probs[] = "model.layers.0.mlp.router_probs.output",
@@ -236,6 +237,46 @@ static void test_router_bounds(const fixture *f, const char *golden)
         CHECK(finding(&g, probs)->verdict != Q3_VERDICT_DIFFERS);
         close_golden(&g);
     }
+}
+
+/* Two experts between which the choice of token 0 lies have logits so close that their
+ * probabilities are one bfloat16 value: then the lower id is taken, by theirs and, as it is
+ * declared, by ours. */
+static void test_router_tie(const fixture *f, const char *golden)
+{
+    const char ids[] = "model.layers.0.mlp.topk_indices.output";
+    int64_t chosen[T * A], high = -1, low;
+    given g;
+    open_golden(&g, golden, Q3_F32);
+    float *logits = values(&g, "model.layers.0.mlp.gate.output", NULL);
+    q3_entry *entry_of_ids = entry(&g, ids);
+    q3_entry_integers(chosen, entry_of_ids, 0, T * A);
+    for (int64_t e = 0; e < (int64_t)E; e++) { /* the best of those that were left */
+        bool taken = false;
+        for (size_t a = 0; a < A; a++) taken = taken || chosen[a] == e;
+        if (!taken && (high < 0 || logits[e] > logits[high])) high = e;
+    }
+    low = chosen[A - 1] < high ? chosen[A - 1] : high;
+    high = chosen[A - 1] < high ? high : chosen[A - 1];
+    logits[low] = logits[chosen[A - 1]];
+    logits[high] = logits[low] + 0x1p-16f; /* the larger one, in float32 */
+    chosen[A - 1] = low;
+    entry_of_ids->dtype = Q3_I64;
+    entry_of_ids->data = (const uint8_t *)chosen;
+    /* recorded before they were rounded */
+    float *probs = values(&g, "model.layers.0.mlp.router_probs.output", NULL);
+    double sum = 0;
+    for (size_t e = 0; e < E; e++) sum += exp((double)logits[e]);
+    for (size_t e = 0; e < E; e++) probs[e] = (float)(exp((double)logits[e]) / sum);
+    CHECK(probs[high] > probs[low] &&
+          q3_round((double)probs[high], Q3_BF16) == q3_round((double)probs[low], Q3_BF16));
+    hide(&g, "topk_weights");
+    judge(&g, f, &(q3_judge_options){.end_layer = 1, .router = Q3_BF16});
+    const q3_finding *found = finding(&g, ids);
+    CHECKF(found->near_ties == 0 && found->wrong_sets == 0, "%s", found->reason);
+    judge(&g, f, &(q3_judge_options){.end_layer = 1});
+    CHECK(finding(&g, ids)->wrong_sets == 1);
+    close_golden(&g);
 }
 
 /* ==== The worst elements ====================================================================== */
@@ -551,6 +592,7 @@ int main(int argc, char **argv)
     test_edge(&f, argv[1]);
     test_router(&f, argv[1]);
     test_router_bounds(&f, argv[1]);
+    test_router_tie(&f, argv[1]);
     test_worst(&f, argv[1]);
     test_cut_directly(&f, argv[1]);
     test_cut_behind_hidden(&f, argv[1]);
