@@ -24,7 +24,7 @@ const char *const q3_page_style[] = {
     ".map thead th{position:sticky;top:0;z-index:1;background:var(--page);box-shadow:0 0 0 2px var(--page)}.map thead th:first-child{left:0;z-index:2}\n",
     ".map thead span{writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;font:.8rem/1.5rem system-ui,sans-serif}\n",
     ".map tbody th{position:sticky;left:0;background:var(--page);padding:0 .5rem 0 0;text-align:right;font-weight:400;font-variant-numeric:tabular-nums}\n",
-    ".c{display:inline-block;width:1.5rem;height:1.5rem;padding:0;border:1px solid transparent;border-radius:3px;font:600 .9rem/1.4rem ui-monospace,monospace;text-align:center;vertical-align:middle;color:#0c1c2c;flex:none}\n",
+    ".c{display:inline-block;width:1.5rem;height:1.5rem;padding:0;border:1px solid transparent;border-radius:3px;font:600 .9rem/1.4rem ui-monospace,monospace;text-align:center;vertical-align:middle;color:#0c1c2c;flex:none;scroll-margin:1rem}\n",
     "button{cursor:pointer}\n",
     "button:focus-visible{outline:3px solid var(--text);outline-offset:1px}\n",
     ".c[aria-pressed=true]{border-color:var(--page);box-shadow:0 0 0 2px var(--text)}\n",

@@ -457,7 +457,7 @@ def test_vllm(python, folder):
         assert run.returncode == 2 and word in run.stderr.splitlines()[-1] and not os.path.exists(path), run.stderr
     code = f"""import os, sys; os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"; sys.path.insert(0, {os.path.dirname(script)!r})
 from vllm import LLM, SamplingParams; import record_vllm
-llm = LLM({model!r}, enforce_eager=True, skip_tokenizer_init=True, max_model_len=32, kv_cache_memory_bytes=1 << 24)
+llm = LLM({model!r}, enforce_eager=True, skip_tokenizer_init=True, dtype="float32", max_model_len=32, kv_cache_memory_bytes=1 << 24)
 with record_vllm.record(llm, {path!r}):
     llm.generate([{{"prompt_token_ids": [3, 4]}}] * 2, SamplingParams(max_tokens=1, detokenize=False))"""
     run = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

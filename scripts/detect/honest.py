@@ -17,6 +17,9 @@ import subprocess
 import sys
 import tempfile
 
+# Nothing that an earlier process compiled, for other instructions maybe, is taken for this one's.
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file

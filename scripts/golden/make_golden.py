@@ -20,8 +20,9 @@ import sys
 import tempfile
 
 # torch computes with the instructions that the golden files were made with: on a processor with AVX512-FP16 or
-# AMX its float16 and bfloat16 sums would be others. Before it is loaded.
-os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_ENABLE_INSTRUCTIONS="AVX2")
+# AMX its float16 and bfloat16 sums would be others. Before it is loaded, and not for who only imports this.
+if __name__ == "__main__":
+    os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_ENABLE_INSTRUCTIONS="AVX2")
 
 import tokenizers
 import torch
