@@ -955,7 +955,7 @@ struct q3_state {
     float *gate, *up;    /* [chunk,A,F] or [chunk,I] */
     float *down;         /* [chunk,A,M] or [chunk,M] */
     float *gathered;     /* q3_expert_linear's scratch */
-    float *logits;       /* [chunk,V] */
+    float *logits;       /* [logit_rows,V] */
 };
 
 /* One call of q3_forward. */
@@ -1120,21 +1120,29 @@ static void run_layer(const pass *p)
     tap(p, Q3_TAP_LAYER, s->hidden, D, 2, M, 1);
 }
 
-/* The final norm of all tokens, and lm_head of the last `rows` of them. */
+/* How many rows of logits a state has room for. */
+static size_t logit_room(const q3_run *run)
+{
+    return run->logit_rows != 0 ? run->logit_rows : run->chunk;
+}
+
+/* The final norm of all tokens, and lm_head of the last `rows` of them: piece by piece where there
+ * is no room for all, the short piece first, so that the last one fills q3_logits. */
 static void run_head(pass *p, size_t rows)
 {
     q3_state *s = p->s;
     const q3_config *c = s->config;
     const q3_tensor no_bias = {NULL, Q3_F32};
-    size_t skipped = p->T - rows, M = c->hidden_size, V = c->vocab_size;
+    size_t T = p->T, first = p->first, M = c->hidden_size, V = c->vocab_size;
     q3_dtype D = s->run.dtype;
     q3_rmsnorm(s->norm, s->hidden, s->weights->norm, p->T, M, single(c->rms_norm_eps), D);
     tap(p, Q3_TAP_NORM, s->norm, D, 2, M, 1);
-    if (rows == 0) return;
-    q3_linear(s->logits, s->norm + skipped * M, s->weights->lm_head, no_bias, rows, V, M, D);
-    p->T = rows;
-    p->first += skipped;
-    tap(p, Q3_TAP_LM_HEAD, s->logits, D, 2, V, 1);
+    for (; rows > 0; rows -= p->T) {
+        p->T = (rows - 1) % logit_room(&s->run) + 1;
+        p->first = first + T - rows;
+        q3_linear(s->logits, s->norm + (T - rows) * M, s->weights->lm_head, no_bias, p->T, V, M, D);
+        tap(p, Q3_TAP_LM_HEAD, s->logits, D, 2, V, 1);
+    }
 }
 
 /* Starts a message. error may be NULL, here and below. */
@@ -1291,7 +1299,8 @@ static void lay_out(q3_state *s, q3_arena *arena, const q3_config *c, const q3_r
     s->up = take(arena, T, inner, f);
     s->down = take(arena, T, A * M, f);
     s->gathered = take(arena, T, M + wide, f);
-    s->logits = take(arena, run->end_layer == c->num_hidden_layers ? T : 0, c->vocab_size, f);
+    bool head = run->end_layer == c->num_hidden_layers;
+    s->logits = take(arena, head ? logit_room(run) : 0, c->vocab_size, f);
 }
 
 /* A caller's mistakes. */
@@ -1300,7 +1309,7 @@ static void check_run(const q3_config *config, const q3_run *run)
     Q3_CHECK(run->dtype == Q3_F32 || run->dtype == Q3_BF16 || run->dtype == Q3_F16);
     Q3_CHECK(run->first_layer <= run->end_layer && run->end_layer <= config->num_hidden_layers);
     Q3_CHECK(run->chunk >= 1 && run->chunk <= run->rows && run->rows <= Q3_MAX_POSITIONS);
-    Q3_CHECK(run->start <= Q3_MAX_POSITIONS - run->rows);
+    Q3_CHECK(run->start <= Q3_MAX_POSITIONS - run->rows && run->logit_rows <= run->chunk);
 }
 
 size_t q3_state_size(const q3_config *config, const q3_run *run)

@@ -351,6 +351,8 @@ typedef struct q3_run {
     size_t start;       /* position of the run's first token */
     size_t rows;        /* tokens the cache can hold, >= 1; start + rows <= Q3_MAX_POSITIONS */
     size_t chunk;       /* most tokens of one call, 1 to rows; no bit depends on it */
+    size_t logit_rows;  /* most rows of logits that are kept, up to chunk; 0: chunk. A call that */
+                        /* wants more makes them piece by piece, each of which the tap sees */
 } q3_run;
 
 #define Q3_MAX_POSITIONS ((size_t)1 << 20)
@@ -385,8 +387,9 @@ typedef struct q3_input {
  * the processor's modes were changed. */
 Q3_API q3_status q3_forward(q3_state *state, const q3_input *input, q3_tap_fn *tap, void *user,
                             q3_error *error);
-/* Of the last call: logits[logit_rows,V], and hidden[count,M], the last layer's output (not
- * normalised). Both valid until the next call. */
+/* Of the last call: logits[n,V] of its last n tokens, n the smaller of the input's and the run's
+ * logit_rows, and hidden[count,M], the last layer's output (not normalised). Both valid until the
+ * next call. */
 Q3_API const float *q3_logits(const q3_state *state);
 Q3_API const float *q3_hidden(const q3_state *state);
 /* Tokens in the cache. */
