@@ -431,15 +431,136 @@ static double dot(const float *a, const float *b, size_t n)
     return fold(lane);
 }
 
-/* ==== Operators (MODEL.md section 4) ========================================================== */
+/* ==== Kernels (MODEL.md section 2) ===============================================================
+ * The operators' inner loops as they are meant. Whatever is taken in their place (kernels.c) gives
+ * the same bits. */
 
 /* Weights are widened this many at a time: a multiple of LANES, small enough for the stack. */
 #define PIECE 512
+#define TOKENS 8 /* that share a widened piece */
 
 static size_t least(size_t a, size_t b)
 {
     return a < b ? a : b;
 }
+
+/* Elements c, c + 1, ... of a row of the weight. */
+static const float *row_piece(float buffer[PIECE], const q3_dots *d, size_t row, size_t c, size_t n)
+{
+    if (d->rows != NULL) return d->rows + row * d->row_stride + c;
+    q3_widen(buffer, d->weight, row * d->row_stride + c, n, d->dtype);
+    return buffer;
+}
+
+/* lane[i mod 16] += |w[i] x[i]|, as add_products. */
+static void add_sizes(double lane[LANES], const float *w, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        double product = (double)w[i] * (double)x[i];
+        lane[i % LANES] += product < 0 ? -product : product;
+    }
+}
+
+/* The sums of one row of the weight with tokens t, t + 1, ..., or those of sizes. */
+static void row_sums(double *sums, const q3_dots *d, size_t row, size_t t, size_t tokens, bool size)
+{
+    double lane[TOKENS][LANES] = {{0}};
+    float buffer[PIECE];
+    for (size_t c = 0; c < d->C; c += PIECE) {
+        size_t n = least(PIECE, d->C - c);
+        const float *w = row_piece(buffer, d, row, c, n), *x = d->x + t * d->x_stride + c;
+        for (size_t i = 0; i < tokens; i++, x += d->x_stride) {
+            if (size)
+                add_sizes(lane[i], w, x, n);
+            else
+                add_products(lane[i], w, x, n);
+        }
+    }
+    for (size_t i = 0; i < tokens; i++) sums[i] = fold(lane[i]);
+}
+
+/* Order   16 lanes over c; the bias last, before the one rounding. A row of the weight is read once
+ *         for all tokens, TOKENS of which share its widened piece; each sum is the one that T = 1
+ *         gives. */
+static void plain_dots(const q3_dots *d)
+{
+    for (size_t o = 0; o < d->N; o++) {
+        float b = 0.0f;
+        if (d->bias.data != NULL) q3_widen(&b, d->bias, o, 1, d->dtype);
+        for (size_t t0 = 0; t0 < d->T; t0 += TOKENS) {
+            size_t tokens = least(TOKENS, d->T - t0);
+            double sum[TOKENS], size[TOKENS];
+            row_sums(sum, d, o, t0, tokens, false);
+            if (d->sizes != NULL) row_sums(size, d, o, t0, tokens, true);
+            for (size_t t = 0; t < tokens; t++) {
+                if (d->sums != NULL) d->sums[(t0 + t) * d->N + o] = sum[t];
+                if (d->sizes != NULL) d->sizes[(t0 + t) * d->N + o] = size[t];
+                if (d->bias.data != NULL) sum[t] += (double)b;
+                if (d->y != NULL) d->y[(t0 + t) * d->y_stride + o] = q3_round(sum[t], d->dtype);
+            }
+        }
+    }
+}
+
+static void plain_values(double *sums, const float *probs, const float *rows, size_t stride,
+                         size_t count, size_t n)
+{
+    for (size_t s = 0; s < count; s++, rows += stride)
+        for (size_t i = 0; i < n; i++) sums[i] += (double)probs[s] * (double)rows[i];
+}
+
+static void plain_round(float *y, const double *x, size_t n, q3_dtype dtype)
+{
+    for (size_t i = 0; i < n; i++) y[i] = q3_round(x[i], dtype);
+}
+
+static void plain_multiply(float *y, const float *a, const float *b, size_t n, q3_dtype dtype)
+{
+    for (size_t i = 0; i < n; i++) y[i] = q3_round((double)a[i] * (double)b[i], dtype);
+}
+
+static void plain_add(float *y, const float *a, const float *b, size_t n, q3_dtype dtype)
+{
+    for (size_t i = 0; i < n; i++) y[i] = q3_round((double)a[i] + (double)b[i], dtype);
+}
+
+static void plain_silu(float *y, const float *x, size_t n, q3_dtype dtype)
+{
+    for (size_t i = 0; i < n; i++) y[i] = q3_round(q3_silu((double)x[i]), dtype);
+}
+
+static void plain_exp(double *y, const double *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) y[i] = q3_exp(x[i]);
+}
+
+const q3_kernels *q3_plain_kernels(void)
+{
+    static const q3_kernels plain = {"plain", plain_dots, plain_values, plain_round, plain_multiply,
+                                     plain_add, plain_silu, plain_exp};
+    return &plain;
+}
+
+/* Whoever compiles kernels.c too says -DQ3_KERNELS=q3_best_kernels. */
+#ifndef Q3_KERNELS
+#define Q3_KERNELS q3_plain_kernels
+#endif
+
+static const q3_kernels *chosen; /* by q3_use_kernels; the only variable that is one */
+
+const q3_kernels *q3_use_kernels(const q3_kernels *kernels)
+{
+    const q3_kernels *before = chosen;
+    chosen = kernels;
+    return before;
+}
+
+static const q3_kernels *kernels(void)
+{
+    return chosen != NULL ? chosen : Q3_KERNELS();
+}
+
+/* ==== Operators (MODEL.md section 4) ========================================================== */
 
 /* y[t,:] = embed_tokens[ids[t],:]
  * Shapes  y: f32[T,M]; ids: [T] in [0, V); embed_tokens: [V,M].
@@ -480,34 +601,16 @@ void q3_rmsnorm(float *y, const float *x, q3_tensor weight, size_t T, size_t M, 
 
 /* y[t,o] = D(sum_c x[t,c] weight[o,c] + bias[o])
  * Shapes  x: f32[T,C]; y: f32[T,N]; weight: [N,C]; bias: [N] or absent.
- * Order   16 lanes over c; the bias last, before the one rounding. A row of the weight is read once
- *         for all tokens, TOKENS of which share its widened piece; each sum is the one that T = 1
- *         gives.
+ * Order   16 lanes over c; the bias last, before the one rounding; each sum is the one that T = 1
+ *         gives (plain_dots).
  * Source  nn.Linear.
  * Golden  golden/ops/linear.safetensors, lm_head.safetensors */
 void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias, size_t T, size_t N,
                size_t C, q3_dtype dtype)
 {
-    enum { TOKENS = 8 };
-    for (size_t o = 0; o < N; o++) {
-        float b = 0.0f, w[PIECE];
-        if (bias.data != NULL) q3_widen(&b, bias, o, 1, dtype);
-        for (size_t t0 = 0; t0 < T; t0 += TOKENS) {
-            size_t tokens = least(TOKENS, T - t0);
-            double lane[TOKENS][LANES] = {{0}};
-            for (size_t c = 0; c < C; c += PIECE) {
-                size_t n = least(PIECE, C - c);
-                q3_widen(w, weight, o * C + c, n, dtype);
-                for (size_t t = 0; t < tokens; t++)
-                    add_products(lane[t], w, x + (t0 + t) * C + c, n);
-            }
-            for (size_t t = 0; t < tokens; t++) {
-                double sum = fold(lane[t]);
-                if (bias.data != NULL) sum += (double)b;
-                y[(t0 + t) * N + o] = q3_round(sum, dtype);
-            }
-        }
-    }
+    q3_dots dots = {.x = x, .x_stride = C, .weight = weight, .row_stride = C, .bias = bias, .T = T,
+                    .N = N, .C = C, .dtype = dtype, .y = y, .y_stride = N};
+    kernels()->dots(&dots);
 }
 
 /* ---- Rotary position embedding (MODEL.md section 5) ----
@@ -882,19 +985,19 @@ void q3_expert_linear(float *y, const float *x, const int32_t *ids, const q3_mlp
 /* y = D(x / (1 + exp(-x))), x f32[n]. Source: nn.SiLU. Alias y == x. */
 void q3_silu_map(float *y, const float *x, size_t n, q3_dtype dtype)
 {
-    for (size_t i = 0; i < n; i++) y[i] = q3_round(q3_silu((double)x[i]), dtype);
+    kernels()->silu(y, x, n, dtype);
 }
 
 /* y = D(a * b), f32[n]: silu(gate) times up. Alias y == a or y == b. */
 void q3_multiply(float *y, const float *a, const float *b, size_t n, q3_dtype dtype)
 {
-    for (size_t i = 0; i < n; i++) y[i] = q3_round((double)a[i] * (double)b[i], dtype);
+    kernels()->multiply(y, a, b, n, dtype);
 }
 
 /* y = D(a + b), f32[n]. Alias y == a or y == b. Golden golden/ops/residual_add.safetensors */
 void q3_residual_add(float *y, const float *a, const float *b, size_t n, q3_dtype dtype)
 {
-    for (size_t i = 0; i < n; i++) y[i] = q3_round((double)a[i] + (double)b[i], dtype);
+    kernels()->add(y, a, b, n, dtype);
 }
 
 /* The slot with the lowest id above `previous` (-1 at first); ids are distinct. */
@@ -1403,7 +1506,11 @@ static bool lanes_hold(void)
         u = u * 1664525u + 1013904223u;
         x[i] = float_of(0x3F800000u | u >> 9);
     }
-    return bits_of(dot(w, x, 77)) == UINT64_C(0xC207C2BA2F049B16);
+    double sums[2];
+    q3_dots dots = {.x = x, .rows = w, .T = 2, .N = 1, .C = 77, .sums = sums}; /* both tokens x */
+    kernels()->dots(&dots);
+    return bits_of(dot(w, x, 77)) == UINT64_C(0xC207C2BA2F049B16) &&
+           bits_of(sums[0]) == UINT64_C(0xC207C2BA2F049B16) && bits_of(sums[1]) == bits_of(sums[0]);
 }
 
 static bool sums_as_written(void)

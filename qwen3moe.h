@@ -39,8 +39,9 @@
  * exits, and reads neither environment nor locale. Fields of structs are to be read only, unless
  * said otherwise; their layout may change.
  *
- * Threads. There is no shared state: no variable of the library ever changes. Functions that take
- * values and arrays alone may run at any time in any thread. Of the objects:
+ * Threads. There is no shared state: no variable of the library ever changes but the one that
+ * q3_use_kernels sets, which programs need not call. Functions that take values and arrays alone
+ * may run at any time in any thread. Of the objects:
  *   q3_config, q3_weights, what they point to   never changed; any number of states may share them
  *   q3_model      q3_model_open, _load, _eos, _close: one thread; the others: any number
  *   q3_state      one thread at a time
@@ -217,6 +218,55 @@ Q3_API double q3_sqrt(double x);
 /* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype. A NaN may
  * keep its payload here; operators store the quiet one. */
 Q3_API void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dtype dtype);
+
+/* ==== Kernels (qwen3moe.c, kernels.c) ============================================================
+ * The operators' inner loops, behind one table. Every table gives the same bits: the plain one of
+ * qwen3moe.c, which is the definition and all that firmware has, and those of kernels.c, one for
+ * each instruction set. Nobody need call this: q3_best_kernels is what the library takes, once for
+ * each call of an operator. */
+
+/* T rows of x times N rows of a weight: sums[t,n] = sum_c x[t,c] w[n,c] in 16 lanes, as above. What
+ * is NULL of sums, sizes and y is not wanted. */
+typedef struct q3_dots {
+    const float *x;
+    size_t x_stride;    /* floats from a row of x to the next */
+    q3_tensor weight;   /* elements rounded to dtype as they are read, */
+    const float *rows;  /* or, if not NULL: floats as they are (cached keys) */
+    size_t row_stride;  /* elements from a row of the weight to the next */
+    q3_tensor bias;     /* [N], added to each sum for y; data NULL: none */
+    size_t T, N, C;
+    q3_dtype dtype;
+    double *sums;       /* [T,N] */
+    double *sizes;      /* [T,N], sum_c |x[t,c]| |w[n,c]| in the same order */
+    float *y;           /* y[t * y_stride + n] = D(sum + bias) */
+    size_t y_stride;
+} q3_dots;
+
+typedef struct q3_kernels {
+    const char *name; /* of the instruction set, "plain" for none */
+    void (*dots)(const q3_dots *dots);
+    /* sums[i] += sum_s probs[s] rows[s * stride + i], i below n: one accumulator each, s ascending
+     * from 0 to count - 1. */
+    void (*values)(double *sums, const float *probs, const float *rows, size_t stride, size_t count,
+                   size_t n);
+    /* y[i] = D(x[i]), i below n; y = D(a b); y = D(a + b); y = D(silu(x)): y may be a, b or x. */
+    void (*round)(float *y, const double *x, size_t n, q3_dtype dtype);
+    void (*multiply)(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
+    void (*add)(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
+    void (*silu)(float *y, const float *x, size_t n, q3_dtype dtype);
+    /* y[i] = exp(x[i]); y == x allowed. */
+    void (*exp)(double *y, const double *x, size_t n);
+} q3_kernels;
+
+/* The table of plain loops. */
+Q3_API const q3_kernels *q3_plain_kernels(void);
+/* The fastest that this processor runs, and each of them: plain is the first; NULL behind the last.
+ * A build of qwen3moe.c without kernels.c has neither. */
+Q3_API const q3_kernels *q3_best_kernels(void);
+Q3_API const q3_kernels *q3_kernels_available(size_t index);
+/* From now on all operators take this table (NULL: the library's own choice); returns what was set
+ * before. For tests and measurements: while no other thread is in the library. */
+Q3_API const q3_kernels *q3_use_kernels(const q3_kernels *kernels);
 
 /* ==== Operators (qwen3moe.c) =====================================================================
  * Outputs first. Nothing is allocated, nothing kept. No overlap between arguments unless said.

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+/* kernels.c - the inner loops of qwen3moe.c once more, fast: the same bits by another way through
+ * the data (MODEL.md section 2). kernels_dots.h has the sums, kernels_maps.h what goes element by
+ * element; both are written over vectors of WIDTH float64, and compiled here once for each
+ * instruction set. Which of them runs is asked of the processor. What is not x86-64 or aarch64, or
+ * has a compiler without GNU vectors, keeps the plain loops. */
+#include "qwen3moe.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#if (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 8)) && !defined(__TINYC__) && \
+    (defined(__x86_64__) || (defined(__aarch64__) && !defined(__AARCH64EB__)))
+#define VECTORS 1
+#else
+#define VECTORS 0
+#endif
+
+#if VECTORS
+
+/* A product that feeds an addition is exact here as everywhere, so that fusing them changes no bit;
+ * and it halves the work. */
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT ON
+#else
+#pragma GCC optimize("fp-contract=fast")
+#endif
+
+#define LANES 16
+#define JOIN(name, set) name##_##set
+#define JOINED(name, set) JOIN(name, set)
+#define NAME(name) JOINED(name, SET)
+
+#define UNUSED __attribute__((unused))
+UNUSED static size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+#define TABLE(set) {#set, dots_##set, values_##set, round_##set, multiply_##set, add_##set, \
+                    silu_##set, exp_##set}
+
+/* What every processor of the kind has. */
+#if defined(__x86_64__)
+#define SET baseline
+#else
+#define SET neon
+#endif
+#define TARGET
+#define WIDTH 2
+#include "kernels_dots.h"
+#include "kernels_maps.h"
+#undef SET
+#undef TARGET
+#undef WIDTH
+
+#if defined(__x86_64__)
+#define SET avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define WIDTH 4
+#include "kernels_dots.h"
+#include "kernels_maps.h"
+#undef SET
+#undef TARGET
+#undef WIDTH
+
+#define SET avx512
+#define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")))
+#define WIDTH 8
+#include "kernels_dots.h"
+#include "kernels_maps.h"
+#undef SET
+#undef TARGET
+#undef WIDTH
+
+static const q3_kernels sets[] = {TABLE(baseline), TABLE(avx2), TABLE(avx512)};
+
+/* How many of them this processor runs: each has all that the one before it has. */
+static size_t count_sets(void)
+{
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
+    bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+    return wide ? 3 : 2;
+}
+#else
+static const q3_kernels sets[] = {TABLE(neon)};
+
+static size_t count_sets(void)
+{
+    return 1;
+}
+#endif
+
+const q3_kernels *q3_best_kernels(void)
+{
+    return &sets[count_sets() - 1];
+}
+
+const q3_kernels *q3_kernels_available(size_t index)
+{
+    if (index == 0) return q3_plain_kernels();
+    return index <= count_sets() ? &sets[index - 1] : NULL;
+}
+
+#else
+
+const q3_kernels *q3_best_kernels(void)
+{
+    return q3_plain_kernels();
+}
+
+const q3_kernels *q3_kernels_available(size_t index)
+{
+    return index == 0 ? q3_plain_kernels() : NULL;
+}
+
+#endif
