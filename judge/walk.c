@@ -567,7 +567,7 @@ static void judge_whole(judging *j, const q3_tap *tap)
     if (r.tensor != NULL) choose_reading(j, &r, values);
     if (r.tensor != NULL && j->apart != APART_REFUTED && is_branch(j, &r, values))
         set_apart(j, &r);
-    for (size_t t = w->past; t < w->T && j->status == Q3_OK; t++)
+    for (size_t t = w->past; (kept || r.tensor != NULL) && t < w->T && j->status == Q3_OK; t++)
         trial_row(j, &r, t, values + (t - w->past) * r.n,
                   kept ? w->var[tap->id] + t * r.n : NULL);
     size_t count = (w->T - w->past) * r.n;
@@ -763,8 +763,17 @@ static double unit_roundoff(q3_accumulate accumulate)
     }
 }
 
-static q3_status make_state(judging *j, const q3_run *run)
+/* Whether there is anything to compare logits with; computing them takes longer than a layer. */
+static bool has_logits(const backend *b)
 {
+    const backend_tensor *logits = q3_backend_find(b, Q3_TAP_LM_HEAD, 0);
+    return logits != NULL && logits->layouts > 0;
+}
+
+static q3_status make_state(judging *j, const q3_run *whole)
+{
+    q3_run own = *whole, *run = &own;
+    run->logit_rows = has_logits(j->b) ? 0 : 1;
     size_t size = q3_state_size(j->w.config, run);
     j->memory = size == 0 ? NULL : malloc(size);
     if (j->memory == NULL)
@@ -803,7 +812,8 @@ static q3_status run_layers(judging *j, const q3_run *run, const float *hidden)
 {
     const q3_config *c = j->w.config;
     size_t T = run->chunk, M = c->hidden_size;
-    q3_input input = {.count = T, .length = run->start + run->rows, .logit_rows = T};
+    bool head = run->end_layer == c->num_hidden_layers, logits = head && has_logits(j->b);
+    q3_input input = {.count = T, .length = run->start + run->rows, .logit_rows = logits ? T : 0};
     j->w.scaling = q3_rope_frequencies(j->w.inv_freq, &c->rope, c->head_dim,
                                        c->max_position_embeddings, input.length);
     if (run->first_layer > 0) {
@@ -813,6 +823,8 @@ static q3_status run_layers(judging *j, const q3_run *run, const float *hidden)
         input.tokens = j->ids + j->w.past;
     }
     q3_status status = q3_forward(j->state, &input, see_tap, j, j->error);
+    q3_tap missing = {.id = Q3_TAP_LM_HEAD, .dtype = run->dtype};
+    if (status == Q3_OK && head && !logits) see_tap(j, &missing);
     return status != Q3_OK ? status : j->status;
 }
 

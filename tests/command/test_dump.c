@@ -639,6 +639,12 @@ static void test_memory(void)
     snprintf(arguments, sizeof arguments, "dump wide -o w/wide --tokens %s --chunk 64", tokens);
     run_within(34 << 10, arguments);
     CHECKF(last.status == 0, "%s", last.err);
+    /* None, where the file that is judged has none. */
+    snprintf(arguments, sizeof arguments,
+             "dump wide -o w/wide --tokens %s --taps input_ids --taps '*norm*'", tokens);
+    run("%s", arguments);
+    run_within(60 << 10, "check wide w/wide"); /* with the bounds of a row of logits */
+    CHECKF(last.status == 0 && strstr(last.out, "\nagrees\n") != NULL, "%s", last.err);
     shell("rm -rf wide w/wide");
 }
 
