@@ -110,7 +110,7 @@ static inline void fixture_by_rule(fixture *f, const char *folder)
     q3_error error;
     const char *slash = strrchr(folder, '/');
     memset(f, 0, sizeof *f);
-    snprintf(f->seed, sizeof f->seed, "%s", slash != NULL ? slash + 1 : folder);
+    snprintf(f->seed, sizeof f->seed, "%.63s", slash != NULL ? slash + 1 : folder);
     if (q3_model_open(&f->model, folder, &error) != Q3_OK) {
         fprintf(stderr, "%s\n", error.text);
         exit(1);
