@@ -26,7 +26,16 @@
 #pragma GCC optimize("fp-contract=fast")
 #endif
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#else
+#include <arm_neon.h>
+#endif
+
 #define LANES 16
+#define QUIET_NAN 0x7FC00000
+#define SIGN_BIT 0x8000000000000000u
+#define INFINITY_BITS 0x7FF0000000000000u
 #define JOIN(name, set) name##_##set
 #define JOINED(name, set) JOIN(name, set)
 #define NAME(name) JOINED(name, SET)
@@ -35,6 +44,23 @@
 UNUSED static size_t least(size_t a, size_t b)
 {
     return a < b ? a : b;
+}
+
+/* How a float64 becomes an element of D: on_grid and narrow of kernels_maps.h. */
+typedef struct format {
+    bool single;        /* float32: the processor's own conversion */
+    double grid, least; /* 1.5 * 2^(53 - precision); the least normal number */
+    double up;          /* times this, the first power of two above D's range is that of float32 */
+    float down;
+} format;
+
+static format format_of(q3_dtype dtype)
+{
+    static const format formats[] = {[Q3_F32] = {true, 0x1.8p29, 0x1p-126, 1.0, 1.0f},
+                                     [Q3_BF16] = {false, 0x1.8p45, 0x1p-126, 1.0, 1.0f},
+                                     [Q3_F16] = {false, 0x1.8p42, 0x1p-14, 0x1p112, 0x1p-112f}};
+    Q3_CHECK(dtype == Q3_F32 || dtype == Q3_BF16 || dtype == Q3_F16);
+    return formats[dtype];
 }
 
 #define TABLE(set) {#set, dots_##set, values_##set, round_##set, multiply_##set, add_##set, \

@@ -437,6 +437,7 @@ static double dot(const float *a, const float *b, size_t n)
 
 /* Weights are widened this many at a time: a multiple of LANES, small enough for the stack. */
 #define PIECE 512
+#define SPAN 64 /* elements of an elementwise step, in float64 */
 #define TOKENS 8 /* that share a widened piece */
 
 static size_t least(size_t a, size_t b)
@@ -585,16 +586,17 @@ void q3_embedding(float *y, const int32_t *ids, q3_tensor embed_tokens, size_t T
 void q3_rmsnorm(float *y, const float *x, q3_tensor weight, size_t T, size_t M, float eps,
                 q3_dtype dtype)
 {
-    float w[PIECE];
+    const q3_kernels *kernel = kernels();
+    float w[SPAN];
+    double quotient[SPAN];
     for (size_t t = 0; t < T; t++, x += M, y += M) {
         double root = q3_sqrt(dot(x, x, M) / (double)M + (double)eps);
-        for (size_t m = 0; m < M; m += PIECE) {
-            size_t n = least(PIECE, M - m);
+        for (size_t m = 0; m < M; m += SPAN) {
+            size_t n = least(SPAN, M - m);
             q3_widen(w, weight, m, n, dtype);
-            for (size_t i = 0; i < n; i++) {
-                float normal = q3_round((double)x[m + i] / root, dtype);
-                y[m + i] = q3_round((double)w[i] * (double)normal, dtype);
-            }
+            for (size_t i = 0; i < n; i++) quotient[i] = (double)x[m + i] / root;
+            kernel->round(y + m, quotient, n, dtype);
+            kernel->multiply(y + m, y + m, w, n, dtype);
         }
     }
 }
@@ -753,6 +755,22 @@ void q3_rope_table(float *cos, float *sin, const float *inv_freq, float attentio
     }
 }
 
+/* n elements of a head's first half (a) and of its second (b). */
+static void rotate(float *y_a, float *y_b, const float *a, const float *b, const float *cos_a,
+                   const float *cos_b, const float *sin_a, const float *sin_b, size_t n,
+                   q3_dtype dtype)
+{
+    const q3_kernels *kernel = kernels();
+    float sine_a[SPAN], sine_b[SPAN];
+    for (size_t i = 0; i < n; i++) sine_a[i] = -b[i];
+    kernel->multiply(sine_a, sine_a, sin_a, n, dtype);
+    kernel->multiply(sine_b, a, sin_b, n, dtype);
+    kernel->multiply(y_a, a, cos_a, n, dtype);
+    kernel->multiply(y_b, b, cos_b, n, dtype);
+    kernel->add(y_a, y_a, sine_a, n, dtype);
+    kernel->add(y_b, y_b, sine_b, n, dtype);
+}
+
 /* y = D(D(x * cos) + D(rotate_half(x) * sin)), rotate_half(x) = (-x[hd/2:], x[:hd/2])
  * Shapes  x, y: f32[T,H,hd]; cos, sin: f32[T,hd].
  * Alias   y == x: a pair is read before it is written.
@@ -764,15 +782,9 @@ void q3_rope_apply(float *y, const float *x, const float *cos, const float *sin,
     size_t half = hd / 2;
     for (size_t t = 0; t < T; t++, cos += hd, sin += hd) {
         for (size_t h = 0; h < H; h++, x += hd, y += hd) {
-            for (size_t i = 0, j = half; i < half; i++, j++) {
-                double a = (double)x[i], b = (double)x[j];
-                float a_cos = q3_round(a * (double)cos[i], dtype);
-                float b_sin = q3_round(-b * (double)sin[i], dtype);
-                float b_cos = q3_round(b * (double)cos[j], dtype);
-                float a_sin = q3_round(a * (double)sin[j], dtype);
-                y[i] = q3_round((double)a_cos + (double)b_sin, dtype);
-                y[j] = q3_round((double)b_cos + (double)a_sin, dtype);
-            }
+            for (size_t i = 0, j = half; i < half; i += SPAN, j += SPAN)
+                rotate(y + i, y + j, x + i, x + j, cos + i, cos + j, sin + i, sin + j,
+                       least(SPAN, half - i), dtype);
         }
     }
 }
@@ -794,15 +806,27 @@ void q3_attention_scores(float *scores, const float *q, const float *k, size_t T
                          q3_dtype dtype)
 {
     Q3_CHECK(K != 0 && H % K == 0 && first + T <= S);
-    double scale = (double)single(1.0 / q3_sqrt((double)hd));
-    for (size_t h = 0; h < H; h++) {
-        size_t key_head = h / (H / K);
-        for (size_t t = 0; t < T; t++, scores += S) {
-            size_t low = q3_first_key(first + t, window);
-            for (size_t s = 0; s < S; s++) scores[s] = 0.0f;
-            for (size_t s = low; s <= first + t; s++) {
-                double product = dot(q + (t * H + h) * hd, k + (s * K + key_head) * hd, hd);
-                scores[s] = q3_round((double)q3_round(product, dtype) * scale, dtype);
+    const q3_kernels *kernel = kernels();
+    double scale = (double)single(1.0 / q3_sqrt((double)hd)), scaled[SPAN];
+    q3_dots dots = {.x_stride = hd, .row_stride = K * hd, .T = H / K, .C = hd, .dtype = dtype,
+                    .y_stride = T * S};
+    for (size_t i = 0; i < H * T * S; i++) scores[i] = 0.0f;
+    for (size_t t = 0; t < T; t++) {
+        size_t low = q3_first_key(first + t, window), end = first + t + 1;
+        dots.N = end - low;
+        for (size_t key_head = 0; key_head < K; key_head++) {
+            size_t h = key_head * dots.T;
+            dots.x = q + (t * H + h) * hd;
+            dots.rows = k + (low * K + key_head) * hd;
+            dots.y = scores + (h * T + t) * S + low;
+            kernel->dots(&dots);
+        }
+        for (size_t h = 0; h < H; h++) {
+            float *row = scores + (h * T + t) * S;
+            for (size_t s = low; s < end; s += SPAN) {
+                size_t n = least(SPAN, end - s);
+                for (size_t i = 0; i < n; i++) scaled[i] = (double)row[s + i] * scale;
+                kernel->round(row + s, scaled, n, dtype);
             }
         }
     }
@@ -819,6 +843,7 @@ void q3_attention_scores(float *scores, const float *q, const float *k, size_t T
 void q3_attention_probs(float *probs, const float *scores, double *scratch, size_t T, size_t H,
                         size_t first, size_t S, size_t window, q3_dtype dtype)
 {
+    const q3_kernels *kernel = kernels();
     Q3_CHECK(first + T <= S);
     for (size_t row = 0; row < H * T; row++, probs += S, scores += S) {
         size_t last = first + row % T, low = q3_first_key(last, window);
@@ -826,10 +851,12 @@ void q3_attention_probs(float *probs, const float *scores, double *scratch, size
         double sum = 0.0;
         for (size_t s = low + 1; s <= last; s++)
             if (scores[s] > max) max = scores[s];
-        for (size_t s = low; s <= last; s++) scratch[s] = q3_exp((double)scores[s] - (double)max);
+        for (size_t s = low; s <= last; s++) scratch[s] = (double)scores[s] - (double)max;
+        kernel->exp(scratch + low, scratch + low, last + 1 - low);
         for (size_t s = low; s <= last; s++) sum += scratch[s];
+        for (size_t s = low; s <= last; s++) scratch[s] /= sum;
         for (size_t s = 0; s < low; s++) probs[s] = 0.0f;
-        for (size_t s = low; s <= last; s++) probs[s] = q3_round(scratch[s] / sum, dtype);
+        kernel->round(probs + low, scratch + low, last + 1 - low, dtype);
         for (size_t s = last + 1; s < S; s++) probs[s] = 0.0f;
     }
 }
@@ -842,25 +869,31 @@ void q3_attention_probs(float *probs, const float *scores, double *scratch, size
 void q3_attention_values(float *y, const float *probs, const float *v, size_t T, size_t H, size_t K,
                          size_t hd, size_t first, size_t S, size_t window, q3_dtype dtype)
 {
-    enum { WIDTH = 64 }; /* elements of a head that are summed together */
+    const q3_kernels *kernel = kernels();
     Q3_CHECK(K != 0 && H % K == 0 && first + T <= S);
     for (size_t h = 0; h < H; h++) {
         for (size_t t = 0; t < T; t++, probs += S) {
-            for (size_t d = 0; d < hd; d += WIDTH) {
-                double sum[WIDTH] = {0};
-                size_t n = least(WIDTH, hd - d);
-                for (size_t s = q3_first_key(first + t, window); s <= first + t; s++) {
-                    const float *row = v + (s * K + h / (H / K)) * hd + d;
-                    for (size_t i = 0; i < n; i++) sum[i] += (double)probs[s] * (double)row[i];
-                }
-                for (size_t i = 0; i < n; i++)
-                    y[(t * H + h) * hd + d + i] = q3_round(sum[i], dtype);
+            size_t low = q3_first_key(first + t, window);
+            for (size_t d = 0; d < hd; d += SPAN) {
+                double sums[SPAN] = {0};
+                size_t n = least(SPAN, hd - d);
+                kernel->values(sums, probs + low, v + (low * K + h / (H / K)) * hd + d, K * hd,
+                               first + t + 1 - low, n);
+                kernel->round(y + (t * H + h) * hd + d, sums, n, dtype);
             }
         }
     }
 }
 
 /* ---- Experts (MODEL.md section 7) ---- */
+
+/* exp(x - max) of n elements; returns n. */
+static size_t exp_below(double y[SPAN], const float *x, float max, size_t n)
+{
+    for (size_t i = 0; i < n; i++) y[i] = (double)x[i] - (double)max;
+    kernels()->exp(y, y, n);
+    return n;
+}
 
 /* probs[t,e] = f32(exp(logits - max) / sum of exp(logits - max))
  * Shapes  probs, logits: f32[T,E].
@@ -870,14 +903,21 @@ void q3_attention_values(float *y, const float *probs, const float *v, size_t T,
  * Golden  golden/ops/router.safetensors */
 void q3_router_probs(float *probs, const float *logits, size_t T, size_t E)
 {
+    double exps[SPAN];
     for (size_t t = 0; t < T; t++, probs += E, logits += E) {
         float max = E > 0 ? logits[0] : 0.0f;
         double sum = 0.0;
         for (size_t e = 1; e < E; e++)
             if (logits[e] > max) max = logits[e];
-        for (size_t e = 0; e < E; e++) sum += q3_exp((double)logits[e] - (double)max);
-        for (size_t e = 0; e < E; e++)
-            probs[e] = single(q3_exp((double)logits[e] - (double)max) / sum);
+        for (size_t e = 0; e < E; e += SPAN) {
+            size_t n = exp_below(exps, logits + e, max, least(SPAN, E - e));
+            for (size_t i = 0; i < n; i++) sum += exps[i];
+        }
+        for (size_t e = 0; e < E; e += SPAN) {
+            size_t n = exp_below(exps, logits + e, max, least(SPAN, E - e));
+            for (size_t i = 0; i < n; i++) exps[i] /= sum;
+            kernels()->round(probs + e, exps, n, Q3_F32);
+        }
     }
 }
 
@@ -1017,15 +1057,21 @@ static size_t next_slot(const int32_t *ids, size_t A, int32_t previous)
 void q3_expert_combine(float *y, const float *down, const int32_t *ids, const float *weights,
                        size_t T, size_t A, size_t M, q3_dtype dtype)
 {
+    const q3_kernels *kernel = kernels();
+    double product[SPAN];
+    float c[SPAN];
     for (size_t t = 0; t < T; t++, y += M, down += A * M, ids += A, weights += A) {
         int32_t previous = -1;
         for (size_t m = 0; m < M; m++) y[m] = 0.0f;
         for (size_t n = 0; n < A; n++) {
             size_t a = next_slot(ids, A, previous);
             Q3_CHECK(a < A);
-            for (size_t m = 0; m < M; m++) {
-                float c = q3_round((double)down[a * M + m] * (double)weights[a], dtype);
-                y[m] = q3_round((double)y[m] + (double)c, dtype);
+            for (size_t m = 0; m < M; m += SPAN) {
+                size_t width = least(SPAN, M - m);
+                for (size_t i = 0; i < width; i++)
+                    product[i] = (double)down[a * M + m + i] * (double)weights[a];
+                kernel->round(c, product, width, dtype);
+                kernel->add(y + m, y + m, c, width, dtype);
             }
             previous = ids[a];
         }
