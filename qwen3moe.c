@@ -453,13 +453,19 @@ static const float *row_piece(float buffer[PIECE], const q3_dots *d, size_t row,
     return buffer;
 }
 
+/* By its bits: a branch on a sign that is random would take most of the time. */
+static double size_of(double x)
+{
+    return double_of(bits_of(x) & UINT64_MAX >> 1);
+}
+
 /* lane[i mod 16] += |w[i] x[i]|, as add_products. */
 static void add_sizes(double lane[LANES], const float *w, const float *x, size_t n)
 {
-    for (size_t i = 0; i < n; i++) {
-        double product = (double)w[i] * (double)x[i];
-        lane[i % LANES] += product < 0 ? -product : product;
-    }
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t l = 0; l < LANES; l++) lane[l] += size_of((double)w[i + l] * (double)x[i + l]);
+    for (; i < n; i++) lane[i % LANES] += size_of((double)w[i] * (double)x[i]);
 }
 
 /* The sums of one row of the weight with tokens t, t + 1, ..., or those of sizes. */
@@ -490,8 +496,8 @@ static void plain_dots(const q3_dots *d)
         if (d->bias.data != NULL) q3_widen(&b, d->bias, o, 1, d->dtype);
         for (size_t t0 = 0; t0 < d->T; t0 += TOKENS) {
             size_t tokens = least(TOKENS, d->T - t0);
-            double sum[TOKENS], size[TOKENS];
-            row_sums(sum, d, o, t0, tokens, false);
+            double sum[TOKENS] = {0}, size[TOKENS];
+            if (d->sums != NULL || d->y != NULL) row_sums(sum, d, o, t0, tokens, false);
             if (d->sizes != NULL) row_sums(size, d, o, t0, tokens, true);
             for (size_t t = 0; t < tokens; t++) {
                 if (d->sums != NULL) d->sums[(t0 + t) * d->N + o] = sum[t];
@@ -559,6 +565,11 @@ const q3_kernels *q3_use_kernels(const q3_kernels *kernels)
 static const q3_kernels *kernels(void)
 {
     return chosen != NULL ? chosen : Q3_KERNELS();
+}
+
+void q3_run_dots(const q3_dots *dots)
+{
+    kernels()->dots(dots);
 }
 
 /* ==== Operators (MODEL.md section 4) ========================================================== */

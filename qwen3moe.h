@@ -267,6 +267,8 @@ Q3_API const q3_kernels *q3_kernels_available(size_t index);
 /* From now on all operators take this table (NULL: the library's own choice); returns what was set
  * before. For tests and measurements: while no other thread is in the library. */
 Q3_API const q3_kernels *q3_use_kernels(const q3_kernels *kernels);
+/* The dots of the table that the operators take: for sums that no operator makes. */
+Q3_API void q3_run_dots(const q3_dots *dots);
 
 /* ==== Operators (qwen3moe.c) =====================================================================
  * Outputs first. Nothing is allocated, nothing kept. No overlap between arguments unless said.

@@ -799,6 +799,7 @@ const double *q3_pass_bound(pass *p)
     pass again = {.e = p->e, .m = p->m, .work = 2 * work, .margin = q3_margin_new(p->e)};
     again.no_memory = again.margin == NULL;
     const float *y = again.no_memory ? NULL : q3_pass_get(&again, id);
+    again.no_memory = again.no_memory || again.margin->w.no_memory;
     q3_pass_free(p);
     *p = again;
     return y != NULL ? p->doubt[id] : NULL;

@@ -227,19 +227,24 @@ static size_t list_taps(const judging *j, q3_layer_tap *list, uint64_t taps, siz
 
 /* What is unknown of token t's row behind a tap, as a variance (MODEL.md 12.3): nothing where
  * theirs took the place of ours; and what the tap's own operator has to do with it (12.5). */
-static void carry_on(judging *j, q3_tap_id id, size_t t, bool known, const row_bound *b,
-                     const float *ours, size_t n, double *var_out)
+static void carry_on(judging *j, const trial *r, size_t t, bool known, const row_bound *b,
+                     const float *ours, double *var_out)
 {
     walk *w = &j->w;
+    q3_tap_id id = r->id;
+    size_t n = r->n;
+    q3_dtype dtype = q3_stored_dtype(w, id);
     bool cached = (id == Q3_TAP_K_ROPE || id == Q3_TAP_V_PROJ) && j->options->kv != Q3_F32;
-    for (size_t i = 0; i < n; i++) {
+    bool own_asked = r->tensor == NULL && w->own_sd[id] != NULL; /* slopes.c: of what is hidden */
+    if (known) memset(var_out, 0, n * sizeof *var_out);
+    for (size_t i = 0; (!known || own_asked) && i < n; i++) {
         double noise = b->noise[i] / 4, x = (double)ours[i];
-        double own = noise * noise + b->slack[i] * q3_ulp(x, q3_stored_dtype(w, id)) / 6;
+        double own = noise * noise + b->slack[i] * q3_ulp(x, dtype) / 6;
         /* q3_bound_values takes it from the scores */
         double before = id == Q3_TAP_PROBS ? 0 : b->var[i];
         var_out[i] = known ? 0 : before + own;
         if (!(var_out[i] <= SAYS_NOTHING)) var_out[i] = SAYS_NOTHING;
-        if (w->own_sd[id] == NULL) continue;
+        if (!own_asked) continue;
         double cell = cached ? q3_ulp(x, j->options->kv) : 0; /* --kv may round otherwise */
         w->own_sd[id][t * n + i] = (float)q3_sqrt(own + cell * cell / 6);
         w->own_noise[id][t * n + i] = (float)b->noise[i];
@@ -278,6 +283,7 @@ static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_o
     if (!given) leave_out(r, t, ours);
     if (!given && var_out == NULL) return;
     q3_bound_row(&b, w, r->id, t, ours, n);
+    if (w->no_memory) out_of_memory(j);
     hide_past(j, r, t, &b);
     for (size_t i = 0; depends_on_choice(r->id) && w->uncertain[t] && i < n; i++)
         b.var[i] = SAYS_NOTHING;
@@ -294,7 +300,7 @@ static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_o
         q3_trial_row(r, w, t, &b);
         if (known) memcpy(ours, theirs, n * sizeof *ours);
     }
-    if (var_out != NULL) carry_on(j, r->id, t, known, &b, ours, n, var_out);
+    if (var_out != NULL) carry_on(j, r, t, known, &b, ours, var_out);
 }
 
 /* What differs and need not be wrong: rows that may be of other tokens, and what is computed from
@@ -562,6 +568,7 @@ static void judge_whole(judging *j, const q3_tap *tap)
     walk *w = &j->w;
     float *values = tap->data;
     bool kept = w->tap[tap->id] != NULL; /* lm_head is not: nothing is computed from it */
+    q3_sums_forget(w);
     round_router(j, tap);
     begin(j, &r, tap);
     if (r.tensor != NULL) choose_reading(j, &r, values);
@@ -709,11 +716,12 @@ static bool judging_init(judging *j)
     w->values_noise = calloc(T, inner * sizeof(double));
     w->values_var = calloc(T, inner * sizeof(double));
     w->weight_row = calloc(longest_sum(c), sizeof(float));
+    w->head_sums = calloc(5 * c->head_dim, sizeof(double));
     name_experts(w);
     j->probs_row = calloc(c->num_experts + 1, sizeof(float));
     return good && j->lost && w->inv_freq && w->input && w->input_var && w->uncertain &&
            w->scores && w->probs && w->scores_var && w->probs_var && w->values_noise &&
-           w->values_var && w->weight_row && j->probs_row;
+           w->values_var && w->weight_row && w->head_sums && j->probs_row;
 }
 
 static void judging_free(judging *j)
@@ -748,6 +756,8 @@ static void judging_free(judging *j)
     free(w->values_noise);
     free(w->values_var);
     free(w->weight_row);
+    free(w->head_sums);
+    q3_sums_free(w);
     free(j->probs_row);
     free(j);
 }
