@@ -41,7 +41,20 @@
 #define NAME(name) JOINED(name, SET)
 
 #define UNUSED __attribute__((unused))
-UNUSED static size_t least(size_t a, size_t b)
+#define UNROLL _Pragma("GCC unroll 16")
+#if defined(__clang__)
+#define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, (type){__VA_ARGS__})
+#endif
+
+/* Scratch: what of it the tokens, one tile of rows and a block of rows may take, in bytes. A block
+ * of rows stays in the second-level cache while all tokens meet it. */
+#define TOKEN_BYTES ((size_t)10 << 20)
+#define ROW_BYTES ((size_t)4 << 20)
+#define ROW_BLOCK ((size_t)1 << 19)
+
+static size_t least(size_t a, size_t b)
 {
     return a < b ? a : b;
 }
@@ -63,6 +76,34 @@ static format format_of(q3_dtype dtype)
     return formats[dtype];
 }
 
+/* Columns with those that are added to fill the last step. */
+static size_t padded(size_t C)
+{
+    return (C + LANES - 1) / LANES * LANES;
+}
+
+static double size_of(double x)
+{
+    return x < 0 ? -x : x;
+}
+
+typedef void round_fn(float *y, const double *x, size_t n, q3_dtype dtype);
+
+/* Sums of rows [o, o + n) with token t go where they are wanted; sums are lost. */
+static void hand_over(const q3_dots *d, round_fn *round, double *sums, const double *sizes,
+                      size_t t, size_t o, size_t n)
+{
+    if (d->sums != NULL) memcpy(d->sums + t * d->N + o, sums, n * sizeof *sums);
+    if (d->sizes != NULL) memcpy(d->sizes + t * d->N + o, sizes, n * sizeof *sizes);
+    if (d->y == NULL) return;
+    for (size_t r = 0; d->bias.data != NULL && r < n; r++) {
+        float b;
+        q3_widen(&b, d->bias, o + r, 1, d->dtype);
+        sums[r] += (double)b;
+    }
+    round(d->y + t * d->y_stride + o, sums, n, d->dtype);
+}
+
 #define TABLE(set) {#set, dots_##set, values_##set, round_##set, multiply_##set, add_##set, \
                     silu_##set, exp_##set}
 
@@ -74,8 +115,8 @@ static format format_of(q3_dtype dtype)
 #endif
 #define TARGET
 #define WIDTH 2
-#include "kernels_dots.h"
 #include "kernels_maps.h"
+#include "kernels_dots.h"
 #undef SET
 #undef TARGET
 #undef WIDTH
@@ -84,8 +125,8 @@ static format format_of(q3_dtype dtype)
 #define SET avx2
 #define TARGET __attribute__((target("avx2,fma")))
 #define WIDTH 4
-#include "kernels_dots.h"
 #include "kernels_maps.h"
+#include "kernels_dots.h"
 #undef SET
 #undef TARGET
 #undef WIDTH
@@ -93,8 +134,8 @@ static format format_of(q3_dtype dtype)
 #define SET avx512
 #define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")))
 #define WIDTH 8
-#include "kernels_dots.h"
 #include "kernels_maps.h"
+#include "kernels_dots.h"
 #undef SET
 #undef TARGET
 #undef WIDTH
