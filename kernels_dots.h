@@ -228,7 +228,8 @@ INLINE void NAME(pack_columns)(double *out, size_t lane_stride, const uint8_t *p
         UNROLL for (int i = 0; i < WIDTH; i++) {
             double *to = out + (size_t)(c + columns * i) * lane_stride;
             *(doubles *)to = NAME(widened)((singles)(pairs ? m[i] << 16 : m[i]));
-            if (pairs) *(doubles *)(to + lane_stride) = NAME(widened)((singles)(m[i] & 0xFFFF0000u));
+            if (!pairs) continue;
+            *(doubles *)(to + lane_stride) = NAME(widened)((singles)(m[i] & 0xFFFF0000u));
         }
     }
 }
