@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* Work to be measured: by the clock, or by counted instructions in
+/* Work to be measured: by the clock in scripts/bench.sh, by counted instructions in
  * scripts/ci/instructions.sh. Prints a number for each repetition, seconds unless said.
  *
  *   bench peak REPEAT                             multiply-adds of float64 in registers, 10^9/s
  *   bench read MIB REPEAT                         a plain read loop, 10^9 bytes/s
+ *   bench fill FILE                               puts the rule's values (tests/rule.h) into every
+ *                                                 tensor of a safetensors file, in place
  *   bench open FOLDER REPEAT
  *   bench block FOLDER DTYPE TOKENS REPEAT [taps] a call of so many tokens, without lm_head
  *   bench decode FOLDER DTYPE POSITION REPEAT     one token behind so many, with lm_head
@@ -12,7 +14,8 @@
  *   bench tokenize FOLDER FILE REPEAT             opening, then encoding: two numbers a line
  *   bench count KERNELS WORK GOLDEN FOLDER        once, inside a function called counted(): decode,
  *                                                 block, check, open or tokenize */
-#define _POSIX_C_SOURCE 200809L /* clock_gettime */
+#define _POSIX_C_SOURCE 200809L /* clock_gettime, fseeko */
+#define _FILE_OFFSET_BITS 64
 #include "judge/judge.h"
 #include "qwen3moe.h"
 #include "rule.h"
@@ -116,6 +119,72 @@ static void measure_read(size_t mebibytes, size_t repeat)
         printf("%.4f\n", (double)(count * sizeof(vector)) / seconds / 1e9);
     }
     free(memory);
+}
+
+/* ==== Weights ================================================================================= */
+
+/* Rows of the rule as the dtype's bytes: its values have 8 bits, which each dtype holds. */
+static void store_rows(uint8_t *bytes, const float *values, size_t count, q3_dtype dtype)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint32_t u;
+        memcpy(&u, &values[i], sizeof u);
+        if (dtype == Q3_F16) { /* what is below 2^-14 becomes 0, which takes as long */
+            uint32_t exponent = u >> 23 & 0xFF, sign = u >> 16 & 0x8000;
+            u = exponent < 113 ? sign : sign | (exponent - 112) << 10 | (u >> 13 & 0x3FF);
+            bytes[2 * i] = (uint8_t)u;
+            bytes[2 * i + 1] = (uint8_t)(u >> 8);
+        } else if (dtype == Q3_BF16) {
+            bytes[2 * i] = (uint8_t)(u >> 16);
+            bytes[2 * i + 1] = (uint8_t)(u >> 24);
+        } else {
+            memcpy(bytes + 4 * i, &u, 4);
+        }
+    }
+}
+
+static void fill_tensor(FILE *file, const q3_entry *e, uint64_t place)
+{
+    uint64_t columns = e->rank > 1 ? e->shape[1] : 1, step = 1 + (1 << 18) / columns;
+    size_t size = e->dtype == Q3_F32 ? 4 : 2;
+    float *values = malloc((size_t)(step * columns) * sizeof *values);
+    uint8_t *bytes = malloc((size_t)(step * columns) * size);
+    bool good = values != NULL && bytes != NULL && fseeko(file, (off_t)place, SEEK_SET) == 0;
+    for (uint64_t row = 0; good && row < e->shape[0]; row += step) {
+        uint64_t rows = e->shape[0] - row < step ? e->shape[0] - row : step;
+        size_t count = (size_t)(rows * columns);
+        rule_fill_rows(values, "bench", e->name, row, rows, columns);
+        store_rows(bytes, values, count, e->dtype);
+        good = fwrite(bytes, size, count, file) == count;
+    }
+    free(values);
+    free(bytes);
+    if (good) return;
+    fprintf(stderr, "bench: %s: cannot be written\n", e->name);
+    exit(2);
+}
+
+static void fill_file(const char *path)
+{
+    q3_tensors *tensors;
+    q3_error error;
+    const uint8_t *first = NULL;
+    uint8_t length[8];
+    uint64_t data = 8;
+    FILE *file = fopen(path, "r+b");
+    check(q3_tensors_open(&tensors, path, &error), &error);
+    if (file == NULL || fread(length, 1, 8, file) != 8) exit(2);
+    for (size_t i = 0; i < 8; i++) data += (uint64_t)length[i] << (8 * i);
+    for (size_t i = 0; i < q3_tensors_count(tensors); i++) {
+        const uint8_t *at = q3_tensors_at(tensors, i)->data;
+        if (first == NULL || at < first) first = at;
+    }
+    for (size_t i = 0; i < q3_tensors_count(tensors); i++) {
+        const q3_entry *e = q3_tensors_at(tensors, i);
+        fill_tensor(file, e, data + (uint64_t)((const uint8_t *)e->data - first));
+    }
+    q3_tensors_close(tensors);
+    if (fclose(file) != 0) exit(2);
 }
 
 /* ==== Runs ==================================================================================== */
@@ -389,6 +458,7 @@ int main(int argc, char **argv)
     size_t last = argc > 2 ? (size_t)strtoul(argv[argc - 1], NULL, 10) : 0;
     if (strcmp(what, "peak") == 0 && argc == 3) measure_peak(last);
     else if (strcmp(what, "read") == 0 && argc == 4) measure_read(strtoul(argv[2], NULL, 10), last);
+    else if (strcmp(what, "fill") == 0 && argc == 3) fill_file(argv[2]);
     else if (strcmp(what, "open") == 0 && argc == 4) measure_open(argv[2], last);
     else if (strcmp(what, "block") == 0 && (argc == 6 || argc == 7))
         measure_block(argv[2], dtype_of(argv[3]), strtoul(argv[4], NULL, 10),
