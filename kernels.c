@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* kernels.c - the inner loops of qwen3moe.c once more, fast: the same bits by another way through
  * the data (MODEL.md section 2). kernels_dots.h has the sums, kernels_maps.h what goes element by
- * element; both are written over vectors of WIDTH float64, and compiled here once for each
- * instruction set. Which of them runs is asked of the processor. What is not x86-64 or aarch64, or
- * has a compiler without GNU vectors, keeps the plain loops. */
+ * element, kernels_attention.h both in one; they are written over vectors of WIDTH float64, and
+ * compiled here once for each instruction set. Which of them runs is asked of the processor. What
+ * is not x86-64 or aarch64, or has a compiler without GNU vectors, keeps the plain loops. */
 #include "qwen3moe.h"
 
 #include <stdlib.h>
@@ -63,15 +63,17 @@ static size_t least(size_t a, size_t b)
 typedef struct format {
     bool single;        /* float32: the processor's own conversion */
     double grid, least; /* 1.5 * 2^(53 - precision); the least normal number */
+    double fits;        /* a value below it does not overflow */
     double up;          /* times this, the first power of two above D's range is that of float32 */
     float down;
 } format;
 
 static format format_of(q3_dtype dtype)
 {
-    static const format formats[] = {[Q3_F32] = {true, 0x1.8p29, 0x1p-126, 1.0, 1.0f},
-                                     [Q3_BF16] = {false, 0x1.8p45, 0x1p-126, 1.0, 1.0f},
-                                     [Q3_F16] = {false, 0x1.8p42, 0x1p-14, 0x1p112, 0x1p-112f}};
+    static const format formats[] = {[Q3_F32] = {true, 0x1.8p29, 0x1p-126, 0x1p127, 1.0, 1.0f},
+                                     [Q3_BF16] = {false, 0x1.8p45, 0x1p-126, 0x1p127, 1.0, 1.0f},
+                                     [Q3_F16] = {false, 0x1.8p42, 0x1p-14, 0x1p15, 0x1p112,
+                                                 0x1p-112f}};
     Q3_CHECK(dtype == Q3_F32 || dtype == Q3_BF16 || dtype == Q3_F16);
     return formats[dtype];
 }
@@ -104,8 +106,10 @@ static void hand_over(const q3_dots *d, round_fn *round, double *sums, const dou
     round(d->y + t * d->y_stride + o, sums, n, d->dtype);
 }
 
+#include "kernels_tiles.h"
+
 #define TABLE(set) {#set, dots_##set, values_##set, round_##set, multiply_##set, add_##set, \
-                    silu_##set, exp_##set}
+                    silu_##set, exp_##set, attend_##set}
 
 /* What every processor of the kind has. */
 #if defined(__x86_64__)
@@ -116,6 +120,7 @@ static void hand_over(const q3_dots *d, round_fn *round, double *sums, const dou
 #define TARGET
 #define WIDTH 2
 #include "kernels_maps.h"
+#include "kernels_attention.h"
 #include "kernels_dots.h"
 #undef SET
 #undef TARGET
@@ -126,6 +131,7 @@ static void hand_over(const q3_dots *d, round_fn *round, double *sums, const dou
 #define TARGET __attribute__((target("avx2,fma")))
 #define WIDTH 4
 #include "kernels_maps.h"
+#include "kernels_attention.h"
 #include "kernels_dots.h"
 #undef SET
 #undef TARGET
@@ -135,6 +141,7 @@ static void hand_over(const q3_dots *d, round_fn *round, double *sums, const dou
 #define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")))
 #define WIDTH 8
 #include "kernels_maps.h"
+#include "kernels_attention.h"
 #include "kernels_dots.h"
 #undef SET
 #undef TARGET

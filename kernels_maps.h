@@ -235,10 +235,3 @@ TARGET static void NAME(silu)(float *y, const float *x, size_t n, q3_dtype dtype
     for (; i + WIDTH <= n; i += WIDTH) NAME(some_silu)(y + i, x + i, 1, &to);
     for (; i < n; i++) y[i] = q3_round(q3_silu((double)x[i]), dtype);
 }
-
-#undef FUSED
-#undef LARGER
-#undef NARROW
-#undef WIDEN
-#undef BATCH
-#undef INLINE

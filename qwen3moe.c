@@ -544,7 +544,7 @@ static void plain_exp(double *y, const double *x, size_t n)
 const q3_kernels *q3_plain_kernels(void)
 {
     static const q3_kernels plain = {"plain", plain_dots, plain_values, plain_round, plain_multiply,
-                                     plain_add, plain_silu, plain_exp};
+                                     plain_add, plain_silu, plain_exp, NULL};
     return &plain;
 }
 
@@ -1172,7 +1172,7 @@ static void project(const pass *p, const q3_layer *w)
 }
 
 /* Self-attention and its residual sum. Token by token, so that the scores take H*rows and no
- * square. */
+ * square; or all at once where no tap wants to see them. */
 static void attend(const pass *p, const q3_layer *w)
 {
     q3_state *s = p->s;
@@ -1185,7 +1185,10 @@ static void attend(const pass *p, const q3_layer *w)
     project(p, w);
     memcpy(keys + p->first * K * hd, s->k, T * K * hd * sizeof *keys);
     memcpy(values + p->first * K * hd, s->v, T * K * hd * sizeof *values);
-    for (size_t t = 0; t < T; t++) {
+    q3_attention all = {.y = s->attention, .q = s->q, .k = keys, .v = values, .T = T, .H = H,
+                        .K = K, .hd = hd, .first = p->first, .window = window, .dtype = D};
+    bool done = p->tap == NULL && kernels()->attend != NULL && kernels()->attend(&all);
+    for (size_t t = 0; !done && t < T; t++) {
         size_t row = p->first + t, S = row + 1;
         float *q = s->q + t * H * hd, *sums = s->attention + t * H * hd;
         q3_attention_scores(s->scores, q, keys, 1, H, K, hd, row, S, window, D);

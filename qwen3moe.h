@@ -242,6 +242,15 @@ typedef struct q3_dots {
     size_t y_stride;
 } q3_dots;
 
+/* Scores, probabilities and weighted values of T tokens at once: y as q3_attention_values gives it.
+ * k and v are the cache's first first + T rows. */
+typedef struct q3_attention {
+    float *y;               /* [T,H,hd] */
+    const float *q, *k, *v; /* [T,H,hd]; [first + T,K,hd] twice */
+    size_t T, H, K, hd, first, window;
+    q3_dtype dtype;
+} q3_attention;
+
 typedef struct q3_kernels {
     const char *name; /* of the instruction set, "plain" for none */
     void (*dots)(const q3_dots *dots);
@@ -256,6 +265,9 @@ typedef struct q3_kernels {
     void (*silu)(float *y, const float *x, size_t n, q3_dtype dtype);
     /* y[i] = exp(x[i]); y == x allowed. */
     void (*exp)(double *y, const double *x, size_t n);
+    /* False: not done (too little memory; few rows), the operators must. NULL: never done. It takes
+     * at most 16 MB while it runs. */
+    bool (*attend)(const q3_attention *attention);
 } q3_kernels;
 
 /* The table of plain loops. */

@@ -181,6 +181,78 @@ static void test_pairs(const q3_kernels *kernels)
     }
 }
 
+/* What attention is made of: float32 below 1.5, and where `odd` says so one value that is not. */
+static void fill(float *x, size_t n, uint64_t *state, q3_dtype dtype, unsigned odd)
+{
+    static const uint32_t odds[] = {0x7F800000u, 0xFFC00001u, 0x7F61B1E6u, 0xFF800000u,
+                                    0x80000001u};
+    for (size_t i = 0; i < n; i++) {
+        double unit = (double)(next_random(state) >> 11) * 0x1p-53;
+        x[i] = q3_round(3.0 * unit - 1.5, dtype);
+    }
+    if (odd < sizeof odds / sizeof *odds && n > 0) x[*state % n] = from32(odds[odd]);
+}
+
+/* Two products of 2^44 that cancel, in two lanes: what is left depends on the order of the sum. */
+static void cancel(float *x, size_t rows, size_t hd, float sign)
+{
+    for (size_t i = 0; hd > 3 && i < rows; i++) {
+        x[i * hd + 2] = 0x1p22f;
+        x[i * hd + 3] = sign * 0x1p22f;
+    }
+}
+
+/* Attention in tiles against the plain operators; returns whether it was done. */
+static bool check_attention(const q3_kernels *kernels, q3_attention a, unsigned odd,
+                            uint64_t *state)
+{
+    size_t S = a.first + a.T, rows = a.T * a.H, keys = S * a.K;
+    float *q = malloc(rows * a.hd * sizeof *q), *k = malloc(keys * a.hd * sizeof *k);
+    float *v = malloc(keys * a.hd * sizeof *v), *scores = malloc(rows * S * sizeof *scores);
+    float *got = malloc(rows * a.hd * sizeof *got), *want = malloc(rows * a.hd * sizeof *want);
+    double *scratch = malloc(S * sizeof *scratch);
+    fill(q, rows * a.hd, state, a.dtype, odd / 16 % 16);
+    fill(k, keys * a.hd, state, a.dtype, odd / 256 % 16);
+    fill(v, keys * a.hd, state, a.dtype, odd % 16);
+    if (a.dtype == Q3_F32 && odd % 16 > 8) {
+        cancel(q, rows, a.hd, 1.0f);
+        cancel(k, keys, a.hd, -1.0f);
+    }
+    a.q = q, a.k = k, a.v = v, a.y = got;
+    bool done = kernels->attend(&a);
+    q3_attention_scores(scores, q, k, a.T, a.H, a.K, a.hd, a.first, S, a.window, a.dtype);
+    q3_attention_probs(scores, scores, scratch, a.T, a.H, a.first, S, a.window, a.dtype);
+    q3_attention_values(want, scores, v, a.T, a.H, a.K, a.hd, a.first, S, a.window, a.dtype);
+    if (done) same_floats(got, want, rows * a.hd, kernels->name, (int)a.T);
+    free(q), free(k), free(v), free(scores), free(got), free(want), free(scratch);
+    return done;
+}
+
+/* Groups and tokens that fill vectors and that do not, windows smaller and larger than a tile, head
+ * dimensions on and off the lanes, more rows than a tile has; infinities, NaN and overflow in each
+ * argument. More keys than the scratch holds: not done. */
+static void test_attention(const q3_kernels *kernels)
+{
+    uint64_t state = 17;
+    size_t done = 0;
+    const q3_kernels *before = q3_use_kernels(q3_plain_kernels());
+    for (unsigned c = 0; c < 240; c++) {
+        uint64_t u = next_random(&state);
+        size_t share = 1 + u % 5, K = 1 + (u >> 8) % 3;
+        q3_attention a = {.H = share * K, .K = K, .hd = 2 + 2 * ((u >> 16) % 40),
+                          .T = 1 + (u >> 24) % 20, .first = (u >> 32) % 90,
+                          .dtype = (q3_dtype)(c % 3)};
+        if (c % 2 != 0) a.window = 1 + (u >> 40) % 60;
+        if (c % 16 == 0) a.hd = 128, a.T = 1 + (u >> 24) % 90;
+        unsigned odd = c % 4 != 0 ? 0xFFF : (unsigned)(u >> 48 & 0xFFF);
+        done += check_attention(kernels, a, odd, &state);
+    }
+    CHECKF(done > 150, "%s: %lu of 240", kernels->name, (unsigned long)done);
+    q3_attention few = {.H = 64, .K = 1, .hd = 16, .T = 1, .first = (size_t)1 << 20};
+    CHECK(!kernels->attend(&few));
+    q3_use_kernels(before);
+}
+
 int main(void)
 {
     const q3_kernels *kernels;
@@ -189,6 +261,7 @@ int main(void)
         test_exp(kernels);
         test_silu(kernels);
         test_pairs(kernels);
+        test_attention(kernels);
     }
     CHECK(q3_kernels_available(0) == q3_plain_kernels());
     return t_done("maps");
