@@ -96,7 +96,8 @@ static void hand_over(const q3_dots *d, round_fn *round, double *sums, const dou
                       size_t t, size_t o, size_t n)
 {
     if (d->sums != NULL) memcpy(d->sums + t * d->N + o, sums, n * sizeof *sums);
-    if (d->sizes != NULL) memcpy(d->sizes + t * d->N + o, sizes, n * sizeof *sizes);
+    if (d->sizes != NULL && sizes != NULL)
+        memcpy(d->sizes + t * d->N + o, sizes, n * sizeof *sizes);
     if (d->y == NULL) return;
     for (size_t r = 0; d->bias.data != NULL && r < n; r++) {
         float b;
