@@ -73,8 +73,10 @@ static void try_all(diagnosis *d)
     evidence few = *e;
     few.T = tokens_to_choose_by(d);
     d->e = &few;
+    q3_choose_sample(d);
     q3_try_mistakes(d);
     d->e = e;
+    q3_choose_sample(d);
     if (few.T < e->T && d->strength != NOTHING) { /* what was chosen, on all tokens */
         char name[160], cause[160];
         mistake m = d->best;
@@ -165,6 +167,7 @@ static void look(diagnosis *d, told_causes *before)
     d->rounding = q3_agrees_everywhere(d->e, d->e->ours);
     d->own_distance = q3_distance(d->e, d->e->ours);
     if (!(d->own_distance > 0)) return;
+    q3_choose_sample(d);
     if (before != NULL && explained(d, before)) {
         d->text[0] = 0;
         return;
@@ -199,6 +202,7 @@ q3_status q3_diagnose(char text[200], char cause[160], const evidence *e, told_c
     free(d.outside[1]);
     free(d.best_map);
     if (d.no_memory) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for a diagnosis");
+    if (e->stopped != NULL) *e->stopped = d.stopped && d.strength != FULL;
     memcpy(text, d.text, sizeof d.text);
     memcpy(cause, d.cause, sizeof d.cause);
     return Q3_OK;

@@ -33,6 +33,9 @@ typedef struct evidence {
     double operand;                     /* --accumulate and --router, as in the walk */
     q3_dtype router;
     bool differs;                       /* the verdict is worse than `rounding` */
+    double *budget;                     /* multiplications that the run's searches have left; NULL:
+                                         * each search has its own alone */
+    bool *stopped;                      /* set where that ended a search; NULL: nobody asks */
 } evidence;
 
 /* What explained one tap's tensors of a run so far: a mistake in the code stands in every layer. */
