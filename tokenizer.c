@@ -98,10 +98,12 @@ uint32_t q3_find_id(const q3_tokenizer *t, size_t low, size_t high, int32_t id)
     return Q3_NONE;
 }
 
-/* A short piece of few ids, as half a line of a processor's cache. */
+/* A short piece of few ids. */
+#define CACHED_IDS 7
+
 typedef struct cached {
     uint64_t key[2];  /* the bytes, zeros, and how many bytes in the last: 0, an empty entry */
-    int32_t ids[3];
+    int32_t ids[CACHED_IDS];
     uint32_t count;
 } cached;
 
@@ -314,7 +316,7 @@ static bool encode_piece(work *w, const uint8_t *p, size_t n)
         ((uint8_t *)new.key)[sizeof new.key - 1] = (uint8_t)n;
         entry = &w->cache[mix(mix(0, new.key[0]), new.key[1]) & (w->cache_size - 1)];
         if (entry->key[0] == new.key[0] && entry->key[1] == new.key[1]) {
-            if (!q3_reserve(&w->ids, 3, sizeof(int32_t))) return false;
+            if (!q3_reserve(&w->ids, CACHED_IDS, sizeof(int32_t))) return false;
             memcpy((int32_t *)w->ids.data + before, entry->ids, sizeof entry->ids);
             w->ids.count += entry->count;
             return true;
@@ -332,7 +334,7 @@ static bool encode_piece(work *w, const uint8_t *p, size_t n)
     new.count = (uint32_t)(w->ids.count - before);
     if (known && w->merged != NULL)
         w->merged[whole] = new.count == 1 && ((int32_t *)w->ids.data)[before] == w->t->ids[whole];
-    if (entry != NULL && new.count <= 3) {
+    if (entry != NULL && new.count <= CACHED_IDS) {
         if (new.count > 0)
             memcpy(new.ids, (int32_t *)w->ids.data + before, new.count * sizeof *new.ids);
         *entry = new;
@@ -432,7 +434,7 @@ q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, s
     if (length >= Q3_NONE)
         return q3_fail(error, Q3_ERROR_INPUT, "text: found 4 GiB or more, expected less");
     /* A short text is not worth a cache; without memory for one there is none. */
-    for (w.cache_size = 64; w.cache_size < length / 64 && w.cache_size < 32768;) w.cache_size *= 2;
+    for (w.cache_size = 64; w.cache_size < length / 64 && w.cache_size < 16384;) w.cache_size *= 2;
     if (length > 2048) w.cache = calloc(w.cache_size, sizeof *w.cache);
     if (length > 2048) w.merged = calloc(tokenizer->vocabulary + 1, sizeof *w.merged);
     bool done = q3_reserve(&w.ids, length / 4 + 1, sizeof(int32_t)) &&
