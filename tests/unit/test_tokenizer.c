@@ -662,8 +662,9 @@ static void test_overlaps(void)
     }
 }
 
-/* Pieces that come again, in a text long enough to remember them: "ab" is in the vocabulary, but no
- * merge makes it; "abc" is made; runs of 1 to 40 letters have as many ids. */
+/* Pieces that come again, in a text long enough to remember them, with others between that take their
+ * places: "ab" is in the vocabulary, but no merge makes it; "abc" is made; runs of 1 to 40 letters
+ * and words of 7 have as many ids. */
 static void test_again(void)
 {
     q3_tokenizer *t = with_added("");
@@ -677,16 +678,22 @@ static void test_again(void)
             for (size_t i = 0; i < n; i++) q3_text_add(&text, n % 2 ? "a" : "b");
             q3_text_add(&text, ".");
         }
+        for (int word = 0; word < 128; word++) {
+            for (int bit = 0; bit < 7; bit++) q3_text_add(&text, word >> bit & 1 ? "a" : "b");
+            q3_text_add(&text, ".");
+        }
     }
     CHECK(!text.failed && text.size > 2048);
     CHECK(q3_tokenizer_encode(t, text.data, text.size, &ids, &count, &error) == Q3_OK);
-    CHECK(count == 4 * (3 + 820));
-    for (int round = 0; round < 4 && count == 4 * (3 + 820); round++) {
+    CHECK(count == 4 * (3 + 820 + 896));
+    for (int round = 0; round < 4 && count == 4 * (3 + 820 + 896); round++) {
         static const int32_t first[3] = {0, 1, 4};
         wrong += memcmp(ids + at, first, sizeof first) != 0;
         at += 3;
         for (size_t n = 1; n <= 40; n++)
             for (size_t i = 0; i < n; i++) wrong += ids[at++] != (n % 2 ? 0 : 1);
+        for (int word = 0; word < 128; word++)
+            for (int bit = 0; bit < 7; bit++) wrong += ids[at++] != (word >> bit & 1 ? 0 : 1);
     }
     CHECK(wrong == 0);
     free(ids);
