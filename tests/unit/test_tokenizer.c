@@ -662,9 +662,9 @@ static void test_overlaps(void)
     }
 }
 
-/* Pieces that come again, in a text long enough to remember them, with others between that take their
- * places: "ab" is in the vocabulary, but no merge makes it; "abc" is made; runs of 1 to 40 letters
- * and words of 7 have as many ids. */
+/* Pieces that come again, in a text long enough to remember them, with others between that take
+ * their places: "ab" is in the vocabulary, but no merge makes it; "abc" is made; runs of 1 to 40
+ * letters and words of 7 have as many ids. */
 static void test_again(void)
 {
     q3_tokenizer *t = with_added("");
