@@ -65,11 +65,13 @@ static q3_status fail_at(const parser *p, size_t at, const char *expected)
 /* Skips blanks (indents by fours); the next byte, -1 at the end. */
 static int peek(parser *p)
 {
-    const uint8_t *at = p->j.text + p->at, *end = p->j.text + p->length;
-    for (; at < end && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t'); at++)
-        while (end - at > 4 && memcmp(at + 1, "    ", 4) == 0) at += 4;
-    p->at = (size_t)(at - p->j.text);
-    return at < end ? *at : -1;
+    const uint8_t *text = p->j.text;
+    size_t at = p->at, end = p->length;
+    for (; at < end && (text[at] == ' ' || text[at] == '\n' || text[at] == '\r' ||
+                        text[at] == '\t'); at++)
+        while (end - at > 4 && memcmp(text + at + 1, "    ", 4) == 0) at += 4;
+    p->at = at;
+    return at < end ? text[at] : -1;
 }
 
 /* Makes room for the nodes of one turn of parse_document: a key and a value. */
