@@ -52,7 +52,7 @@
  * of rows stays in the second-level cache while all tokens meet it. */
 #define TOKEN_BYTES ((size_t)10 << 20)
 #define ROW_BYTES ((size_t)4 << 20)
-#define ROW_BLOCK ((size_t)1 << 19)
+#define ROW_BLOCK ((size_t)9 << 17)
 
 static size_t least(size_t a, size_t b)
 {
@@ -84,6 +84,13 @@ static size_t padded(size_t C)
     return (C + LANES - 1) / LANES * LANES;
 }
 
+/* Where the next lane begins: at a power of two behind this one all lanes would meet in the same
+ * places of the cache. */
+static size_t apart(size_t n)
+{
+    return (n + 7) / 8 * 8 + 8;
+}
+
 static double size_of(double x)
 {
     return x < 0 ? -x : x;
@@ -92,12 +99,9 @@ static double size_of(double x)
 typedef void round_fn(float *y, const double *x, size_t n, q3_dtype dtype);
 
 /* Sums of rows [o, o + n) with token t go where they are wanted; sums are lost. */
-static void hand_over(const q3_dots *d, round_fn *round, double *sums, const double *sizes,
-                      size_t t, size_t o, size_t n)
+static void hand_over(const q3_dots *d, round_fn *round, double *sums, size_t t, size_t o, size_t n)
 {
     if (d->sums != NULL) memcpy(d->sums + t * d->N + o, sums, n * sizeof *sums);
-    if (d->sizes != NULL && sizes != NULL)
-        memcpy(d->sizes + t * d->N + o, sizes, n * sizeof *sizes);
     if (d->y == NULL) return;
     for (size_t r = 0; d->bias.data != NULL && r < n; r++) {
         float b;

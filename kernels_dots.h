@@ -150,7 +150,7 @@ INLINE void NAME(one_token_of)(const q3_dots *d, const double *x, q3_dtype dtype
             NAME(row_group)(sums + r, p + (o + r) * stride, stride, x, d->C, dtype, AT_ONCE);
         for (; r < n; r++)
             NAME(row_group)(sums + r, p + (o + r) * stride, stride, x, d->C, dtype, 1);
-        hand_over(d, NAME(round), sums, NULL, 0, o, n);
+        hand_over(d, NAME(round), sums, 0, o, n);
     }
 }
 
@@ -180,11 +180,11 @@ TARGET static bool NAME(one_token)(const q3_dots *d)
 TARGET static void NAME(pack_tokens)(double *out, const q3_dots *d, size_t first, size_t n,
                                      bool size)
 {
-    size_t steps = padded(d->C) / LANES;
+    size_t steps = padded(d->C) / LANES, lane_stride = apart(steps * n);
     const float *x = d->x + first * d->x_stride;
     for (size_t s = 0; s < steps; s++)
         for (size_t l = 0; l < LANES; l++) {
-            double *to = out + (l * steps + s) * n;
+            double *to = out + l * lane_stride + s * n;
             size_t c = s * LANES + l;
             for (size_t t = 0; t < n; t++) {
                 double value = c < d->C ? (double)x[t * d->x_stride + c] : 0.0;
@@ -238,7 +238,7 @@ INLINE void NAME(pack_columns)(double *out, size_t lane_stride, const uint8_t *p
 INLINE void NAME(pack_half)(double *out, const uint8_t *p, size_t stride, size_t C,
                                    bool pairs)
 {
-    const size_t size = pairs ? 2 : 4, lane_stride = padded(C) / LANES * ROWS;
+    const size_t size = pairs ? 2 : 4, lane_stride = apart(padded(C) / LANES * ROWS);
     size_t c = 0;
     for (; c + LANES <= C; c += LANES, out += ROWS)
         NAME(pack_columns)(out, lane_stride, p + c * size, stride, pairs);
@@ -306,10 +306,13 @@ TARGET static void NAME(pack_rows)(double *out, const q3_dots *d, size_t o, floa
 INLINE void NAME(lane_tile)(double *sums, const double *w, const double *x, size_t steps,
                                    bool size, const int n)
 {
+    enum { AHEAD = 6 }; /* steps that the first-level cache is asked for what comes */
     vector low[TILE], high[TILE];
     UNROLL for (int t = 0; t < n; t++) low[t] = high[t] = (vector){0};
     for (size_t s = 0; s < steps; s++, w += ROWS, x += n) {
         vector a = *(const doubles *)w, b = *(const doubles *)(w + WIDTH);
+        for (int i = 0; i < ROWS; i += 8) __builtin_prefetch(w + AHEAD * ROWS + i);
+        for (int i = 0; i < n; i += 8) __builtin_prefetch(x + AHEAD * n + i);
         if (size) {
             a = (vector)((bits)a & (UINT64_MAX >> 1));
             b = (vector)((bits)b & (UINT64_MAX >> 1));
@@ -346,16 +349,16 @@ INLINE void NAME(any_lane)(double *sums, const double *w, const double *x, size_
 TARGET static void NAME(tile)(double *sums, const double *w, const double *x, size_t steps,
                               bool size, size_t n, const uint8_t *next, size_t next_bytes)
 {
-    size_t waiting = 0;
+    size_t waiting = 0, w_stride = apart(steps * ROWS), x_stride = apart(steps * n);
     for (size_t i = 0; i < LANES; i++) {
         size_t l = (i & 1) << 3 | (i & 2) << 1 | (i & 4) >> 1 | (i & 8) >> 3;
         double *sum = sums + waiting++ * ROWS * TILE;
         for (size_t b = i * next_bytes / LANES; b < (i + 1) * next_bytes / LANES; b += 64)
             __builtin_prefetch(next + b, 0, 2);
         if (size)
-            NAME(any_lane)(sum, w + l * steps * ROWS, x + l * steps * n, steps, true, n);
+            NAME(any_lane)(sum, w + l * w_stride, x + l * x_stride, steps, true, n);
         else
-            NAME(any_lane)(sum, w + l * steps * ROWS, x + l * steps * n, steps, false, n);
+            NAME(any_lane)(sum, w + l * w_stride, x + l * x_stride, steps, false, n);
         for (size_t k = i; k & 1; k >>= 1, waiting--) {
             double *b = sums + (waiting - 1) * ROWS * TILE, *a = b - ROWS * TILE;
             for (size_t e = 0; e < n * ROWS; e += WIDTH) *(doubles *)(a + e) += *(doubles *)(b + e);
@@ -363,42 +366,67 @@ TARGET static void NAME(tile)(double *sums, const double *w, const double *x, si
     }
 }
 
-/* Where a block's arrays begin in its scratch, and how many tokens and rows it takes at once. */
+/* A block's arrays: tiles of tokens, of the tokens' sizes, of rows; a tile's sums with all rows of
+ * the block; WIDTH rows on their way. */
 typedef struct NAME(block) {
-    double *tokens, *sizes, *rows;
+    double *tokens, *sizes, *rows, *sums;
     float *row;
-    size_t T, N;
-    bool direct;
+    size_t N;    /* rows of a block */
+    bool direct; /* weights are laid out as they lie: nothing is to be rounded */
 } NAME(block);
+
+/* What is needed after rows [o, o + N) met a tile of tokens: tile `token_tile`, or if that is 0 the
+ * weights of the next rows; the part of it that is asked for while the tile of row o + r is at
+ * work. */
+TARGET static const uint8_t *NAME(what_next)(size_t *bytes, const q3_dots *d, const NAME(block) *b,
+                                             size_t token_tile, size_t r, size_t N, size_t o)
+{
+    const size_t element = d->weight.dtype == Q3_F32 ? 4 : 2;
+    if (token_tile > 0) {
+        size_t all = LANES * apart(padded(d->C) / LANES * TILE) * sizeof(double);
+        size_t parts = (N + ROWS - 1) / ROWS;
+        *bytes = all / parts;
+        return (const uint8_t *)b->tokens + token_tile * all + r / ROWS * (all / parts);
+    }
+    size_t at = o + N + r;
+    if (at >= d->N) return NULL;
+    *bytes = least(ROWS, d->N - at) * d->row_stride * element;
+    return (const uint8_t *)d->weight.data + at * d->row_stride * element;
+}
 
 /* Tokens [first, first + T), all rows: a block of rows is laid out, then meets tile after tile. */
 TARGET static void NAME(run_block)(const q3_dots *d, const NAME(block) *b, size_t first, size_t T)
 {
-    size_t C = padded(d->C), steps = C / LANES, tiles = (T + TILE - 1) / TILE;
-    const size_t element = d->weight.dtype == Q3_F32 ? 4 : 2;
+    size_t steps = padded(d->C) / LANES, tiles = (T + TILE - 1) / TILE;
+    size_t tokens = LANES * apart(steps * TILE), rows = LANES * apart(steps * ROWS); /* of a tile */
     double sums[5 * ROWS * TILE], sizes[5 * ROWS * TILE];
     for (size_t i = 0; i < tiles; i++) {
         size_t t = i * T / tiles, n = (i + 1) * T / tiles - t;
-        NAME(pack_tokens)(b->tokens + t * C, d, first + t, n, false);
-        if (d->sizes != NULL) NAME(pack_tokens)(b->sizes + t * C, d, first + t, n, true);
+        NAME(pack_tokens)(b->tokens + i * tokens, d, first + t, n, false);
+        if (d->sizes != NULL) NAME(pack_tokens)(b->sizes + i * tokens, d, first + t, n, true);
     }
     for (size_t o = 0; o < d->N; o += b->N) {
         size_t N = least(b->N, d->N - o);
         for (size_t r = 0; r < N; r += ROWS)
-            NAME(pack_rows)(b->rows + r * C, d, o + r, b->row, b->direct);
+            NAME(pack_rows)(b->rows + r / ROWS * rows, d, o + r, b->row, b->direct);
         for (size_t i = 0; i < tiles; i++)
             for (size_t r = 0; r < N; r += ROWS) {
                 size_t t = i * T / tiles, n = (i + 1) * T / tiles - t;
-                size_t at = o + N + r, ahead = i > 0 || at >= d->N ? 0 : least(ROWS, d->N - at);
-                const uint8_t *next = (const uint8_t *)d->weight.data +
-                                      (ahead > 0 ? at * d->row_stride * element : 0);
-                NAME(tile)(sums, b->rows + r * C, b->tokens + t * C, steps, false, n, next,
-                           ahead * d->row_stride * element);
+                const double *w = b->rows + r / ROWS * rows;
+                size_t bytes = 0;
+                const uint8_t *next =
+                    NAME(what_next)(&bytes, d, b, i + 1 < tiles ? i + 1 : 0, r, N, o);
+                NAME(tile)(sums, w, b->tokens + i * tokens, steps, false, n, next, bytes);
                 if (d->sizes != NULL)
-                    NAME(tile)(sizes, b->rows + r * C, b->sizes + t * C, steps, true, n, next, 0);
-                for (size_t k = 0; k < n; k++)
-                    hand_over(d, NAME(round), sums + k * ROWS, sizes + k * ROWS, first + t + k,
-                              o + r, least(ROWS, N - r));
+                    NAME(tile)(sizes, w, b->sizes + i * tokens, steps, true, n, NULL, 0);
+                for (size_t k = 0; k < n; k++) {
+                    memcpy(b->sums + k * b->N + r, sums + k * ROWS, ROWS * sizeof *sums);
+                    if (d->sizes != NULL)
+                        memcpy(d->sizes + (first + t + k) * d->N + o + r, sizes + k * ROWS,
+                               least(ROWS, N - r) * sizeof *sizes);
+                }
+                for (size_t k = 0; r + ROWS >= N && k < n; k++)
+                    hand_over(d, NAME(round), b->sums + k * b->N, first + t + k, o, N);
             }
     }
 }
@@ -406,20 +434,26 @@ TARGET static void NAME(run_block)(const q3_dots *d, const NAME(block) *b, size_
 /* False: no memory, or sums too long for it. */
 TARGET static bool NAME(some_tokens)(const q3_dots *d)
 {
-    const size_t C = padded(d->C), kinds = d->sizes != NULL ? 2 : 1;
-    NAME(block) b = {.T = least(d->T, TOKEN_BYTES / 8 / kinds / C)};
-    if (b.T == 0 || C > ROW_BYTES / 8 / ROWS) return false;
-    b.N = least(ROW_BLOCK / 8 / C / ROWS * ROWS, (d->N + ROWS - 1) / ROWS * ROWS);
-    if (b.N == 0) b.N = ROWS;
+    const size_t steps = padded(d->C) / LANES, kinds = d->sizes != NULL ? 2 : 1;
+    if (steps > ROW_BYTES / 8 / LANES / ROWS) return false;
+    size_t tokens = LANES * apart(steps * TILE), rows = LANES * apart(steps * ROWS); /* of a tile */
+    size_t token_tiles = least((d->T + TILE - 1) / TILE, TOKEN_BYTES / 8 / kinds / tokens);
+    size_t row_tiles = least((d->N + ROWS - 1) / ROWS, least(ROW_BLOCK / 8 / rows, 64));
+    if (token_tiles == 0) token_tiles = 1;
+    if (row_tiles == 0) row_tiles = 1;
+    size_t all = kinds * token_tiles * tokens + row_tiles * (rows + ROWS * TILE);
+    double *scratch = malloc(all * 8 + WIDTH * padded(d->C) * 4 + 64);
+    if (scratch == NULL) return false;
+    NAME(block) b = {.tokens = scratch + (64 - (uintptr_t)scratch % 64) % 64 / 8,
+                     .N = row_tiles * ROWS};
+    b.sizes = b.tokens + (kinds - 1) * token_tiles * tokens;
+    b.rows = b.sizes + token_tiles * tokens;
+    b.sums = b.rows + row_tiles * rows;
+    b.row = (float *)(b.sums + row_tiles * ROWS * TILE);
     b.direct = d->weight.dtype == Q3_F32 ? d->dtype == Q3_F32 || d->rows != NULL
                                          : d->weight.dtype == Q3_BF16 && d->dtype != Q3_F16;
-    uint8_t *scratch = malloc((kinds * b.T + b.N) * C * 8 + WIDTH * C * 4 + 64);
-    if (scratch == NULL) return false;
-    b.tokens = (double *)(void *)(scratch + (64 - (uintptr_t)scratch % 64) % 64);
-    b.sizes = b.tokens + (kinds - 1) * b.T * C;
-    b.rows = b.sizes + b.T * C;
-    b.row = (float *)(void *)(b.rows + b.N * C);
-    for (size_t t = 0; t < d->T; t += b.T) NAME(run_block)(d, &b, t, least(b.T, d->T - t));
+    for (size_t t = 0; t < d->T; t += token_tiles * TILE)
+        NAME(run_block)(d, &b, t, least(token_tiles * TILE, d->T - t));
     free(scratch);
     return true;
 }
