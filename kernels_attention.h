@@ -156,7 +156,8 @@ TARGET static void NAME(normalise)(double *probs, const double *exps, const doub
 TARGET static void NAME(some_values)(double *sums, const double *probs, const double *v, size_t n)
 {
     NAME(f64) sum[AT_ONCE][2];
-    memcpy(sum, sums, sizeof sum);
+    for (size_t i = 0; i < AT_ONCE; i++)
+        for (size_t j = 0; j < 2; j++) sum[i][j] = NAME(load)(sums + i * GROUP + j * WIDTH);
     for (size_t s = 0; s < n; s++, probs += GROUP, v += GROUP) {
         NAME(f64) a = NAME(load)(v), b = NAME(load)(v + WIDTH);
         for (size_t i = 0; i < AT_ONCE; i++) {
@@ -164,7 +165,8 @@ TARGET static void NAME(some_values)(double *sums, const double *probs, const do
             sum[i][1] += probs[i] * b;
         }
     }
-    memcpy(sums, sum, sizeof sum);
+    for (size_t i = 0; i < AT_ONCE; i++)
+        for (size_t j = 0; j < 2; j++) NAME(store)(sums + i * GROUP + j * WIDTH, sum[i][j]);
 }
 
 /* Widens the values of keys s, s + 1, ...; what lies behind hd sums up to what nobody reads. */
