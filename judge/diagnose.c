@@ -3,6 +3,7 @@
  * are looked for, and on which tokens. */
 #include "judge/diagnosis.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -158,6 +159,27 @@ static bool is_new(diagnosis *d, told_causes *before)
     if (r->m.map != NULL) r->m.map = r->map;
     d->best_map = NULL;
     return true;
+}
+
+/* ==== The budget ============================================================================== */
+
+#define LEAST_BUDGET 2e10 /* of a small run: some seconds */
+#define BUDGET 4          /* for each multiplication of the layers' maps */
+
+double q3_search_budget(const q3_config *c, size_t T, size_t layers)
+{
+    double M = (double)c->hidden_size, wide = (double)c->intermediate_size;
+    double heads = (double)(2 * (c->num_attention_heads + c->num_key_value_heads));
+    if (c->num_experts > 0) wide = (double)(c->num_experts_per_tok * c->moe_intermediate_size);
+    double layer = M * (heads * (double)c->head_dim + 3 * wide + (double)c->num_experts);
+    return LEAST_BUDGET + BUDGET * (double)T * (double)layers * layer;
+}
+
+void q3_say_stopped(char *reason, size_t room)
+{
+    size_t used = strlen(reason);
+    snprintf(reason + used, room - used, "%sthe search for its cause stopped at its budget",
+             used > 0 ? "; " : "");
 }
 
 /* ==== One diagnosis =========================================================================== */

@@ -47,6 +47,11 @@ typedef struct told_causes {
 
 void q3_told_free(told_causes *t);
 
+/* MODEL.md 12.13: how many multiplications all searches of a run have, by its size alone; and what a
+ * reason says behind its own words where that ended one. */
+double q3_search_budget(const q3_config *config, size_t T, size_t layers);
+void q3_say_stopped(char *reason, size_t room);
+
 /* Tries every known mistake that could have happened between the last given tensors and this
  * one: computes the mutated operators from the given tensors and looks whether their result
  * explains theirs within the bound. text: "looks like ..." without these two words, and the

@@ -44,6 +44,7 @@ typedef struct judging {
                                       * finding's */
     size_t earlier_count;
     told_causes told[Q3_TAP_COUNT][2]; /* by tap, and whether it is a rounding */
+    double budget;                /* multiplications that searches for causes have left */
     bool past_given[2];           /* of this layer: the keys, the values that came before */
     bool past_lost;               /* in some layer they are not */
     bool *lost;                   /* [T]: of this layer: the token's probabilities hang on them */
@@ -188,10 +189,17 @@ static void explain(judging *j, trial *r)
     bool trouble = rounding || r->f.verdict == Q3_VERDICT_DIFFERS ||
                    r->f.verdict == Q3_VERDICT_NON_FINITE;
     if (!trouble || j->options->free_running) return;
+    if (j->options->progress != NULL)
+        j->options->progress(j->options->user, "check: looking for causes, layer", r->f.layer + 1,
+                             j->end_layer);
+    bool stopped = false;
     fill_evidence(&e, j, r);
+    e.budget = &j->budget;
+    e.stopped = &stopped;
     q3_status status = q3_diagnose(r->f.looks_like, r->f.cause, &e, &j->told[r->id][rounding],
                                    j->error);
     if (j->status == Q3_OK) j->status = status;
+    if (stopped) q3_say_stopped(r->f.reason, sizeof r->f.reason);
 }
 
 /* What is not given behind a tap, from what it is computed from. */
@@ -858,6 +866,7 @@ static q3_status walk_once(q3_text *lines, const q3_config *config, const q3_wei
     j->options = options;
     j->lines = lines;
     j->end_layer = run->end_layer;
+    j->budget = q3_search_budget(config, run->rows, run->end_layer - run->first_layer);
     j->error = error;
     j->apart = *again ? APART_REFUTED : APART_POSSIBLE;
     q3_status status = make_state(j, run);

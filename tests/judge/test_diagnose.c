@@ -605,6 +605,19 @@ static void test_no_theta(void)
     }
     evidence e = {.config = &c, .dtype = Q3_F32, .T = 1, .start = Q3_MAX_POSITIONS - 1,
                   .id = Q3_TAP_COS, .row = HD, .ours = ours, .theirs = theirs, .bound = bound};
+    double budget = 0.5; /* less than one mistake takes: the first ends it */
+    bool stopped = false;
+    e.budget = &budget;
+    e.stopped = &stopped;
+    CHECK(q3_diagnose(text, cause, &e, NULL, &error) == Q3_OK);
+    CHECK(stopped && budget < 0);
+    char reason[80] = "2 of 4 elements";
+    q3_say_stopped(reason, sizeof reason);
+    CHECK(strcmp(reason, "2 of 4 elements; the search for its cause stopped at its budget") == 0);
+    double one = q3_search_budget(e.config, 1, 1), two = q3_search_budget(e.config, 2, 1);
+    CHECK(one > 2e10 && two - one == q3_search_budget(e.config, 1, 2) - one);
+    budget = two;
+    e.stopped = NULL;
     CHECK(q3_diagnose(text, cause, &e, NULL, &error) == Q3_OK);
     CHECKF(text[0] == 0, "no theta: %s", text);
 }
