@@ -47,8 +47,8 @@ typedef struct told_causes {
 
 void q3_told_free(told_causes *t);
 
-/* MODEL.md 12.13: how many multiplications all searches of a run have, by its size alone; and what a
- * reason says behind its own words where that ended one. */
+/* MODEL.md 12.13: how many multiplications all searches of a run have, by its size alone; and what
+ * a reason says behind its own words where that ended one. */
 double q3_search_budget(const q3_config *config, size_t T, size_t layers);
 void q3_say_stopped(char *reason, size_t room);
 
