@@ -160,7 +160,8 @@ static bool fill_block(walk *w, const q3_node *node, size_t t)
     size_t row = q3_tap_row_size(c, node->id, w->T), in = q3_tap_row_size(c, node->from[0], w->T);
     size_t count = BLOCK / row, A = c->num_experts_per_tok;
     if (count == 0) count = 1;
-    if (count > w->T - t) count = w->T - t;
+    size_t until = s->until != 0 ? s->until : w->T;
+    if (count > until - t) count = until - t;
     const double *var = w->var[node->from[0]] + t * in;
     bool came = any(var, count * in), squares = w->operand != 0;
     s->id = node->id, s->first = s->end = t;

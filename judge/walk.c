@@ -85,14 +85,14 @@ static void read_row(const judging *j, const trial *r, size_t row, float *theirs
 
 /* ==== One tensor ============================================================================== */
 
-static void begin(judging *j, trial *r, const q3_tap *tap)
+static void begin(judging *j, trial *r, const q3_tap *tap, bool brief)
 {
-    if (!q3_trial_begin(r, &j->w, j->b, tap->id, tap->layer)) out_of_memory(j);
+    if (!q3_trial_begin(r, &j->w, j->b, tap->id, tap->layer, brief)) out_of_memory(j);
 }
 
 /* Which tokens the rows of the last norm and of logits are of: as the file says it, else as their
  * values do. */
-static void find_rows(judging *j, trial *r, const float *ours)
+static void find_rows(judging *j, trial *r, const own_rows *ours)
 {
     const backend *b = j->b;
     size_t rows = b->T - r->tensor->first;
@@ -104,7 +104,7 @@ static void find_rows(judging *j, trial *r, const float *ours)
     }
     bool memory = said ? r->row_of != NULL
                        : q3_match_rows(&r->row_of, &r->doubtful_rows, b, r->tensor, r->id, ours);
-    if (!memory) out_of_memory(j);
+    if (!memory || j->w.no_memory) out_of_memory(j);
     if (r->row_of == NULL) return;
     r->f.note[0] = 0;
     q3_note_rows(r->f.note, sizeof r->f.note, r->row_of, b->T,
@@ -129,7 +129,7 @@ static void choose_reading(judging *j, trial *r, const float *ours)
     bool rows = q3_tap_of_experts(r->id) && r->tensor->first == 0;
     const float *choice = j->w.tap[Q3_TAP_TOPK_INDICES];
     if (rows) choice += j->w.past * j->w.config->num_experts_per_tok;
-    if (q3_tap_at_head(r->id)) find_rows(j, r, ours);
+    if (q3_tap_at_head(r->id)) find_rows(j, r, &(own_rows){.values = ours});
     if (r->tensor->layouts == 2)
         r->layout = q3_closer_layout(r->theirs, j->b, r->tensor, r->id, ours);
     if (rows && r->tensor->merged)
@@ -180,15 +180,20 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
     e->bound = r->bound;
 }
 
+static bool is_trouble(const judging *j, const trial *r)
+{
+    q3_verdict verdict = r->f.verdict;
+    bool wrong = verdict == Q3_VERDICT_DIFFERS || verdict == Q3_VERDICT_NON_FINITE;
+    return (wrong || verdict == Q3_VERDICT_ROUNDING) && !j->options->free_running;
+}
+
 /* What it looks like: once a tap, kind of verdict and cause, as a mistake in the code stands in
  * every layer. */
 static void explain(judging *j, trial *r)
 {
     evidence e;
     bool rounding = r->f.verdict == Q3_VERDICT_ROUNDING;
-    bool trouble = rounding || r->f.verdict == Q3_VERDICT_DIFFERS ||
-                   r->f.verdict == Q3_VERDICT_NON_FINITE;
-    if (!trouble || j->options->free_running) return;
+    if (!is_trouble(j, r)) return;
     if (j->options->progress != NULL)
         j->options->progress(j->options->user, "check: looking for causes, layer", r->f.layer + 1,
                              j->end_layer);
@@ -296,8 +301,8 @@ static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_o
     for (size_t i = 0; depends_on_choice(r->id) && w->uncertain[t] && i < n; i++)
         b.var[i] = SAYS_NOTHING;
     if (given) {
-        float *theirs = r->theirs + t * n;
-        memcpy(r->ours + t * n, ours, n * sizeof *ours);
+        float *theirs = r->theirs + q3_trial_at(r, t);
+        memcpy(r->ours + q3_trial_at(r, t), ours, n * sizeof *ours);
         if (r->sorted != NULL)
             memcpy(theirs, r->sorted + (t - w->past) * n, n * sizeof *theirs);
         else read_row(j, r, row, theirs);
@@ -431,7 +436,14 @@ static void decide_apart(judging *j, const trial *r, uint64_t taps)
     if (j->apart == APART_REFUTED && j->status == Q3_OK) j->status = Q3_ERROR_INPUT;
 }
 
-/* The verdict of a tensor all of whose rows were judged; writes the finding, and frees the
+/* The verdict of a tensor all of whose rows were judged. */
+static void decide(judging *j, trial *r)
+{
+    if (r->tensor == NULL || j->status != Q3_OK) return;
+    if (!q3_trial_decide(r, &j->w)) out_of_memory(j);
+}
+
+/* Behind the verdict: what excuses it, what explains it. Writes the finding, and frees the
  * trial. */
 static void trial_end(judging *j, trial *r)
 {
@@ -444,7 +456,6 @@ static void trial_end(judging *j, trial *r)
     j->w.given[id] = given;
     j->seen[id] = true;
     if (given && j->status == Q3_OK) {
-        if (!q3_trial_decide(r, &j->w)) out_of_memory(j);
         excuse(j, r, taps);
         decide_apart(j, r, taps);
         if (j->status == Q3_OK) explain(j, r);
@@ -468,7 +479,7 @@ static void judge_topk(judging *j, const q3_tap *tap)
     walk *w = &j->w;
     size_t A = w->config->num_experts_per_tok, T = w->T - w->past;
     int32_t *ids = tap->data;
-    begin(j, &r, tap);
+    begin(j, &r, tap, false);
     q3_finding *f = &r.f;
     f->margin_bins = r.tensor != NULL ? (T < Q3_PROFILE_BINS ? T : Q3_PROFILE_BINS) : 0;
     for (size_t i = 0; i < Q3_PROFILE_BINS; i++) f->margins[i] = i < f->margin_bins ? 1.0f : 0.0f;
@@ -492,6 +503,7 @@ static void judge_topk(judging *j, const q3_tap *tap)
             ids[a] = (int32_t)theirs[a];
         }
     }
+    decide(j, &r);
     trial_end(j, &r);
 }
 
@@ -575,10 +587,10 @@ static void judge_whole(judging *j, const q3_tap *tap)
     trial r;
     walk *w = &j->w;
     float *values = tap->data;
-    bool kept = w->tap[tap->id] != NULL; /* lm_head is not: nothing is computed from it */
+    bool kept = w->tap[tap->id] != NULL; /* logits are not: nothing is computed from them */
     q3_sums_forget(w);
     round_router(j, tap);
-    begin(j, &r, tap);
+    begin(j, &r, tap, false);
     if (r.tensor != NULL) choose_reading(j, &r, values);
     if (r.tensor != NULL && j->apart != APART_REFUTED && is_branch(j, &r, values))
         set_apart(j, &r);
@@ -589,7 +601,74 @@ static void judge_whole(judging *j, const q3_tap *tap)
     if (kept) memcpy(w->tap[tap->id] + w->past * r.n, values, count * sizeof *values);
     fill_cache(j, tap, count);
     end_router(j, tap);
+    decide(j, &r);
     trial_end(j, &r);
+}
+
+#define LOGITS ((size_t)16 << 20) /* bytes of a block of logits, and of its sums */
+
+static size_t logits_at_once(const walk *w)
+{
+    size_t kinds = 1U + (w->operand != 0) + !w->given[Q3_TAP_NORM];
+    size_t rows = LOGITS / (w->config->vocab_size * (sizeof(float) + kinds * sizeof(double)));
+    return rows > 0 ? rows : 1;
+}
+
+/* Logits of the tokens that the file has. */
+static void judge_blocks(judging *j, trial *r)
+{
+    walk *w = &j->w;
+    size_t room = logits_at_once(w), n, row;
+    float *block = malloc(room * r->n * sizeof *block);
+    if (block == NULL) out_of_memory(j);
+    for (size_t t = w->past; t < w->T && j->status == Q3_OK; t += n > 0 ? n : 1) {
+        for (n = 0; n < room && t + n < w->T && has_row(j, r, t + n, &row);) n++;
+        q3_logits_rows(block, w, t, n);
+        w->sums.until = t + n;
+        for (size_t i = 0; i < n && j->status == Q3_OK; i++)
+            trial_row(j, r, t + i, block + i * r->n, NULL);
+    }
+    w->sums.until = 0;
+    free(block);
+}
+
+/* Logits without a row kept of any token. False: they must be, for what is wrong with them. */
+static bool judge_brief(judging *j, const q3_tap *tap)
+{
+    trial r;
+    q3_sums_forget(&j->w);
+    begin(j, &r, tap, true);
+    own_rows own = q3_logits_own(&j->w);
+    if (r.tensor != NULL) find_rows(j, &r, &own);
+    judge_blocks(j, &r);
+    decide(j, &r);
+    bool whole = j->status == Q3_OK && (r.asks_all || is_trouble(j, &r));
+    if (whole) q3_trial_free(&r);
+    else trial_end(j, &r);
+    return !whole;
+}
+
+/* Whether there is anything to compare logits with. */
+static bool has_logits(const backend *b)
+{
+    const backend_tensor *logits = q3_backend_find(b, Q3_TAP_LM_HEAD, 0);
+    return logits != NULL && logits->layouts > 0;
+}
+
+/* Logits of all tokens may take more room than all else. */
+static void judge_logits(judging *j)
+{
+    walk *w = &j->w;
+    q3_tap tap = {.id = Q3_TAP_LM_HEAD, .dtype = w->dtype};
+    bool given = has_logits(j->b), one = given && q3_backend_find(j->b, tap.id, 0)->layouts == 1;
+    w->layer = 0;
+    if (one && judge_brief(j, &tap)) return;
+    size_t T = w->T - w->past, V = w->config->vocab_size;
+    float *values = tap.data = given ? malloc(T * V * sizeof *values) : NULL;
+    if (given && values == NULL) out_of_memory(j);
+    if (values != NULL) q3_logits_rows(values, w, w->past, T);
+    if (j->status == Q3_OK) judge_whole(j, &tap);
+    free(values);
 }
 
 /* Scores or probs of one token: [H,1,S] into a row [H,T], and back. */
@@ -600,7 +679,7 @@ static void judge_token(judging *j, const q3_tap *tap)
     trial *r = probs ? &j->probs : &j->scores;
     size_t H = tap->shape[0], S = tap->shape[2], T = w->T, t = tap->first;
     float *row = probs ? w->probs : w->scores, *values = tap->data;
-    if (t == w->past) begin(j, r, tap);
+    if (t == w->past) begin(j, r, tap, false);
     if (j->status != Q3_OK) return;
     memset(row, 0, H * T * sizeof *row);
     for (size_t h = 0; h < H; h++) memcpy(row + h * T, values + h * S, S * sizeof *row);
@@ -614,7 +693,9 @@ static void judge_token(judging *j, const q3_tap *tap)
     if (known) memset(w->scores_var, 0, H * T * sizeof *w->scores_var);
     q3_bound_values(w, t);
     if (t + 1 < T) return;
+    decide(j, &j->scores);
     trial_end(j, &j->scores);
+    decide(j, &j->probs);
     trial_end(j, &j->probs);
 }
 
@@ -663,85 +744,30 @@ static void see_tap(void *user, const q3_tap *tap)
 
 /* ==== Memory and the run ====================================================================== */
 
-/* Room for a row of any weight. */
-static size_t longest_sum(const q3_config *c)
-{
-    size_t most = c->hidden_size, inner = c->num_attention_heads * c->head_dim;
-    if (inner > most) most = inner;
-    if (c->intermediate_size > most) most = c->intermediate_size;
-    return c->moe_intermediate_size > most ? c->moe_intermediate_size : most;
-}
-
-/* Tokens that came before have no experts of their own; the diagnosis, which computes their rows
- * too, needs ids that are a choice. */
-static void name_experts(walk *w)
-{
-    float *ids = w->tap[Q3_TAP_TOPK_INDICES];
-    size_t A = w->config->num_experts_per_tok;
-    for (size_t i = 0; ids != NULL && i < w->past * A; i++) ids[i] = (float)(i % A);
-}
-
-/* All memory of the walk, in proportion to T. Scores and probs, which grow with T^2, are kept only
- * where the other implementation gave them. False: no memory. */
+/* False: no memory. */
 static bool judging_init(judging *j)
 {
     walk *w = &j->w;
     const q3_config *c = w->config;
-    size_t T = w->T, H = c->num_attention_heads, widest = 1;
-    size_t inner = H * c->head_dim, M = c->hidden_size;
-    bool good = true;
+    size_t widest = 1;
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
-        q3_tap_id id = (q3_tap_id)i;
-        bool square = q3_tap_is_square(id), wanted = id != Q3_TAP_LM_HEAD && !square;
-        size_t n = q3_tap_row_size(c, id, T);
+        size_t n = q3_tap_row_size(c, (q3_tap_id)i, w->T);
         if (n > widest) widest = n;
-        for (size_t l = 0; square && l < c->num_hidden_layers; l++)
-            wanted = wanted || q3_backend_find(j->b, id, l) != NULL;
-        if (!wanted || n == 0) continue;
-        w->tap[i] = calloc(T, n * sizeof *w->tap[i]);
-        good = good && w->tap[i] != NULL;
-        if (square) continue;
-        w->var[i] = calloc(T, n * sizeof *w->var[i]);
-        w->own_sd[i] = calloc(T, n * sizeof *w->own_sd[i]);
-        w->own_noise[i] = calloc(T, n * sizeof *w->own_noise[i]);
-        good = good && w->var[i] != NULL && w->own_sd[i] != NULL && w->own_noise[i] != NULL;
     }
     j->scratch = (row_bound){calloc(widest, sizeof(double)), calloc(widest, sizeof(double)),
                              calloc(widest, sizeof(double)), 1, 1};
-    good = good && j->scratch.slack != NULL && j->scratch.noise != NULL && j->scratch.var != NULL;
     j->earlier = calloc((c->num_hidden_layers + 1) * Q3_TAP_COUNT, sizeof *j->earlier);
     j->list = calloc((c->num_hidden_layers + 2) * Q3_TAP_COUNT, sizeof *j->list);
-    good = good && j->earlier != NULL && j->list != NULL;
-    w->inv_freq = calloc(c->head_dim, sizeof(float));
-    w->input = calloc(T, M * sizeof(float));
-    w->input_var = calloc(T, M * sizeof(double));
-    w->uncertain = calloc(T, sizeof(bool));
-    j->lost = calloc(T, sizeof *j->lost);
-    w->scores = calloc(T, H * sizeof(float));
-    w->probs = calloc(T, H * sizeof(float));
-    w->scores_var = calloc(T, H * sizeof(double));
-    w->probs_var = calloc(T, H * sizeof(double));
-    w->values_noise = calloc(T, inner * sizeof(double));
-    w->values_var = calloc(T, inner * sizeof(double));
-    w->weight_row = calloc(longest_sum(c), sizeof(float));
-    w->head_sums = calloc(5 * c->head_dim, sizeof(double));
-    name_experts(w);
+    j->lost = calloc(w->T, sizeof *j->lost);
     j->probs_row = calloc(c->num_experts + 1, sizeof(float));
-    return good && j->lost && w->inv_freq && w->input && w->input_var && w->uncertain &&
-           w->scores && w->probs && w->scores_var && w->probs_var && w->values_noise &&
-           w->values_var && w->weight_row && w->head_sums && j->probs_row;
+    return q3_walk_memory(w, j->b) && j->scratch.slack && j->scratch.noise && j->scratch.var &&
+           j->earlier && j->list && j->lost && j->probs_row;
 }
 
 static void judging_free(judging *j)
 {
-    walk *w = &j->w;
-    for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
-        free(w->tap[i]);
-        free(w->var[i]);
+    for (size_t i = 0; i < Q3_TAP_COUNT; i++)
         for (size_t k = 0; k < 2; k++) q3_told_free(&j->told[i][k]);
-        free(w->own_sd[i]);
-        free(w->own_noise[i]);
-    }
     free(j->scratch.slack);
     free(j->scratch.noise);
     free(j->scratch.var);
@@ -753,19 +779,7 @@ static void judging_free(judging *j)
     free(j->apart_values);
     q3_trial_free(&j->scores);
     q3_trial_free(&j->probs);
-    free(w->inv_freq);
-    free(w->input);
-    free(w->input_var);
-    free(w->uncertain);
-    free(w->scores);
-    free(w->probs);
-    free(w->scores_var);
-    free(w->probs_var);
-    free(w->values_noise);
-    free(w->values_var);
-    free(w->weight_row);
-    free(w->head_sums);
-    q3_sums_free(w);
+    q3_walk_free(&j->w);
     free(j->probs_row);
     free(j);
 }
@@ -781,17 +795,10 @@ static double unit_roundoff(q3_accumulate accumulate)
     }
 }
 
-/* Whether there is anything to compare logits with; computing them takes longer than a layer. */
-static bool has_logits(const backend *b)
-{
-    const backend_tensor *logits = q3_backend_find(b, Q3_TAP_LM_HEAD, 0);
-    return logits != NULL && logits->layouts > 0;
-}
-
 static q3_status make_state(judging *j, const q3_run *whole)
 {
     q3_run own = *whole, *run = &own;
-    run->logit_rows = has_logits(j->b) ? 0 : 1;
+    run->logit_rows = 1; /* the fewest; judge_logits has its own */
     size_t size = q3_state_size(j->w.config, run);
     j->memory = size == 0 ? NULL : malloc(size);
     if (j->memory == NULL)
@@ -830,8 +837,7 @@ static q3_status run_layers(judging *j, const q3_run *run, const float *hidden)
 {
     const q3_config *c = j->w.config;
     size_t T = run->chunk, M = c->hidden_size;
-    bool head = run->end_layer == c->num_hidden_layers, logits = head && has_logits(j->b);
-    q3_input input = {.count = T, .length = run->start + run->rows, .logit_rows = logits ? T : 0};
+    q3_input input = {.count = T, .length = run->start + run->rows, .logit_rows = 0};
     j->w.scaling = q3_rope_frequencies(j->w.inv_freq, &c->rope, c->head_dim,
                                        c->max_position_embeddings, input.length);
     if (run->first_layer > 0) {
@@ -841,8 +847,8 @@ static q3_status run_layers(judging *j, const q3_run *run, const float *hidden)
         input.tokens = j->ids + j->w.past;
     }
     q3_status status = q3_forward(j->state, &input, see_tap, j, j->error);
-    q3_tap missing = {.id = Q3_TAP_LM_HEAD, .dtype = run->dtype};
-    if (status == Q3_OK && head && !logits) see_tap(j, &missing);
+    if (status == Q3_OK) status = j->status;
+    if (status == Q3_OK && run->end_layer == c->num_hidden_layers) judge_logits(j);
     return status != Q3_OK ? status : j->status;
 }
 

@@ -3,6 +3,8 @@
  * computed from it, and figures of the difference. Private to judge/.
  *
  *   walk.c        the walk, and the other's values in place of ours
+ *   memory.c      what the walk keeps
+ *   logits.c      our logits, where they are asked for
  *   sums.c        the sums over weights that bounds need
  *   bounds.c      what honest arithmetic may make of each element (MODEL.md section 12 derives it)
  *   statistics.c  how two tensors differ: figures that need no model */
@@ -20,6 +22,7 @@ typedef struct map_sums {
     size_t first, end;                 /* the tokens; equal: none */
     double *size, *squares, *spread;   /* [end - first, row], owned: row_sums of each token */
     size_t room[3];                    /* elements that they have room for */
+    size_t until;                      /* tokens from here on are not asked for; 0: all may be */
     bool has_spread;
 } map_sums;
 
@@ -69,11 +72,21 @@ typedef struct walk {
     bool no_memory;           /* for these: bounds say nothing */
 } walk;
 
+/* All memory of the walk, in proportion to T; w's config, T and past are set. False: there is none,
+ * and q3_walk_free is still to be called. */
+bool q3_walk_memory(walk *w, const backend *b);
+void q3_walk_free(walk *w);
+
 /* Token t's row, of a block that is summed up when its first row is asked for. Its inputs must stay
  * as they are until q3_sums_forget. False: no memory. */
 bool q3_sums_row(row_sums *out, walk *w, const q3_node *node, size_t t);
 void q3_sums_forget(walk *w);
 void q3_sums_free(walk *w);
+
+/* Our logits [count,V] of tokens t, t + 1, ...; the last norm is final. And all of the file's
+ * tokens' for q3_match_rows, which sets w->no_memory if it is so. */
+void q3_logits_rows(float *y, const walk *w, size_t t, size_t count);
+own_rows q3_logits_own(walk *w);
 
 /* What an honest implementation may differ by, element by element: |theirs - ours| <= slack + noise
  * + Q3_SIGMAS * sqrt(var). */

@@ -175,7 +175,7 @@ static size_t *match(const float *ours, const float *theirs, size_t rows, bool *
     CHECK(q3_backend_add_tensor(&b, &entry, &error) == Q3_OK);
     CHECK(q3_backend_read(&b, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK);
     CHECK(q3_match_rows(&row_of, doubtful, &b, q3_backend_find(&b, Q3_TAP_LM_HEAD, 0),
-                        Q3_TAP_LM_HEAD, ours));
+                        Q3_TAP_LM_HEAD, &(own_rows){.values = ours}));
     q3_backend_close(&b);
     return row_of;
 }

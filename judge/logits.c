@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT */
+/* logits.c - our logits of some tokens, or of some columns: computed from the last norm where they
+ * are asked for, as nothing keeps the rows of all tokens. */
+#include "judge/graph.h"
+#include "judge/walk.h"
+
+#include "host/text.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static q3_tensor weight_of(const walk *w)
+{
+    return q3_graph_weight(q3_graph_node(w->config, Q3_TAP_LM_HEAD, 0), w->weights, 0, 0);
+}
+
+void q3_logits_rows(float *y, const walk *w, size_t t, size_t count)
+{
+    const q3_tensor no_bias = {NULL, Q3_F32};
+    size_t M = w->config->hidden_size;
+    q3_linear(y, w->tap[Q3_TAP_NORM] + t * M, weight_of(w), no_bias, count, w->config->vocab_size,
+              M, w->dtype);
+}
+
+/* Of the file's tokens. */
+static void column(void *user, float *to, size_t stride, size_t i)
+{
+    const walk *w = user;
+    size_t M = w->config->hidden_size;
+    q3_tensor row = weight_of(w);
+    row.data = (const uint8_t *)row.data + i * M * q3_dtype_size(row.dtype);
+    q3_dots dots = {.x = w->tap[Q3_TAP_NORM] + w->past * M, .x_stride = M, .weight = row,
+                    .row_stride = M, .T = w->T - w->past, .N = 1, .C = M, .dtype = w->dtype,
+                    .y = to, .y_stride = stride};
+    q3_run_dots(&dots);
+}
+
+/* Tokens with one norm have the same logits; others may. */
+static bool equal(void *user, size_t a, size_t b)
+{
+    walk *w = user;
+    size_t M = w->config->hidden_size, V = w->config->vocab_size;
+    const float *norms = w->tap[Q3_TAP_NORM] + w->past * M;
+    if (memcmp(norms + a * M, norms + b * M, M * sizeof *norms) == 0) return true;
+    float *rows = malloc(2 * V * sizeof *rows);
+    w->no_memory = w->no_memory || rows == NULL;
+    if (rows == NULL) return false;
+    q3_logits_rows(rows, w, w->past + a, 1);
+    q3_logits_rows(rows + V, w, w->past + b, 1);
+    bool same = memcmp(rows, rows + V, V * sizeof *rows) == 0;
+    free(rows);
+    return same;
+}
+
+own_rows q3_logits_own(walk *w)
+{
+    return (own_rows){.column = column, .equal = equal, .user = w};
+}
