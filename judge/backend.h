@@ -173,13 +173,13 @@ bool q3_read_rows(float **sorted, const backend *b, const backend_tensor *tensor
 /* When all is bound: fills logit_rows from the tensor logit_positions, or from metadata's. Errors:
  * another number of them than the logits have rows, a position outside the run or twice. */
 q3_status q3_rows_read(backend *b, q3_error *error);
-/* Our rows of the T tokens: in memory, or computed where they are asked for. */
+/* Our rows of the T tokens: in memory, or computed where they are asked for. Then whole rows are
+ * not compared, and no two tokens count as equal: rows that are either's are nobody's. */
 typedef struct own_rows {
     const float *values; /* [T,row]; NULL: */
     /* to[t * stride] = element i of token t, for all tokens */
-    void (*column)(void *user, float *to, size_t stride, size_t i);
-    bool (*equal)(void *user, size_t a, size_t b); /* whether two tokens have the same row */
-    void *user;
+    void (*column)(const void *user, float *to, size_t stride, size_t i);
+    const void *user;
 } own_rows;
 
 /* Which tokens the rows are of, by ours: *row_of is new memory [T], Q3_NO_ROW: none; NULL: the last

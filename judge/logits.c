@@ -6,9 +6,6 @@
 
 #include "host/text.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 static q3_tensor weight_of(const walk *w)
 {
     return q3_graph_weight(q3_graph_node(w->config, Q3_TAP_LM_HEAD, 0), w->weights, 0, 0);
@@ -23,7 +20,7 @@ void q3_logits_rows(float *y, const walk *w, size_t t, size_t count)
 }
 
 /* Of the file's tokens. */
-static void column(void *user, float *to, size_t stride, size_t i)
+static void column(const void *user, float *to, size_t stride, size_t i)
 {
     const walk *w = user;
     size_t M = w->config->hidden_size;
@@ -35,24 +32,7 @@ static void column(void *user, float *to, size_t stride, size_t i)
     q3_run_dots(&dots);
 }
 
-/* Tokens with one norm have the same logits; others may. */
-static bool equal(void *user, size_t a, size_t b)
+own_rows q3_logits_own(const walk *w)
 {
-    walk *w = user;
-    size_t M = w->config->hidden_size, V = w->config->vocab_size;
-    const float *norms = w->tap[Q3_TAP_NORM] + w->past * M;
-    if (memcmp(norms + a * M, norms + b * M, M * sizeof *norms) == 0) return true;
-    float *rows = malloc(2 * V * sizeof *rows);
-    w->no_memory = w->no_memory || rows == NULL;
-    if (rows == NULL) return false;
-    q3_logits_rows(rows, w, w->past + a, 1);
-    q3_logits_rows(rows + V, w, w->past + b, 1);
-    bool same = memcmp(rows, rows + V, V * sizeof *rows) == 0;
-    free(rows);
-    return same;
-}
-
-own_rows q3_logits_own(walk *w)
-{
-    return (own_rows){.column = column, .equal = equal, .user = w};
+    return (own_rows){.column = column, .user = w};
 }

@@ -122,7 +122,7 @@ static double apart(const samples *s, size_t row, size_t t)
 static bool equal(const samples *s, size_t a, size_t b)
 {
     const float *whole = s->own->values;
-    if (a == b || whole == NULL) return a == b || s->own->equal(s->own->user, a, b);
+    if (a == b || whole == NULL) return a == b;
     return memcmp(whole + a * s->n, whole + b * s->n, s->n * sizeof *whole) == 0;
 }
 

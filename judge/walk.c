@@ -104,7 +104,7 @@ static void find_rows(judging *j, trial *r, const own_rows *ours)
     }
     bool memory = said ? r->row_of != NULL
                        : q3_match_rows(&r->row_of, &r->doubtful_rows, b, r->tensor, r->id, ours);
-    if (!memory || j->w.no_memory) out_of_memory(j);
+    if (!memory) out_of_memory(j);
     if (r->row_of == NULL) return;
     r->f.note[0] = 0;
     q3_note_rows(r->f.note, sizeof r->f.note, r->row_of, b->T,
@@ -605,12 +605,12 @@ static void judge_whole(judging *j, const q3_tap *tap)
     trial_end(j, &r);
 }
 
-#define LOGITS ((size_t)16 << 20) /* bytes of a block of logits, and of its sums */
-
+/* Rows of a block, which takes 16 MB with its sums. */
 static size_t logits_at_once(const walk *w)
 {
     size_t kinds = 1U + (w->operand != 0) + !w->given[Q3_TAP_NORM];
-    size_t rows = LOGITS / (w->config->vocab_size * (sizeof(float) + kinds * sizeof(double)));
+    size_t row = w->config->vocab_size * (sizeof(float) + kinds * sizeof(double));
+    size_t rows = ((size_t)16 << 20) / row;
     return rows > 0 ? rows : 1;
 }
 
@@ -632,7 +632,8 @@ static void judge_blocks(judging *j, trial *r)
     free(block);
 }
 
-/* Logits without a row kept of any token. False: they must be, for what is wrong with them. */
+/* Logits without a row kept of any token. False: they must be, for a cause, or for rows that may be
+ * of tokens with equal logits. */
 static bool judge_brief(judging *j, const q3_tap *tap)
 {
     trial r;
@@ -642,17 +643,10 @@ static bool judge_brief(judging *j, const q3_tap *tap)
     if (r.tensor != NULL) find_rows(j, &r, &own);
     judge_blocks(j, &r);
     decide(j, &r);
-    bool whole = j->status == Q3_OK && (r.asks_all || is_trouble(j, &r));
+    bool whole = r.asks_all || r.doubtful_rows || is_trouble(j, &r);
     if (whole) q3_trial_free(&r);
     else trial_end(j, &r);
     return !whole;
-}
-
-/* Whether there is anything to compare logits with. */
-static bool has_logits(const backend *b)
-{
-    const backend_tensor *logits = q3_backend_find(b, Q3_TAP_LM_HEAD, 0);
-    return logits != NULL && logits->layouts > 0;
 }
 
 /* Logits of all tokens may take more room than all else. */
@@ -660,13 +654,14 @@ static void judge_logits(judging *j)
 {
     walk *w = &j->w;
     q3_tap tap = {.id = Q3_TAP_LM_HEAD, .dtype = w->dtype};
-    bool given = has_logits(j->b), one = given && q3_backend_find(j->b, tap.id, 0)->layouts == 1;
+    const backend_tensor *tensor = q3_backend_find(j->b, tap.id, 0);
+    size_t layouts = tensor != NULL ? tensor->layouts : 0;
     w->layer = 0;
-    if (one && judge_brief(j, &tap)) return;
+    if ((layouts == 1 && judge_brief(j, &tap)) || j->status != Q3_OK) return;
     size_t T = w->T - w->past, V = w->config->vocab_size;
-    float *values = tap.data = given ? malloc(T * V * sizeof *values) : NULL;
-    if (given && values == NULL) out_of_memory(j);
+    float *values = tap.data = layouts > 0 ? malloc(T * V * sizeof *values) : NULL;
     if (values != NULL) q3_logits_rows(values, w, w->past, T);
+    else if (layouts > 0) out_of_memory(j);
     if (j->status == Q3_OK) judge_whole(j, &tap);
     free(values);
 }

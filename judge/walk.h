@@ -83,10 +83,10 @@ bool q3_sums_row(row_sums *out, walk *w, const q3_node *node, size_t t);
 void q3_sums_forget(walk *w);
 void q3_sums_free(walk *w);
 
-/* Our logits [count,V] of tokens t, t + 1, ...; the last norm is final. And all of the file's
- * tokens' for q3_match_rows, which sets w->no_memory if it is so. */
+/* Our logits [count,V] of tokens t, t + 1, ...; the last norm is final. And those of all of the
+ * file's tokens for q3_match_rows. */
 void q3_logits_rows(float *y, const walk *w, size_t t, size_t count);
-own_rows q3_logits_own(walk *w);
+own_rows q3_logits_own(const walk *w);
 
 /* What an honest implementation may differ by, element by element: |theirs - ours| <= slack + noise
  * + Q3_SIGMAS * sqrt(var). */
