@@ -377,3 +377,17 @@ void q3_attempt(diagnosis *d, const mistake *m, const char *text)
     d->no_memory = d->no_memory || p.no_memory;
     q3_pass_free(&p);
 }
+
+void q3_attempt_again(diagnosis *d, const mistake *m, const char *text)
+{
+    const evidence *e = d->e;
+    evidence unlimited = *e;
+    double left = d->work;
+    unlimited.budget = NULL;
+    d->e = &unlimited;
+    d->strength = NOTHING;
+    d->work = 0;
+    q3_attempt(d, m, text);
+    d->e = e;
+    d->work = left;
+}

@@ -84,10 +84,8 @@ static void try_all(diagnosis *d)
         memcpy(name, d->name, sizeof name);
         memcpy(cause, d->cause, sizeof cause);
         m.cause = cause;
-        d->strength = NOTHING;
-        d->work = WORK;
         d->text[0] = d->cause[0] = 0;
-        q3_attempt(d, &m, name);
+        q3_attempt_again(d, &m, name);
     }
     d->work = WORK;
     q3_search_positions(d);

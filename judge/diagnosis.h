@@ -223,6 +223,7 @@ typedef struct diagnosis {
     bool no_memory;
     mistake best;
     size_t *best_map;    /* owned: best.map */
+    struct plan *plan;   /* while q3_try_mistakes runs */
 } diagnosis;
 
 /* Chooses d->some for d->e. */
@@ -243,9 +244,13 @@ bool q3_weigh(diagnosis *d, const float *y, const char *text);
 bool q3_weigh_as(diagnosis *d, const float *y, const char *text, const char *cause);
 /* Computes the mistake and weighs it. */
 void q3_attempt(diagnosis *d, const mistake *m, const char *text);
+/* The same of one that explained something before, and no better one did: though the budget is
+ * spent. */
+void q3_attempt_again(diagnosis *d, const mistake *m, const char *text);
 
 
-/* mistakes.c: every known mistake, in the order of the list. */
+/* mistakes.c: every known mistake, the cheapest first; of those that explain theirs the one that
+ * q3_weigh would keep in the order of the list. */
 void q3_try_mistakes(diagnosis *d);
 
 /* searches.c: mistakes with a number or a choice in them that has to be found first. */
