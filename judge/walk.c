@@ -588,7 +588,6 @@ static void judge_whole(judging *j, const q3_tap *tap)
     walk *w = &j->w;
     float *values = tap->data;
     bool kept = w->tap[tap->id] != NULL; /* logits are not: nothing is computed from them */
-    q3_sums_forget(w);
     round_router(j, tap);
     begin(j, &r, tap, false);
     if (r.tensor != NULL) choose_reading(j, &r, values);
@@ -637,7 +636,6 @@ static void judge_blocks(judging *j, trial *r)
 static bool judge_brief(judging *j, const q3_tap *tap)
 {
     trial r;
-    q3_sums_forget(&j->w);
     begin(j, &r, tap, true);
     own_rows own = q3_logits_own(&j->w);
     if (r.tensor != NULL) find_rows(j, &r, &own);

@@ -16,7 +16,8 @@
 
 /* ==== Sums (sums.c) =========================================================================== */
 
-/* Of the linear map that makes a tap: what its bounds need of a block of tokens. */
+/* Of the linear map that makes a tap: what its bounds need of a block of tokens. (From layer to
+ * layer other maps lie between two of one tap, so that the tap's name tells whose they are.) */
 typedef struct map_sums {
     q3_tap_id id;
     size_t first, end;                 /* the tokens; equal: none */
@@ -78,7 +79,7 @@ bool q3_walk_memory(walk *w, const backend *b);
 void q3_walk_free(walk *w);
 
 /* Token t's row, of a block that is summed up when its first row is asked for. Its inputs must stay
- * as they are until q3_sums_forget. False: no memory. */
+ * as they are, and its weight, until q3_sums_forget. False: no memory. */
 bool q3_sums_row(row_sums *out, walk *w, const q3_node *node, size_t t);
 void q3_sums_forget(walk *w);
 void q3_sums_free(walk *w);
