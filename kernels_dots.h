@@ -282,17 +282,21 @@ INLINE vector NAME(some_lanes)(const uint8_t *p, const enum NAME(way) way)
 }
 
 /* WIDTH lanes of FEW_ROWS rows times n tokens, lanes[row][token][LANES] of T tokens, go on by some
- * columns: w[row], x[step][n][WIDTH]. What lies `ahead` bytes behind the weights is asked for.
+ * columns, or begin with the first: w[row], x[step][n][WIDTH]. What lies `ahead` bytes behind the
+ * weights is asked for.
  * Order   columns ascending. */
 INLINE void NAME(few_columns)(double *lanes, size_t T, const uint8_t *const w[FEW_ROWS],
-                              const double *x, size_t steps, size_t ahead,
+                              const double *x, size_t steps, bool first, size_t ahead,
                               const enum NAME(way) way, const int n)
 {
     const size_t step = LANES * (way == NAME(floats) ? 4 : 2);
     vector sum[FEW_ROWS][FEW];
     UNROLL for (int r = 0; r < FEW_ROWS; r++)
-        UNROLL for (int t = 0; t < n; t++)
-            sum[r][t] = *(const doubles *)(lanes + ((size_t)r * T + (size_t)t) * LANES);
+        UNROLL for (int t = 0; t < n; t++) sum[r][t] = (vector){0};
+    if (!first)
+        UNROLL for (int r = 0; r < FEW_ROWS; r++)
+            UNROLL for (int t = 0; t < n; t++)
+                sum[r][t] = *(const doubles *)(lanes + ((size_t)r * T + (size_t)t) * LANES);
     for (size_t s = 0; s < steps; s++, x += n * WIDTH) {
         vector a[FEW_ROWS];
         UNROLL for (int r = 0; r < FEW_ROWS; r++) {
@@ -310,13 +314,13 @@ INLINE void NAME(few_columns)(double *lanes, size_t T, const uint8_t *const w[FE
             *(doubles *)(lanes + ((size_t)r * T + (size_t)t) * LANES) = sum[r][t];
 }
 
-#define CASE(n)                                                                 \
-    case n:                                                                     \
-        NAME(few_columns)(lanes, T, w, x, steps, ahead, way, n <= FEW ? n : 1); \
+#define CASE(n)                                                                        \
+    case n:                                                                            \
+        NAME(few_columns)(lanes, T, w, x, steps, first, ahead, way, n <= FEW ? n : 1); \
         break
 
 INLINE void NAME(any_few)(double *lanes, size_t T, const uint8_t *const w[FEW_ROWS],
-                          const double *x, size_t steps, size_t ahead,
+                          const double *x, size_t steps, bool first, size_t ahead,
                           const enum NAME(way) way, size_t n)
 {
     switch (n) {
@@ -352,16 +356,17 @@ TARGET static void NAME(few_together)(const few *b, const uint8_t *const w[FEW_R
     double *lanes = b->lanes + (r * b->T + t) * LANES + part * WIDTH;
     const double *x = b->x + c * b->T + (t * LANES + part * WIDTH * tokens) * steps;
     const size_t at = b->pairs ? part / 2 * 4 * WIDTH : part * WIDTH * (b->direct ? b->element : 4);
+    const bool first = c == 0;
     const uint8_t *p[FEW_ROWS];
     UNROLL for (int k = 0; k < FEW_ROWS; k++) p[k] = w[k] + at;
     if (!b->direct || b->element == 4)
-        NAME(any_few)(lanes, b->T, p, x, steps, b->ahead, NAME(floats), tokens);
+        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, NAME(floats), tokens);
     else if (!b->pairs)
-        NAME(any_few)(lanes, b->T, p, x, steps, b->ahead, NAME(float16s), tokens);
+        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, NAME(float16s), tokens);
     else if (part % 2 == 0)
-        NAME(any_few)(lanes, b->T, p, x, steps, b->ahead, NAME(even), tokens);
+        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, NAME(even), tokens);
     else
-        NAME(any_few)(lanes, b->T, p, x, steps, b->ahead, NAME(odd), tokens);
+        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, NAME(odd), tokens);
 }
 
 /* Columns [c, c + n) of rows [o, o + rows), behind the last the last again. */
@@ -390,7 +395,6 @@ TARGET static void NAME(few_rows)(const q3_dots *d, const few *b, size_t o, size
 /* Rows [o, o + rows), all columns. */
 TARGET static void NAME(some_rows)(const q3_dots *d, const few *b, size_t o, size_t rows)
 {
-    memset(b->lanes, 0, SOME_ROWS * b->T * LANES * sizeof *b->lanes);
     for (size_t c = 0; c < d->C; c += b->columns)
         NAME(few_rows)(d, b, o, rows, c, least(b->columns, d->C - c));
     for (size_t t = 0; t < b->T; t++) {
