@@ -27,6 +27,7 @@
 #endif
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #else
 #include <arm_neon.h>
@@ -42,21 +43,35 @@
 
 #define UNUSED __attribute__((unused))
 #define UNROLL _Pragma("GCC unroll 16")
+/* The vector stays in a register: gcc would load it again for each use. */
+#if defined(__x86_64__)
+#define KEEP(x) __asm__("" : "+v"(x))
+#else
+#define KEEP(x) __asm__("" : "+w"(x))
+#endif
 #if defined(__clang__)
 #define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, (type){__VA_ARGS__})
 #endif
 
-/* Scratch: what of it the tokens, one tile of rows and a block of rows may take, in bytes. A block
- * of rows stays in the second-level cache while all tokens meet it. */
+/* Scratch: what of it tokens and rows may take that are laid out, in bytes. */
 #define TOKEN_BYTES ((size_t)10 << 20)
 #define ROW_BYTES ((size_t)4 << 20)
-#define ROW_BLOCK ((size_t)9 << 17)
+/* Tokens for the second-level cache, beside a tile of rows; a few tokens' columns for the first. */
+#define GROUP_BYTES ((size_t)5 << 17)
+#define TOKENS_AT_HAND ((size_t)24 << 10)
+#define MOST_COLUMNS 2048
+#define SOME_ROWS 24 /* that meet them before the next columns */
 
 static size_t least(size_t a, size_t b)
 {
     return a < b ? a : b;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
 }
 
 /* How a float64 becomes an element of D: on_grid and narrow of kernels_maps.h. */
@@ -111,6 +126,63 @@ static void hand_over(const q3_dots *d, round_fn *round, double *sums, size_t t,
     round(d->y + t * d->y_stride + o, sums, n, d->dtype);
 }
 
+/* Whether no element of the weight changes by rounding to the run's dtype. */
+static bool as_it_lies(const q3_dots *d)
+{
+    return d->rows != NULL || d->dtype == Q3_F32 || d->dtype == d->weight.dtype;
+}
+
+static bool want_sums(const q3_dots *d)
+{
+    return d->sums != NULL || d->y != NULL;
+}
+
+/* The first place from p on that begins a cache line. */
+static double *to_line(double *p)
+{
+    return p + (64 - (uintptr_t)p % 64) % 64 / sizeof *p;
+}
+
+/* A call with few tokens: T of them, with so many columns at a time and in so many passes; lanes,
+ * and columns that are not taken as they lie, of SOME_ROWS rows. */
+typedef struct few {
+    double *x, *lanes;
+    float *rows;
+    size_t T, columns, passes;
+    size_t element, ahead; /* bytes of a weight, and to the one that is needed SOME_ROWS later */
+    bool size;   /* all are sizes */
+    bool direct; /* weights are taken as they lie, */
+    bool pairs;  /* two of 16 bits together */
+} few;
+
+/* The first token of pass i: passes are as equal as can be. */
+static size_t pass_start(const few *b, size_t i)
+{
+    return i * b->T / b->passes;
+}
+
+/* What a processor's second-level cache is asked for: from an address on, so many bytes a step. */
+typedef struct ask {
+    uintptr_t at;
+    size_t step;
+} ask;
+
+/* A call with more: tokens T from `first` on and their sizes (NULL: not wanted) in tiles; rows,
+ * and a lane of a tile of them; sums whose lanes are not all there. */
+typedef struct block {
+    double *x[2], *lane, *waiting;
+    float *rows;
+    size_t steps, token_tile, row_tile; /* elements of a tile */
+    size_t first, T, tiles, group;      /* tiles of tokens, and that meet a tile of rows together */
+    size_t N;                           /* rows that are laid out */
+} block;
+
+/* The first token of tile k, counted from b->first: tiles are as equal as can be. */
+static size_t tile_start(const block *b, size_t k)
+{
+    return k * b->T / b->tiles;
+}
+
 #include "kernels_tiles.h"
 
 #define TABLE(set) {#set, dots_##set, values_##set, round_##set, multiply_##set, add_##set, \
@@ -133,7 +205,7 @@ static void hand_over(const q3_dots *d, round_fn *round, double *sums, size_t t,
 
 #if defined(__x86_64__)
 #define SET avx2
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET __attribute__((target("avx2,fma,f16c")))
 #define WIDTH 4
 #include "kernels_maps.h"
 #include "kernels_attention.h"
@@ -143,7 +215,7 @@ static void hand_over(const q3_dots *d, round_fn *round, double *sums, size_t t,
 #undef WIDTH
 
 #define SET avx512
-#define TARGET __attribute__((target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")))
+#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")))
 #define WIDTH 8
 #include "kernels_maps.h"
 #include "kernels_attention.h"
@@ -154,9 +226,17 @@ static void hand_over(const q3_dots *d, round_fn *round, double *sums, size_t t,
 
 static const q3_kernels sets[] = {TABLE(baseline), TABLE(avx2), TABLE(avx512)};
 
+/* Not every compiler that is taken here knows the name of this one. */
+static bool has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29);
+}
+
 /* How many of them this processor runs: each has all that the one before it has. */
 static size_t count_sets(void)
 {
+    if (!has_f16c()) return 1;
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
     bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");

@@ -195,6 +195,34 @@ static void test_tokens(void)
     }
 }
 
+/* Every number of tokens up to more than go without laying out the weights, in each pair of dtypes;
+ * columns that end anywhere in a step, and more than are taken at once; rows that are no
+ * multiple of those that go together, and more than meet the same columns. */
+static void test_few_tokens(void)
+{
+    static const size_t columns[] = {1, 15, 17, 31, 48, 67, 129, 200}, rows[] = {25, 47, 3, 49, 26};
+    size_t i = 0;
+    for (size_t T = 1; T <= 26; T++)
+        for (q3_dtype weight = Q3_F32; weight <= Q3_F16; weight++)
+            for (q3_dtype dtype = Q3_F32; dtype <= Q3_F16; dtype++, i++)
+                try_dots(T, rows[i % 5], columns[i % 8], weight, dtype, i % 3, i % 4 == 0, false);
+    for (q3_dtype weight = Q3_F32; weight <= Q3_F16; weight++) {
+        try_dots(8, 5, 2100, weight, weight, 1, false, false);
+        try_dots(3, 4, 4129, weight, Q3_BF16, 0, true, false);
+        try_dots(12, 28, 2065, weight, Q3_F32, 1, false, false);
+    }
+}
+
+/* More than one group of tokens, set of rows that are laid out, set of tokens that are; the last
+ * one is short. */
+static void test_groups(void)
+{
+    try_dots(90, 19, 2050, Q3_BF16, Q3_BF16, 0, false, false);
+    try_dots(61, 83, 1000, Q3_F16, Q3_F16, 1, true, false);
+    try_dots(26, 114, 8200, Q3_F32, Q3_BF16, 0, false, false);
+    try_dots(40, 3, 32000, Q3_BF16, Q3_F16, 0, false, false);
+}
+
 /* Every number of rows; more rows than a block, and than results that leave together. */
 static void test_rows(void)
 {
@@ -231,6 +259,8 @@ int main(void)
     test_choice();
     test_columns();
     test_tokens();
+    test_few_tokens();
+    test_groups();
     test_rows();
     test_long_sums();
     return t_done("kernels");
