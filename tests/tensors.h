@@ -61,7 +61,7 @@ static void file_end(const char *path, size_t cut)
     CHECK(fclose(f) == 0);
 }
 
-static size_t bytes_of(const char *dtype)
+static inline size_t bytes_of(const char *dtype)
 {
     return strstr(dtype, "64") ? 8 : strstr(dtype, "32") ? 4 : 2;
 }

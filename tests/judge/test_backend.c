@@ -6,24 +6,8 @@
  *
  * Files go into a folder backend.tmp in the working directory. */
 #define _POSIX_C_SOURCE 200809L
-#include "tensors.h"
-
-#include "judge/backend.h"
-
-#include <sys/stat.h>
-
-#define COUNT(array) (sizeof (array) / sizeof (array)[0])
-#define PATH "backend.tmp/other.safetensors"
-
-/* H, K, hd, M, V, E, A, F, I: all different, and different from T = 9; layer 1 is dense. */
-enum { H = 6, K = 2, HD = 4, M = 11, V = 29, E = 5, A = 3, F = 7, I = 13, T = 9 };
-
-static const char config_text[] =
-    "{\"model_type\":\"qwen3_moe\",\"vocab_size\":29,\"hidden_size\":11,\"intermediate_size\":13,"
-    "\"num_hidden_layers\":2,\"num_attention_heads\":6,\"num_key_value_heads\":2,\"head_dim\":4,"
-    "\"num_experts\":5,\"num_experts_per_tok\":3,\"moe_intermediate_size\":7,\"mlp_only_layers\":["
-    "1],"
-    "\"norm_topk_prob\":true,\"rms_norm_eps\":1e-06,\"max_position_embeddings\":64}";
+#define FOLDER "backend.tmp"
+#include "other.h"
 
 /* ==== Files =================================================================================== */
 
@@ -166,15 +150,6 @@ static void put_case(const layout_case *c, const char *axes)
         double value = (double)(1000 * (c->tokens - c->rows + t) + 50 * j + k);
         put_value("F32", k < c->inner ? value : -1);
     }
-}
-
-static q3_status open_file(backend *b, const char *path, const q3_model *of, q3_error *error)
-{
-    q3_status status = q3_backend_init(b, q3_model_config(of), path, error);
-    if (status == Q3_OK) status = q3_backend_add_file(b, path, error);
-    if (status == Q3_OK) status = q3_backend_read(b, error);
-    if (status != Q3_OK) q3_backend_close(b);
-    return status;
 }
 
 static void check_rows(const backend *b, const backend_tensor *x, const layout_case *c,
@@ -781,75 +756,6 @@ static void check_sorted_shapes(void)
     }
 }
 
-/* Names that fit no tap of the model (layer 0 has experts, layer 1 none): those that look like taps
- * are listed, each kind once, with the name that may have been meant. */
-static void check_unknown_names(void)
-{
-    static const struct { const char *name, *nearest; /* NULL: not listed */ } cases[] = {
-        {"model.layers.0.self_attn.q_prj.output", "model.layers.0.self_attn.q_proj.output"},
-        {"model.layers.1.self_attn.q_prj.output", NULL}, /* of the same kind */
-        {"layers.0.self_attn.k_prj", "model.layers.0.self_attn.k_proj.output"},
-        {"model.layers.7.mlp.output", "model.layers.1.mlp.output"}, /* no such layer */
-        {"model.layers.1.mlp.gate.output", "model.layers.1.mlp.gate_proj.output"}, /* dense */
-        {"model.layers.0.mlp.experts.3.gate_proj", "model.layers.0.mlp.experts.gate_proj.output"},
-        {"model.layers.0.mlp.experts.4.gate_proj", NULL},
-        {"ffn_moe_ot-0", "ffn_moe_out-0"},
-        {"blocks.0.hook_resid_pots", "blocks.0.hook_resid_post"},
-        {"lm_haed.output", "lm_head.output"},
-        {"model.rotary_emb.cosine", "model.rotary_emb.cos"},
-        {"logit", "logits"},
-        {"model.layers.0.self_attn.q_proj.input", NULL}, /* what a known module reads */
-        {"transformer.h.0.attn.qkv.input", NULL},
-        {"model.layers.0.self_attn.q_prj.input", "model.layers.0.self_attn.o_proj.input"},
-        {"gpt_neox.11.attention.query_key_value", ""}, /* another system's */
-        {"zebra", NULL},
-        {"attention_mask", NULL},
-        {"cache_position", NULL},
-        {"x", NULL},
-        {"7", NULL},
-    };
-    backend b;
-    q3_error error = {""};
-    size_t listed = 0;
-    file_begin("");
-    for (size_t i = 0; i < COUNT(cases); i++) {
-        tensor_begin(cases[i].name, "F32", "1", 4);
-        put_value("F32", 0);
-    }
-    file_end(PATH, 0);
-    CHECKF(open_file(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
-    CHECK(b.unknown == COUNT(cases) && strcmp(b.unknown_name, cases[0].name) == 0);
-    for (size_t i = 0; i < COUNT(cases); i++) {
-        const q3_unknown *u = &b.unknowns[listed];
-        bool here = listed < b.unknown_count && strcmp(u->name, cases[i].name) == 0;
-        CHECKF(here == (cases[i].nearest != NULL), "%s", cases[i].name);
-        if (!here) continue;
-        CHECK_TEXT(u->nearest, cases[i].nearest);
-        listed++;
-    }
-    CHECK(listed == b.unknown_count);
-    q3_backend_close(&b);
-}
-
-/* No more than 32, of however many kinds. */
-static void check_many_unknown(void)
-{
-    backend b;
-    q3_error error = {""};
-    char name[300];
-    file_begin("");
-    for (size_t i = 0; i < 50; i++) {
-        snprintf(name, sizeof name, "layers.0.mlp.");
-        for (size_t k = 0; k <= (i == 20 ? 250 : i); k++) strcat(name, "x");
-        tensor_begin(name, "F32", "1", 4);
-        put_value("F32", 0);
-    }
-    file_end(PATH, 0);
-    CHECKF(open_file(&b, PATH, model, &error) == Q3_OK, "%s", error.text);
-    CHECK(b.unknown == 50 && b.unknown_count == 32);
-    q3_backend_close(&b);
-}
-
 /* metadata's dtype is the run's, whatever the values need. */
 static void check_said_dtype(void)
 {
@@ -905,14 +811,8 @@ static void check_no_file(void)
 
 int main(void)
 {
-    q3_model *opened;
-    q3_error error = {""};
-    mkdir("backend.tmp", 0777);
-    FILE *f = fopen("backend.tmp/config.json", "wb");
-    fputs(config_text, f);
-    CHECK(fclose(f) == 0);
-    CHECKF(q3_model_open(&opened, "backend.tmp/config.json", &error) == Q3_OK, "%s", error.text);
-    if (error.text[0] != 0) return t_done("backend");
+    q3_model *opened = open_model();
+    if (opened == NULL) return t_done("backend");
     model = opened;
     check_layouts();
     check_fused();
@@ -926,8 +826,6 @@ int main(void)
     check_several();
     check_one_expert();
     check_sorted_shapes();
-    check_unknown_names();
-    check_many_unknown();
     check_said_dtype();
     check_other_dtypes();
     check_no_file();
