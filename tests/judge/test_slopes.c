@@ -105,8 +105,9 @@ static void test_tables(void)
 static void test_probs(void)
 {
     float q[T * HD] = {0}, k[T * HD] = {0}, v[T * HD];
-    float scores[T * T] = {0.5f, 0, 0.25f, -0.75f}, row[T], probs[T];
-    double scores_var[T], probs_var[T], noise[T * HD], var[T * HD], slope[T * HD], want = 0;
+    float scores[T * T] = {0.5f, 0, 0.25f, -0.75f}, row[T] = {0}, probs[T] = {0};
+    double scores_var[T] = {0}, probs_var[T] = {0}, noise[T * HD] = {0}, var[T * HD] = {0};
+    double slope[T * HD], want = 0;
     walk w = {.config = &config, .dtype = Q3_BF16, .T = T, .scores = row, .probs = probs,
               .scores_var = scores_var, .probs_var = probs_var, .values_noise = noise,
               .values_var = var};
