@@ -431,15 +431,148 @@ static double dot(const float *a, const float *b, size_t n)
     return fold(lane);
 }
 
-/* ==== Operators (MODEL.md section 4) ========================================================== */
+/* ==== Kernels (MODEL.md section 2) ===============================================================
+ * The operators' inner loops as they are meant. Whatever is taken in their place (kernels.c) gives
+ * the same bits. */
 
 /* Weights are widened this many at a time: a multiple of LANES, small enough for the stack. */
 #define PIECE 512
+#define SPAN 64 /* elements of an elementwise step, in float64 */
+#define TOKENS 8 /* that share a widened piece */
 
 static size_t least(size_t a, size_t b)
 {
     return a < b ? a : b;
 }
+
+/* Elements c, c + 1, ... of a row of the weight. */
+static const float *row_piece(float buffer[PIECE], const q3_dots *d, size_t row, size_t c, size_t n)
+{
+    if (d->rows != NULL) return d->rows + row * d->row_stride + c;
+    q3_widen(buffer, d->weight, row * d->row_stride + c, n, d->dtype);
+    return buffer;
+}
+
+/* By its bits: a branch on a sign that is random would take most of the time. */
+static double size_of(double x)
+{
+    return double_of(bits_of(x) & UINT64_MAX >> 1);
+}
+
+/* lane[i mod 16] += |w[i] x[i]|, as add_products. */
+static void add_sizes(double lane[LANES], const float *w, const float *x, size_t n)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t l = 0; l < LANES; l++) lane[l] += size_of((double)w[i + l] * (double)x[i + l]);
+    for (; i < n; i++) lane[i % LANES] += size_of((double)w[i] * (double)x[i]);
+}
+
+/* The sums of one row of the weight with tokens t, t + 1, ..., or those of sizes. */
+static void row_sums(double *sums, const q3_dots *d, size_t row, size_t t, size_t tokens, bool size)
+{
+    double lane[TOKENS][LANES] = {{0}};
+    float buffer[PIECE];
+    for (size_t c = 0; c < d->C; c += PIECE) {
+        size_t n = least(PIECE, d->C - c);
+        const float *w = row_piece(buffer, d, row, c, n), *x = d->x + t * d->x_stride + c;
+        for (size_t i = 0; i < tokens; i++, x += d->x_stride) {
+            if (size)
+                add_sizes(lane[i], w, x, n);
+            else
+                add_products(lane[i], w, x, n);
+        }
+    }
+    for (size_t i = 0; i < tokens; i++) sums[i] = fold(lane[i]);
+}
+
+/* Order   16 lanes over c; the bias last, before the one rounding. A row of the weight is read once
+ *         for all tokens, TOKENS of which share its widened piece; each sum is the one that T = 1
+ *         gives. */
+static void plain_dots(const q3_dots *d)
+{
+    for (size_t o = 0; o < d->N; o++) {
+        float b = 0.0f;
+        if (d->bias.data != NULL) q3_widen(&b, d->bias, o, 1, d->dtype);
+        for (size_t t0 = 0; t0 < d->T; t0 += TOKENS) {
+            size_t tokens = least(TOKENS, d->T - t0);
+            double sum[TOKENS] = {0}, size[TOKENS];
+            if (d->sums != NULL || d->y != NULL) row_sums(sum, d, o, t0, tokens, false);
+            if (d->sizes != NULL) row_sums(size, d, o, t0, tokens, true);
+            for (size_t t = 0; t < tokens; t++) {
+                if (d->sums != NULL) d->sums[(t0 + t) * d->N + o] = sum[t];
+                if (d->sizes != NULL) d->sizes[(t0 + t) * d->N + o] = size[t];
+                if (d->bias.data != NULL) sum[t] += (double)b;
+                if (d->y != NULL) d->y[(t0 + t) * d->y_stride + o] = q3_round(sum[t], d->dtype);
+            }
+        }
+    }
+}
+
+static void plain_values(double *sums, const float *probs, const float *rows, size_t stride,
+                         size_t count, size_t n)
+{
+    for (size_t s = 0; s < count; s++, rows += stride)
+        for (size_t i = 0; i < n; i++) sums[i] += (double)probs[s] * (double)rows[i];
+}
+
+static void plain_round(float *y, const double *x, size_t n, q3_dtype dtype)
+{
+    for (size_t i = 0; i < n; i++) y[i] = q3_round(x[i], dtype);
+}
+
+static void plain_multiply(float *y, const float *a, const float *b, size_t n, q3_dtype dtype)
+{
+    for (size_t i = 0; i < n; i++) y[i] = q3_round((double)a[i] * (double)b[i], dtype);
+}
+
+static void plain_add(float *y, const float *a, const float *b, size_t n, q3_dtype dtype)
+{
+    for (size_t i = 0; i < n; i++) y[i] = q3_round((double)a[i] + (double)b[i], dtype);
+}
+
+static void plain_silu(float *y, const float *x, size_t n, q3_dtype dtype)
+{
+    for (size_t i = 0; i < n; i++) y[i] = q3_round(q3_silu((double)x[i]), dtype);
+}
+
+static void plain_exp(double *y, const double *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) y[i] = q3_exp(x[i]);
+}
+
+const q3_kernels *q3_plain_kernels(void)
+{
+    static const q3_kernels plain = {"plain", plain_dots, plain_values, plain_round, plain_multiply,
+                                     plain_add, plain_silu, plain_exp, NULL};
+    return &plain;
+}
+
+/* Whoever compiles kernels.c too says -DQ3_KERNELS=q3_best_kernels. */
+#ifndef Q3_KERNELS
+#define Q3_KERNELS q3_plain_kernels
+#endif
+
+static const q3_kernels *chosen; /* by q3_use_kernels; the only variable that is one */
+
+const q3_kernels *q3_use_kernels(const q3_kernels *kernels)
+{
+    const q3_kernels *before = chosen;
+    chosen = kernels;
+    return before;
+}
+
+static const q3_kernels *kernels(void)
+{
+    return chosen != NULL ? chosen : Q3_KERNELS();
+}
+
+void q3_run_dots(const q3_dots *dots)
+{
+    kernels()->dots(dots);
+}
+
+/* ==== Operators (MODEL.md section 4) ========================================================== */
 
 /* y[t,:] = embed_tokens[ids[t],:]
  * Shapes  y: f32[T,M]; ids: [T] in [0, V); embed_tokens: [V,M].
@@ -464,50 +597,33 @@ void q3_embedding(float *y, const int32_t *ids, q3_tensor embed_tokens, size_t T
 void q3_rmsnorm(float *y, const float *x, q3_tensor weight, size_t T, size_t M, float eps,
                 q3_dtype dtype)
 {
-    float w[PIECE];
+    const q3_kernels *kernel = kernels();
+    float w[SPAN];
+    double quotient[SPAN];
     for (size_t t = 0; t < T; t++, x += M, y += M) {
         double root = q3_sqrt(dot(x, x, M) / (double)M + (double)eps);
-        for (size_t m = 0; m < M; m += PIECE) {
-            size_t n = least(PIECE, M - m);
+        for (size_t m = 0; m < M; m += SPAN) {
+            size_t n = least(SPAN, M - m);
             q3_widen(w, weight, m, n, dtype);
-            for (size_t i = 0; i < n; i++) {
-                float normal = q3_round((double)x[m + i] / root, dtype);
-                y[m + i] = q3_round((double)w[i] * (double)normal, dtype);
-            }
+            for (size_t i = 0; i < n; i++) quotient[i] = (double)x[m + i] / root;
+            kernel->round(y + m, quotient, n, dtype);
+            kernel->multiply(y + m, y + m, w, n, dtype);
         }
     }
 }
 
 /* y[t,o] = D(sum_c x[t,c] weight[o,c] + bias[o])
  * Shapes  x: f32[T,C]; y: f32[T,N]; weight: [N,C]; bias: [N] or absent.
- * Order   16 lanes over c; the bias last, before the one rounding. A row of the weight is read once
- *         for all tokens, TOKENS of which share its widened piece; each sum is the one that T = 1
- *         gives.
+ * Order   16 lanes over c; the bias last, before the one rounding; each sum is the one that T = 1
+ *         gives (plain_dots).
  * Source  nn.Linear.
  * Golden  golden/ops/linear.safetensors, lm_head.safetensors */
 void q3_linear(float *y, const float *x, q3_tensor weight, q3_tensor bias, size_t T, size_t N,
                size_t C, q3_dtype dtype)
 {
-    enum { TOKENS = 8 };
-    for (size_t o = 0; o < N; o++) {
-        float b = 0.0f, w[PIECE];
-        if (bias.data != NULL) q3_widen(&b, bias, o, 1, dtype);
-        for (size_t t0 = 0; t0 < T; t0 += TOKENS) {
-            size_t tokens = least(TOKENS, T - t0);
-            double lane[TOKENS][LANES] = {{0}};
-            for (size_t c = 0; c < C; c += PIECE) {
-                size_t n = least(PIECE, C - c);
-                q3_widen(w, weight, o * C + c, n, dtype);
-                for (size_t t = 0; t < tokens; t++)
-                    add_products(lane[t], w, x + (t0 + t) * C + c, n);
-            }
-            for (size_t t = 0; t < tokens; t++) {
-                double sum = fold(lane[t]);
-                if (bias.data != NULL) sum += (double)b;
-                y[(t0 + t) * N + o] = q3_round(sum, dtype);
-            }
-        }
-    }
+    q3_dots dots = {.x = x, .x_stride = C, .weight = weight, .row_stride = C, .bias = bias, .T = T,
+                    .N = N, .C = C, .dtype = dtype, .y = y, .y_stride = N};
+    kernels()->dots(&dots);
 }
 
 /* ---- Rotary position embedding (MODEL.md section 5) ----
@@ -650,6 +766,22 @@ void q3_rope_table(float *cos, float *sin, const float *inv_freq, float attentio
     }
 }
 
+/* n elements of a head's first half (a) and of its second (b). */
+static void rotate(float *y_a, float *y_b, const float *a, const float *b, const float *cos_a,
+                   const float *cos_b, const float *sin_a, const float *sin_b, size_t n,
+                   q3_dtype dtype)
+{
+    const q3_kernels *kernel = kernels();
+    float sine_a[SPAN], sine_b[SPAN];
+    for (size_t i = 0; i < n; i++) sine_a[i] = -b[i];
+    kernel->multiply(sine_a, sine_a, sin_a, n, dtype);
+    kernel->multiply(sine_b, a, sin_b, n, dtype);
+    kernel->multiply(y_a, a, cos_a, n, dtype);
+    kernel->multiply(y_b, b, cos_b, n, dtype);
+    kernel->add(y_a, y_a, sine_a, n, dtype);
+    kernel->add(y_b, y_b, sine_b, n, dtype);
+}
+
 /* y = D(D(x * cos) + D(rotate_half(x) * sin)), rotate_half(x) = (-x[hd/2:], x[:hd/2])
  * Shapes  x, y: f32[T,H,hd]; cos, sin: f32[T,hd].
  * Alias   y == x: a pair is read before it is written.
@@ -661,15 +793,9 @@ void q3_rope_apply(float *y, const float *x, const float *cos, const float *sin,
     size_t half = hd / 2;
     for (size_t t = 0; t < T; t++, cos += hd, sin += hd) {
         for (size_t h = 0; h < H; h++, x += hd, y += hd) {
-            for (size_t i = 0, j = half; i < half; i++, j++) {
-                double a = (double)x[i], b = (double)x[j];
-                float a_cos = q3_round(a * (double)cos[i], dtype);
-                float b_sin = q3_round(-b * (double)sin[i], dtype);
-                float b_cos = q3_round(b * (double)cos[j], dtype);
-                float a_sin = q3_round(a * (double)sin[j], dtype);
-                y[i] = q3_round((double)a_cos + (double)b_sin, dtype);
-                y[j] = q3_round((double)b_cos + (double)a_sin, dtype);
-            }
+            for (size_t i = 0, j = half; i < half; i += SPAN, j += SPAN)
+                rotate(y + i, y + j, x + i, x + j, cos + i, cos + j, sin + i, sin + j,
+                       least(SPAN, half - i), dtype);
         }
     }
 }
@@ -691,15 +817,27 @@ void q3_attention_scores(float *scores, const float *q, const float *k, size_t T
                          q3_dtype dtype)
 {
     Q3_CHECK(K != 0 && H % K == 0 && first + T <= S);
-    double scale = (double)single(1.0 / q3_sqrt((double)hd));
-    for (size_t h = 0; h < H; h++) {
-        size_t key_head = h / (H / K);
-        for (size_t t = 0; t < T; t++, scores += S) {
-            size_t low = q3_first_key(first + t, window);
-            for (size_t s = 0; s < S; s++) scores[s] = 0.0f;
-            for (size_t s = low; s <= first + t; s++) {
-                double product = dot(q + (t * H + h) * hd, k + (s * K + key_head) * hd, hd);
-                scores[s] = q3_round((double)q3_round(product, dtype) * scale, dtype);
+    const q3_kernels *kernel = kernels();
+    double scale = (double)single(1.0 / q3_sqrt((double)hd)), scaled[SPAN];
+    q3_dots dots = {.x_stride = hd, .row_stride = K * hd, .T = H / K, .C = hd, .dtype = dtype,
+                    .y_stride = T * S};
+    for (size_t i = 0; i < H * T * S; i++) scores[i] = 0.0f;
+    for (size_t t = 0; t < T; t++) {
+        size_t low = q3_first_key(first + t, window), end = first + t + 1;
+        dots.N = end - low;
+        for (size_t key_head = 0; key_head < K; key_head++) {
+            size_t h = key_head * dots.T;
+            dots.x = q + (t * H + h) * hd;
+            dots.rows = k + (low * K + key_head) * hd;
+            dots.y = scores + (h * T + t) * S + low;
+            kernel->dots(&dots);
+        }
+        for (size_t h = 0; h < H; h++) {
+            float *row = scores + (h * T + t) * S;
+            for (size_t s = low; s < end; s += SPAN) {
+                size_t n = least(SPAN, end - s);
+                for (size_t i = 0; i < n; i++) scaled[i] = (double)row[s + i] * scale;
+                kernel->round(row + s, scaled, n, dtype);
             }
         }
     }
@@ -716,6 +854,7 @@ void q3_attention_scores(float *scores, const float *q, const float *k, size_t T
 void q3_attention_probs(float *probs, const float *scores, double *scratch, size_t T, size_t H,
                         size_t first, size_t S, size_t window, q3_dtype dtype)
 {
+    const q3_kernels *kernel = kernels();
     Q3_CHECK(first + T <= S);
     for (size_t row = 0; row < H * T; row++, probs += S, scores += S) {
         size_t last = first + row % T, low = q3_first_key(last, window);
@@ -723,10 +862,12 @@ void q3_attention_probs(float *probs, const float *scores, double *scratch, size
         double sum = 0.0;
         for (size_t s = low + 1; s <= last; s++)
             if (scores[s] > max) max = scores[s];
-        for (size_t s = low; s <= last; s++) scratch[s] = q3_exp((double)scores[s] - (double)max);
+        for (size_t s = low; s <= last; s++) scratch[s] = (double)scores[s] - (double)max;
+        kernel->exp(scratch + low, scratch + low, last + 1 - low);
         for (size_t s = low; s <= last; s++) sum += scratch[s];
+        for (size_t s = low; s <= last; s++) scratch[s] /= sum;
         for (size_t s = 0; s < low; s++) probs[s] = 0.0f;
-        for (size_t s = low; s <= last; s++) probs[s] = q3_round(scratch[s] / sum, dtype);
+        kernel->round(probs + low, scratch + low, last + 1 - low, dtype);
         for (size_t s = last + 1; s < S; s++) probs[s] = 0.0f;
     }
 }
@@ -739,25 +880,31 @@ void q3_attention_probs(float *probs, const float *scores, double *scratch, size
 void q3_attention_values(float *y, const float *probs, const float *v, size_t T, size_t H, size_t K,
                          size_t hd, size_t first, size_t S, size_t window, q3_dtype dtype)
 {
-    enum { WIDTH = 64 }; /* elements of a head that are summed together */
+    const q3_kernels *kernel = kernels();
     Q3_CHECK(K != 0 && H % K == 0 && first + T <= S);
     for (size_t h = 0; h < H; h++) {
         for (size_t t = 0; t < T; t++, probs += S) {
-            for (size_t d = 0; d < hd; d += WIDTH) {
-                double sum[WIDTH] = {0};
-                size_t n = least(WIDTH, hd - d);
-                for (size_t s = q3_first_key(first + t, window); s <= first + t; s++) {
-                    const float *row = v + (s * K + h / (H / K)) * hd + d;
-                    for (size_t i = 0; i < n; i++) sum[i] += (double)probs[s] * (double)row[i];
-                }
-                for (size_t i = 0; i < n; i++)
-                    y[(t * H + h) * hd + d + i] = q3_round(sum[i], dtype);
+            size_t low = q3_first_key(first + t, window);
+            for (size_t d = 0; d < hd; d += SPAN) {
+                double sums[SPAN] = {0};
+                size_t n = least(SPAN, hd - d);
+                kernel->values(sums, probs + low, v + (low * K + h / (H / K)) * hd + d, K * hd,
+                               first + t + 1 - low, n);
+                kernel->round(y + (t * H + h) * hd + d, sums, n, dtype);
             }
         }
     }
 }
 
 /* ---- Experts (MODEL.md section 7) ---- */
+
+/* exp(x - max) of n elements; returns n. */
+static size_t exp_below(double y[SPAN], const float *x, float max, size_t n)
+{
+    for (size_t i = 0; i < n; i++) y[i] = (double)x[i] - (double)max;
+    kernels()->exp(y, y, n);
+    return n;
+}
 
 /* probs[t,e] = f32(exp(logits - max) / sum of exp(logits - max))
  * Shapes  probs, logits: f32[T,E].
@@ -767,14 +914,21 @@ void q3_attention_values(float *y, const float *probs, const float *v, size_t T,
  * Golden  golden/ops/router.safetensors */
 void q3_router_probs(float *probs, const float *logits, size_t T, size_t E)
 {
+    double exps[SPAN];
     for (size_t t = 0; t < T; t++, probs += E, logits += E) {
         float max = E > 0 ? logits[0] : 0.0f;
         double sum = 0.0;
         for (size_t e = 1; e < E; e++)
             if (logits[e] > max) max = logits[e];
-        for (size_t e = 0; e < E; e++) sum += q3_exp((double)logits[e] - (double)max);
-        for (size_t e = 0; e < E; e++)
-            probs[e] = single(q3_exp((double)logits[e] - (double)max) / sum);
+        for (size_t e = 0; e < E; e += SPAN) {
+            size_t n = exp_below(exps, logits + e, max, least(SPAN, E - e));
+            for (size_t i = 0; i < n; i++) sum += exps[i];
+        }
+        for (size_t e = 0; e < E; e += SPAN) {
+            size_t n = exp_below(exps, logits + e, max, least(SPAN, E - e));
+            for (size_t i = 0; i < n; i++) exps[i] /= sum;
+            kernels()->round(probs + e, exps, n, Q3_F32);
+        }
     }
 }
 
@@ -882,19 +1036,19 @@ void q3_expert_linear(float *y, const float *x, const int32_t *ids, const q3_mlp
 /* y = D(x / (1 + exp(-x))), x f32[n]. Source: nn.SiLU. Alias y == x. */
 void q3_silu_map(float *y, const float *x, size_t n, q3_dtype dtype)
 {
-    for (size_t i = 0; i < n; i++) y[i] = q3_round(q3_silu((double)x[i]), dtype);
+    kernels()->silu(y, x, n, dtype);
 }
 
 /* y = D(a * b), f32[n]: silu(gate) times up. Alias y == a or y == b. */
 void q3_multiply(float *y, const float *a, const float *b, size_t n, q3_dtype dtype)
 {
-    for (size_t i = 0; i < n; i++) y[i] = q3_round((double)a[i] * (double)b[i], dtype);
+    kernels()->multiply(y, a, b, n, dtype);
 }
 
 /* y = D(a + b), f32[n]. Alias y == a or y == b. Golden golden/ops/residual_add.safetensors */
 void q3_residual_add(float *y, const float *a, const float *b, size_t n, q3_dtype dtype)
 {
-    for (size_t i = 0; i < n; i++) y[i] = q3_round((double)a[i] + (double)b[i], dtype);
+    kernels()->add(y, a, b, n, dtype);
 }
 
 /* The slot with the lowest id above `previous` (-1 at first); ids are distinct. */
@@ -914,15 +1068,21 @@ static size_t next_slot(const int32_t *ids, size_t A, int32_t previous)
 void q3_expert_combine(float *y, const float *down, const int32_t *ids, const float *weights,
                        size_t T, size_t A, size_t M, q3_dtype dtype)
 {
+    const q3_kernels *kernel = kernels();
+    double product[SPAN];
+    float c[SPAN];
     for (size_t t = 0; t < T; t++, y += M, down += A * M, ids += A, weights += A) {
         int32_t previous = -1;
         for (size_t m = 0; m < M; m++) y[m] = 0.0f;
         for (size_t n = 0; n < A; n++) {
             size_t a = next_slot(ids, A, previous);
             Q3_CHECK(a < A);
-            for (size_t m = 0; m < M; m++) {
-                float c = q3_round((double)down[a * M + m] * (double)weights[a], dtype);
-                y[m] = q3_round((double)y[m] + (double)c, dtype);
+            for (size_t m = 0; m < M; m += SPAN) {
+                size_t width = least(SPAN, M - m);
+                for (size_t i = 0; i < width; i++)
+                    product[i] = (double)down[a * M + m + i] * (double)weights[a];
+                kernel->round(c, product, width, dtype);
+                kernel->add(y + m, y + m, c, width, dtype);
             }
             previous = ids[a];
         }
@@ -955,7 +1115,7 @@ struct q3_state {
     float *gate, *up;    /* [chunk,A,F] or [chunk,I] */
     float *down;         /* [chunk,A,M] or [chunk,M] */
     float *gathered;     /* q3_expert_linear's scratch */
-    float *logits;       /* [chunk,V] */
+    float *logits;       /* [logit_rows,V] */
 };
 
 /* One call of q3_forward. */
@@ -1012,7 +1172,7 @@ static void project(const pass *p, const q3_layer *w)
 }
 
 /* Self-attention and its residual sum. Token by token, so that the scores take H*rows and no
- * square. */
+ * square; or all at once where no tap wants to see them. */
 static void attend(const pass *p, const q3_layer *w)
 {
     q3_state *s = p->s;
@@ -1025,7 +1185,10 @@ static void attend(const pass *p, const q3_layer *w)
     project(p, w);
     memcpy(keys + p->first * K * hd, s->k, T * K * hd * sizeof *keys);
     memcpy(values + p->first * K * hd, s->v, T * K * hd * sizeof *values);
-    for (size_t t = 0; t < T; t++) {
+    q3_attention all = {.y = s->attention, .q = s->q, .k = keys, .v = values, .T = T, .H = H,
+                        .K = K, .hd = hd, .first = p->first, .window = window, .dtype = D};
+    bool done = p->tap == NULL && kernels()->attend != NULL && kernels()->attend(&all);
+    for (size_t t = 0; !done && t < T; t++) {
         size_t row = p->first + t, S = row + 1;
         float *q = s->q + t * H * hd, *sums = s->attention + t * H * hd;
         q3_attention_scores(s->scores, q, keys, 1, H, K, hd, row, S, window, D);
@@ -1120,21 +1283,29 @@ static void run_layer(const pass *p)
     tap(p, Q3_TAP_LAYER, s->hidden, D, 2, M, 1);
 }
 
-/* The final norm of all tokens, and lm_head of the last `rows` of them. */
+/* How many rows of logits a state has room for. */
+static size_t logit_room(const q3_run *run)
+{
+    return run->logit_rows != 0 ? run->logit_rows : run->chunk;
+}
+
+/* The final norm of all tokens, and lm_head of the last `rows` of them: piece by piece where there
+ * is no room for all, the short piece first, so that the last one fills q3_logits. */
 static void run_head(pass *p, size_t rows)
 {
     q3_state *s = p->s;
     const q3_config *c = s->config;
     const q3_tensor no_bias = {NULL, Q3_F32};
-    size_t skipped = p->T - rows, M = c->hidden_size, V = c->vocab_size;
+    size_t T = p->T, first = p->first, M = c->hidden_size, V = c->vocab_size;
     q3_dtype D = s->run.dtype;
     q3_rmsnorm(s->norm, s->hidden, s->weights->norm, p->T, M, single(c->rms_norm_eps), D);
     tap(p, Q3_TAP_NORM, s->norm, D, 2, M, 1);
-    if (rows == 0) return;
-    q3_linear(s->logits, s->norm + skipped * M, s->weights->lm_head, no_bias, rows, V, M, D);
-    p->T = rows;
-    p->first += skipped;
-    tap(p, Q3_TAP_LM_HEAD, s->logits, D, 2, V, 1);
+    for (; rows > 0; rows -= p->T) {
+        p->T = (rows - 1) % logit_room(&s->run) + 1;
+        p->first = first + T - rows;
+        q3_linear(s->logits, s->norm + (T - rows) * M, s->weights->lm_head, no_bias, p->T, V, M, D);
+        tap(p, Q3_TAP_LM_HEAD, s->logits, D, 2, V, 1);
+    }
 }
 
 /* Starts a message. error may be NULL, here and below. */
@@ -1291,7 +1462,8 @@ static void lay_out(q3_state *s, q3_arena *arena, const q3_config *c, const q3_r
     s->up = take(arena, T, inner, f);
     s->down = take(arena, T, A * M, f);
     s->gathered = take(arena, T, M + wide, f);
-    s->logits = take(arena, run->end_layer == c->num_hidden_layers ? T : 0, c->vocab_size, f);
+    bool head = run->end_layer == c->num_hidden_layers;
+    s->logits = take(arena, head ? logit_room(run) : 0, c->vocab_size, f);
 }
 
 /* A caller's mistakes. */
@@ -1300,7 +1472,7 @@ static void check_run(const q3_config *config, const q3_run *run)
     Q3_CHECK(run->dtype == Q3_F32 || run->dtype == Q3_BF16 || run->dtype == Q3_F16);
     Q3_CHECK(run->first_layer <= run->end_layer && run->end_layer <= config->num_hidden_layers);
     Q3_CHECK(run->chunk >= 1 && run->chunk <= run->rows && run->rows <= Q3_MAX_POSITIONS);
-    Q3_CHECK(run->start <= Q3_MAX_POSITIONS - run->rows);
+    Q3_CHECK(run->start <= Q3_MAX_POSITIONS - run->rows && run->logit_rows <= run->chunk);
 }
 
 size_t q3_state_size(const q3_config *config, const q3_run *run)
@@ -1394,7 +1566,11 @@ static bool lanes_hold(void)
         u = u * 1664525u + 1013904223u;
         x[i] = float_of(0x3F800000u | u >> 9);
     }
-    return bits_of(dot(w, x, 77)) == UINT64_C(0xC207C2BA2F049B16);
+    double sums[2];
+    q3_dots dots = {.x = x, .rows = w, .T = 2, .N = 1, .C = 77, .sums = sums}; /* both tokens x */
+    kernels()->dots(&dots);
+    return bits_of(dot(w, x, 77)) == UINT64_C(0xC207C2BA2F049B16) &&
+           bits_of(sums[0]) == UINT64_C(0xC207C2BA2F049B16) && bits_of(sums[1]) == bits_of(sums[0]);
 }
 
 static bool sums_as_written(void)

@@ -37,7 +37,7 @@ static uint64_t mix(uint64_t h, uint64_t word)
     return h ^ h >> 29;
 }
 
-size_t q3_token_slot(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size_t n)
+uint64_t q3_token_hash(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size_t n)
 {
     uint64_t h = mix(t->slot_seed, (uint64_t)n << 1 | kind), word;
     for (; n >= 8; p += 8, n -= 8) {
@@ -46,7 +46,7 @@ size_t q3_token_slot(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size
     }
     word = 0;
     for (size_t i = 0; i < n; i++) word = word << 8 | p[i];
-    return mix(h, word) & t->slot_mask;
+    return mix(h, word);
 }
 
 bool q3_token_is(const q3_tokenizer *t, uint32_t i, uint8_t kind, const uint8_t *p, size_t n)
@@ -58,10 +58,12 @@ bool q3_token_is(const q3_tokenizer *t, uint32_t i, uint8_t kind, const uint8_t 
 
 uint32_t q3_find_token(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size_t n)
 {
-    size_t s = q3_token_slot(t, kind, p, n);
-    while (t->slots[s] != Q3_NONE && !q3_token_is(t, t->slots[s], kind, p, n))
+    uint64_t hash = q3_token_hash(t, kind, p, n);
+    size_t s = hash & t->slot_mask;
+    while (t->slots[s].token != Q3_NONE && (t->slots[s].tag != (uint32_t)(hash >> 32) ||
+                                            !q3_token_is(t, t->slots[s].token, kind, p, n)))
         s = (s + 1) & t->slot_mask;
-    return t->slots[s];
+    return t->slots[s].token;
 }
 
 size_t q3_pair_slot(const q3_tokenizer *t, uint32_t left, uint32_t right)
@@ -69,12 +71,15 @@ size_t q3_pair_slot(const q3_tokenizer *t, uint32_t left, uint32_t right)
     return mix(t->pair_seed, (uint64_t)left << 32 | right) & t->pair_mask;
 }
 
-/* The slot of a pair; an empty one if it is not merged. */
-static const q3_pair *find_pair(const q3_tokenizer *t, uint32_t left, uint32_t right)
+/* What left and right make: the rank of the merge in the high half, the token in the low one;
+ * Q3_NO_MERGE if they are not merged. Most pairs are not, and the first two looks say so. */
+static uint64_t find_merge(const q3_tokenizer *t, uint32_t left, uint32_t right)
 {
+    if ((left | right) < 256) return t->first_pairs[left << 8 | right];
+    if ((t->joins[left] & q3_join_bit(right)) == 0) return Q3_NO_MERGE;
     for (size_t s = q3_pair_slot(t, left, right);; s = (s + 1) & t->pair_mask) {
         const q3_pair *p = &t->pairs[s];
-        if ((p->left == left && p->right == right) || p->result == Q3_NONE) return p;
+        if (p->merge == Q3_NO_MERGE || (p->left == left && p->right == right)) return p->merge;
     }
 }
 
@@ -93,22 +98,26 @@ uint32_t q3_find_id(const q3_tokenizer *t, size_t low, size_t high, int32_t id)
     return Q3_NONE;
 }
 
-/* What one call of encode needs; every array grows as far as the text makes it. */
+/* A short piece of few ids. */
+#define CACHED_IDS 7
+
 typedef struct cached {
-    uint64_t key[3];
-    int32_t ids[8];
-    uint8_t length, count;
+    uint64_t key[2];  /* the bytes, zeros, and how many bytes in the last: 0, an empty entry */
+    int32_t ids[CACHED_IDS];
+    uint32_t count;
 } cached;
 
+/* What one call of encode needs; every array grows as far as the text makes it. */
 typedef struct work {
     const q3_tokenizer *t;
     q3_nfc nfc;
     q3_buffer ids;       /* int32_t: the result */
-    q3_buffer symbols;   /* symbol: a piece while it is merged */
-    q3_buffer ranks;     /* uint32_t: beside symbols */
+    q3_buffer matches;   /* match: where added tokens are */
+    q3_buffer symbols;   /* symbol: a long piece while it is merged */
     q3_buffer heap;      /* uint64_t */
     cached *cache;    /* [cache_size], or NULL */
     size_t cache_size;
+    bool *merged;     /* [vocabulary], or NULL: merges are known to make this token of its bytes */
 } work;
 
 /* ==== Split =================================================================================== */
@@ -173,12 +182,39 @@ static size_t piece_length(const uint16_t *properties, const uint8_t *p, const u
 
 /* ==== Merges ================================================================================== */
 
-typedef struct symbol {
-    uint32_t token, previous, next, result;
-} symbol;
-
-/* Up to this many symbols the lowest rank is found by looking at all, beyond by a heap. */
+/* A piece of up to this many bytes is merged in two short arrays, a longer one in a list with a
+ * heap of its pairs. */
 #define FEW 32
+
+/* Merges tokens[n], n <= FEW, in place; returns how many are left. */
+static size_t merge_few(const q3_tokenizer *t, uint32_t *tokens, size_t n)
+{
+    uint64_t merges[FEW]; /* [i]: of tokens i and i + 1; Q3_NO_MERGE behind the last */
+    for (size_t i = 0; i + 1 < n; i++) merges[i] = find_merge(t, tokens[i], tokens[i + 1]);
+    if (n > 0) merges[n - 1] = Q3_NO_MERGE;
+    for (;;) {
+        uint64_t lowest = Q3_NO_MERGE;
+        size_t at = 0;
+        for (size_t i = 0; i + 1 < n; i++) {
+            at = merges[i] < lowest ? i : at;
+            lowest = merges[i] < lowest ? merges[i] : lowest;
+        }
+        if (lowest == Q3_NO_MERGE) return n;
+        n--;
+        tokens[at] = (uint32_t)lowest;
+        for (size_t i = at + 1; i < n; i++) {
+            tokens[i] = tokens[i + 1];
+            merges[i] = merges[i + 1];
+        }
+        if (at + 1 < n) merges[at] = find_merge(t, tokens[at], tokens[at + 1]);
+        if (at > 0) merges[at - 1] = find_merge(t, tokens[at - 1], tokens[at]);
+    }
+}
+
+typedef struct symbol {
+    uint64_t merge; /* with the next */
+    uint32_t token, previous, next;
+} symbol;
 
 /* A binary heap of keys, the smallest on top. */
 static void heap_push(q3_buffer *heap, uint64_t key)
@@ -205,106 +241,103 @@ static uint64_t heap_pop(q3_buffer *heap)
 
 /* Looks up the pair that starts at symbol i. Each merge pops one entry of the heap and pushes two
  * at most, so the heap never holds more than twice the symbols. */
-static void set_pair(work *w, uint32_t i, bool few)
+static void set_pair(work *w, uint32_t i)
 {
     symbol *s = w->symbols.data;
-    uint32_t *ranks = w->ranks.data;
-    ranks[i] = Q3_NONE;
-    if (s[i].next == Q3_NONE) return;
-    const q3_pair *p = find_pair(w->t, s[i].token, s[s[i].next].token);
-    if (p->result == Q3_NONE) return;
-    ranks[i] = p->rank;
-    s[i].result = p->result;
-    if (!few) heap_push(&w->heap, (uint64_t)p->rank << 32 | i);
+    uint32_t next = s[i].next;
+    s[i].merge = next == Q3_NONE ? Q3_NO_MERGE : find_merge(w->t, s[i].token, s[next].token);
+    if (s[i].merge != Q3_NO_MERGE)
+        heap_push(&w->heap, (s[i].merge & ~(uint64_t)Q3_NONE) | i);
 }
 
-/* The symbol whose pair has the lowest rank, the leftmost of equals; Q3_NONE if no pair is left. */
-static uint32_t lowest_pair(work *w, bool few)
+/* Merges symbols 0 .. count-1, which are linked from 0. */
+static void merge_many(work *w)
 {
-    const uint32_t *ranks = w->ranks.data;
-    uint32_t best = Q3_NONE, rank = Q3_NONE;
-    if (few) {
-        for (uint32_t i = 0; i < w->symbols.count; i++) {
-            best = ranks[i] < rank ? i : best;
-            rank = ranks[i] < rank ? ranks[i] : rank;
-        }
-        return best;
-    }
+    symbol *s = w->symbols.data;
+    for (uint32_t i = 0; i < w->symbols.count; i++) set_pair(w, i);
     while (w->heap.count > 0) {
         uint64_t key = heap_pop(&w->heap);
-        if (ranks[key & Q3_NONE] == key >> 32)  /* otherwise the pair is no more */
-            return (uint32_t)(key & Q3_NONE);
+        uint32_t i = key & Q3_NONE;
+        if (s[i].merge >> 32 != key >> 32) continue; /* the pair is no more */
+        uint32_t gone = s[i].next;
+        s[i].token = s[i].merge & Q3_NONE;
+        s[i].next = s[gone].next;
+        s[gone].merge = Q3_NO_MERGE;
+        if (s[i].next != Q3_NONE) s[s[i].next].previous = i;
+        set_pair(w, i);
+        if (s[i].previous != Q3_NONE) set_pair(w, s[i].previous);
     }
-    return Q3_NONE;
 }
 
 /* Appends the tokens of a piece: its bytes' letters, merged by rank until no pair is left. */
 static bool merge_piece(work *w, const uint8_t *p, size_t n)
 {
-    w->symbols.count = w->ranks.count = w->heap.count = 0;
-    if (!q3_reserve(&w->symbols, n, sizeof(symbol)) ||
-        !q3_reserve(&w->ranks, n, sizeof(uint32_t)) ||
-        (n > FEW && !q3_reserve(&w->heap, 2 * n, sizeof(uint64_t))))
+    const q3_tokenizer *t = w->t;
+    uint32_t few[FEW], m = 0;
+    w->symbols.count = w->heap.count = 0;
+    if (!q3_reserve(&w->ids, n, sizeof(int32_t)) ||
+        (n > FEW && (!q3_reserve(&w->symbols, n, sizeof(symbol)) ||
+                     !q3_reserve(&w->heap, 2 * n, sizeof(uint64_t)))))
         return false;
+    int32_t *ids = (int32_t *)w->ids.data + w->ids.count;
     symbol *s = w->symbols.data;
-    uint32_t *ranks = w->ranks.data, m = 0;
     for (size_t i = 0; i < n; i++) {
-        uint32_t token = w->t->letter[p[i]];
-        if (token != Q3_NONE) {
-            s[m] = (symbol){token, m - 1, m + 1, Q3_NONE};  /* before the first: Q3_NONE */
-            m++;
+        uint32_t token = t->letter[p[i]];
+        if (token == Q3_NONE) continue;
+        if (n <= FEW)
+            few[m] = token;
+        else
+            s[m] = (symbol){Q3_NO_MERGE, token, m - 1, m + 1}; /* before the first: Q3_NONE */
+        m++;
+    }
+    if (n <= FEW) {
+        size_t left = merge_few(t, few, m);
+        for (size_t i = 0; i < left; i++) ids[i] = t->ids[few[i]];
+        w->ids.count += left;
+    } else if (m > 0) {
+        s[m - 1].next = Q3_NONE;
+        w->symbols.count = m;
+        merge_many(w);
+        for (uint32_t i = 0; i != Q3_NONE; i = s[i].next) {
+            *ids++ = t->ids[s[i].token];
+            w->ids.count++;
         }
     }
-    if (m == 0) return true;
-    s[m - 1].next = Q3_NONE;
-    w->symbols.count = m;
-    bool few = m <= FEW;
-    for (uint32_t i = 0; i < m; i++) set_pair(w, i, few);
-    for (uint32_t i; (i = lowest_pair(w, few)) != Q3_NONE;) {
-        uint32_t gone = s[i].next;
-        s[i].token = s[i].result;
-        s[i].next = s[gone].next;
-        ranks[gone] = Q3_NONE;
-        if (s[i].next != Q3_NONE) s[s[i].next].previous = i;
-        set_pair(w, i, few);
-        if (s[i].previous != Q3_NONE) set_pair(w, s[i].previous, few);
-    }
-    if (!q3_reserve(&w->ids, m, sizeof(int32_t))) return false;
-    for (uint32_t i = 0; i != Q3_NONE; i = s[i].next)
-        ((int32_t *)w->ids.data)[w->ids.count++] = w->t->ids[s[i].token];
     return true;
 }
 
 /* The ids of one piece of the split: from the cache, whole, or by merges. False without memory. */
 static bool encode_piece(work *w, const uint8_t *p, size_t n)
 {
-    uint64_t key[3] = {0, 0, 0};
-    cached *entry = NULL;
+    cached *entry = NULL, new = {.key = {0, 0}};
     size_t before = w->ids.count;
-    if (w->cache != NULL && n <= sizeof key) {
-        memcpy(key, p, n);
-        entry = &w->cache[mix(mix(mix(n, key[0]), key[1]), key[2]) & (w->cache_size - 1)];
-        if (entry->length == n && entry->key[0] == key[0] && entry->key[1] == key[1] &&
-            entry->key[2] == key[2]) {
-            if (!q3_reserve(&w->ids, entry->count, sizeof(int32_t))) return false;
-            memcpy((int32_t *)w->ids.data + before, entry->ids, entry->count * sizeof(int32_t));
+    if (w->cache != NULL && n < sizeof new.key) {
+        memcpy(new.key, p, n);
+        ((uint8_t *)new.key)[sizeof new.key - 1] = (uint8_t)n;
+        entry = &w->cache[mix(mix(0, new.key[0]), new.key[1]) & (w->cache_size - 1)];
+        if (entry->key[0] == new.key[0] && entry->key[1] == new.key[1]) {
+            if (!q3_reserve(&w->ids, CACHED_IDS, sizeof(int32_t))) return false;
+            memcpy((int32_t *)w->ids.data + before, entry->ids, sizeof entry->ids);
             w->ids.count += entry->count;
             return true;
         }
     }
-    uint32_t whole = w->t->ignore_merges ? q3_find_token(w->t, 0, p, n) : Q3_NONE;
-    if (whole < w->t->vocabulary) {
+    bool ask = w->t->ignore_merges || (w->merged != NULL && n <= FEW);
+    uint32_t whole = ask ? q3_find_token(w->t, 0, p, n) : Q3_NONE;
+    bool known = whole < w->t->vocabulary;
+    if (known && (w->t->ignore_merges || w->merged[whole])) {
         if (!q3_reserve(&w->ids, 1, sizeof(int32_t))) return false;
         ((int32_t *)w->ids.data)[w->ids.count++] = w->t->ids[whole];
     } else if (!merge_piece(w, p, n)) {
         return false;
     }
-    size_t count = w->ids.count - before;
-    if (entry != NULL && count <= 8) {
-        memcpy(entry->key, key, sizeof key);
-        if (count > 0) memcpy(entry->ids, (int32_t *)w->ids.data + before, count * sizeof(int32_t));
-        entry->length = (uint8_t)n;
-        entry->count = (uint8_t)count;
+    new.count = (uint32_t)(w->ids.count - before);
+    if (known && w->merged != NULL)
+        w->merged[whole] = new.count == 1 && ((int32_t *)w->ids.data)[before] == w->t->ids[whole];
+    if (entry != NULL && new.count <= CACHED_IDS) {
+        if (new.count > 0)
+            memcpy(new.ids, (int32_t *)w->ids.data + before, new.count * sizeof *new.ids);
+        *entry = new;
     }
     return true;
 }
@@ -323,31 +356,41 @@ static bool encode_gap(work *w, const uint8_t *p, size_t n)
     return true;
 }
 
-/* The first of a[low..high) whose byte at depth is at least `byte`; they share what is before. */
-static size_t first_with(const q3_added_token *a, size_t low, size_t high, size_t depth, int byte)
+uint32_t q3_added_child(const q3_tokenizer *t, uint32_t node, uint8_t byte)
 {
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        if (a[middle].text[depth] < byte)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
+    if (node == 0) return t->added_root[byte];
+    uint32_t child = t->added_nodes[node].child;
+    while (child != 0 && t->added_nodes[child].byte != byte) child = t->added_nodes[child].sibling;
+    return child;
 }
 
-/* The longest added token at p, or NULL: the sorted list is narrowed byte by byte. */
-static const q3_added_token *find_added(const q3_tokenizer *t, const uint8_t *p, size_t n)
+uint32_t q3_added_step(const q3_tokenizer *t, uint32_t node, uint8_t byte)
 {
-    const q3_added_token *found = NULL, *a = t->added;
-    size_t low = 0, high = t->added_count;
-    for (size_t depth = 0; low < high; depth++) {
-        if (a[low].length == depth) found = &a[low++];
-        if (depth == n) break;
-        low = first_with(a, low, high, depth, p[depth]);
-        high = first_with(a, low, high, depth, p[depth] + 1);
+    uint32_t child;
+    while ((child = q3_added_child(t, node, byte)) == 0 && node != 0)
+        node = t->added_nodes[node].shorter;
+    return child;
+}
+
+typedef struct match {
+    uint32_t at, added;
+} match;
+
+/* For every place where an added token starts the longest that does, the last place first. Time is
+ * linear whatever the tokens are, since the text is read once, from its end (Aho and Corasick). */
+static bool find_added(work *w, const uint8_t *p, size_t n)
+{
+    const q3_tokenizer *t = w->t;
+    uint32_t node = 0;
+    for (size_t i = n; i-- > 0;) {
+        if (node == 0 && t->added_root[p[i]] == 0) continue; /* nearly all bytes of a text */
+        node = q3_added_step(t, node, p[i]);
+        if (node == 0 || t->added_nodes[node].longest == Q3_NONE) continue;
+        if (!q3_reserve(&w->matches, 1, sizeof(match))) return false;
+        ((match *)w->matches.data)[w->matches.count++] =
+            (match){(uint32_t)i, t->added_nodes[node].longest};
     }
-    return found;
+    return true;
 }
 
 /* Cuts the added tokens out and encodes what lies between. False without memory. */
@@ -355,16 +398,14 @@ static bool encode_text(work *w, const uint8_t *p, size_t n)
 {
     const q3_tokenizer *t = w->t;
     size_t start = 0;
-    for (size_t i = 0; i < n;) {
-        const q3_added_token *a = t->starts_added[p[i]] ? find_added(t, p + i, n - i) : NULL;
-        if (a == NULL) {
-            i++;
-            continue;
-        }
-        if (!encode_gap(w, p + start, i - start) || !q3_reserve(&w->ids, 1, sizeof(int32_t)))
+    if (!find_added(w, p, n)) return false;
+    for (size_t i = w->matches.count; i-- > 0;) {
+        const match *m = &((match *)w->matches.data)[i];
+        if (m->at < start) continue; /* inside the one before */
+        if (!encode_gap(w, p + start, m->at - start) || !q3_reserve(&w->ids, 1, sizeof(int32_t)))
             return false;
-        ((int32_t *)w->ids.data)[w->ids.count++] = t->ids[a->token];
-        start = i += a->length;
+        ((int32_t *)w->ids.data)[w->ids.count++] = t->ids[t->added[m->added].token];
+        start = m->at + t->added[m->added].length;
     }
     return encode_gap(w, p + start, n - start);
 }
@@ -395,15 +436,17 @@ q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, s
     /* A short text is not worth a cache; without memory for one there is none. */
     for (w.cache_size = 64; w.cache_size < length / 64 && w.cache_size < 16384;) w.cache_size *= 2;
     if (length > 2048) w.cache = calloc(w.cache_size, sizeof *w.cache);
+    if (length > 2048) w.merged = calloc(tokenizer->vocabulary + 1, sizeof *w.merged);
     bool done = q3_reserve(&w.ids, length / 4 + 1, sizeof(int32_t)) &&
                 encode_text(&w, bytes, length);
     free(w.nfc.out.data);
     free(w.nfc.codes.data);
     free(w.nfc.scratch.data);
+    free(w.matches.data);
     free(w.symbols.data);
-    free(w.ranks.data);
     free(w.heap.data);
     free(w.cache);
+    free(w.merged);
     if (!done) {
         free(w.ids.data);
         return q3_no_memory(error, "tokenizer");

@@ -111,7 +111,8 @@ typedef struct q3_session {
 q3_status session_open(q3_session *session, const command_line *command, q3_error *error);
 /* Loads the weights that session->run needs; its dtype Q3_AUTO becomes what they are. */
 q3_status session_load_weights(q3_session *session, q3_error *error);
-/* Loads the weights and makes a state for run.start, run.rows and run.chunk. */
+/* Loads the weights and makes a state for run.start, run.rows, run.chunk and run.logit_rows, 0 of
+ * which are so many that logits take at most 16 MB: the tap then sees them in pieces. */
 q3_status session_load(q3_session *session, const command_line *command, q3_error *error);
 void session_close(q3_session *session);
 /* Every id is in the vocabulary, there is at least one, and start + count positions exist. */

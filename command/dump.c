@@ -246,9 +246,11 @@ static q3_status run_pieces(dumping *d, const token_list *tokens, const dump_sou
 {
     const q3_session *session = d->session;
     size_t M = session->config->hidden_size;
+    bool logits = d->plan->index[Q3_TAP_LM_HEAD] != SIZE_MAX;
     for (size_t first = 0; first < d->T && d->status == Q3_OK;) {
         size_t count = d->T - first < session->run.chunk ? d->T - first : session->run.chunk;
-        q3_input input = {.count = count, .length = session->run.start + d->T, .logit_rows = count};
+        q3_input input = {.count = count, .length = session->run.start + d->T,
+                          .logit_rows = logits ? count : 0};
         if (source->hidden != NULL) {
             q3_entry_floats(hidden, source->hidden, (uint64_t)first * M, count * M);
             input.hidden = hidden;

@@ -231,6 +231,7 @@ q3_status verb_generate(const command_line *command, q3_error *error)
     if (status == Q3_OK) {
         session.run.rows = tokens.count + (size_t)n;
         session.run.chunk = tokens.count < 32 ? tokens.count : 32;
+        session.run.logit_rows = 1;
         status = session_load(&session, command, error);
     }
     if (status == Q3_OK) status = continue_prompt(&session, &tokens, n, &sampler, &out, error);

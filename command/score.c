@@ -27,14 +27,15 @@ static void print_number(double value)
     fputs(text, stdout);
 }
 
-/* Tokens 2 to T, in chunks: a line of JSON for each, or the totals. Natural logarithms. */
+/* Tokens 2 to T, as many at a time as there is room for logits: a line of JSON for each, or the
+ * totals. Natural logarithms. */
 static q3_status score_tokens(q3_session *session, const token_list *tokens, bool lines,
                               q3_error *error)
 {
-    size_t V = session->config->vocab_size, T = tokens->count;
+    size_t V = session->config->vocab_size, T = tokens->count, most = session->run.logit_rows;
     double total = 0.0;
     for (size_t first = 0; first < T;) {
-        size_t count = T - first < session->run.chunk ? T - first : session->run.chunk;
+        size_t count = T - first < most ? T - first : most;
         q3_input input = {.tokens = tokens->ids + first, .count = count, .length = T,
                           .logit_rows = count};
         q3_status status = q3_forward(session->state, &input, NULL, NULL, error);

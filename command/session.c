@@ -140,6 +140,8 @@ q3_status read_tokens(const command_line *command, const char *text, token_list 
 
 /* ==== The model =============================================================================== */
 
+#define MOST_LOGIT_BYTES ((size_t)16 << 20)
+
 /* --layers A:B. */
 static q3_status read_layers(const char *text, size_t layers, q3_run *run, q3_error *error)
 {
@@ -201,11 +203,21 @@ q3_status session_load_weights(q3_session *session, q3_error *error)
     return status;
 }
 
+/* As many rows of logits as take 16 MB, the chunk's or the half of it, its half, ...; at least
+ * one. */
+static size_t logit_rows(const q3_session *session)
+{
+    size_t rows = session->run.chunk, row = session->config->vocab_size * sizeof(float);
+    while (rows > 1 && rows > MOST_LOGIT_BYTES / row) rows = (rows + 1) / 2;
+    return rows;
+}
+
 q3_status session_load(q3_session *session, const command_line *command, q3_error *error)
 {
     q3_run *run = &session->run;
     q3_status status = session_load_weights(session, error);
     if (status != Q3_OK) return status;
+    if (run->logit_rows == 0) run->logit_rows = logit_rows(session);
     size_t size = q3_state_size(session->config, run);
     session->memory = size == 0 ? NULL : malloc(size);
     if (session->memory == NULL)

@@ -40,6 +40,7 @@ size_t q3_utf8_encode(uint32_t code, uint8_t out[4])
 
 typedef struct parser {
     q3_json j;
+    size_t room;  /* of j.nodes, in nodes */
     size_t length, at;
     uint32_t stack[Q3_JSON_DEPTH];
     size_t depth;
@@ -61,17 +62,29 @@ static q3_status fail_at(const parser *p, size_t at, const char *expected)
                    p->j.name, at, found, expected);
 }
 
-/* Skips blanks; the next byte, -1 at the end. */
+/* Skips blanks (indents by fours); the next byte, -1 at the end. */
 static int peek(parser *p)
 {
     const uint8_t *text = p->j.text;
-    while (p->at < p->length && (text[p->at] == ' ' || text[p->at] == '\n' || text[p->at] == '\r' ||
-                                 text[p->at] == '\t'))
-        p->at++;
-    return p->at < p->length ? text[p->at] : -1;
+    size_t at = p->at, end = p->length;
+    for (; at < end && (text[at] == ' ' || text[at] == '\n' || text[at] == '\r' ||
+                        text[at] == '\t'); at++)
+        while (end - at > 4 && memcmp(text + at + 1, "    ", 4) == 0) at += 4;
+    p->at = at;
+    return at < end ? text[at] : -1;
 }
 
-/* The node array has room for all: bound_nodes counted. */
+/* Makes room for the nodes of one turn of parse_document: a key and a value. */
+static bool reserve_nodes(parser *p)
+{
+    q3_buffer nodes = {p->j.nodes, p->j.count, p->room};
+    bool done = q3_reserve(&nodes, 2, sizeof *p->j.nodes);
+    p->j.nodes = nodes.data;
+    p->room = nodes.capacity;
+    return done;
+}
+
+/* The node array has room: reserve_nodes. */
 static uint32_t add_node(parser *p, size_t start, size_t end)
 {
     uint32_t n = p->j.count++;
@@ -205,6 +218,7 @@ static q3_status parse_document(parser *p)
 {
     bool empty = false, value = true;
     for (;;) {
+        if (!reserve_nodes(p)) return Q3_ERROR_MEMORY;
         q3_json_node *top = p->depth > 0 ? &p->j.nodes[p->stack[p->depth - 1]] : NULL;
         bool object = top != NULL && p->j.text[top->start] == '{';
         int c = peek(p);
@@ -237,24 +251,12 @@ static q3_status parse_document(parser *p)
     }
 }
 
-/* At least as many as there will be nodes: every value and key but the document itself follows one
- * of these four characters. Those inside strings are counted too, which costs memory alone. */
-static size_t bound_nodes(const uint8_t *text, size_t length)
-{
-    static const uint8_t before_node[256] = {['['] = 1, ['{'] = 1, [','] = 1, [':'] = 1};
-    size_t n = 1;
-    for (size_t i = 0; i < length; i++) n += before_node[text[i]];
-    return n;
-}
-
 q3_status q3_json_parse(q3_json *j, const char *name, const uint8_t *text, size_t length,
                         q3_error *error)
 {
     parser p = {.j = {.name = name, .text = text}, .length = length, .error = error};
     if (length >= UINT32_MAX) return fail_at(&p, UINT32_MAX, "less than 4 GiB");
-    size_t bound = bound_nodes(text, length);
-    p.j.nodes = bound <= SIZE_MAX / sizeof *p.j.nodes ? malloc(bound * sizeof *p.j.nodes) : NULL;
-    q3_status status = p.j.nodes != NULL ? parse_document(&p) : Q3_ERROR_MEMORY;
+    q3_status status = parse_document(&p);
     if (status == Q3_ERROR_MEMORY) q3_no_memory(error, name);
     if (status == Q3_OK)
         *j = p.j;
@@ -360,6 +362,27 @@ static q3_status fail_twice(const parser *p, uint32_t key)
                    fits ? (const char *)p->j.text + n->start : "\"...\"");
 }
 
+/* Sorts the n entries of a into b by way of buckets of their hashes' highest bits, about one entry
+ * in each; a is scratch. False without memory. */
+static bool sort_buckets(const q3_json *j, uint64_t *a, uint64_t *b, size_t n)
+{
+    unsigned shift = 63;
+    while (shift > 32 && UINT64_MAX >> shift < n) shift--;
+    size_t count = (size_t)(UINT64_MAX >> shift) + 1, *end = calloc(count, sizeof *end);
+    if (end == NULL) return false;
+    for (size_t i = 0; i < n; i++) end[a[i] >> shift]++;
+    for (size_t k = 1; k < count; k++) end[k] += end[k - 1];
+    for (size_t i = n; i-- > 0;) b[--end[a[i] >> shift]] = a[i]; /* end becomes start */
+    for (size_t k = 0; k < count; k++) {
+        size_t from = end[k], m = (k + 1 < count ? end[k + 1] : n) - from;
+        uint64_t *sorted = b + from, *scratch = a + from;
+        if (m > 1) sort_keys(j, &sorted, &scratch, m);
+        if (m > 1 && sorted != b + from) memcpy(b + from, sorted, m * sizeof *b);
+    }
+    free(end);
+    return true;
+}
+
 /* Refuses an object that has a key twice: sorted by a hash, equal hashes by their bytes, so that no
  * choice of keys makes it slow. */
 static q3_status check_keys(const parser *p, uint32_t object)
@@ -368,16 +391,17 @@ static q3_status check_keys(const parser *p, uint32_t object)
     size_t n = j->nodes[object].count;
     uint32_t twice = 0, k = object + 1;
     uint64_t few[16], *all = n > 8 ? malloc(2 * n * sizeof *all) : few;
-    uint64_t *a = all, *b = all == NULL ? NULL : all + n;
     if (all == NULL) return Q3_ERROR_MEMORY;
+    uint64_t *a = all, *b = all + n;
     for (size_t i = 0; i < n; i++, k = j->nodes[k + 1].next)
         a[i] = hash_string(j, k) >> 32 << 32 | k;
-    sort_keys(j, &a, &b, n);
-    for (size_t i = 1; i < n; i++) {
-        uint32_t second = (uint32_t)a[i];
-        if (!behind(j, a[i], a[i - 1]) && (twice == 0 || second < twice)) twice = second;
+    bool sorted = sort_buckets(j, a, b, n);
+    for (size_t i = 1; i < n && sorted; i++) {
+        uint32_t second = (uint32_t)b[i];
+        if (!behind(j, b[i], b[i - 1]) && (twice == 0 || second < twice)) twice = second;
     }
     if (all != few) free(all);
+    if (!sorted) return Q3_ERROR_MEMORY;
     return twice == 0 ? Q3_OK : fail_twice(p, twice);
 }
 
@@ -461,10 +485,9 @@ bool q3_json_uint(const q3_json *j, uint32_t node, uint64_t *out)
 {
     const q3_json_node *n = &j->nodes[node];
     uint64_t value = 0;
-    if (!q3_json_is_integer(j, node) || j->text[n->start] == '-') return false;
     for (size_t i = n->start; i < n->end; i++) {
-        uint64_t digit = (uint64_t)(j->text[i] - '0');
-        if (value > (UINT64_MAX - digit) / 10) return false;
+        uint64_t digit = (uint64_t)j->text[i] - '0';
+        if (digit > 9 || value > (UINT64_MAX - digit) / 10) return false;
         value = value * 10 + digit;
     }
     *out = value;

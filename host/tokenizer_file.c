@@ -202,26 +202,33 @@ static bool index_tokens(q3_tokenizer *t, size_t from)
         for (; i < t->count && steps < STEPS; i++) {
             const uint8_t *p = t->pool + t->offsets[i];
             size_t n = t->offsets[i + 1] - t->offsets[i] - 1;
-            size_t s = q3_token_slot(t, p[0], p + 1, n);
-            for (steps = 0; t->slots[s] != Q3_NONE && steps < STEPS; steps++)
-                s = (s + 1) & t->slot_mask;
-            t->slots[s] = steps < STEPS ? (uint32_t)i : t->slots[s];
+            uint64_t hash = q3_token_hash(t, p[0], p + 1, n);
+            q3_slot *s = &t->slots[hash & t->slot_mask];
+            for (steps = 0; s->token != Q3_NONE && steps < STEPS; steps++)
+                s = s < t->slots + t->slot_mask ? s + 1 : t->slots;
+            if (steps < STEPS) *s = (q3_slot){(uint32_t)i, (uint32_t)(hash >> 32)};
         }
         if (steps < STEPS) return true;
     }
     return false;
 }
 
-/* Puts a merge into the hash table, replacing the same pair; false if they collide. */
-static bool index_pair(q3_tokenizer *t, q3_pair pair)
+/* Puts the merges, in the order of their ranks, into the hash table; a later one replaces the same
+ * pair. False if they collide. */
+static bool index_pairs(q3_tokenizer *t, const q3_pair *merges, size_t n)
 {
-    size_t s = q3_pair_slot(t, pair.left, pair.right);
-    for (size_t steps = 0; steps < STEPS; steps++, s = (s + 1) & t->pair_mask) {
-        q3_pair *have = &t->pairs[s];
-        if (have->result == Q3_NONE || (have->left == pair.left && have->right == pair.right)) {
-            *have = pair;
-            return true;
+    for (; t->pair_seed < SEEDS; t->pair_seed++) {
+        size_t i = 0, steps = 0;
+        memset(t->pairs, 0xFF, (t->pair_mask + 1) * sizeof *t->pairs); /* Q3_NO_MERGE */
+        for (; i < n && steps < STEPS; i++) {
+            q3_pair *have = &t->pairs[q3_pair_slot(t, merges[i].left, merges[i].right)];
+            for (steps = 0; steps < STEPS && have->merge != Q3_NO_MERGE &&
+                            (have->left != merges[i].left || have->right != merges[i].right);
+                 steps++)
+                have = have < t->pairs + t->pair_mask ? have + 1 : t->pairs;
+            if (steps < STEPS) *have = merges[i];
         }
+        if (steps < STEPS) return true;
     }
     return false;
 }
@@ -281,7 +288,7 @@ static bool read_merge(loader *l, uint32_t node, size_t n[2])
 }
 
 /* left + right = result, all three in the vocabulary. */
-static bool resolve_merge(loader *l, const size_t n[2], q3_pair *p)
+static bool resolve_merge(loader *l, const size_t n[2], uint64_t rank, q3_pair *p)
 {
     const q3_tokenizer *t = l->t;
     size_t left, right;
@@ -293,25 +300,25 @@ static bool resolve_merge(loader *l, const size_t n[2], q3_pair *p)
     /* Most files have the results in the order of their ids: a look at the next saves a search. */
     const uint8_t *joined = written ? l->text : l->bytes;
     size_t length = written ? n[0] + n[1] : left + right;
-    p->result = l->made + 1;
-    if (p->result >= t->vocabulary || !q3_token_is(t, p->result, written, joined, length))
-        p->result = q3_find_token(t, written, joined, length);
-    l->made = p->result != Q3_NONE ? p->result : l->made;
-    return p->left != Q3_NONE && p->right != Q3_NONE && p->result != Q3_NONE;
+    uint32_t made = l->made + 1;
+    if (made >= t->vocabulary || !q3_token_is(t, made, written, joined, length))
+        made = q3_find_token(t, written, joined, length);
+    if (p->left == Q3_NONE || p->right == Q3_NONE || made == Q3_NONE) return false;
+    l->made = made;
+    p->merge = rank << 32 | made;
+    return true;
 }
 
-/* All strings or all pairs. Lines of a merges.txt that start with #version may be among the
- * strings. *collide says whether the hash table needs another seed. */
-static q3_status read_merges(loader *l, uint32_t merges, bool *collide)
+/* All strings or all pairs, to pairs[*count]. Lines of a merges.txt that start with #version may be
+ * among the strings. */
+static q3_status read_merges(loader *l, uint32_t merges, q3_pair *pairs, size_t *count)
 {
     const q3_json *j = &l->j;
     uint32_t node = merges + 1, rank = 0;
     size_t n[2];
     bool strings = j->nodes[merges].count > 0 && q3_json_type_of(j, node) == Q3_JSON_STRING;
-    *collide = false;
     for (size_t i = 0; i < j->nodes[merges].count; i++, node = j->nodes[node].next) {
         const char *wrong = NULL;
-        q3_pair pair = {.rank = rank};
         if (strings && q3_json_type_of(j, node) == Q3_JSON_STRING &&
             q3_json_string(j, node, l->text) >= 8 && memcmp(l->text, "#version", 8) == 0)
             continue;
@@ -319,43 +326,44 @@ static q3_status read_merges(loader *l, uint32_t merges, bool *collide)
             wrong = strings ? "a string as before" : "a pair of strings";
         else if (!read_merge(l, node, n))
             wrong = strings ? "two tokens with one space between" : "a pair of strings";
-        else if (!resolve_merge(l, n, &pair))
+        else if (!resolve_merge(l, n, rank, &pairs[rank]))
             wrong = "two tokens that are in vocab, as their join is";
         if (wrong != NULL) {
             char thing[48];
             snprintf(thing, sizeof thing, "model.merges[%lu]", (unsigned long)i);
             return fail(l, node, thing, "", wrong);
         }
-        *collide = *collide || !index_pair(l->t, pair);
         rank++;
     }
+    *count = rank;
     return Q3_OK;
 }
 
-/* The hash table of merges; a table that collides is made again with another seed. */
+/* The hash table of merges. */
 static q3_status load_merges(loader *l, uint32_t merges)
 {
     q3_tokenizer *t = l->t;
-    bool collide = true;
-    for (t->pair_mask = 15; t->pair_mask / 4 * 3 <= l->j.nodes[merges].count;)
-        t->pair_mask = 2 * t->pair_mask + 1;
+    size_t n = l->j.nodes[merges].count;
+    for (t->pair_mask = 15; t->pair_mask / 4 * 3 <= n;) t->pair_mask = 2 * t->pair_mask + 1;
     t->pairs = malloc((t->pair_mask + 1) * sizeof *t->pairs);
-    if (t->pairs == NULL) return q3_no_memory(l->error, l->j.name);
-    for (t->pair_seed = 0; collide && t->pair_seed < SEEDS; t->pair_seed += collide) {
-        memset(t->pairs, 0xFF, (t->pair_mask + 1) * sizeof *t->pairs); /* Q3_NONE: empty */
-        q3_status status = read_merges(l, merges, &collide);
-        if (status != Q3_OK) return status;
+    q3_pair *pairs = malloc((n + 1) * sizeof *pairs);
+    t->first_pairs = malloc(256 * 256 * sizeof *t->first_pairs);
+    t->joins = calloc(t->count + 1, sizeof *t->joins);
+    if (t->pairs == NULL || pairs == NULL || t->first_pairs == NULL || t->joins == NULL) {
+        free(pairs);
+        return q3_no_memory(l->error, l->j.name);
     }
-    return collide ? fail(l, merges, "model.merges", "", "pairs that do not collide when hashed")
-                   : Q3_OK;
-}
-
-/* For qsort: by bytes, a prefix before what is longer. */
-static int compare_added(const void *a, const void *b)
-{
-    const q3_added_token *x = a, *y = b;
-    int order = memcmp(x->text, y->text, x->length < y->length ? x->length : y->length);
-    return order != 0 ? order : (x->length > y->length) - (x->length < y->length);
+    q3_status status = read_merges(l, merges, pairs, &n);
+    if (status == Q3_OK && !index_pairs(t, pairs, n))
+        status = fail(l, merges, "model.merges", "", "pairs that do not collide when hashed");
+    memset(t->first_pairs, 0xFF, 256 * 256 * sizeof *t->first_pairs);
+    for (size_t i = 0; i < n && status == Q3_OK; i++) {
+        uint32_t left = pairs[i].left, right = pairs[i].right;
+        if ((left | right) < 256) t->first_pairs[left << 8 | right] = pairs[i].merge;
+        t->joins[left] |= q3_join_bit(right);
+    }
+    free(pairs);
+    return status;
 }
 
 /* One entry of added_tokens. Its id must be what Hugging Face would give it: the vocabulary's, or
@@ -398,12 +406,67 @@ static q3_status load_added(loader *l, uint32_t node, const char *where, uint64_
         return fail(l, id_node, where, "id", "the id that the vocabulary gives this content");
     }
     *next = id >= *next ? id + 1 : *next;
-    t->starts_added[a->text[0]] = true;
     t->added_count++;
     return Q3_OK;
 }
 
-/* added_tokens, sorted for the search. */
+/* Puts the bytes of added token i, from the last to the first, into the trie; false if they are
+ * there. */
+static bool add_to_trie(q3_tokenizer *t, uint32_t i, uint32_t *count)
+{
+    const q3_added_token *a = &t->added[i];
+    uint32_t node = 0;
+    for (size_t k = a->length; k-- > 0;) {
+        uint32_t *first = node == 0 ? &t->added_root[a->text[k]] : &t->added_nodes[node].child;
+        uint32_t child = q3_added_child(t, node, a->text[k]);
+        if (child == 0) {
+            child = (*count)++;
+            t->added_nodes[child] = (q3_added_node){0, *first, 0, Q3_NONE, a->text[k]};
+            *first = child;
+        }
+        node = child;
+    }
+    if (t->added_nodes[node].longest != Q3_NONE) return false;
+    t->added_nodes[node].longest = i;
+    return true;
+}
+
+/* Sets `shorter` of all nodes, those of fewer bytes first, and `longest` of those that are no added
+ * token themselves; queue has room for all. */
+static void link_trie(q3_tokenizer *t, uint32_t *queue)
+{
+    q3_added_node *nodes = t->added_nodes;
+    size_t count = 0;
+    for (size_t b = 0; b < 256; b++)
+        if (t->added_root[b] != 0) queue[count++] = t->added_root[b];
+    for (size_t i = 0; i < count; i++) {
+        for (uint32_t c = nodes[queue[i]].child; c != 0; c = nodes[c].sibling) {
+            nodes[c].shorter = q3_added_step(t, nodes[queue[i]].shorter, nodes[c].byte);
+            if (nodes[c].longest == Q3_NONE && nodes[c].shorter != 0)
+                nodes[c].longest = nodes[nodes[c].shorter].longest;
+            queue[count++] = c;
+        }
+    }
+}
+
+/* The trie of the added tokens: 20 bytes for each of theirs at most. */
+static q3_status index_added(loader *l)
+{
+    q3_tokenizer *t = l->t;
+    uint32_t count = 1;
+    t->added_nodes = malloc((l->added_used + 1) * sizeof *t->added_nodes);
+    uint32_t *queue = malloc((l->added_used + 1) * sizeof *queue);
+    q3_status s = t->added_nodes == NULL || queue == NULL ? q3_no_memory(l->error, l->j.name)
+                                                          : Q3_OK;
+    for (uint32_t i = 0; i < t->added_count && s == Q3_OK; i++)
+        if (!add_to_trie(t, i, &count))
+            s = fail(l, t->added[i].node, "added_tokens", "", "each content once");
+    if (s == Q3_OK) link_trie(t, queue);
+    free(queue);
+    return s;
+}
+
+/* added_tokens, and the trie that finds them. */
 static q3_status load_all_added(loader *l, uint32_t list)
 {
     q3_tokenizer *t = l->t;
@@ -416,11 +479,7 @@ static q3_status load_all_added(loader *l, uint32_t list)
         q3_status s = load_added(l, node, where, &next);
         if (s != Q3_OK) return s;
     }
-    if (t->added_count > 0) qsort(t->added, t->added_count, sizeof *t->added, compare_added);
-    for (size_t i = 1; i < t->added_count; i++)
-        if (compare_added(&t->added[i - 1], &t->added[i]) == 0)
-            return fail(l, t->added[i].node, "added_tokens", "", "each content once");
-    return Q3_OK;
+    return index_added(l);
 }
 
 /* The whole file, in the order that each step needs: vocabulary, merges, added tokens. */
@@ -511,7 +570,10 @@ void q3_tokenizer_free(q3_tokenizer *tokenizer)
     free(tokenizer->pool);
     free(tokenizer->slots);
     free(tokenizer->pairs);
+    free(tokenizer->first_pairs);
+    free(tokenizer->joins);
     free(tokenizer->added);
+    free(tokenizer->added_nodes);
     free(tokenizer->added_text);
     free(tokenizer);
 }

@@ -237,6 +237,19 @@ void q3_sort_ids(float *ids, size_t T, size_t A)
             }
 }
 
+static void spend(diagnosis *d, double work)
+{
+    d->work -= work;
+    if (d->e->budget != NULL) *d->e->budget -= work;
+}
+
+static bool is_spent(diagnosis *d)
+{
+    bool spent = d->work < 0 || (d->e->budget != NULL && *d->e->budget < 0);
+    d->stopped = d->stopped || spent;
+    return spent;
+}
+
 /* Remembers m as the best: its map belongs to the caller. */
 static void keep_mistake(diagnosis *d, const mistake *m)
 {
@@ -275,6 +288,71 @@ static bool limit_bounds(const diagnosis *d, const float *y, double *bound, doub
     return 2 * said >= judged && 2 * wrong_said >= wrong;
 }
 
+/* ---- Some channels first --------------------------------------------------------------------- */
+
+/* Whether an element is to be explained. */
+static bool in_question(const diagnosis *d, size_t at)
+{
+    const evidence *e = d->e;
+    if (d->rounding) return e->bound[at] >= 0 && e->ours[at] != e->theirs[at];
+    return !q3_agrees(e, at, e->ours[at]);
+}
+
+#define SMALL 4e6 /* multiplications of a map that is computed whole at once */
+
+void q3_choose_sample(diagnosis *d)
+{
+    const evidence *e = d->e;
+    const q3_node *node = q3_graph_node(e->config, e->id, e->layer);
+    bool experts = node != NULL && node->op == Q3_OP_EXPERT_LINEAR;
+    size_t N = experts ? e->row / e->config->num_experts_per_tok : e->row, wrong = 0, nth = 0;
+    d->some.count = 0;
+    if (node == NULL || (node->op != Q3_OP_LINEAR && !experts)) return;
+    if (q3_work_of(e, node) < SMALL || N < 4 * SAMPLE) return;
+    bool *bad = calloc(N, sizeof *bad);
+    d->no_memory = d->no_memory || bad == NULL;
+    for (size_t i = e->first * e->row; bad != NULL && i < e->T * e->row; i++)
+        bad[i % N] = bad[i % N] || in_question(d, i);
+    for (size_t c = 0; bad != NULL && c < N; c++) wrong += bad[c];
+    for (size_t c = 0; bad != NULL && c < N; c++) {
+        if (!bad[c]) continue;
+        bool take = wrong <= SAMPLE || nth * SAMPLE / wrong == d->some.count;
+        nth++;
+        if (take && d->some.count < SAMPLE) d->some.channel[d->some.count++] = c;
+    }
+    free(bad);
+}
+
+/* False: the mistake is no nearer in these channels, where it was to explain something, than half
+ * of what ours is off; is_near would ask for a quarter over all. */
+static bool explains_some(diagnosis *d, const mistake *m)
+{
+    const evidence *e = d->e;
+    pass p;
+    double own = 0, by = 0;
+    const q3_node *node = q3_graph_node(e->config, e->id, e->layer);
+    bool experts = node->op == Q3_OP_EXPERT_LINEAR, edited = (m->at >> e->id & 1) != 0;
+    size_t N = experts ? e->row / e->config->num_experts_per_tok : e->row;
+    for (size_t k = 0; edited && k < EDITS; k++) /* of rows: such an edit needs all channels */
+        if (m->edits[k].at == RESULT && m->edits[k].what >= FROM_PAIRS) return true;
+    for (size_t k = 0; edited && k < EDITS; k++)
+        if (m->edits[k].at == RESULT && (m->edits[k].what == THROUGH || m->edits[k].what == AGAIN))
+            return true;
+    const float *y = q3_pass_sample(&p, e, m, &d->some);
+    for (size_t at = e->first * e->row; y != NULL && at < e->T * e->row; at += N)
+        for (size_t k = 0; k < d->some.count; k++) {
+            size_t i = at + d->some.channel[k];
+            if (!in_question(d, i)) continue;
+            own += squared_ulp(e, e->ours, i);
+            by += squared_ulp(e, y, i);
+        }
+    bool good = y != NULL && by <= own / 2;
+    spend(d, p.work);
+    d->no_memory = d->no_memory || p.no_memory;
+    q3_pass_free(&p);
+    return good;
+}
+
 /* Computes the mistake and weighs what it makes, by its own bounds, which are found where it is
  * near enough. */
 void q3_attempt(diagnosis *d, const mistake *m, const char *text)
@@ -282,8 +360,9 @@ void q3_attempt(diagnosis *d, const mistake *m, const char *text)
     pass p;
     const evidence *e = d->e;
     claim c = {NULL, NULL};
-    if (d->no_memory || d->work < 0) return;
     if (m->allowed && e->differs) return;
+    if (d->no_memory || is_spent(d)) return;
+    if (d->some.count > 0 && !explains_some(d, m)) return;
     c.y = q3_pass_run(&p, e, m);
     bool ids = e->id == Q3_TAP_TOPK_INDICES;
     if (c.y != NULL && ids) q3_sort_ids(p.made[e->id], e->T, e->row);
@@ -294,7 +373,21 @@ void q3_attempt(diagnosis *d, const mistake *m, const char *text)
         near = c.bound != NULL && limit_bounds(d, c.y, p.doubt[e->id], m->carry);
     }
     if (near && weigh(d, &c, text, m->cause != NULL ? m->cause : text)) keep_mistake(d, m);
-    d->work -= p.work;
+    spend(d, p.work);
     d->no_memory = d->no_memory || p.no_memory;
     q3_pass_free(&p);
+}
+
+void q3_attempt_again(diagnosis *d, const mistake *m, const char *text)
+{
+    const evidence *e = d->e;
+    evidence unlimited = *e;
+    double left = d->work;
+    unlimited.budget = NULL;
+    d->e = &unlimited;
+    d->strength = NOTHING;
+    d->work = 0;
+    q3_attempt(d, m, text);
+    d->e = e;
+    d->work = left;
 }

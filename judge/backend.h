@@ -173,11 +173,19 @@ bool q3_read_rows(float **sorted, const backend *b, const backend_tensor *tensor
 /* When all is bound: fills logit_rows from the tensor logit_positions, or from metadata's. Errors:
  * another number of them than the logits have rows, a position outside the run or twice. */
 q3_status q3_rows_read(backend *b, q3_error *error);
-/* Which tokens the rows are of, by ours[T,row]: *row_of is new memory [T], Q3_NO_ROW: none; NULL:
- * the last ones in order, and then *doubtful says that the values do not show it. False: no
- * memory. */
+/* Our rows of the T tokens: in memory, or computed where they are asked for. Then whole rows are
+ * not compared, and no two tokens count as equal: rows that are either's are nobody's. */
+typedef struct own_rows {
+    const float *values; /* [T,row]; NULL: */
+    /* to[t * stride] = element i of token t, for all tokens */
+    void (*column)(const void *user, float *to, size_t stride, size_t i);
+    const void *user;
+} own_rows;
+
+/* Which tokens the rows are of, by ours: *row_of is new memory [T], Q3_NO_ROW: none; NULL: the last
+ * ones in order, and then *doubtful says that the values do not show it. False: no memory. */
 bool q3_match_rows(size_t **row_of, bool *doubtful, const backend *b, const backend_tensor *tensor,
-                   q3_tap_id id, const float *ours);
+                   q3_tap_id id, const own_rows *ours);
 /* Adds "rows of tokens 3, 7, HOW" to a note. */
 void q3_note_rows(char *note, size_t room, const size_t *row_of, size_t T, const char *how);
 

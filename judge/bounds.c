@@ -44,16 +44,6 @@ typedef struct sum {
     double x2, along; /* sum x^2, sum x^2 var(x): variance of the input's error along itself */
 } sum;
 
-static void add_product(sum *s, double w, double x, double x_var)
-{
-    double product = size_of(w * x);
-    s->size += product;
-    s->squares += product * product;
-    s->var += w * w * x_var;
-    s->x2 += x * x;
-    s->along += x * x * x_var;
-}
-
 /* 12.7: where --accumulate is declared, both operands and the result are rounded (or cut off) to
  * its unit: independent errors of the products, and a common one of the cut and of the result. */
 static double operand_noise(const walk *w, const sum *s, double y)
@@ -77,21 +67,47 @@ static void bound_sum(row_bound *b, const walk *w, size_t i, const sum *s, doubl
     b->var[i] = sum_var(s, y);
 }
 
-/* y[N] = weight[N,K] x[K] + bias. */
-static void bound_linear(row_bound *b, walk *w, const float *y, const float *x, const double *x_var,
-                         q3_tensor weight, q3_tensor bias, size_t N, size_t K)
+/* What must be equal: the embedding, and what is masked. */
+static void bound_nothing(row_bound *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++) b->slack[i] = b->noise[i] = b->var[i] = 0;
+}
+
+/* Of an input's row: what all sums over it share. */
+static void add_input(sum *s, const float *x, const double *x_var, size_t n)
+{
+    for (size_t k = 0; k < n; k++) {
+        double square = (double)x[k] * (double)x[k];
+        s->x2 += square;
+        s->along += square * x_var[k];
+    }
+}
+
+/* y[N] = weight[N,K] x[K] + bias: elements [at, at + N) of the row whose sums are in `row`. */
+static void bound_linear(row_bound *b, const walk *w, const float *y, const float *x,
+                         const double *x_var, const row_sums *row, size_t at, q3_tensor bias,
+                         size_t N, size_t K)
 {
     double noise = sum_noise(K);
-    for (size_t o = 0; o < N; o++) {
-        sum s = {0, 0, 0, 0, 0};
+    sum s = {0, 0, 0, 0, 0};
+    if (row->spread != NULL) add_input(&s, x, x_var, K);
+    for (size_t o = at; o < at + N; o++) {
         float add = 0.0f;
-        q3_widen(w->weight_row, weight, o * K, K, w->dtype);
-        for (size_t k = 0; k < K; k++)
-            add_product(&s, (double)w->weight_row[k], (double)x[k], x_var[k]);
         if (bias.data != NULL) q3_widen(&add, bias, o, 1, w->dtype);
-        s.size += size_of((double)add);
+        s.size = row->size[o] + size_of((double)add);
+        if (row->squares != NULL) s.squares = row->squares[o];
+        if (row->spread != NULL) s.var = row->spread[o];
         bound_sum(b, w, o, &s, noise, (double)y[o]);
     }
+}
+
+/* Without memory for its sums nothing is said. */
+static bool find_sums(row_bound *b, walk *w, const q3_node *node, row_sums *row, size_t t, size_t n)
+{
+    if (q3_sums_row(row, w, node, t)) return true;
+    w->no_memory = true;
+    bound_nothing(b, n);
+    return false;
 }
 
 /* ==== Norms =================================================================================== */
@@ -162,22 +178,52 @@ static size_t end_key(const walk *w, size_t t)
     return t + 1 + w->ahead < w->T ? t + 1 + w->ahead : w->T;
 }
 
+/* The sums of one score, q and k[hd]; what may differ in either. */
+static void add_products(sum *a, sum *other, const walk *w, const float *q, const double *q_var,
+                         const float *k, const double *k_var, size_t hd)
+{
+    for (size_t d = 0; d < hd; d++) {
+        double x = (double)q[d], y = (double)k[d], product = x * y;
+        a->size += size_of(product);
+        if (w->operand != 0) a->squares += product * product;
+        if (q_var != NULL) {
+            a->var += y * y * q_var[d];
+            a->x2 += x * x;
+            a->along += x * x * q_var[d];
+        }
+        if (k_var != NULL) {
+            other->var += x * x * k_var[d];
+            other->x2 += y * y;
+            other->along += y * y * k_var[d];
+        }
+    }
+}
+
+/* NULL, where it is 0 everywhere. */
+static const double *unless_0(const double *var, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (var[i] != 0) return var;
+    return NULL;
+}
+
 /* One token's scores [H,T]: product and scaled product may both stay unrounded (12.2). */
 static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
 {
     const q3_config *c = w->config;
     size_t H = c->num_attention_heads, K = c->num_key_value_heads, hd = c->head_dim, T = w->T;
     const float *q = w->tap[Q3_TAP_Q_ROPE] + t * H * hd, *k = w->tap[Q3_TAP_K_ROPE];
-    const double *q_var = w->var[Q3_TAP_Q_ROPE] + t * H * hd, *k_var = w->var[Q3_TAP_K_ROPE];
+    const double *q_var = unless_0(w->var[Q3_TAP_Q_ROPE] + t * H * hd, H * hd);
+    size_t low = q3_first_key(t, c->sliding_window), end = end_key(w, t);
+    const double *k_var = w->var[Q3_TAP_K_ROPE];
+    if (unless_0(k_var + low * K * hd, (end - low) * K * hd) == NULL) k_var = NULL;
     double scale = 1 / q3_sqrt((double)hd), noise = sum_noise(hd);
     for (size_t h = 0; h < H; h++)
-        for (size_t s = q3_first_key(t, c->sliding_window); s < end_key(w, t); s++) {
+        for (size_t s = low; s < end; s++) {
             size_t i = h * T + s, key = (s * K + h / (H / K)) * hd;
             sum a = {0, 0, 0, 0, 0}, other = {0, 0, 0, 0, 0};
-            for (size_t d = 0; d < hd; d++) {
-                add_product(&a, (double)k[key + d], (double)q[h * hd + d], q_var[h * hd + d]);
-                add_product(&other, (double)q[h * hd + d], (double)k[key + d], k_var[key + d]);
-            }
+            add_products(&a, &other, w, q + h * hd, q_var != NULL ? q_var + h * hd : NULL, k + key,
+                         k_var != NULL ? k_var + key : NULL, hd);
             double product = (double)y[i] / scale;
             b->slack[i] = 3 * q3_ulp((double)y[i], w->dtype);
             b->noise[i] = scale * (noise * a.size + operand_noise(w, &a, product));
@@ -226,39 +272,63 @@ static void bound_probs(row_bound *b, const walk *w, size_t t, const float *y)
     }
 }
 
+/* A head's sums over the keys, [hd] each. */
+typedef struct value_sums {
+    double *size, *squares, *of_probs, *var, *y; /* of_probs: sum v^2 var(p); one behind another */
+} value_sums;
+
 /* y = sum p v. Errors of the scores pull y towards v: dy = sum p ds (v - y); those of the probs
  * themselves add up. The sum runs over the keys block by block where it is fused, so that with
  * --accumulate the partial sums are rounded too: a random walk of n of them. */
+static void bound_values_of_head(walk *w, value_sums *g, size_t h, size_t low, size_t end)
+{
+    const q3_config *c = w->config;
+    size_t K = c->num_key_value_heads, hd = c->head_dim, of = h / (c->num_attention_heads / K);
+    const float *probs = w->probs + h * w->T;
+    const double *probs_var = w->probs_var + h * w->T, *scores_var = w->scores_var + h * w->T;
+    memset(g->size, 0, 5 * hd * sizeof *g->size);
+    for (size_t s = low; s < end; s++) {
+        size_t value = (s * K + of) * hd;
+        const float *v = w->tap[Q3_TAP_V_PROJ] + value;
+        const double *v_var = w->var[Q3_TAP_V_PROJ] + value;
+        double p = (double)probs[s];
+        for (size_t d = 0; d < hd; d++) {
+            double x = (double)v[d], product = p * x;
+            g->size[d] += size_of(product);
+            g->squares[d] += product * product;
+            g->of_probs[d] += x * x * probs_var[s];
+            g->var[d] += p * p * v_var[d];
+            g->y[d] += product;
+        }
+    }
+    for (size_t s = low; s < end; s++) {
+        if (scores_var[s] == 0) continue;
+        double pull = (double)probs[s] * grown(scores_var[s]);
+        const float *v = w->tap[Q3_TAP_V_PROJ] + (s * K + of) * hd;
+        for (size_t d = 0; d < hd; d++) {
+            double by = pull * ((double)v[d] - g->y[d]);
+            g->var[d] += by * by;
+        }
+    }
+}
+
 void q3_bound_values(walk *w, size_t t)
 {
     const q3_config *c = w->config;
-    size_t H = c->num_attention_heads, K = c->num_key_value_heads, hd = c->head_dim, T = w->T;
+    size_t H = c->num_attention_heads, hd = c->head_dim;
     size_t low = q3_first_key(t, c->sliding_window), end = end_key(w, t), n = end - low;
-    const float *v = w->tap[Q3_TAP_V_PROJ];
-    const double *v_var = w->var[Q3_TAP_V_PROJ];
     double noise = sum_noise(n), partial = (2 + 4 * q3_sqrt((double)n)) * w->operand;
-    for (size_t h = 0; h < H; h++)
+    double *room = w->head_sums;
+    value_sums g = {room, room + hd, room + 2 * hd, room + 3 * hd, room + 4 * hd};
+    for (size_t h = 0; h < H; h++) {
+        bound_values_of_head(w, &g, h, low, end);
         for (size_t d = 0; d < hd; d++) {
-            sum a = {0, 0, 0, 0, 0};
-            double var = 0, y = 0;
-            for (size_t s = low; s < end; s++) {
-                size_t value = (s * K + h / (H / K)) * hd + d;
-                double p = (double)w->probs[h * T + s], x = (double)v[value];
-                add_product(&a, x, p, w->probs_var[h * T + s]);
-                var += p * p * v_var[value];
-                y += p * x;
-            }
-            for (size_t s = low; s < end; s++) {
-                if (w->scores_var[h * T + s] == 0) continue;
-                double x = (double)v[(s * K + h / (H / K)) * hd + d];
-                double pull = (double)w->probs[h * T + s] * grown(w->scores_var[h * T + s]) *
-                              (x - y);
-                var += pull * pull;
-            }
+            sum a = {.size = g.size[d], .squares = g.squares[d]};
             size_t i = (t * H + h) * hd + d;
-            w->values_noise[i] = (noise + partial) * a.size + operand_noise(w, &a, y);
-            w->values_var[i] = a.var + var;
+            w->values_noise[i] = (noise + partial) * a.size + operand_noise(w, &a, g.y[d]);
+            w->values_var[i] = g.of_probs[d] + g.var[d];
         }
+    }
 }
 
 /* One token's o_proj.input, of what q3_bound_values found. */
@@ -359,17 +429,16 @@ static void bound_experts(row_bound *b, walk *w, const q3_node *node, size_t t, 
     const q3_config *c = w->config;
     const q3_tensor none = {NULL, Q3_F32};
     q3_tap_id input = node->from[0];
-    size_t A = c->num_experts_per_tok, N = q3_tap_row_size(c, node->id, w->T) / A, shape[3];
+    size_t A = c->num_experts_per_tok, n = q3_tap_row_size(c, node->id, w->T), N = n / A, shape[3];
     size_t rank = q3_tap_shape(shape, c, input, w->T), K = shape[rank - 1],
            row = q3_tap_row_size(c, input, w->T);
     bool by_slot = rank == 3; /* down_proj reads the slot's own row, gate_proj and up_proj the
                                * token's */
+    row_sums sums;
+    if (!find_sums(b, w, node, &sums, t, n)) return;
     for (size_t a = 0; a < A; a++) {
-        size_t expert = (size_t)w->tap[Q3_TAP_TOPK_INDICES][t * A + a],
-               at = t * row + (by_slot ? a * K : 0);
-        row_bound part = {b->slack + a * N, b->noise + a * N, b->var + a * N, 1, 1};
-        bound_linear(&part, w, y + a * N, w->tap[input] + at, w->var[input] + at,
-                     q3_graph_weight(node, w->weights, w->layer, expert), none, N, K);
+        size_t at = t * row + (by_slot ? a * K : 0);
+        bound_linear(b, w, y, w->tap[input] + at, w->var[input] + at, &sums, a * N, none, N, K);
     }
 }
 
@@ -415,12 +484,6 @@ q3_dtype q3_stored_dtype(const walk *w, q3_tap_id id)
     return q3_tap_info(id)->dtype == Q3_F32 ? Q3_F32 : w->dtype;
 }
 
-/* What must be equal: the embedding, and what is masked. */
-static void bound_nothing(row_bound *b, size_t n)
-{
-    for (size_t i = 0; i < n; i++) b->slack[i] = b->noise[i] = b->var[i] = 0;
-}
-
 /* Row t of what a node reads, and its variance. */
 typedef struct operand {
     const float *x;
@@ -456,6 +519,7 @@ void q3_bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *y,
 {
     const q3_node *node = q3_graph_node(w->config, id, w->layer);
     operand in[3];
+    row_sums sums;
     size_t count = 0;
     b->own = (double)node->own_ulps;
     b->roundings = (double)node->roundings;
@@ -468,8 +532,9 @@ void q3_bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *y,
     case Q3_OP_TABLE: bound_table(b, w, t, y, n); break;
     case Q3_OP_NORM: case Q3_OP_HEAD_NORM: bound_norms(b, w, node, y, &in[0]); break;
     case Q3_OP_LINEAR:
-        bound_linear(b, w, y, in[0].x, in[0].var, q3_graph_weight(node, w->weights, w->layer, 0),
-                     q3_graph_bias(node, w->weights, w->layer), n, in[0].n);
+        if (find_sums(b, w, node, &sums, t, n))
+            bound_linear(b, w, y, in[0].x, in[0].var, &sums, 0,
+                         q3_graph_bias(node, w->weights, w->layer), n, in[0].n);
         break;
     case Q3_OP_ROPE: bound_rope(b, w, t, y, in[0].x, in[0].var, n); break;
     case Q3_OP_SCORES: bound_nothing(b, n), bound_scores(b, w, t, y); break;

@@ -3,6 +3,7 @@
  * are looked for, and on which tokens. */
 #include "judge/diagnosis.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,18 +74,18 @@ static void try_all(diagnosis *d)
     evidence few = *e;
     few.T = tokens_to_choose_by(d);
     d->e = &few;
+    q3_choose_sample(d);
     q3_try_mistakes(d);
     d->e = e;
+    q3_choose_sample(d);
     if (few.T < e->T && d->strength != NOTHING) { /* what was chosen, on all tokens */
         char name[160], cause[160];
         mistake m = d->best;
         memcpy(name, d->name, sizeof name);
         memcpy(cause, d->cause, sizeof cause);
         m.cause = cause;
-        d->strength = NOTHING;
-        d->work = WORK;
         d->text[0] = d->cause[0] = 0;
-        q3_attempt(d, &m, name);
+        q3_attempt_again(d, &m, name);
     }
     d->work = WORK;
     q3_search_positions(d);
@@ -158,6 +159,27 @@ static bool is_new(diagnosis *d, told_causes *before)
     return true;
 }
 
+/* ==== The budget ============================================================================== */
+
+#define LEAST_BUDGET 2e10 /* of a small run: some seconds */
+#define BUDGET 4          /* for each multiplication of the layers' maps */
+
+double q3_search_budget(const q3_config *c, size_t T, size_t layers)
+{
+    double M = (double)c->hidden_size, wide = (double)c->intermediate_size;
+    double heads = (double)(2 * (c->num_attention_heads + c->num_key_value_heads));
+    if (c->num_experts > 0) wide = (double)(c->num_experts_per_tok * c->moe_intermediate_size);
+    double layer = M * (heads * (double)c->head_dim + 3 * wide + (double)c->num_experts);
+    return LEAST_BUDGET + BUDGET * (double)T * (double)layers * layer;
+}
+
+void q3_say_stopped(char *reason, size_t room)
+{
+    size_t used = strlen(reason);
+    snprintf(reason + used, room - used, "%sthe search for its cause stopped at its budget",
+             used > 0 ? "; " : "");
+}
+
 /* ==== One diagnosis =========================================================================== */
 
 static void look(diagnosis *d, told_causes *before)
@@ -165,6 +187,7 @@ static void look(diagnosis *d, told_causes *before)
     d->rounding = q3_agrees_everywhere(d->e, d->e->ours);
     d->own_distance = q3_distance(d->e, d->e->ours);
     if (!(d->own_distance > 0)) return;
+    q3_choose_sample(d);
     if (before != NULL && explained(d, before)) {
         d->text[0] = 0;
         return;
@@ -199,6 +222,7 @@ q3_status q3_diagnose(char text[200], char cause[160], const evidence *e, told_c
     free(d.outside[1]);
     free(d.best_map);
     if (d.no_memory) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for a diagnosis");
+    if (e->stopped != NULL) *e->stopped = d.stopped && d.strength != FULL;
     memcpy(text, d.text, sizeof d.text);
     memcpy(cause, d.cause, sizeof d.cause);
     return Q3_OK;

@@ -33,6 +33,9 @@ typedef struct evidence {
     double operand;                     /* --accumulate and --router, as in the walk */
     q3_dtype router;
     bool differs;                       /* the verdict is worse than `rounding` */
+    double *budget;                     /* multiplications that the run's searches have left; NULL:
+                                         * each search has its own alone */
+    bool *stopped;                      /* set where that ended a search; NULL: nobody asks */
 } evidence;
 
 /* What explained one tap's tensors of a run so far: a mistake in the code stands in every layer. */
@@ -43,6 +46,11 @@ typedef struct told_causes {
 } told_causes;
 
 void q3_told_free(told_causes *t);
+
+/* MODEL.md 12.13: how many multiplications all searches of a run have, by its size alone; and what
+ * a reason says behind its own words where that ended one. */
+double q3_search_budget(const q3_config *config, size_t T, size_t layers);
+void q3_say_stopped(char *reason, size_t room);
 
 /* Tries every known mistake that could have happened between the last given tensors and this
  * one: computes the mutated operators from the given tensors and looks whether their result

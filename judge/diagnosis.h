@@ -165,6 +165,13 @@ bool q3_margin_alter(const float *before, const float *after, double *reach, siz
 
 /* ==== The pass (evaluate.c) =================================================================== */
 
+/* Some channels of a linear map, spread over those that are wrong: a mistake that does not explain
+ * these is dropped before the others are computed. */
+#define SAMPLE 24
+typedef struct sample {
+    size_t channel[SAMPLE], count; /* count 0: the map is small enough to be computed whole */
+} sample;
+
 /* One pass with one mistake, as far as e->id. */
 typedef struct pass {
     const evidence *e;
@@ -173,6 +180,7 @@ typedef struct pass {
     margin *margin;            /* owned; NULL: without bounds */
     double *doubt[Q3_TAP_COUNT]; /* of what is made: variances; of e->id bounds; owned */
     bool known[Q3_TAP_COUNT];  /* result[] is set */
+    const sample *only;        /* of e->id's linear map: its other channels stay 0; NULL: all */
     const float *result[Q3_TAP_COUNT];
     double work;               /* multiplications */
     bool no_memory;
@@ -182,6 +190,10 @@ typedef struct pass {
  * something that it needs is not known, or (pass->no_memory) without memory. Valid until
  * q3_pass_free. */
 const float *q3_pass_run(pass *p, const evidence *e, const mistake *m);
+/* The same of these channels alone. */
+const float *q3_pass_sample(pass *p, const evidence *e, const mistake *m, const sample *only);
+/* Multiplications of a node's operator. */
+double q3_work_of(const evidence *e, const q3_node *node);
 /* Of the same: how far an honest implementation of the mistake may be from it, element by element.
  * It is computed once more. NULL: no memory. */
 const double *q3_pass_bound(pass *p);
@@ -206,11 +218,16 @@ typedef struct diagnosis {
     /* per unit: elements that the mistake does not explain; that ours does not */
     size_t *outside[2];
     double work;         /* that is left for further attempts */
+    bool stopped;        /* some were left out */
+    sample some;         /* of e->id on its tokens */
     bool no_memory;
     mistake best;
     size_t *best_map;    /* owned: best.map */
+    struct plan *plan;   /* while q3_try_mistakes runs */
 } diagnosis;
 
+/* Chooses d->some for d->e. */
+void q3_choose_sample(diagnosis *d);
 /* The file's number of a token: those that came before it have none. */
 size_t q3_own_token(const evidence *e, size_t t);
 /* Whether theirs is what an honest implementation of something whose result is `right` may give. */
@@ -227,9 +244,13 @@ bool q3_weigh(diagnosis *d, const float *y, const char *text);
 bool q3_weigh_as(diagnosis *d, const float *y, const char *text, const char *cause);
 /* Computes the mistake and weighs it. */
 void q3_attempt(diagnosis *d, const mistake *m, const char *text);
+/* The same of one that explained something before, and no better one did: though the budget is
+ * spent. */
+void q3_attempt_again(diagnosis *d, const mistake *m, const char *text);
 
 
-/* mistakes.c: every known mistake, in the order of the list. */
+/* mistakes.c: every known mistake, the cheapest first; of those that explain theirs the one that
+ * q3_weigh would keep in the order of the list. */
 void q3_try_mistakes(diagnosis *d);
 
 /* searches.c: mistakes with a number or a choice in them that has to be found first. */

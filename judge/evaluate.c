@@ -364,18 +364,23 @@ static void weight_row(const operation *o, float *row, const map *m, size_t r, d
         q3_rounding_weight(row, m->K, most, what, o->e->dtype);
 }
 
-/* The bias of rows [r, r + n), edited. */
-static void bias_rows(const operation *o, float *bias, const map *m, size_t r, size_t n)
+/* The bias of row r, edited. */
+static float bias_of(const operation *o, const map *m, size_t r)
 {
     change what = q3_change_of(o, BIAS);
     size_t hd = o->e->config->head_dim, heads = m->N / hd;
-    for (size_t i = 0; i < n; i++) {
-        size_t from = r + i;
-        if (what == BY_CHANNEL) from = from % heads * hd + from / heads;
-        if (what == BY_HEAD) from = from % hd * heads + from / hd;
-        q3_widen(bias + i, m->bias, from, 1, o->e->dtype);
-        if (what == TIMES) bias[i] *= (float)o->value;
-    }
+    float bias = 0.0f;
+    if (m->bias.data == NULL) return 0.0f;
+    if (what == BY_CHANNEL) r = r % heads * hd + r / heads;
+    if (what == BY_HEAD) r = r % hd * heads + r / hd;
+    q3_widen(&bias, m->bias, r, 1, o->e->dtype);
+    return what == TIMES ? bias * (float)o->value : bias;
+}
+
+/* Of the tensor in question only some channels may be wanted. */
+static const sample *wanted(const operation *o)
+{
+    return o->node->id == o->e->id ? o->p->only : NULL;
 }
 
 /* Some rows of the weight at a time, as the mistake has them. */
@@ -383,27 +388,31 @@ static bool run_rows(operation *o, const map *m, float *y)
 {
     enum { SOME = 16 };
     change sum = q3_change_of(o, ROUNDING);
+    const sample *only = wanted(o);
+    size_t count = only != NULL ? only->count : m->N;
     float *rows = q3_pass_room(o->p, SOME * m->K, sizeof *rows);
     float *some = q3_pass_room(o->p, m->T, SOME * sizeof *some), bias[SOME];
-    uint8_t *bytes = q3_pass_room(o->p, SOME * m->K + SOME, 4);
-    bool good = rows != NULL && some != NULL && bytes != NULL;
+    uint8_t bytes[4 * SOME];
+    bool good = rows != NULL && some != NULL;
     double most = q3_change_of(o, WEIGHT) == FP8_SCALED ? largest_weight(m, o->e->dtype) : 0;
-    for (size_t r = 0; good && r < m->N; r += SOME) {
-        size_t n = m->N - r < SOME ? m->N - r : SOME;
-        memset(bias, 0, sizeof bias);
-        for (size_t i = 0; i < n; i++) weight_row(o, rows + i * m->K, m, r + i, most);
-        if (m->bias.data != NULL) bias_rows(o, bias, m, r, n);
+    for (size_t r = 0; good && r < count; r += SOME) {
+        size_t n = count - r < SOME ? count - r : SOME, at[SOME];
+        for (size_t i = 0; i < n; i++) {
+            at[i] = only != NULL ? only->channel[r + i] : r + i;
+            weight_row(o, rows + i * m->K, m, at[i], most);
+            bias[i] = bias_of(o, m, at[i]);
+        }
         for (size_t i = 0; sum != NO_CHANGE && i < m->T * n; i++)
             some[i] = q3_rounding_sum(rows + i % n * m->K, m->x + i / n * m->K, m->K,
                                       (double)bias[i % n], sum, o->value, o->dtype);
-        if (sum == NO_CHANGE)
-            q3_linear(some, m->x, as_tensor(bytes, rows, n * m->K),
-                      as_tensor(bytes + 4 * SOME * m->K, bias, n), m->T, n, m->K, o->dtype);
-        for (size_t i = 0; i < m->T * n; i++) y[i / n * m->N + r + i % n] = some[i];
+        q3_dots dots = {.x = m->x, .x_stride = m->K, .rows = rows, .row_stride = m->K,
+                        .bias = as_tensor(bytes, bias, n), .T = m->T, .N = n, .C = m->K,
+                        .dtype = o->dtype, .y = some, .y_stride = n};
+        if (sum == NO_CHANGE) q3_run_dots(&dots);
+        for (size_t i = 0; i < m->T * n; i++) y[i / n * m->N + at[i % n]] = some[i];
     }
     free(rows);
     free(some);
-    free(bytes);
     return good;
 }
 
@@ -413,7 +422,8 @@ static bool run_map(operation *o, const map *m, float *y)
     bool whole = weight == NO_CHANGE || weight == PARTNERS || weight == PERMUTED;
     bool plain = bias == NO_CHANGE || bias == MISSING;
     if (m->weight.data == NULL || (weight == INTERLEAVED && m->other.data == NULL)) return false;
-    if (!whole || !plain || q3_change_of(o, ROUNDING) != NO_CHANGE || o->dtype != o->e->dtype)
+    if (!whole || !plain || q3_change_of(o, ROUNDING) != NO_CHANGE || o->dtype != o->e->dtype ||
+        wanted(o) != NULL)
         return run_rows(o, m, y);
     q3_linear(y, m->x, m->weight, m->bias, m->T, m->N, m->K, o->dtype);
     return true;
@@ -738,7 +748,7 @@ static bool reaches(const pass *p, q3_tap_id id)
 }
 
 /* Multiplications of one operator. */
-static double work_of(const evidence *e, const q3_node *node)
+double q3_work_of(const evidence *e, const q3_node *node)
 {
     double size = (double)e->T * (double)row_of(e, node->id);
     switch ((int)node->op) {
@@ -774,7 +784,10 @@ const float *q3_pass_get(pass *p, q3_tap_id id)
     p->result[id] = id == e->id ? e->ours : e->tap[id];
     if (node == NULL || !reaches(p, id)) return p->result[id];
     p->result[id] = NULL;
-    p->work += work_of(e, node);
+    size_t maps = node->op == Q3_OP_EXPERT_LINEAR ? e->config->num_experts_per_tok : 1;
+    double share = id == e->id && p->only != NULL
+        ? (double)(p->only->count * maps) / (double)row_of(e, id) : 1;
+    p->work += q3_work_of(e, node) * share;
     p->made[id] = q3_pass_room(p, e->T, row_of(e, id) * sizeof **p->made);
     if (p->margin != NULL) p->doubt[id] = q3_pass_room(p, e->T, row_of(e, id) * sizeof **p->doubt);
     if (p->no_memory || p->made[id] == NULL) return NULL;
@@ -784,12 +797,18 @@ const float *q3_pass_get(pass *p, q3_tap_id id)
     return p->result[id];
 }
 
-const float *q3_pass_run(pass *p, const evidence *e, const mistake *m)
+const float *q3_pass_sample(pass *p, const evidence *e, const mistake *m, const sample *only)
 {
     memset(p, 0, sizeof *p);
     p->e = e;
     p->m = m;
+    p->only = only;
     return reaches(p, e->id) ? q3_pass_get(p, e->id) : NULL;
+}
+
+const float *q3_pass_run(pass *p, const evidence *e, const mistake *m)
+{
+    return q3_pass_sample(p, e, m, NULL);
 }
 
 const double *q3_pass_bound(pass *p)
@@ -799,6 +818,7 @@ const double *q3_pass_bound(pass *p)
     pass again = {.e = p->e, .m = p->m, .work = 2 * work, .margin = q3_margin_new(p->e)};
     again.no_memory = again.margin == NULL;
     const float *y = again.no_memory ? NULL : q3_pass_get(&again, id);
+    again.no_memory = again.no_memory || again.margin->w.no_memory;
     q3_pass_free(p);
     *p = again;
     return y != NULL ? p->doubt[id] : NULL;

@@ -37,6 +37,8 @@ static bool find_gain(trial *r, walk *w)
     double along = size_of(r->along), least = Q3_SIGMAS * q3_sqrt(r->along_var) + r->along_noise;
     spread hidden = {true, 0, 0};
     if (!(along > least)) return true;
+    r->asks_all = r->brief && r->propagated;
+    if (r->asks_all) return true;
     if (r->propagated && !q3_gain_reach(&hidden, w, r->id, r->weight)) return false;
     least = (r->propagated ? Q3_SIGMAS : 8) * q3_sqrt(r->along_var + hidden.var) +
             r->along_noise + hidden.bias + common_of_norm(r, w);

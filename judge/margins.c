@@ -51,6 +51,7 @@ void q3_margin_begin(margin *g, const evidence *e)
     if (g->layers[e->layer].experts != NULL && g->experts != NULL)
         memcpy(g->experts, g->layers[e->layer].experts, E * sizeof *g->experts);
     g->weights.layers = g->layers;
+    q3_sums_forget(w);
     w->config = &g->config;
     w->weights = &g->weights;
     w->dtype = e->dtype;
@@ -145,7 +146,8 @@ void q3_margin_free(margin *g)
     if (g == NULL) return;
     void *const owned[] = {g->b.slack, g->b.noise, g->b.var, g->none, g->layers, g->experts,
                            g->w.scores, g->w.probs, g->w.scores_var, g->w.probs_var,
-                           g->w.values_noise, g->w.values_var, g->w.weight_row, g};
+                           g->w.values_noise, g->w.values_var, g->w.weight_row, g->w.head_sums, g};
+    q3_sums_free(&g->w);
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) free(owned[i]);
 }
 
@@ -177,9 +179,10 @@ margin *q3_margin_new(const evidence *e)
     w->values_noise = calloc(T, inner * sizeof(double));
     w->values_var = calloc(T, inner * sizeof(double));
     w->weight_row = calloc(sum, sizeof(float));
+    w->head_sums = calloc(5 * c->head_dim, sizeof(double));
     bool good = g->b.slack && g->b.noise && g->b.var && g->none && g->layers && g->experts &&
                 w->scores && w->probs && w->scores_var && w->probs_var && w->values_noise &&
-                w->values_var && w->weight_row;
+                w->values_var && w->weight_row && w->head_sums;
     if (!good) q3_margin_free(g), g = NULL;
     return g;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* mistakes.c - the list of known mistakes, in the order of the operators: of those that explain
- * a tensor equally well, the one that stands first.
+ * a tensor equally well, the one that stands first. They are tried from the cheapest to the
+ * dearest, so that a search that ends at its budget has tried as many as it could.
  *
  * MODEL.md section 9 tells of most. A row is an edit of the right graph: what reports call it,
  * whose operators, what is edited, by which value. A mistake that no edit makes, since it lies
@@ -10,6 +11,7 @@
 #include "host/text.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ==== Rows ==================================================================================== */
@@ -197,20 +199,58 @@ static void fill(char *to, size_t size, const char *text, const item *i)
     to[used] = 0;
 }
 
-/* place: how long the part of text is that says where. */
-static void attempt_at(diagnosis *d, const row *r, uint64_t at, double value, const char *text,
-                       size_t place, const char *behind)
+/* Of all operators that a mistake reaches, up to the tensor in question: multiplications. */
+static double cost_of(const evidence *e, const mistake *m)
 {
-    char full[200];
-    mistake m = {.at = at, .value = value, .carry = r->carry,
-                 .cause = text + place, .allowed = r->allowed};
-    memcpy(m.edits, r->edits, sizeof m.edits);
-    snprintf(full, sizeof full, "%s%s", text, behind);
-    q3_attempt(d, &m, full);
+    bool reached[Q3_TAP_COUNT] = {false};
+    double work = 0;
+    for (size_t i = 0; i <= (size_t)e->id; i++) {
+        const q3_node *node = q3_graph_node(e->config, (q3_tap_id)i, e->layer);
+        bool here = (m->at >> i & 1) != 0;
+        if (node == NULL || (e->given[i] && i != (size_t)e->id)) continue;
+        for (size_t k = 0; k < node->count; k++) here = here || reached[node->from[k]];
+        reached[i] = here;
+        if (here) work += q3_work_of(e, node);
+    }
+    return work;
+}
+
+/* A mistake of the list, to be tried; once it was: how well it explains. */
+typedef struct planned {
+    mistake m;
+    char text[200], cause[160];
+    double cost, distance;
+    strength strength;
+} planned;
+
+struct plan {
+    planned *all;
+    size_t count, room;
+};
+
+/* place: how long the part of text is that says where. */
+static void plan_at(diagnosis *d, const row *r, uint64_t at, double value, const char *text,
+                    size_t place, const char *behind)
+{
+    struct plan *plan = d->plan;
+    if (plan->count == plan->room) {
+        size_t room = plan->room + 512;
+        planned *all = realloc(plan->all, room * sizeof *all);
+        d->no_memory = d->no_memory || all == NULL;
+        if (all == NULL) return;
+        plan->all = all;
+        plan->room = room;
+    }
+    planned *p = &plan->all[plan->count++];
+    *p = (planned){.m = {.at = at, .value = value, .carry = r->carry, .allowed = r->allowed}};
+    memcpy(p->m.edits, r->edits, sizeof p->m.edits);
+    snprintf(p->text, sizeof p->text, "%s%s", text, behind);
+    snprintf(p->cause, sizeof p->cause, "%s", text + place);
+    p->cost = cost_of(d->e, &p->m);
 }
 
 /* The row with one value; where: what its text begins with. */
-static void attempt_item(diagnosis *d, const row *r, uint64_t at, spread as, const item *i,
+static void plan_item(diagnosis *d, const row *r, uint64_t at, spread as, const item *i,
                          const char *where)
 {
     const evidence *e = d->e;
@@ -220,19 +260,19 @@ static void attempt_item(diagnosis *d, const row *r, uint64_t at, spread as, con
     size_t used = (size_t)snprintf(text, 64, "%s", where);
     fill(text + used, sizeof text - used, r->text, i);
     if (as == CACHE) {
-        if (!first && !known) attempt_at(d, r, at, i->value, text, used, "");
-        attempt_at(d, r, AT(SCORES), i->value, text, used, first ? "" : ", keys only");
-        attempt_at(d, r, AT(O_PROJ_INPUT), i->value, text, used, ", values only");
+        if (!first && !known) plan_at(d, r, at, i->value, text, used, "");
+        plan_at(d, r, AT(SCORES), i->value, text, used, first ? "" : ", keys only");
+        plan_at(d, r, AT(O_PROJ_INPUT), i->value, text, used, ", values only");
         return;
     }
-    attempt_at(d, r, at, i->value, text, used, "");
+    plan_at(d, r, at, i->value, text, used, "");
     if (as != PAIR || q == 0 || e->id <= Q3_TAP_K_ROPE) return;
-    attempt_at(d, r, k, i->value, text, used, ", keys only");
-    attempt_at(d, r, q, i->value, text, used, ", queries only");
+    plan_at(d, r, k, i->value, text, used, ", keys only");
+    plan_at(d, r, q, i->value, text, used, ", queries only");
 }
 
 /* All rows, at those of their taps that are in `within`. */
-static void attempt_rows(diagnosis *d, const row *rows, size_t count, uint64_t within, spread as,
+static void plan_rows(diagnosis *d, const row *rows, size_t count, uint64_t within, spread as,
                          const char *where)
 {
     for (size_t first = 0, end; first < count; first = end) {
@@ -244,7 +284,7 @@ static void attempt_rows(diagnosis *d, const row *rows, size_t count, uint64_t w
                 item i = {.value = rows[r].value};
                 more = values == ITS_OWN ? n == 0 : value_of(&i, d->e, values, n);
                 if (more && !i.skipped && (rows[r].at & within) != 0)
-                    attempt_item(d, &rows[r], rows[r].at & within, as, &i, where);
+                    plan_item(d, &rows[r], rows[r].at & within, as, &i, where);
             }
     }
 }
@@ -529,7 +569,7 @@ static const char *operator_name(char name[Q3_TAP_NAME_SIZE + 4], const evidence
     return name;
 }
 
-static void try_norms(diagnosis *d)
+static void plan_norms(diagnosis *d)
 {
     static const q3_tap_id ids[] = {Q3_TAP_INPUT_LAYERNORM, Q3_TAP_Q_NORM,
                                     Q3_TAP_POST_ATTENTION_LAYERNORM, Q3_TAP_NORM};
@@ -539,12 +579,12 @@ static void try_norms(diagnosis *d)
         uint64_t at = heads ? HEAD_NORMS : TAP_BIT(ids[i]);
         const char *where = operator_name(name, d->e, ids[i]);
         if (heads) where = d->e->id > Q3_TAP_K_NORM ? "QK-norm: " : "";
-        attempt_rows(d, ROWS(norms), at, PAIR, where);
-        attempt_rows(d, ROWS(norm_parameters), at, TOGETHER, where);
+        plan_rows(d, ROWS(norms), at, PAIR, where);
+        plan_rows(d, ROWS(norm_parameters), at, TOGETHER, where);
     }
 }
 
-static void try_maps(diagnosis *d)
+static void plan_maps(diagnosis *d)
 {
     uint64_t experts = 0;
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
@@ -552,14 +592,14 @@ static void try_maps(diagnosis *d)
         const q3_node *node = q3_graph_node(d->e->config, (q3_tap_id)i, d->e->layer);
         if (node == NULL || (node->op != Q3_OP_LINEAR && node->op != Q3_OP_EXPERT_LINEAR)) continue;
         if (node->op == Q3_OP_EXPERT_LINEAR) experts |= TAP_BIT(i);
-        attempt_rows(d, ROWS(maps), TAP_BIT(i), TOGETHER, operator_name(name, d->e, (q3_tap_id)i));
+        plan_rows(d, ROWS(maps), TAP_BIT(i), TOGETHER, operator_name(name, d->e, (q3_tap_id)i));
     }
     if (d->e->id > Q3_TAP_EXPERTS_DOWN_PROJ && d->e->id < Q3_TAP_NORM)
-        attempt_rows(d, ROWS(maps), experts, TOGETHER, "experts: ");
+        plan_rows(d, ROWS(maps), experts, TOGETHER, "experts: ");
 }
 
 /* At every operator in turn, then as a library's conversion would have it: wherever it is used. */
-static void try_stores(diagnosis *d)
+static void plan_stores(diagnosis *d)
 {
 #define ATTENTION (AT(SCORES) | AT(PROBS) | AT(O_PROJ_INPUT))
 #define EXPERTS_ALL (EXPERTS_IN | ACT | PRODUCT | AT(EXPERTS_DOWN_PROJ) | AT(MLP))
@@ -572,28 +612,83 @@ static void try_stores(diagnosis *d)
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
         char name[Q3_TAP_NAME_SIZE + 4];
         if ((VALUES >> i & 1) && q3_graph_node(d->e->config, (q3_tap_id)i, d->e->layer) != NULL)
-            attempt_rows(d, ROWS(stores), TAP_BIT(i), TOGETHER,
+            plan_rows(d, ROWS(stores), TAP_BIT(i), TOGETHER,
                          operator_name(name, d->e, (q3_tap_id)i));
     }
     for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++) {
-        attempt_rows(d, ROWS(stores), sets[i].at & KERNELS, TOGETHER, sets[i].name);
-        attempt_rows(d, ROWS(fused_stores), sets[i].at, TOGETHER, sets[i].name);
+        plan_rows(d, ROWS(stores), sets[i].at & KERNELS, TOGETHER, sets[i].name);
+        plan_rows(d, ROWS(fused_stores), sets[i].at, TOGETHER, sets[i].name);
     }
+}
+
+static void plan_all(diagnosis *d)
+{
+    plan_rows(d, ROWS(embedding), EVERY, TOGETHER, "");
+    plan_rows(d, ROWS(tables), EVERY, TOGETHER, "");
+    plan_rows(d, ROWS(ropes), EVERY, PAIR, "");
+    plan_norms(d);
+    plan_rows(d, ROWS(scores), EVERY, TOGETHER, "");
+    plan_rows(d, ROWS(caches), EVERY, CACHE, "");
+    plan_rows(d, ROWS(attentions), EVERY, TOGETHER, "");
+    plan_rows(d, ROWS(routers), EVERY, TOGETHER, "");
+    plan_rows(d, ROWS(activations), EVERY, TOGETHER, "");
+    plan_rows(d, ROWS(sums), EVERY, TOGETHER, "");
+    plan_rows(d, ROWS(projections), EVERY, TOGETHER, "");
+    plan_maps(d);
+    plan_stores(d);
+}
+
+static int by_cost(const void *a, const void *b)
+{
+    const planned *x = *(const planned *const *)a, *y = *(const planned *const *)b;
+    if (x->cost != y->cost) return x->cost < y->cost ? -1 : 1;
+    return x < y ? -1 : x > y;
+}
+
+/* Tries one by itself, whatever others explain; once one explains all, one in part is nothing. */
+static void try_one(diagnosis *d, planned *p, bool *full)
+{
+    d->strength = *full ? FULL : NOTHING;
+    d->distance = 1e300;
+    d->by_mistake = false;
+    p->m.cause = p->cause;
+    q3_attempt(d, &p->m, p->text);
+    if (!d->by_mistake) return;
+    p->strength = d->strength;
+    p->distance = d->distance;
+    *full = *full || d->strength == FULL;
+}
+
+/* Of those that explain something, as q3_weigh would have it in the order of the list. */
+static planned *choose(const struct plan *plan)
+{
+    planned *best = NULL;
+    for (size_t i = 0; i < plan->count; i++) {
+        planned *p = &plan->all[i];
+        bool closer = best != NULL && p->strength == best->strength &&
+                      p->distance < best->distance / 2;
+        if (p->strength > (best != NULL ? best->strength : NOTHING) || closer) best = p;
+    }
+    return best;
 }
 
 void q3_try_mistakes(diagnosis *d)
 {
-    attempt_rows(d, ROWS(embedding), EVERY, TOGETHER, "");
-    attempt_rows(d, ROWS(tables), EVERY, TOGETHER, "");
-    attempt_rows(d, ROWS(ropes), EVERY, PAIR, "");
-    try_norms(d);
-    attempt_rows(d, ROWS(scores), EVERY, TOGETHER, "");
-    attempt_rows(d, ROWS(caches), EVERY, CACHE, "");
-    attempt_rows(d, ROWS(attentions), EVERY, TOGETHER, "");
-    attempt_rows(d, ROWS(routers), EVERY, TOGETHER, "");
-    attempt_rows(d, ROWS(activations), EVERY, TOGETHER, "");
-    attempt_rows(d, ROWS(sums), EVERY, TOGETHER, "");
-    attempt_rows(d, ROWS(projections), EVERY, TOGETHER, "");
-    try_maps(d);
-    try_stores(d);
+    struct plan plan = {NULL, 0, 0};
+    bool full = false;
+    d->plan = &plan;
+    plan_all(d);
+    planned **order = malloc((plan.count + 1) * sizeof(planned *));
+    d->no_memory = d->no_memory || order == NULL;
+    for (size_t i = 0; order != NULL && i < plan.count; i++) order[i] = &plan.all[i];
+    if (order != NULL) qsort(order, plan.count, sizeof *order, by_cost);
+    for (size_t i = 0; order != NULL && i < plan.count; i++) try_one(d, order[i], &full);
+    planned *best = choose(&plan);
+    d->strength = NOTHING;
+    d->by_mistake = false;
+    d->text[0] = d->cause[0] = 0;
+    if (best != NULL) q3_attempt_again(d, &best->m, best->text);
+    d->plan = NULL;
+    free(plan.all);
+    free(order);
 }

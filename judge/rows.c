@@ -102,7 +102,7 @@ q3_status q3_rows_read(backend *b, q3_error *error)
 typedef struct samples {
     size_t T, rows, columns, n; /* n: of a whole row */
     float *ours, *theirs;       /* [T,columns], [rows,columns] */
-    const float *whole;         /* ours [T,n] */
+    const own_rows *own;
     double *away;               /* [T] */
 } samples;
 
@@ -121,7 +121,9 @@ static double apart(const samples *s, size_t row, size_t t)
 /* Whether two tokens have the same logits: then a row may be either's. */
 static bool equal(const samples *s, size_t a, size_t b)
 {
-    return a == b || memcmp(s->whole + a * s->n, s->whole + b * s->n, s->n * sizeof(float)) == 0;
+    const float *whole = s->own->values;
+    if (a == b || whole == NULL) return a == b;
+    return memcmp(whole + a * s->n, whole + b * s->n, s->n * sizeof *whole) == 0;
 }
 
 /* The token whose logits the row is by far nearest to (of equal ones the last that is free); T: no
@@ -158,6 +160,22 @@ static bool match(samples *s, size_t *row_of, double *sum)
     return true;
 }
 
+/* Column k of the samples: this of the rows. */
+static size_t column_of(const samples *s, size_t k)
+{
+    return k * s->n / s->columns;
+}
+
+static void take_own(samples *s)
+{
+    const float *whole = s->own->values;
+    for (size_t k = 0; k < s->columns; k++) {
+        if (whole == NULL) s->own->column(s->own->user, s->ours + k, s->columns, column_of(s, k));
+        for (size_t t = 0; whole != NULL && t < s->T; t++)
+            s->ours[t * s->columns + k] = whole[t * s->n + column_of(s, k)];
+    }
+}
+
 static bool take_samples(samples *s, const backend *b, const backend_tensor *tensor, q3_tap_id id)
 {
     float *row = malloc(s->n * sizeof *row);
@@ -165,12 +183,11 @@ static bool take_samples(samples *s, const backend *b, const backend_tensor *ten
     s->theirs = calloc(s->rows, s->columns * sizeof *s->theirs);
     s->away = calloc(s->T, sizeof *s->away);
     bool memory = row != NULL && s->ours != NULL && s->theirs != NULL && s->away != NULL;
-    for (size_t i = 0; memory && i < s->T + s->rows; i++) {
-        bool own = i < s->T;
-        float *to = own ? s->ours + i * s->columns : s->theirs + (i - s->T) * s->columns;
-        if (!own) q3_backend_row(row, b, tensor, id, 0, tensor->first + i - s->T);
-        const float *from = own ? s->whole + i * s->n : row;
-        for (size_t k = 0; k < s->columns; k++) to[k] = from[k * s->n / s->columns];
+    if (memory) take_own(s);
+    for (size_t i = 0; memory && i < s->rows; i++) {
+        q3_backend_row(row, b, tensor, id, 0, tensor->first + i);
+        for (size_t k = 0; k < s->columns; k++)
+            s->theirs[i * s->columns + k] = row[column_of(s, k)];
     }
     free(row);
     return memory;
@@ -186,11 +203,11 @@ static size_t count_columns(size_t rows, size_t T, size_t n)
 }
 
 bool q3_match_rows(size_t **row_of, bool *doubtful, const backend *b, const backend_tensor *tensor,
-                   q3_tap_id id, const float *ours)
+                   q3_tap_id id, const own_rows *ours)
 {
     size_t n = q3_tap_row_size(b->config, id, b->T), rows = b->T - tensor->first;
     samples s = {.T = b->T, .rows = rows, .columns = count_columns(rows, b->T, n), .n = n,
-                 .whole = ours};
+                 .own = ours};
     size_t *map = malloc(b->T * sizeof *map);
     double in_order = 0, matched = 0, size = 0;
     *row_of = NULL;

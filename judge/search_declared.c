@@ -81,6 +81,7 @@ void q3_search_declared(diagnosis *d)
                                                        {RESULT, UNROUNDED, 0}}};
     pass p;
     if (!map || d->rounding || (d->strength == FULL && !summed)) return;
+    if (!summed && (!without_direction(e) || !everywhere(e))) return;
     const float *sums = q3_pass_run(&p, e, &squares);
     double *bound = calloc(e->T * e->row + 1, sizeof *bound);
     evidence declared = *e;
@@ -91,7 +92,7 @@ void q3_search_declared(diagnosis *d)
         declared.bound = bound;
         if (!q3_agrees_everywhere(&declared, e->ours)) continue;
         if (summed && (format)d->best.value == a->low) add_advice(d, a->option);
-        if (summed || !without_direction(e) || !everywhere(e)) continue;
+        if (summed) continue;
         d->e = &declared;
         snprintf(text, sizeof text, "sums accumulated in %s, declare --accumulate %s",
                  a->name, a->option);

@@ -29,11 +29,18 @@ void q3_trial_free(trial *r)
     memset(r, 0, sizeof *r);
 }
 
-bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, size_t layer)
+size_t q3_trial_at(const trial *r, size_t t)
 {
-    size_t T = w->T, shape[3];
+    return r->brief ? 0 : t * r->n;
+}
+
+bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, size_t layer,
+                    bool brief)
+{
+    size_t T = w->T, kept = brief ? 1 : T, shape[3];
     memset(r, 0, sizeof *r);
     r->id = id;
+    r->brief = brief;
     r->f.rank = q3_tap_shape(shape, w->config, id, T);
     memcpy(r->f.shape, shape, sizeof shape);
     bool square = q3_tap_is_square(id);
@@ -57,10 +64,10 @@ bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, siz
         r->f.note[0] = 0;
         return true;
     }
-    r->ours = calloc(T, r->n * sizeof *r->ours);
-    r->theirs = calloc(T, r->n * sizeof *r->theirs);
-    r->bound = calloc(T, r->n * sizeof *r->bound);
-    r->weight = calloc(T, r->n * sizeof *r->weight);
+    r->ours = calloc(kept, r->n * sizeof *r->ours);
+    r->theirs = calloc(kept, r->n * sizeof *r->theirs);
+    r->bound = calloc(kept, r->n * sizeof *r->bound);
+    r->weight = calloc(kept, r->n * sizeof *r->weight);
     r->channel_differ = calloc(2 * r->channels, sizeof(double));
     r->head_differ = calloc(2 * r->heads, sizeof(double));
     bool memory = r->ours != NULL && r->theirs != NULL && r->bound != NULL &&
@@ -147,13 +154,14 @@ static void take_bad(trial *r, size_t t, size_t i, double ours, double theirs, d
 static void judge_element(trial *r, const walk *w, size_t t, size_t i, const row_bound *b,
                           double rms)
 {
-    double ours = (double)r->ours[t * r->n + i], theirs = (double)r->theirs[t * r->n + i];
+    size_t at = q3_trial_at(r, t) + i;
+    double ours = (double)r->ours[at], theirs = (double)r->theirs[at];
     double large = ours < 0 ? -ours : ours, other = theirs < 0 ? -theirs : theirs;
     double ulp = q3_ulp(other > large ? other : large, r->g.dtype);
     double loose = b->noise[i] + (b->var[i] > 0 ? Q3_SIGMAS * q3_sqrt(b->var[i]) : 0);
     /* of the larger */
     double slack = b->slack[i] + (b->slack[i] > 0 ? b->own * (ulp - q3_ulp(ours, r->g.dtype)) : 0);
-    double bound = r->bound[t * r->n + i] = slack + loose, flips = 2 * b->roundings * loose / ulp;
+    double bound = r->bound[at] = slack + loose, flips = 2 * b->roundings * loose / ulp;
     bool same = ours == theirs || (ours != ours && theirs != theirs);
     r->propagated = r->propagated || b->var[i] > 0;
     if (b->var[i] > 0 && !(bound < rms)) return;
@@ -162,7 +170,7 @@ static void judge_element(trial *r, const walk *w, size_t t, size_t i, const row
     r->f.judged++;
     double var = slack * ulp / 6, all = var + b->var[i] + b->noise[i] * b->noise[i] / 16;
     if (q3_is_finite(ours) && q3_is_finite(theirs) && all > 0) {
-        double weight = r->weight[t * r->n + i] = ours / all;
+        double weight = r->weight[at] = ours / all;
         r->along += weight * (theirs - ours);
         r->along_var += weight * weight * var;
         r->along_noise += large / all * b->noise[i];
@@ -187,8 +195,8 @@ static void judge_element(trial *r, const walk *w, size_t t, size_t i, const row
 
 void q3_trial_row(trial *r, const walk *w, size_t t, const row_bound *b)
 {
-    const float *ours = r->ours + t * r->n;
-    q3_figures_row(&r->g, t - w->past, ours, r->theirs + t * r->n, r->n);
+    const float *ours = r->ours + q3_trial_at(r, t);
+    q3_figures_row(&r->g, t - w->past, ours, r->theirs + q3_trial_at(r, t), r->n);
     double rms = root_mean_square(ours, r->n);
     for (size_t i = 0; i < r->n; i++) judge_element(r, w, t, i, b, rms);
 }

@@ -16,6 +16,9 @@ typedef struct trial {
                                    * NULL: those from `first` on in order */
     bool doubtful_rows;           /* so they were read, but nothing says that they are these */
     size_t n, channels, heads;    /* elements of a row = heads (or slots) * channels */
+    bool brief;                   /* ours, theirs, bound and weight are of the token at hand alone,
+                                   * so that no cause can be looked for */
+    bool asks_all;                /* brief, and its verdict hangs on the weights of all tokens */
     float *ours, *theirs;         /* [T,n] */
     float *sorted;                /* [T,n] theirs, if the file has them in another order; else
                                    * NULL */
@@ -30,7 +33,10 @@ typedef struct trial {
 } trial;
 
 /* Begins with nothing compared: the verdict is `missing`, or `shape`. False: no memory. */
-bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, size_t layer);
+bool q3_trial_begin(trial *r, const walk *w, const backend *b, q3_tap_id id, size_t layer,
+                    bool brief);
+/* Where token t's row begins in ours, theirs, bound and weight. */
+size_t q3_trial_at(const trial *r, size_t t);
 void q3_trial_free(trial *r); /* {0} is allowed */
 
 /* Token t's rows of ours and theirs are in place: compares them, element by element, within the

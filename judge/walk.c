@@ -44,6 +44,7 @@ typedef struct judging {
                                       * finding's */
     size_t earlier_count;
     told_causes told[Q3_TAP_COUNT][2]; /* by tap, and whether it is a rounding */
+    double budget;                /* multiplications that searches for causes have left */
     bool past_given[2];           /* of this layer: the keys, the values that came before */
     bool past_lost;               /* in some layer they are not */
     bool *lost;                   /* [T]: of this layer: the token's probabilities hang on them */
@@ -84,14 +85,14 @@ static void read_row(const judging *j, const trial *r, size_t row, float *theirs
 
 /* ==== One tensor ============================================================================== */
 
-static void begin(judging *j, trial *r, const q3_tap *tap)
+static void begin(judging *j, trial *r, const q3_tap *tap, bool brief)
 {
-    if (!q3_trial_begin(r, &j->w, j->b, tap->id, tap->layer)) out_of_memory(j);
+    if (!q3_trial_begin(r, &j->w, j->b, tap->id, tap->layer, brief)) out_of_memory(j);
 }
 
 /* Which tokens the rows of the last norm and of logits are of: as the file says it, else as their
  * values do. */
-static void find_rows(judging *j, trial *r, const float *ours)
+static void find_rows(judging *j, trial *r, const own_rows *ours)
 {
     const backend *b = j->b;
     size_t rows = b->T - r->tensor->first;
@@ -128,7 +129,7 @@ static void choose_reading(judging *j, trial *r, const float *ours)
     bool rows = q3_tap_of_experts(r->id) && r->tensor->first == 0;
     const float *choice = j->w.tap[Q3_TAP_TOPK_INDICES];
     if (rows) choice += j->w.past * j->w.config->num_experts_per_tok;
-    if (q3_tap_at_head(r->id)) find_rows(j, r, ours);
+    if (q3_tap_at_head(r->id)) find_rows(j, r, &(own_rows){.values = ours});
     if (r->tensor->layouts == 2)
         r->layout = q3_closer_layout(r->theirs, j->b, r->tensor, r->id, ours);
     if (rows && r->tensor->merged)
@@ -179,19 +180,31 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
     e->bound = r->bound;
 }
 
+static bool is_trouble(const judging *j, const trial *r)
+{
+    q3_verdict verdict = r->f.verdict;
+    bool wrong = verdict == Q3_VERDICT_DIFFERS || verdict == Q3_VERDICT_NON_FINITE;
+    return (wrong || verdict == Q3_VERDICT_ROUNDING) && !j->options->free_running;
+}
+
 /* What it looks like: once a tap, kind of verdict and cause, as a mistake in the code stands in
  * every layer. */
 static void explain(judging *j, trial *r)
 {
     evidence e;
     bool rounding = r->f.verdict == Q3_VERDICT_ROUNDING;
-    bool trouble = rounding || r->f.verdict == Q3_VERDICT_DIFFERS ||
-                   r->f.verdict == Q3_VERDICT_NON_FINITE;
-    if (!trouble || j->options->free_running) return;
+    if (!is_trouble(j, r)) return;
+    if (j->options->progress != NULL)
+        j->options->progress(j->options->user, "check: looking for causes, layer", r->f.layer + 1,
+                             j->end_layer);
+    bool stopped = false;
     fill_evidence(&e, j, r);
+    e.budget = &j->budget;
+    e.stopped = &stopped;
     q3_status status = q3_diagnose(r->f.looks_like, r->f.cause, &e, &j->told[r->id][rounding],
                                    j->error);
     if (j->status == Q3_OK) j->status = status;
+    if (stopped) q3_say_stopped(r->f.reason, sizeof r->f.reason);
 }
 
 /* What is not given behind a tap, from what it is computed from. */
@@ -227,19 +240,24 @@ static size_t list_taps(const judging *j, q3_layer_tap *list, uint64_t taps, siz
 
 /* What is unknown of token t's row behind a tap, as a variance (MODEL.md 12.3): nothing where
  * theirs took the place of ours; and what the tap's own operator has to do with it (12.5). */
-static void carry_on(judging *j, q3_tap_id id, size_t t, bool known, const row_bound *b,
-                     const float *ours, size_t n, double *var_out)
+static void carry_on(judging *j, const trial *r, size_t t, bool known, const row_bound *b,
+                     const float *ours, double *var_out)
 {
     walk *w = &j->w;
+    q3_tap_id id = r->id;
+    size_t n = r->n;
+    q3_dtype dtype = q3_stored_dtype(w, id);
     bool cached = (id == Q3_TAP_K_ROPE || id == Q3_TAP_V_PROJ) && j->options->kv != Q3_F32;
-    for (size_t i = 0; i < n; i++) {
+    bool own_asked = r->tensor == NULL && w->own_sd[id] != NULL; /* slopes.c: of what is hidden */
+    if (known) memset(var_out, 0, n * sizeof *var_out);
+    for (size_t i = 0; (!known || own_asked) && i < n; i++) {
         double noise = b->noise[i] / 4, x = (double)ours[i];
-        double own = noise * noise + b->slack[i] * q3_ulp(x, q3_stored_dtype(w, id)) / 6;
+        double own = noise * noise + b->slack[i] * q3_ulp(x, dtype) / 6;
         /* q3_bound_values takes it from the scores */
         double before = id == Q3_TAP_PROBS ? 0 : b->var[i];
         var_out[i] = known ? 0 : before + own;
         if (!(var_out[i] <= SAYS_NOTHING)) var_out[i] = SAYS_NOTHING;
-        if (w->own_sd[id] == NULL) continue;
+        if (!own_asked) continue;
         double cell = cached ? q3_ulp(x, j->options->kv) : 0; /* --kv may round otherwise */
         w->own_sd[id][t * n + i] = (float)q3_sqrt(own + cell * cell / 6);
         w->own_noise[id][t * n + i] = (float)b->noise[i];
@@ -278,12 +296,13 @@ static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_o
     if (!given) leave_out(r, t, ours);
     if (!given && var_out == NULL) return;
     q3_bound_row(&b, w, r->id, t, ours, n);
+    if (w->no_memory) out_of_memory(j);
     hide_past(j, r, t, &b);
     for (size_t i = 0; depends_on_choice(r->id) && w->uncertain[t] && i < n; i++)
         b.var[i] = SAYS_NOTHING;
     if (given) {
-        float *theirs = r->theirs + t * n;
-        memcpy(r->ours + t * n, ours, n * sizeof *ours);
+        float *theirs = r->theirs + q3_trial_at(r, t);
+        memcpy(r->ours + q3_trial_at(r, t), ours, n * sizeof *ours);
         if (r->sorted != NULL)
             memcpy(theirs, r->sorted + (t - w->past) * n, n * sizeof *theirs);
         else read_row(j, r, row, theirs);
@@ -294,7 +313,7 @@ static void trial_row(judging *j, trial *r, size_t t, float *ours, double *var_o
         q3_trial_row(r, w, t, &b);
         if (known) memcpy(ours, theirs, n * sizeof *ours);
     }
-    if (var_out != NULL) carry_on(j, r->id, t, known, &b, ours, n, var_out);
+    if (var_out != NULL) carry_on(j, r, t, known, &b, ours, var_out);
 }
 
 /* What differs and need not be wrong: rows that may be of other tokens, and what is computed from
@@ -417,7 +436,14 @@ static void decide_apart(judging *j, const trial *r, uint64_t taps)
     if (j->apart == APART_REFUTED && j->status == Q3_OK) j->status = Q3_ERROR_INPUT;
 }
 
-/* The verdict of a tensor all of whose rows were judged; writes the finding, and frees the
+/* The verdict of a tensor all of whose rows were judged. */
+static void decide(judging *j, trial *r)
+{
+    if (r->tensor == NULL || j->status != Q3_OK) return;
+    if (!q3_trial_decide(r, &j->w)) out_of_memory(j);
+}
+
+/* Behind the verdict: what excuses it, what explains it. Writes the finding, and frees the
  * trial. */
 static void trial_end(judging *j, trial *r)
 {
@@ -430,7 +456,6 @@ static void trial_end(judging *j, trial *r)
     j->w.given[id] = given;
     j->seen[id] = true;
     if (given && j->status == Q3_OK) {
-        if (!q3_trial_decide(r, &j->w)) out_of_memory(j);
         excuse(j, r, taps);
         decide_apart(j, r, taps);
         if (j->status == Q3_OK) explain(j, r);
@@ -454,7 +479,7 @@ static void judge_topk(judging *j, const q3_tap *tap)
     walk *w = &j->w;
     size_t A = w->config->num_experts_per_tok, T = w->T - w->past;
     int32_t *ids = tap->data;
-    begin(j, &r, tap);
+    begin(j, &r, tap, false);
     q3_finding *f = &r.f;
     f->margin_bins = r.tensor != NULL ? (T < Q3_PROFILE_BINS ? T : Q3_PROFILE_BINS) : 0;
     for (size_t i = 0; i < Q3_PROFILE_BINS; i++) f->margins[i] = i < f->margin_bins ? 1.0f : 0.0f;
@@ -478,6 +503,7 @@ static void judge_topk(judging *j, const q3_tap *tap)
             ids[a] = (int32_t)theirs[a];
         }
     }
+    decide(j, &r);
     trial_end(j, &r);
 }
 
@@ -561,20 +587,81 @@ static void judge_whole(judging *j, const q3_tap *tap)
     trial r;
     walk *w = &j->w;
     float *values = tap->data;
-    bool kept = w->tap[tap->id] != NULL; /* lm_head is not: nothing is computed from it */
+    bool kept = w->tap[tap->id] != NULL; /* logits are not: nothing is computed from them */
     round_router(j, tap);
-    begin(j, &r, tap);
+    begin(j, &r, tap, false);
     if (r.tensor != NULL) choose_reading(j, &r, values);
     if (r.tensor != NULL && j->apart != APART_REFUTED && is_branch(j, &r, values))
         set_apart(j, &r);
-    for (size_t t = w->past; t < w->T && j->status == Q3_OK; t++)
+    for (size_t t = w->past; (kept || r.tensor != NULL) && t < w->T && j->status == Q3_OK; t++)
         trial_row(j, &r, t, values + (t - w->past) * r.n,
                   kept ? w->var[tap->id] + t * r.n : NULL);
     size_t count = (w->T - w->past) * r.n;
     if (kept) memcpy(w->tap[tap->id] + w->past * r.n, values, count * sizeof *values);
     fill_cache(j, tap, count);
     end_router(j, tap);
+    decide(j, &r);
     trial_end(j, &r);
+}
+
+/* Rows of a block, which takes 16 MB with its sums. */
+static size_t logits_at_once(const walk *w)
+{
+    size_t kinds = 1U + (w->operand != 0) + !w->given[Q3_TAP_NORM];
+    size_t row = w->config->vocab_size * (sizeof(float) + kinds * sizeof(double));
+    size_t rows = ((size_t)16 << 20) / row;
+    return rows > 0 ? rows : 1;
+}
+
+/* Logits of the tokens that the file has. */
+static void judge_blocks(judging *j, trial *r)
+{
+    walk *w = &j->w;
+    size_t room = logits_at_once(w), n, row;
+    float *block = malloc(room * r->n * sizeof *block);
+    if (block == NULL) out_of_memory(j);
+    for (size_t t = w->past; t < w->T && j->status == Q3_OK; t += n > 0 ? n : 1) {
+        for (n = 0; n < room && t + n < w->T && has_row(j, r, t + n, &row);) n++;
+        q3_logits_rows(block, w, t, n);
+        w->sums.until = t + n;
+        for (size_t i = 0; i < n && j->status == Q3_OK; i++)
+            trial_row(j, r, t + i, block + i * r->n, NULL);
+    }
+    w->sums.until = 0;
+    free(block);
+}
+
+/* Logits without a row kept of any token. False: they must be, for a cause, or for rows that may be
+ * of tokens with equal logits. */
+static bool judge_brief(judging *j, const q3_tap *tap)
+{
+    trial r;
+    begin(j, &r, tap, true);
+    own_rows own = q3_logits_own(&j->w);
+    if (r.tensor != NULL) find_rows(j, &r, &own);
+    judge_blocks(j, &r);
+    decide(j, &r);
+    bool whole = r.asks_all || r.doubtful_rows || is_trouble(j, &r);
+    if (whole) q3_trial_free(&r);
+    else trial_end(j, &r);
+    return !whole;
+}
+
+/* Logits of all tokens may take more room than all else. */
+static void judge_logits(judging *j)
+{
+    walk *w = &j->w;
+    q3_tap tap = {.id = Q3_TAP_LM_HEAD, .dtype = w->dtype};
+    const backend_tensor *tensor = q3_backend_find(j->b, tap.id, 0);
+    size_t layouts = tensor != NULL ? tensor->layouts : 0;
+    w->layer = 0;
+    if ((layouts == 1 && judge_brief(j, &tap)) || j->status != Q3_OK) return;
+    size_t T = w->T - w->past, V = w->config->vocab_size;
+    float *values = tap.data = layouts > 0 ? malloc(T * V * sizeof *values) : NULL;
+    if (values != NULL) q3_logits_rows(values, w, w->past, T);
+    else if (layouts > 0) out_of_memory(j);
+    if (j->status == Q3_OK) judge_whole(j, &tap);
+    free(values);
 }
 
 /* Scores or probs of one token: [H,1,S] into a row [H,T], and back. */
@@ -585,7 +672,7 @@ static void judge_token(judging *j, const q3_tap *tap)
     trial *r = probs ? &j->probs : &j->scores;
     size_t H = tap->shape[0], S = tap->shape[2], T = w->T, t = tap->first;
     float *row = probs ? w->probs : w->scores, *values = tap->data;
-    if (t == w->past) begin(j, r, tap);
+    if (t == w->past) begin(j, r, tap, false);
     if (j->status != Q3_OK) return;
     memset(row, 0, H * T * sizeof *row);
     for (size_t h = 0; h < H; h++) memcpy(row + h * T, values + h * S, S * sizeof *row);
@@ -599,7 +686,9 @@ static void judge_token(judging *j, const q3_tap *tap)
     if (known) memset(w->scores_var, 0, H * T * sizeof *w->scores_var);
     q3_bound_values(w, t);
     if (t + 1 < T) return;
+    decide(j, &j->scores);
     trial_end(j, &j->scores);
+    decide(j, &j->probs);
     trial_end(j, &j->probs);
 }
 
@@ -648,84 +737,30 @@ static void see_tap(void *user, const q3_tap *tap)
 
 /* ==== Memory and the run ====================================================================== */
 
-/* Room for a row of any weight. */
-static size_t longest_sum(const q3_config *c)
-{
-    size_t most = c->hidden_size, inner = c->num_attention_heads * c->head_dim;
-    if (inner > most) most = inner;
-    if (c->intermediate_size > most) most = c->intermediate_size;
-    return c->moe_intermediate_size > most ? c->moe_intermediate_size : most;
-}
-
-/* Tokens that came before have no experts of their own; the diagnosis, which computes their rows
- * too, needs ids that are a choice. */
-static void name_experts(walk *w)
-{
-    float *ids = w->tap[Q3_TAP_TOPK_INDICES];
-    size_t A = w->config->num_experts_per_tok;
-    for (size_t i = 0; ids != NULL && i < w->past * A; i++) ids[i] = (float)(i % A);
-}
-
-/* All memory of the walk, in proportion to T. Scores and probs, which grow with T^2, are kept only
- * where the other implementation gave them. False: no memory. */
+/* False: no memory. */
 static bool judging_init(judging *j)
 {
     walk *w = &j->w;
     const q3_config *c = w->config;
-    size_t T = w->T, H = c->num_attention_heads, widest = 1;
-    size_t inner = H * c->head_dim, M = c->hidden_size;
-    bool good = true;
+    size_t widest = 1;
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
-        q3_tap_id id = (q3_tap_id)i;
-        bool square = q3_tap_is_square(id), wanted = id != Q3_TAP_LM_HEAD && !square;
-        size_t n = q3_tap_row_size(c, id, T);
+        size_t n = q3_tap_row_size(c, (q3_tap_id)i, w->T);
         if (n > widest) widest = n;
-        for (size_t l = 0; square && l < c->num_hidden_layers; l++)
-            wanted = wanted || q3_backend_find(j->b, id, l) != NULL;
-        if (!wanted || n == 0) continue;
-        w->tap[i] = calloc(T, n * sizeof *w->tap[i]);
-        good = good && w->tap[i] != NULL;
-        if (square) continue;
-        w->var[i] = calloc(T, n * sizeof *w->var[i]);
-        w->own_sd[i] = calloc(T, n * sizeof *w->own_sd[i]);
-        w->own_noise[i] = calloc(T, n * sizeof *w->own_noise[i]);
-        good = good && w->var[i] != NULL && w->own_sd[i] != NULL && w->own_noise[i] != NULL;
     }
     j->scratch = (row_bound){calloc(widest, sizeof(double)), calloc(widest, sizeof(double)),
                              calloc(widest, sizeof(double)), 1, 1};
-    good = good && j->scratch.slack != NULL && j->scratch.noise != NULL && j->scratch.var != NULL;
     j->earlier = calloc((c->num_hidden_layers + 1) * Q3_TAP_COUNT, sizeof *j->earlier);
     j->list = calloc((c->num_hidden_layers + 2) * Q3_TAP_COUNT, sizeof *j->list);
-    good = good && j->earlier != NULL && j->list != NULL;
-    w->inv_freq = calloc(c->head_dim, sizeof(float));
-    w->input = calloc(T, M * sizeof(float));
-    w->input_var = calloc(T, M * sizeof(double));
-    w->uncertain = calloc(T, sizeof(bool));
-    j->lost = calloc(T, sizeof *j->lost);
-    w->scores = calloc(T, H * sizeof(float));
-    w->probs = calloc(T, H * sizeof(float));
-    w->scores_var = calloc(T, H * sizeof(double));
-    w->probs_var = calloc(T, H * sizeof(double));
-    w->values_noise = calloc(T, inner * sizeof(double));
-    w->values_var = calloc(T, inner * sizeof(double));
-    w->weight_row = calloc(longest_sum(c), sizeof(float));
-    name_experts(w);
+    j->lost = calloc(w->T, sizeof *j->lost);
     j->probs_row = calloc(c->num_experts + 1, sizeof(float));
-    return good && j->lost && w->inv_freq && w->input && w->input_var && w->uncertain &&
-           w->scores && w->probs && w->scores_var && w->probs_var && w->values_noise &&
-           w->values_var && w->weight_row && j->probs_row;
+    return q3_walk_memory(w, j->b) && j->scratch.slack && j->scratch.noise && j->scratch.var &&
+           j->earlier && j->list && j->lost && j->probs_row;
 }
 
 static void judging_free(judging *j)
 {
-    walk *w = &j->w;
-    for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
-        free(w->tap[i]);
-        free(w->var[i]);
+    for (size_t i = 0; i < Q3_TAP_COUNT; i++)
         for (size_t k = 0; k < 2; k++) q3_told_free(&j->told[i][k]);
-        free(w->own_sd[i]);
-        free(w->own_noise[i]);
-    }
     free(j->scratch.slack);
     free(j->scratch.noise);
     free(j->scratch.var);
@@ -737,17 +772,7 @@ static void judging_free(judging *j)
     free(j->apart_values);
     q3_trial_free(&j->scores);
     q3_trial_free(&j->probs);
-    free(w->inv_freq);
-    free(w->input);
-    free(w->input_var);
-    free(w->uncertain);
-    free(w->scores);
-    free(w->probs);
-    free(w->scores_var);
-    free(w->probs_var);
-    free(w->values_noise);
-    free(w->values_var);
-    free(w->weight_row);
+    q3_walk_free(&j->w);
     free(j->probs_row);
     free(j);
 }
@@ -763,8 +788,10 @@ static double unit_roundoff(q3_accumulate accumulate)
     }
 }
 
-static q3_status make_state(judging *j, const q3_run *run)
+static q3_status make_state(judging *j, const q3_run *whole)
 {
+    q3_run own = *whole, *run = &own;
+    run->logit_rows = 1; /* the fewest; judge_logits has its own */
     size_t size = q3_state_size(j->w.config, run);
     j->memory = size == 0 ? NULL : malloc(size);
     if (j->memory == NULL)
@@ -803,7 +830,7 @@ static q3_status run_layers(judging *j, const q3_run *run, const float *hidden)
 {
     const q3_config *c = j->w.config;
     size_t T = run->chunk, M = c->hidden_size;
-    q3_input input = {.count = T, .length = run->start + run->rows, .logit_rows = T};
+    q3_input input = {.count = T, .length = run->start + run->rows, .logit_rows = 0};
     j->w.scaling = q3_rope_frequencies(j->w.inv_freq, &c->rope, c->head_dim,
                                        c->max_position_embeddings, input.length);
     if (run->first_layer > 0) {
@@ -813,6 +840,8 @@ static q3_status run_layers(judging *j, const q3_run *run, const float *hidden)
         input.tokens = j->ids + j->w.past;
     }
     q3_status status = q3_forward(j->state, &input, see_tap, j, j->error);
+    if (status == Q3_OK) status = j->status;
+    if (status == Q3_OK && run->end_layer == c->num_hidden_layers) judge_logits(j);
     return status != Q3_OK ? status : j->status;
 }
 
@@ -836,6 +865,7 @@ static q3_status walk_once(q3_text *lines, const q3_config *config, const q3_wei
     j->options = options;
     j->lines = lines;
     j->end_layer = run->end_layer;
+    j->budget = q3_search_budget(config, run->rows, run->end_layer - run->first_layer);
     j->error = error;
     j->apart = *again ? APART_REFUTED : APART_POSSIBLE;
     q3_status status = make_state(j, run);

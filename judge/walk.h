@@ -3,12 +3,35 @@
  * computed from it, and figures of the difference. Private to judge/.
  *
  *   walk.c        the walk, and the other's values in place of ours
+ *   memory.c      what the walk keeps
+ *   logits.c      our logits, where they are asked for
+ *   sums.c        the sums over weights that bounds need
  *   bounds.c      what honest arithmetic may make of each element (MODEL.md section 12 derives it)
  *   statistics.c  how two tensors differ: figures that need no model */
 #ifndef Q3_JUDGE_WALK_H
 #define Q3_JUDGE_WALK_H
 
 #include "judge/backend.h"
+#include "judge/graph.h"
+
+/* ==== Sums (sums.c) =========================================================================== */
+
+/* Of the linear map that makes a tap: what its bounds need of a block of tokens. (From layer to
+ * layer other maps lie between two of one tap, so that the tap's name tells whose they are.) */
+typedef struct map_sums {
+    q3_tap_id id;
+    size_t first, end;                 /* the tokens; equal: none */
+    double *size, *squares, *spread;   /* [end - first, row], owned: row_sums of each token */
+    size_t room[3];                    /* elements that they have room for */
+    size_t until;                      /* tokens from here on are not asked for; 0: all may be */
+    bool has_spread;
+} map_sums;
+
+/* Of one token's row: sum |w||x|, sum (w x)^2 and sum w^2 var(x) of each element. NULL: no
+ * --accumulate asks for it; no variance came in. */
+typedef struct row_sums {
+    const double *size, *squares, *spread;
+} row_sums;
 
 /* ==== Bounds (bounds.c) ======================================================================= */
 
@@ -44,8 +67,27 @@ typedef struct walk {
     /* Of the token whose attention is at hand, [H,T] each; and o_proj.input's bounds, [T,H*hd]. */
     float *scores, *probs;
     double *scores_var, *probs_var, *values_noise, *values_var;
+    double *head_sums;        /* [5,hd] */
     float *weight_row;        /* [longest sum] */
+    map_sums sums;            /* of the tap at hand */
+    bool no_memory;           /* for these: bounds say nothing */
 } walk;
+
+/* All memory of the walk, in proportion to T; w's config, T and past are set. False: there is none,
+ * and q3_walk_free is still to be called. */
+bool q3_walk_memory(walk *w, const backend *b);
+void q3_walk_free(walk *w);
+
+/* Token t's row, of a block that is summed up when its first row is asked for. Its inputs must stay
+ * as they are, and its weight, until q3_sums_forget. False: no memory. */
+bool q3_sums_row(row_sums *out, walk *w, const q3_node *node, size_t t);
+void q3_sums_forget(walk *w);
+void q3_sums_free(walk *w);
+
+/* Our logits [count,V] of tokens t, t + 1, ...; the last norm is final. And those of all of the
+ * file's tokens for q3_match_rows. */
+void q3_logits_rows(float *y, const walk *w, size_t t, size_t count);
+own_rows q3_logits_own(const walk *w);
 
 /* What an honest implementation may differ by, element by element: |theirs - ours| <= slack + noise
  * + Q3_SIGMAS * sqrt(var). */

@@ -104,18 +104,11 @@ static void fixture_layer(fixture *f, size_t i)
     l->experts = experts;
 }
 
-/* folder/config.json and the rule; the folder's last part is the seed. */
-static inline void fixture_by_rule(fixture *f, const char *folder)
+/* Weights by the rule; f has nothing but perhaps a model. */
+static inline void fixture_of(fixture *f, const q3_config *c, const char *seed)
 {
-    q3_error error;
-    const char *slash = strrchr(folder, '/');
-    memset(f, 0, sizeof *f);
-    snprintf(f->seed, sizeof f->seed, "%s", slash != NULL ? slash + 1 : folder);
-    if (q3_model_open(&f->model, folder, &error) != Q3_OK) {
-        fprintf(stderr, "%s\n", error.text);
-        exit(1);
-    }
-    const q3_config *c = f->config = q3_model_config(f->model);
+    snprintf(f->seed, sizeof f->seed, "%.63s", seed);
+    f->config = c;
     f->own.embed_tokens = fixture_tensor(f, "model.embed_tokens.weight", c->vocab_size,
                                          c->hidden_size);
     f->own.norm = fixture_tensor(f, "model.norm.weight", c->hidden_size, 1);
@@ -126,6 +119,19 @@ static inline void fixture_by_rule(fixture *f, const char *folder)
     for (size_t i = 0; i < c->num_hidden_layers; i++) fixture_layer(f, i);
     f->own.layers = f->layers;
     f->weights = &f->own;
+}
+
+/* folder/config.json and the rule; the folder's last part is the seed. */
+static inline void fixture_by_rule(fixture *f, const char *folder)
+{
+    q3_error error;
+    const char *slash = strrchr(folder, '/');
+    memset(f, 0, sizeof *f);
+    if (q3_model_open(&f->model, folder, &error) != Q3_OK) {
+        fprintf(stderr, "%s\n", error.text);
+        exit(1);
+    }
+    fixture_of(f, q3_model_config(f->model), slash != NULL ? slash + 1 : folder);
 }
 
 /* A folder with weights. */

@@ -20,7 +20,7 @@
 #   --work DIR  the folder to work in, kept; else one in /tmp that is removed
 #
 # A row is built without the arithmetic flags that CMakeLists.txt adds (-ffp-contract=off): the bits
-# do not rest on them. The library is compiled anew for each row; what holds none of the model's arithmetic
+# do not rest on them, and with the kernels of kernels.c. The library is compiled anew for each row; what holds none of the model's arithmetic
 # (judge/, command/) once for each compiler and target, with -O1, and shared by its rows. Exit status: 0 if
 # every row passed and all hashes are one, else 1.
 set -u
@@ -170,7 +170,7 @@ compile()
     shift 2
     mkdir -p "$dir" || return 1
     for source in $sources; do
-        "$@" -DQ3_ABORT=q3_abort -I"$root" -I"$root/tests" -c "$root/$source" \
+        "$@" -DQ3_ABORT=q3_abort -DQ3_KERNELS=q3_best_kernels -I"$root" -I"$root/tests" -c "$root/$source" \
             -o "$dir/$(object "$source")" || return 1
     done
 }

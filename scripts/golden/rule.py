@@ -41,10 +41,13 @@ def shift(name, cols):
     return (6 if name.endswith("mlp.gate.weight") else 7) + c
 
 
-def fill(seed, name, shape):
-    """The tensor as float32; a one-axis shape is `length` rows of one column."""
+def fill(seed, name, shape, first=0, count=None):
+    """The tensor as float32; a one-axis shape is `length` rows of one column. first, count: only so
+    many of its rows, so that a large one can be made piece by piece."""
     rows, cols = (tuple(shape) + (1,))[:2]
-    u = bits(key(seed, name), 0, rows * cols)
+    rows = rows - first if count is None else count
+    shape = (rows,) + tuple(shape)[1:]
+    u = bits(key(seed, name), first * cols, rows * cols)
     if name.endswith("norm.weight"):
         w = (64 + ((u >> np.uint64(48)) % np.uint64(128)).astype(np.int64)).astype(np.float32)
         w = np.where((u >> np.uint64(40)) % np.uint64(16) == 0, -w, w)
@@ -53,7 +56,7 @@ def fill(seed, name, shape):
     m = (2 * (u >> np.uint64(56)).astype(np.int64) - 255).astype(np.float32).reshape(rows, cols)
     scale = np.full((rows, 1), 2.0 ** -shift(name, cols), dtype=np.float32)
     if name.endswith("embed_tokens.weight"):
-        scale[np.arange(rows) % 7 == 3] = 2.0**-17
+        scale[np.arange(first, first + rows) % 7 == 3] = 2.0**-17
     return (m * scale).reshape(shape)
 
 

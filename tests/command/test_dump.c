@@ -223,7 +223,7 @@ static void compare_values(q3_model *model, const q3_tensors *file, const int32_
                            size_t start, q3_dtype dtype)
 {
     const q3_config *config = q3_model_config(model);
-    q3_run run_of = {dtype, 0, config->num_hidden_layers, start, T, T};
+    q3_run run_of = {dtype, 0, config->num_hidden_layers, start, T, T, 0};
     q3_input input = {ids, NULL, T, start + T, T};
     comparison c = {file, T, 0};
     q3_error error;
@@ -575,6 +575,79 @@ static void test_unwritable(void)
     free(old);
 }
 
+/* ==== Memory ==================================================================================
+ * A model of few weights and a large vocabulary, run where the system gives little more than was
+ * promised: the state, with at most 16 MB of logits. */
+
+/* V * 4 bytes of logits a token: 1 MB. All weights are zeros, which a writer leaves where nothing
+ * is put. */
+enum { V = 1 << 18, M = 8, TOKENS = 64 };
+
+static const char config_text[] =
+    "{\"model_type\":\"qwen3_moe\",\"vocab_size\":262144,\"hidden_size\":8,"
+    "\"intermediate_size\":8,\"num_hidden_layers\":1,\"num_attention_heads\":1,"
+    "\"num_key_value_heads\":1,\"head_dim\":8,\"num_experts\":0,\"tie_word_embeddings\":true,"
+    "\"torch_dtype\":\"bfloat16\"}";
+
+static void write_model(void)
+{
+#define LAYER "model.layers.0."
+    static const q3_entry entries[] = {
+        {"model.embed_tokens.weight", Q3_BF16, 2, {V, M}, NULL},
+        {"model.norm.weight", Q3_BF16, 1, {M}, NULL},
+        {LAYER "input_layernorm.weight", Q3_BF16, 1, {M}, NULL},
+        {LAYER "post_attention_layernorm.weight", Q3_BF16, 1, {M}, NULL},
+        {LAYER "self_attn.q_norm.weight", Q3_BF16, 1, {M}, NULL},
+        {LAYER "self_attn.k_norm.weight", Q3_BF16, 1, {M}, NULL},
+        {LAYER "self_attn.q_proj.weight", Q3_BF16, 2, {M, M}, NULL},
+        {LAYER "self_attn.k_proj.weight", Q3_BF16, 2, {M, M}, NULL},
+        {LAYER "self_attn.v_proj.weight", Q3_BF16, 2, {M, M}, NULL},
+        {LAYER "self_attn.o_proj.weight", Q3_BF16, 2, {M, M}, NULL},
+        {LAYER "mlp.gate_proj.weight", Q3_BF16, 2, {M, M}, NULL},
+        {LAYER "mlp.up_proj.weight", Q3_BF16, 2, {M, M}, NULL},
+        {LAYER "mlp.down_proj.weight", Q3_BF16, 2, {M, M}, NULL}};
+    q3_writer *writer = NULL;
+    shell("rm -rf wide && mkdir wide");
+    write_text(FOLDER "wide/config.json", config_text);
+    CHECK(q3_writer_open(&writer, FOLDER "wide/model.safetensors", entries, COUNT(entries), NULL,
+                         NULL) == Q3_OK);
+    CHECK(q3_writer_commit(writer, NULL) == Q3_OK);
+}
+
+/* Runs the command with at most so many kilobytes of address space: its code, the C library, the
+ * mapped weights (4 MB) and what it asks for. */
+static void run_within(unsigned kilobytes, const char *arguments)
+{
+    char line[2000];
+    snprintf(line, sizeof line, "(ulimit -v %u && exec \"$Q\" %s)", kilobytes, arguments);
+    shell(line);
+}
+
+/* Where not even `info` has enough (sanitizers, valgrind), nothing can be said. */
+static void test_memory(void)
+{
+    char tokens[2 * TOKENS] = "1", arguments[600];
+    for (size_t i = 1; i < TOKENS; i++) memcpy(tokens + 2 * i - 1, ",1", 3);
+    write_model();
+    run_within(8 << 10, "info wide");
+    if (last.status != 0) return;
+    /* Logits of the last token alone: 1 MB, where those of a chunk of 32 are 32 MB. */
+    snprintf(arguments, sizeof arguments, "generate wide --tokens %s -n 2 --ids", tokens);
+    run_within(14 << 10, arguments);
+    CHECKF(last.status == 0 && strcmp(last.out, "0 0\n") == 0, "%s", last.err);
+    /* At most 16 MB of them for a chunk of 64, whose logits are 64 MB. */
+    snprintf(arguments, sizeof arguments, "dump wide -o w/wide --tokens %s --chunk 64", tokens);
+    run_within(34 << 10, arguments);
+    CHECKF(last.status == 0, "%s", last.err);
+    /* None, where the file that is judged has none. */
+    snprintf(arguments, sizeof arguments,
+             "dump wide -o w/wide --tokens %s --taps input_ids --taps '*norm*'", tokens);
+    run("%s", arguments);
+    run_within(60 << 10, "check wide w/wide"); /* with the bounds of a row of logits */
+    CHECKF(last.status == 0 && strstr(last.out, "\nagrees\n") != NULL, "%s", last.err);
+    shell("rm -rf wide w/wide");
+}
+
 int main(int argc, char **argv)
 {
     set_up(argc, argv);
@@ -587,6 +660,7 @@ int main(int argc, char **argv)
     test_bad();
     test_standard_output();
     test_unwritable();
+    test_memory();
     q3_model_close(model);
     free(last.out);
     free(last.err);

@@ -47,7 +47,7 @@ int main(int argc, char **argv)
     size_t layers = config->num_hidden_layers;
     if (q3_model_load(model, &dtype, 0, layers, &error) != Q3_OK) return fail(&error);
     const q3_weights *weights = q3_model_weights(model);
-    q3_run run = {Q3_F32, 0, layers, 0, T, T};
+    q3_run run = {Q3_F32, 0, layers, 0, T, T, 0};
     void *memory = malloc(q3_state_size(config, &run));
     q3_state *state = q3_state_init(memory, q3_state_size(config, &run), config, weights, &run);
     q3_input input = {ids, NULL, T, T, 0};

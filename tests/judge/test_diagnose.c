@@ -587,6 +587,32 @@ static void test_edges(const char *golden)
     world_close(&w);
 }
 
+/* The cheap come first: a residual that is doubled costs a sum, and is found within a budget that
+ * mistakes in the experts, which stand before it in the list and are run through three maps each,
+ * would have spent. */
+static void test_order(const char *golden)
+{
+    world w;
+    char text[200];
+    world_open(&w, golden, "base", Q3_F32);
+    const q3_config *c = w.c;
+    const uint64_t hidden = (uint64_t)1 << Q3_TAP_MLP | (uint64_t)1 << Q3_TAP_EXPERTS_DOWN_PROJ |
+                            (uint64_t)1 << Q3_TAP_EXPERTS_DOWN_PROJ_INPUT |
+                            (uint64_t)1 << Q3_TAP_EXPERTS_ACT_FN |
+                            (uint64_t)1 << Q3_TAP_EXPERTS_GATE_PROJ |
+                            (uint64_t)1 << Q3_TAP_EXPERTS_UP_PROJ;
+    double map = (double)(T * c->num_experts_per_tok * c->hidden_size * c->moe_intermediate_size);
+    double budget = 2 * map;
+    float *y = memory(T * w.M, sizeof *y);
+    for (size_t i = 0; i < T * w.M; i++)
+        y[i] = D(&w, 2 * (double)w.tap[Q3_TAP_POST_ATTENTION_INPUT][i] +
+                         (double)w.tap[Q3_TAP_MLP][i]);
+    ask_within(text, &w, Q3_TAP_LAYER, hidden, y, &budget);
+    CHECKF(strncmp(text, "residual doubled", 16) == 0 && budget < 0, "budget: %s", text);
+    free(y);
+    world_close(&w);
+}
+
 /* Cosines that no theta has: that of wide heads, far behind, would be beyond float64. */
 static void test_no_theta(void)
 {
@@ -605,6 +631,19 @@ static void test_no_theta(void)
     }
     evidence e = {.config = &c, .dtype = Q3_F32, .T = 1, .start = Q3_MAX_POSITIONS - 1,
                   .id = Q3_TAP_COS, .row = HD, .ours = ours, .theirs = theirs, .bound = bound};
+    double budget = 0.5; /* less than one mistake takes: the first ends it */
+    bool stopped = false;
+    e.budget = &budget;
+    e.stopped = &stopped;
+    CHECK(q3_diagnose(text, cause, &e, NULL, &error) == Q3_OK);
+    CHECK(stopped && budget < 0);
+    char reason[80] = "2 of 4 elements";
+    q3_say_stopped(reason, sizeof reason);
+    CHECK(strcmp(reason, "2 of 4 elements; the search for its cause stopped at its budget") == 0);
+    double one = q3_search_budget(e.config, 1, 1), two = q3_search_budget(e.config, 2, 1);
+    CHECK(one > 2e10 && two - one == q3_search_budget(e.config, 1, 2) - one);
+    budget = two;
+    e.stopped = NULL;
     CHECK(q3_diagnose(text, cause, &e, NULL, &error) == Q3_OK);
     CHECKF(text[0] == 0, "no theta: %s", text);
 }
@@ -618,6 +657,7 @@ int main(int argc, char **argv)
     test_honest(argv[1]);
     test_bare(argv[1]);
     test_edges(argv[1]);
+    test_order(argv[1]);
     test_no_theta();
     return t_done("diagnose");
 }

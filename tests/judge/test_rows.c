@@ -130,6 +130,52 @@ static void test_shifted(void)
     given_close(&g);
 }
 
+/* A gain that no element shows, of logits whose norm is not given: it hangs on the weights of all
+ * tokens, for what comes in with the norm. */
+static void test_gain(void)
+{
+    given g;
+    q3_error error = {""};
+    given_open(&g, golden, "hf/tiny/taps-bfloat16.safetensors");
+    given_drop(&g, "model.norm.output");
+    q3_entry *e = given_find(&g, logits);
+    float *values = given_floats(&g, e);
+    for (size_t i = 0; i < given_size(e); i++)
+        values[i] = q3_round(1.006 * (double)values[i], Q3_BF16);
+    q3_report *report = given_judge(&tiny, &g, Q3_BF16, &error);
+    CHECKF(report != NULL, "%s", error.text);
+    const q3_finding *f = given_found(report, logits);
+    CHECKF(f->verdict == Q3_VERDICT_DIFFERS && f->outside == 0 &&
+               strstr(f->reason, "times ours over the whole tensor") != NULL,
+           "%s, %s", q3_verdict_name(f->verdict), f->reason);
+    q3_report_close(report);
+    given_close(&g);
+}
+
+/* Tokens that lm_head maps to the same logits are one, though their norms differ: rows of zeros are
+ * any two's, and so what is wrong in one is wrong. */
+static void test_zeros(void)
+{
+    static const size_t of[] = {5, 11};
+    given g;
+    q3_error error = {""};
+    fixture f = tiny;
+    q3_weights weights = *tiny.weights;
+    size_t V = tiny.config->vocab_size;
+    float *rows = open_rows(&g, of, 2);
+    weights.lm_head = (q3_tensor){given_block(&g, V * tiny.config->hidden_size * 2), Q3_BF16};
+    f.weights = &weights;
+    memset(rows, 0, 2 * V * sizeof *rows);
+    rows[V + 3] = 1;
+    q3_report *report = given_judge(&f, &g, Q3_F32, &error);
+    CHECKF(report != NULL, "%s", error.text);
+    const q3_finding *found = given_found(report, logits);
+    CHECKF(found->verdict == Q3_VERDICT_DIFFERS && found->outside == 1, "%s, %s",
+           q3_verdict_name(found->verdict), found->reason);
+    q3_report_close(report);
+    given_close(&g);
+}
+
 /* What logit_positions cannot say. */
 static void test_refused(void)
 {
@@ -175,7 +221,7 @@ static size_t *match(const float *ours, const float *theirs, size_t rows, bool *
     CHECK(q3_backend_add_tensor(&b, &entry, &error) == Q3_OK);
     CHECK(q3_backend_read(&b, &error) == Q3_OK && q3_backend_bind(&b, T, &error) == Q3_OK);
     CHECK(q3_match_rows(&row_of, doubtful, &b, q3_backend_find(&b, Q3_TAP_LM_HEAD, 0),
-                        Q3_TAP_LM_HEAD, ours));
+                        Q3_TAP_LM_HEAD, &(own_rows){.values = ours}));
     q3_backend_close(&b);
     return row_of;
 }
@@ -232,6 +278,8 @@ int main(int argc, char **argv)
     test_cause();
     test_last();
     test_shifted();
+    test_gain();
+    test_zeros();
     test_refused();
     test_equal();
     fixture_close(&tiny);

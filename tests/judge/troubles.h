@@ -20,8 +20,8 @@ typedef struct trouble {
 #define INNER HIDE(Q3_TAP_INPUT_LAYERNORM, Q3_TAP_MLP)
 
 /* What the diagnosis says of theirs; the taps before it were given, but for the hidden ones. */
-static inline void ask(char text[200], const world *w, q3_tap_id id, uint64_t hidden,
-                       const float *theirs)
+static inline void ask_within(char text[200], const world *w, q3_tap_id id, uint64_t hidden,
+                              const float *theirs, double *budget)
 {
     q3_error error;
     char cause[160];
@@ -32,7 +32,7 @@ static inline void ask(char text[200], const world *w, q3_tap_id id, uint64_t hi
     evidence e = {.config = w->c, .weights = w->f.weights, .dtype = w->dtype, .T = T,
                   .start = START, .ids = w->ids, .input = head ? w->last
                       : w->tap[Q3_TAP_EMBED_TOKENS], .id = id, .row = n, .ours = w->tap[id],
-                          .theirs = theirs, .bound = bound};
+                          .theirs = theirs, .bound = bound, .budget = budget};
     for (size_t t = 0; t < T; t++) {
         double square = 0;
         for (size_t i = t * n; i < (t + 1) * n; i++)
@@ -53,6 +53,12 @@ static inline void ask(char text[200], const world *w, q3_tap_id id, uint64_t hi
     CHECK(q3_diagnose(text, cause, &e, NULL, &error) == Q3_OK);
     CHECK(memchr(text, 0, 200) != NULL);
     free(bound);
+}
+
+static inline void ask(char text[200], const world *w, q3_tap_id id, uint64_t hidden,
+                       const float *theirs)
+{
+    ask_within(text, w, id, hidden, theirs, NULL);
 }
 
 /* Each case's tensor, made wrong, must be explained by a text that begins as wanted. */

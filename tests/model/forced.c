@@ -178,7 +178,7 @@ int main(int argc, char **argv)
     forcing f = {config, taps, NULL, 0, 0};
     int32_t *tokens = read_ids(&f);
     size_t start = decimal(q3_tensors_metadata(taps, "start"));
-    q3_run run = {dtype, 0, config->num_hidden_layers, start, f.T, f.T};
+    q3_run run = {dtype, 0, config->num_hidden_layers, start, f.T, f.T, 0};
     q3_input input = {tokens, NULL, f.T, start + f.T, f.T};
     size_t size = q3_state_size(config, &run);
     void *memory = block(size, 1);

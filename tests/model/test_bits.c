@@ -2,6 +2,8 @@
 /* The same bits everywhere: every result compared with the hashes in golden/bits.
  *
  * test_bits GOLDEN                    compares; GOLDEN is the folder golden/
+ * test_bits --kernels GOLDEN          compares once with each table of kernels that this processor
+ *                                     runs
  * test_bits --write GOLDEN            writes golden/bits instead
  * test_bits --folders GOLDEN WHERE    for tests/platforms/dump.cmake: WHERE/CASE/config.json and
  *                                     model.safetensors, weights by the rule; WHERE/CASE exists
@@ -264,24 +266,38 @@ static void write_folder(const char *golden, const char *name, const char *where
 
 /* ==== main =================================================================================== */
 
+static void run_all(char hash[65], const char *golden, bool writing)
+{
+    core c = {sheet_line, NULL, complain, calloc(1, MEMORY), MEMORY, 0, {{0}, 0, {0}}};
+    if (c.memory == NULL) exit(1);
+    run_sheets(&c, golden, writing);
+    sha256_text(&c.lines, hash);
+    free(c.memory);
+}
+
 int main(int argc, char **argv)
 {
     char hash[65] = "";
+    bool kernels = argc == 3 && strcmp(argv[1], "--kernels") == 0;
     bool folders = argc == 4 && strcmp(argv[1], "--folders") == 0;
     bool writing = argc == 3 && strcmp(argv[1], "--write") == 0;
-    if (argc != 2 && !folders && !writing) {
-        fprintf(stderr, "test_bits [--write] GOLDEN, or test_bits --folders GOLDEN WHERE\n");
+    if (argc != 2 && !folders && !writing && !kernels) {
+        fprintf(stderr, "test_bits [--write | --kernels] GOLDEN, or test_bits --folders GOLDEN "
+                        "WHERE\n");
         return 2;
     }
     if (folders) {
         write_folder(argv[2], "bias", argv[3]);
         write_folder(argv[2], "sparse-step", argv[3]);
+    } else if (kernels) {
+        const q3_kernels *k;
+        for (size_t i = 0; (k = q3_kernels_available(i)) != NULL; i++) {
+            q3_use_kernels(k);
+            run_all(hash, argv[2], false);
+            printf("%s %s\n", k->name, hash);
+        }
     } else {
-        core c = {sheet_line, NULL, complain, calloc(1, MEMORY), MEMORY, 0, {{0}, 0, {0}}};
-        if (c.memory == NULL) exit(1);
-        run_sheets(&c, argv[argc - 1], writing);
-        sha256_text(&c.lines, hash);
-        free(c.memory);
+        run_all(hash, argv[argc - 1], writing);
     }
     int status = t_done("bits");
     if (!folders) printf("bits %s\n", hash);

@@ -47,7 +47,7 @@ static q3_model *open_model(const char *golden)
 static q3_state *make_state(const q3_model *model, size_t end_layer, void **memory)
 {
     const q3_config *config = q3_model_config(model);
-    q3_run run = {Q3_BF16, 0, end_layer, 0, 6, 4};
+    q3_run run = {Q3_BF16, 0, end_layer, 0, 6, 4, 0};
     size_t size = q3_state_size(config, &run);
     *memory = malloc(size);
     if (*memory == NULL) exit(1);
@@ -142,6 +142,60 @@ static void test_fill(const char *golden)
     CHECK(memcmp(q3_logits(whole), q3_logits(rest), 2 * V * sizeof(float)) == 0);
     free(memory[0]);
     free(memory[1]);
+    q3_model_close(model);
+}
+
+/* Logits of a run, as the tap and q3_logits show them. */
+typedef struct logits {
+    float tapped[6][2040];
+    size_t rows, most; /* rows seen so far, and in one piece */
+} logits;
+
+static void keep_logits(void *user, const q3_tap *tap)
+{
+    logits *l = user;
+    if (tap->id != Q3_TAP_LM_HEAD) return;
+    CHECK(tap->rank == 2 && tap->shape[1] == 2040 && tap->first == l->rows);
+    CHECK(tap->first + tap->shape[0] <= 6);
+    memcpy(l->tapped[l->rows], tap->data, tap->shape[0] * sizeof l->tapped[0]);
+    l->rows += tap->shape[0];
+    if (tap->shape[0] > l->most) l->most = tap->shape[0];
+}
+
+/* Memory in steps of a cache line, as the state hands it out. */
+static size_t lines(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+/* A state with room for fewer rows of logits than a call asks for: the pieces are the same bits,
+ * the last rows stay, and the memory is less by the other rows. */
+static void test_logit_rows(const char *golden)
+{
+    static const int32_t ids[] = {40, 77, 258, 1794, 1248, 2};
+    static logits whole, pieces;
+    q3_model *model = open_model(golden);
+    const q3_config *config = q3_model_config(model);
+    size_t V = config->vocab_size, row = V * sizeof(float), size = 0;
+    CHECK(V == 2040);
+    for (size_t room = 0; room <= 6; room++) {
+        logits *l = room == 0 ? &whole : &pieces;
+        q3_run run = {.dtype = Q3_BF16, .end_layer = config->num_hidden_layers, .rows = 6,
+                      .chunk = 6, .logit_rows = room};
+        size_t kept = room == 0 ? 6 : room, own = q3_state_size(config, &run);
+        if (room == 0) size = own;
+        CHECK(size - own == lines(6 * row) - lines(kept * row));
+        void *memory = malloc(own);
+        if (memory == NULL) exit(1);
+        q3_state *state = q3_state_init(memory, own, config, q3_model_weights(model), &run);
+        q3_input input = {.tokens = ids, .count = 6, .logit_rows = 6};
+        l->rows = l->most = 0;
+        CHECK(q3_forward(state, &input, keep_logits, l, NULL) == Q3_OK);
+        CHECK(l->rows == 6 && l->most == kept);
+        CHECK(memcmp(l->tapped, whole.tapped, sizeof whole.tapped) == 0);
+        CHECK(memcmp(q3_logits(state), whole.tapped[6 - kept], kept * row) == 0);
+        free(memory);
+    }
     q3_model_close(model);
 }
 
@@ -282,6 +336,7 @@ int main(int argc, char **argv)
     folder_make("library.tmp");
     test_hidden(argv[1]);
     test_fill(argv[1]);
+    test_logit_rows(argv[1]);
     forward_fails(argv[1]);
     model_fails(argv[1]);
     files_fail();

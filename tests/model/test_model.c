@@ -424,7 +424,7 @@ static void test_taught(const fixture *f, const char *folder, q3_dtype dtype)
     teacher t = {f, folder, golden, dtype, 0, golden_start(golden), 0, NULL};
     size_t L = f->config->num_hidden_layers, given = 0;
     int32_t *ids = golden_ids(golden, "input_ids", &t.T);
-    q3_run run = {dtype, 0, L, t.start, t.T, t.T};
+    q3_run run = {dtype, 0, L, t.start, t.T, t.T, 0};
     q3_input input = {ids, NULL, t.T, t.start + t.T, t.T};
     void *memory;
     q3_error error;
@@ -477,7 +477,7 @@ static void record(void *user, const q3_tap *tap)
 static recording run_in_chunks(const fixture *f, const int32_t *ids, size_t T, size_t start,
                                size_t chunk, q3_dtype dtype)
 {
-    q3_run run = {dtype, 0, f->config->num_hidden_layers, start, T, chunk};
+    q3_run run = {dtype, 0, f->config->num_hidden_layers, start, T, chunk, 0};
     recording r = {f->config, T, calloc((run.end_layer + 1) * Q3_TAP_COUNT, sizeof *r.tensors)};
     void *memory;
     q3_error error;
@@ -621,7 +621,7 @@ static void test_greedy_prompt(const fixture *f, const q3_tensors *golden, size_
     snprintf(name, sizeof name, "prompt%lu.%s.top", (unsigned long)prompt, dtype_names[dtype]);
     const q3_entry *top = q3_tensors_find(golden, name);
     CHECK(n >= 64 && top != NULL && top->shape[0] == n);
-    q3_run run = {dtype, 0, f->config->num_hidden_layers, 0, T + n, T};
+    q3_run run = {dtype, 0, f->config->num_hidden_layers, 0, T + n, T, 0};
     q3_state *state = fixture_state(f, &run, &memory);
     q3_input input = {ids, NULL, T, 0, 1};
     size_t step = 0;

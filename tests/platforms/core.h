@@ -608,7 +608,7 @@ static void core_tap_lines(const core_taps *r, q3_dtype dtype)
 static void core_run(core *c, const q3_config *config, const q3_weights *weights,
                      const int32_t *ids, size_t T, size_t start, size_t chunk, q3_dtype dtype)
 {
-    q3_run run = {dtype, 0, config->num_hidden_layers, start, T, chunk};
+    q3_run run = {dtype, 0, config->num_hidden_layers, start, T, chunk, 0};
     size_t slots = (run.end_layer + 1) * Q3_TAP_COUNT;
     core_taps taps = {c, config, T, core_take(c, slots * sizeof(void *))};
     size_t size = q3_state_size(config, &run);

@@ -5,8 +5,11 @@
  * Qwen3 file, whose path is in the environment variable QWEN3_TOKENIZER_JSON; 77 (did not run)
  * without it */
 #include "host/json.h"
+#include "host/text.h"
 #include "qwen3moe.h"
 #include "t.h"
+
+#include <time.h>
 
 /* ==== Hugging Face's ids ====================================================================== */
 
@@ -574,6 +577,213 @@ static void test_long(const q3_tokenizer *t)
     free(text);
 }
 
+/* ==== Added tokens and cost =================================================================== */
+
+/* One entry of added_tokens; content needs no escapes. */
+static void put_added(q3_text *out, uint64_t id, const char *content, size_t length)
+{
+    q3_text_count(out, "{\"id\":", id);
+    q3_text_add(out, ",\"content\":\"");
+    q3_text_bytes(out, content, length);
+    q3_text_add(out, "\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
+                     "\"normalized\":false,\"special\":true}");
+}
+
+/* The small file with these added tokens alone. */
+static q3_tokenizer *with_added(const char *entries)
+{
+    static const char key[] = "\"added_tokens\":[";
+    const char *from = strstr(valid, key) + sizeof key - 1, *to = strstr(valid, "],\"normalizer\"");
+    q3_text text = {0};
+    q3_tokenizer *t = NULL;
+    q3_error error = {""};
+    q3_text_bytes(&text, valid, (size_t)(from - valid));
+    q3_text_add(&text, entries);
+    q3_text_add(&text, to);
+    if (text.failed) exit(2);
+    CHECKF(q3_tokenizer_parse(&t, "t.json", text.data, text.size, &error) == Q3_OK, "%s",
+           error.text);
+    free(text.data);
+    if (t == NULL) exit(1);
+    return t;
+}
+
+static uint32_t next_random(uint64_t *seed)
+{
+    *seed = *seed * UINT64_C(6364136223846793005) + 1442695040888963407u;
+    return (uint32_t)(*seed >> 33);
+}
+
+/* Added tokens of two letters that begin, end and hold each other, against the rule itself: at each
+ * place the longest that fits, then on behind it. Between them each letter is a token. */
+static void test_overlaps(void)
+{
+    uint64_t seed = 1;
+    for (int round = 0; round < 200; round++) {
+        char contents[12][8], text[3000];
+        size_t count = 1 + next_random(&seed) % 12, kept = 0, n = round % 2 ? 200 : sizeof text;
+        int32_t id[12], next = 6, *ids = NULL;
+        q3_text entries = {0};
+        q3_error error = {""};
+        for (size_t i = 0; i < count; i++) {
+            size_t length = 1 + next_random(&seed) % 7, same = 0;
+            for (size_t k = 0; k < length; k++) contents[kept][k] = "ab"[next_random(&seed) % 2];
+            contents[kept][length] = 0;
+            while (strcmp(contents[same], contents[kept]) != 0) same++;
+            if (same < kept) continue;
+            id[kept] = length == 1 ? contents[kept][0] - 'a'
+                                   : strcmp(contents[kept], "ab") == 0 ? 2 : next++;
+            q3_text_add(&entries, kept > 0 ? "," : "");
+            put_added(&entries, (uint64_t)id[kept], contents[kept], length);
+            kept++;
+        }
+        q3_tokenizer *t = with_added(entries.data);
+        for (size_t i = 0; i < n; i++) text[i] = "ab"[next_random(&seed) % 2];
+        CHECK(q3_tokenizer_encode(t, text, n, &ids, &count, &error) == Q3_OK);
+        size_t at = 0, k = 0;
+        for (; at < n && k < count; k++) {
+            size_t longest = 0;
+            int32_t want = text[at] - 'a';
+            for (size_t i = 0; i < kept; i++) {
+                size_t length = strlen(contents[i]);
+                if (length <= longest || length > n - at ||
+                    memcmp(contents[i], text + at, length) != 0)
+                    continue;
+                longest = length;
+                want = id[i];
+            }
+            if (ids[k] != want) break;
+            at += longest > 0 ? longest : 1;
+        }
+        CHECKF(at == n && k == count, "round %d: differs at byte %lu", round, (unsigned long)at);
+        free(ids);
+        free(entries.data);
+        q3_tokenizer_free(t);
+    }
+}
+
+/* Pieces that come again, in a text long enough to remember them, with others between that take
+ * their places: "ab" is in the vocabulary, but no merge makes it; "abc" is made; runs of 1 to 40
+ * letters and words of 7 have as many ids. */
+static void test_again(void)
+{
+    q3_tokenizer *t = with_added("");
+    q3_error error = {""};
+    q3_text text = {0};
+    int32_t *ids = NULL;
+    size_t count = 0, at = 0, wrong = 0;
+    for (int round = 0; round < 4; round++) {
+        q3_text_add(&text, "ab.abc.");
+        for (size_t n = 1; n <= 40; n++) {
+            for (size_t i = 0; i < n; i++) q3_text_add(&text, n % 2 ? "a" : "b");
+            q3_text_add(&text, ".");
+        }
+        for (int word = 0; word < 128; word++) {
+            for (int bit = 0; bit < 7; bit++) q3_text_add(&text, word >> bit & 1 ? "a" : "b");
+            q3_text_add(&text, ".");
+        }
+    }
+    CHECK(!text.failed && text.size > 2048);
+    CHECK(q3_tokenizer_encode(t, text.data, text.size, &ids, &count, &error) == Q3_OK);
+    CHECK(count == 4 * (3 + 820 + 896));
+    for (int round = 0; round < 4 && count == 4 * (3 + 820 + 896); round++) {
+        static const int32_t first[3] = {0, 1, 4};
+        wrong += memcmp(ids + at, first, sizeof first) != 0;
+        at += 3;
+        for (size_t n = 1; n <= 40; n++)
+            for (size_t i = 0; i < n; i++) wrong += ids[at++] != (n % 2 ? 0 : 1);
+        for (int word = 0; word < 128; word++)
+            for (int bit = 0; bit < 7; bit++) wrong += ids[at++] != (word >> bit & 1 ? 0 : 1);
+    }
+    CHECK(wrong == 0);
+    free(ids);
+    free(text.data);
+    q3_tokenizer_free(t);
+}
+
+/* Seconds, the least of three, that a text of n bytes takes, which repeats `unit`. */
+static double encode_time(const q3_tokenizer *t, const char *unit, size_t n, size_t *count)
+{
+    size_t length = strlen(unit);
+    char *text = malloc(n + length);
+    double least = 1e9;
+    if (text == NULL) exit(2);
+    for (size_t i = 0; i < n; i += length) memcpy(text + i, unit, length);
+    for (int i = 0; i < 3 && (i == 0 || least < 0.5); i++) {
+        int32_t *ids = NULL;
+        q3_error error = {""};
+        clock_t start = clock();
+        CHECK(q3_tokenizer_encode(t, text, n / length * length, &ids, count, &error) == Q3_OK);
+        double took = (double)(clock() - start) / CLOCKS_PER_SEC;
+        least = took < least ? took : least;
+        free(ids);
+    }
+    free(text);
+    return least;
+}
+
+/* Four times the text takes four times as long; with a square sixteen times. The texts are long
+ * enough that a square is seconds, and the bound lies between. */
+static void check_growth(const q3_tokenizer *small, const q3_tokenizer *large, const char *unit,
+                         size_t n, const char *what)
+{
+    size_t count = 0;
+    double one = encode_time(small, unit, n, &count);
+    double four = encode_time(large, unit, 4 * n, &count);
+    CHECKF(four <= 9 * one + 0.05, "%s: %.3f s, and %.3f s for four times the text", what, one,
+           four);
+}
+
+/* An added token of length - 1 letters and a "b". */
+static q3_tokenizer *with_long(size_t length)
+{
+    char *content = malloc(length);
+    q3_text entry = {0};
+    if (content == NULL) exit(2);
+    memset(content, 'a', length);
+    content[length - 1] = 'b';
+    put_added(&entry, 6, content, length);
+    q3_tokenizer *t = with_added(entry.data);
+    free(entry.data);
+    free(content);
+    return t;
+}
+
+/* Added tokens "ab", "aab", ... of up to count letters. */
+static q3_tokenizer *with_many(size_t count)
+{
+    char *content = malloc(count);
+    q3_text entries = {0};
+    if (content == NULL) exit(2);
+    memset(content, 'a', count);
+    content[count - 1] = 'b';
+    for (size_t n = 2; n <= count; n++) {
+        put_added(&entries, n == 2 ? 2 : 3 + n, content + count - n, n);
+        if (n < count) q3_text_add(&entries, ",");
+    }
+    q3_tokenizer *t = with_added(entries.data);
+    free(entries.data);
+    free(content);
+    return t;
+}
+
+static void test_growth(const q3_tokenizer *tiny)
+{
+    static const char *const units[] = {"a", " ", "\n", "!", "7", "the", "\xCC\x81",
+                                        "\xCC\x81\xCC\xA3", "\xE4\xB8\x80", "<", "<|im_end|>"};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        check_growth(tiny, tiny, units[i], 1 << 16, units[i]);
+    q3_tokenizer *small = with_long(8 << 10), *large = with_long(32 << 10);
+    check_growth(small, large, "a", 16 << 10, "a long added token that never ends");
+    q3_tokenizer_free(small);
+    q3_tokenizer_free(large);
+    small = with_many(200);
+    large = with_many(800);
+    check_growth(small, large, "a", 200 << 10, "many added tokens");
+    q3_tokenizer_free(small);
+    q3_tokenizer_free(large);
+}
+
 int main(int argc, char **argv)
 {
     char path[1024];
@@ -601,6 +811,9 @@ int main(int argc, char **argv)
     q3_tokenizer *t = open_tiny(argv[1]);
     test_errors(t, argv[1]);
     test_long(t);
+    test_overlaps();
+    test_again();
+    test_growth(t);
     q3_tokenizer_free(t);
     return t_done("tokenizer");
 }

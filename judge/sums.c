@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: MIT */
+/* sums.c - what the bounds of linear maps need of their products (MODEL.md 12.1, 12.3, 12.7): sums
+ * over a weight's row, which is read once for a whole block of tokens, an expert's once for all of
+ * the block that chose it. Each sum adds up in 16 lanes, as the map's own does. */
+#include "judge/graph.h"
+#include "judge/walk.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16
+#define BLOCK ((size_t)1 << 22) /* results of a block of tokens at most: 32 MB */
+
+/* Rows of one weight: x[rows,K] with variances var[rows,K] (NULL: 0); results [rows,N], those that
+ * are not NULL. */
+typedef struct group {
+    q3_tensor weight;
+    size_t rows, N, K;
+    const float *x;
+    const double *var;
+    double *size, *squares, *spread;
+} group;
+
+static double fold(double lane[LANES])
+{
+    for (size_t s = LANES / 2; s > 0; s /= 2)
+        for (size_t l = 0; l < s; l++) lane[l] += lane[l + s];
+    return lane[0];
+}
+
+/* sum w^2 var, or, with var NULL, sum (w x)^2. */
+static double sum_squares(const float *w, const float *x, const double *var, size_t K)
+{
+    double lane[LANES] = {0};
+    for (size_t k = 0; k < K; k += LANES)
+        for (size_t l = 0; l < LANES && k + l < K; l++) {
+            double product = (double)w[k + l] * (var != NULL ? 1 : (double)x[k + l]);
+            lane[l] += product * product * (var != NULL ? var[k + l] : 1);
+        }
+    return fold(lane);
+}
+
+/* The sums of |w||x|, in the kernels' tiles. */
+static void add_sizes(const group *g, q3_dtype dtype)
+{
+    q3_dots dots = {.x = g->x, .x_stride = g->K, .weight = g->weight, .row_stride = g->K,
+                    .T = g->rows, .N = g->N, .C = g->K, .dtype = dtype, .sizes = g->size};
+    q3_run_dots(&dots);
+}
+
+static void add_group(walk *w, const group *g)
+{
+    if (g->size != NULL) add_sizes(g, w->dtype);
+    for (size_t o = 0; o < g->N && (g->squares != NULL || g->spread != NULL); o++) {
+        q3_widen(w->weight_row, g->weight, o * g->K, g->K, w->dtype);
+        for (size_t r = 0; r < g->rows; r++) {
+            const float *x = g->x + r * g->K;
+            if (g->squares != NULL)
+                g->squares[r * g->N + o] = sum_squares(w->weight_row, x, NULL, g->K);
+            if (g->spread != NULL)
+                g->spread[r * g->N + o] = sum_squares(w->weight_row, x, g->var + r * g->K, g->K);
+        }
+    }
+}
+
+/* ==== A block of tokens ======================================================================= */
+
+/* Whether anything came in with a token's inputs. */
+static bool any(const double *var, size_t n)
+{
+    bool found = false;
+    for (size_t i = 0; i < n; i++) found = found || var[i] != 0;
+    return found;
+}
+
+/* Room for `count` results of each kind that is asked for. */
+static bool make_room(map_sums *s, size_t count, bool squares, bool spread)
+{
+    double **all[3] = {&s->size, &s->squares, &s->spread};
+    const bool wanted[3] = {true, squares, spread};
+    for (size_t i = 0; i < 3; i++) {
+        if (!wanted[i] || s->room[i] >= count) continue;
+        free(*all[i]);
+        *all[i] = malloc(count * sizeof **all[i]);
+        s->room[i] = *all[i] != NULL ? count : 0;
+        if (*all[i] == NULL) return false;
+    }
+    return true;
+}
+
+/* What an expert's slots of a block are gathered in: n rows. */
+typedef struct gathered {
+    float *x;
+    double *var, *results[3];
+    size_t *slots, n;
+} gathered;
+
+static bool gathered_init(gathered *g, const group *all, size_t slots)
+{
+    double *const to[3] = {all->size, all->squares, all->spread};
+    bool good = true;
+    memset(g, 0, sizeof *g);
+    g->x = malloc(slots * all->K * sizeof *g->x);
+    g->slots = malloc(slots * sizeof *g->slots);
+    if (all->var != NULL) g->var = malloc(slots * all->K * sizeof *g->var);
+    for (size_t i = 0; i < 3; i++)
+        if (to[i] != NULL) good = (g->results[i] = malloc(slots * all->N * sizeof(double))) && good;
+    return good && g->x != NULL && g->slots != NULL && (all->var == NULL || g->var != NULL);
+}
+
+static void gathered_free(gathered *g)
+{
+    free(g->x);
+    free(g->var);
+    free(g->slots);
+    for (size_t i = 0; i < 3; i++) free(g->results[i]);
+}
+
+/* One expert's slots, of which `each` share a row of x. */
+static void add_expert(walk *w, gathered *g, const group *all, q3_tensor weight, size_t each)
+{
+    double *const to[3] = {all->size, all->squares, all->spread};
+    size_t K = all->K, N = all->N;
+    group own = {weight, g->n, N, K, g->x, all->var != NULL ? g->var : NULL, g->results[0],
+                 g->results[1], g->results[2]};
+    for (size_t i = 0; i < g->n; i++) {
+        size_t row = g->slots[i] / each * K;
+        memcpy(g->x + i * K, all->x + row, K * sizeof *g->x);
+        if (all->var != NULL) memcpy(g->var + i * K, all->var + row, K * sizeof *g->var);
+    }
+    add_group(w, &own);
+    for (size_t k = 0; k < 3; k++)
+        for (size_t i = 0; to[k] != NULL && i < g->n; i++)
+            memcpy(to[k] + g->slots[i] * N, g->results[k] + i * N, N * sizeof **to);
+}
+
+/* Expert by expert; ids of the block's slots. */
+static bool add_experts(walk *w, const q3_node *node, const group *all, const float *ids,
+                        size_t slots, size_t each)
+{
+    gathered g;
+    bool good = gathered_init(&g, all, slots);
+    for (size_t e = 0; good && e < w->config->num_experts; e++) {
+        g.n = 0;
+        for (size_t i = 0; i < slots; i++)
+            if (ids[i] == (float)e) g.slots[g.n++] = i;
+        if (g.n > 0)
+            add_expert(w, &g, all, q3_graph_weight(node, w->weights, w->layer, e), each);
+    }
+    gathered_free(&g);
+    return good;
+}
+
+/* The block that begins with token t. */
+static bool fill_block(walk *w, const q3_node *node, size_t t)
+{
+    map_sums *s = &w->sums;
+    const q3_config *c = w->config;
+    bool experts = node->op == Q3_OP_EXPERT_LINEAR;
+    size_t row = q3_tap_row_size(c, node->id, w->T), in = q3_tap_row_size(c, node->from[0], w->T);
+    size_t count = BLOCK / row, A = c->num_experts_per_tok;
+    if (count == 0) count = 1;
+    size_t until = s->until != 0 ? s->until : w->T;
+    if (count > until - t) count = until - t;
+    const double *var = w->var[node->from[0]] + t * in;
+    bool came = any(var, count * in), squares = w->operand != 0;
+    s->id = node->id, s->first = s->end = t;
+    if (!make_room(s, count * row, squares, came)) return false;
+    group g = {.N = row, .K = in, .rows = count, .x = w->tap[node->from[0]] + t * in,
+               .var = came ? var : NULL, .size = s->size, .squares = squares ? s->squares : NULL,
+               .spread = came ? s->spread : NULL};
+    s->has_spread = came;
+    s->end = t + count;
+    if (!experts) {
+        g.weight = q3_graph_weight(node, w->weights, w->layer, 0);
+        add_group(w, &g);
+        return true;
+    }
+    bool by_slot = q3_tap_of_experts(node->from[0]);
+    g.N = row / A;
+    g.K = by_slot ? in / A : in;
+    return add_experts(w, node, &g, w->tap[Q3_TAP_TOPK_INDICES] + t * A, count * A,
+                       by_slot ? 1 : A);
+}
+
+bool q3_sums_row(row_sums *out, walk *w, const q3_node *node, size_t t)
+{
+    map_sums *s = &w->sums;
+    size_t row = q3_tap_row_size(w->config, node->id, w->T);
+    bool here = s->id == node->id && t >= s->first && t < s->end;
+    if (!here && !fill_block(w, node, t)) return false;
+    size_t at = (t - s->first) * row;
+    out->size = s->size + at;
+    out->squares = w->operand != 0 ? s->squares + at : NULL;
+    out->spread = s->has_spread ? s->spread + at : NULL;
+    return true;
+}
+
+void q3_sums_forget(walk *w)
+{
+    w->sums.first = w->sums.end = 0;
+}
+
+void q3_sums_free(walk *w)
+{
+    free(w->sums.size);
+    free(w->sums.squares);
+    free(w->sums.spread);
+    memset(&w->sums, 0, sizeof w->sums);
+}
