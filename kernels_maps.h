@@ -153,7 +153,7 @@ TARGET static void NAME(exp)(double *y, const double *x, size_t n)
 
 /* ---- Rounding ---- */
 
-/* x rounded to the precision of D, exponents unlimited above, the sign of 0 lost; of NaN and
+/* x rounded to the precision of D, exponents unlimited above, the sign of 0 any; of NaN and
  * infinity NaN. The power of two in x, or D's least normal number if that is larger, times `grid`
  * leaves a sum with x just as many bits as D has. */
 INLINE NAME(f64) NAME(on_grid)(NAME(f64) x, const format *to)
@@ -170,7 +170,8 @@ INLINE NAME(f32) NAME(narrow)(NAME(f64) x, const format *to)
     if (to->single) return NARROW(x);
     NAME(i64) sign = (NAME(i64))x & NAME(all_bits)(SIGN_BIT);
     NAME(f64) size = (NAME(f64))((NAME(i64))x ^ sign);
-    NAME(f64) y = (NAME(f64))((NAME(i64))NAME(on_grid)(x, to) | sign);
+    NAME(f64) y = NAME(on_grid)(size, to);
+    y = (NAME(f64))(((NAME(i64))y & ~NAME(all_bits)(SIGN_BIT)) | sign);
     y = NAME(select)(size < 0x1p900, y, x);
     return NARROW(y * to->up) * to->down;
 }
