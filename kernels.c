@@ -29,6 +29,7 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
+#include <stdatomic.h>
 #else
 #include <arm_neon.h>
 #endif
@@ -234,13 +235,24 @@ static bool has_f16c(void)
 }
 
 /* How many of them this processor runs: each has all that the one before it has. */
-static size_t count_sets(void)
+static size_t ask_for_sets(void)
 {
     if (!has_f16c()) return 1;
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
     bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
     return wide ? 3 : 2;
+}
+
+/* Asked once: in a virtual machine the answer takes longer than many a call of a kernel. */
+static size_t count_sets(void)
+{
+    static atomic_size_t known;
+    size_t count = atomic_load_explicit(&known, memory_order_relaxed);
+    if (count > 0) return count;
+    count = ask_for_sets();
+    atomic_store_explicit(&known, count, memory_order_relaxed);
+    return count;
 }
 #else
 static const q3_kernels sets[] = {TABLE(neon)};
