@@ -56,11 +56,11 @@
 #define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, (type){__VA_ARGS__})
 #endif
 
-/* Scratch: what of it tokens and rows may take that are laid out, in bytes. */
+/* Scratch that tokens may take which are laid out, and rows; weights that are read again. */
 #define TOKEN_BYTES ((size_t)10 << 20)
 #define ROW_BYTES ((size_t)4 << 20)
 /* Tokens for the second-level cache, beside a tile of rows; a few tokens' columns for the first. */
-#define GROUP_BYTES ((size_t)5 << 17)
+#define GROUP_BYTES ((size_t)1 << 20)
 #define TOKENS_AT_HAND ((size_t)24 << 10)
 #define MOST_COLUMNS 2048
 #define SOME_ROWS 24 /* that meet them before the next columns */
@@ -168,14 +168,14 @@ typedef struct ask {
     size_t step;
 } ask;
 
-/* A call with more: tokens T from `first` on and their sizes (NULL: not wanted) in tiles; rows,
- * and a lane of a tile of them; sums whose lanes are not all there. */
+/* A call with more: tokens T from `first` on and their sizes (NULL: not wanted) in tiles; a tile of
+ * rows, a lane of it as float64; sums whose lanes are not all there. */
 typedef struct block {
     double *x[2], *lane, *waiting;
-    float *rows;
-    size_t steps, token_tile, row_tile; /* elements of a tile */
-    size_t first, T, tiles, group;      /* tiles of tokens, and that meet a tile of rows together */
-    size_t N;                           /* rows that are laid out */
+    uint32_t *rows;
+    size_t steps, token_tile;       /* elements of a tile */
+    size_t first, T, tiles, group;  /* tiles of tokens, and that meet a tile of rows together */
+    size_t stretch;                 /* rows that each group meets before the next group does */
 } block;
 
 /* The first token of tile k, counted from b->first: tiles are as equal as can be. */

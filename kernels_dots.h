@@ -7,6 +7,13 @@
  * by every loop here, and only what runs side by side differs. Columns behind the last one of a sum
  * are zeros: a lane begins with +0, so it never is -0, and adding +0 leaves its bits alone. */
 
+/* Words of a vector that is transposed: AVX2 has no shuffle across more than these. */
+#if WIDTH == 8
+#define SIDE 16
+#else
+#define SIDE WIDTH
+#endif
+
 typedef double NAME(vector) __attribute__((vector_size(8 * WIDTH)));
 typedef double NAME(doubles) __attribute__((vector_size(8 * WIDTH), aligned(8), may_alias));
 typedef uint64_t NAME(bits) __attribute__((vector_size(8 * WIDTH)));
@@ -14,6 +21,7 @@ typedef float NAME(singles) __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t NAME(word) __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t NAME(words) __attribute__((vector_size(4 * WIDTH), aligned(1), may_alias));
 typedef uint16_t NAME(shorts) __attribute__((vector_size(4 * WIDTH), aligned(1), may_alias));
+typedef uint32_t NAME(side) __attribute__((vector_size(4 * SIDE), aligned(1), may_alias));
 typedef uint32_t NAME(long_words) __attribute__((vector_size(8 * WIDTH), aligned(1), may_alias));
 #define INLINE TARGET UNUSED static inline __attribute__((always_inline))
 #define vector NAME(vector)
@@ -24,6 +32,7 @@ typedef uint32_t NAME(long_words) __attribute__((vector_size(8 * WIDTH), aligned
 #define words NAME(words)
 #define shorts NAME(shorts)
 #define long_words NAME(long_words)
+#define side NAME(side)
 
 /* A tile: ROWS rows of the weight, two vectors of them, times at most TILE tokens. All its
  * accumulators stay in registers, of which AVX-512 has 32, the others 16. */
@@ -34,7 +43,7 @@ typedef uint32_t NAME(long_words) __attribute__((vector_size(8 * WIDTH), aligned
 #if WIDTH == 8
 #define TILE 12
 #define FEW 8
-#define MOST_FEW 20
+#define MOST_FEW 12
 #elif defined(__aarch64__)
 #define TILE 12
 #define FEW 8
@@ -439,10 +448,11 @@ TARGET static bool NAME(few_tokens)(const q3_dots *d, bool size)
  * One lane at a time: lane l of a sum is a short sum of C/16 products, so a tile of rows times
  * tokens keeps all its lanes l in registers from the first product to the last. Rows stand side by
  * side in a vector, tokens are multiplied one by one, so that a tile may have any number of them.
- * Weights are laid out as [lane][step][row] in float32 once for all tokens of the call, tokens as
- * [tile][lane][step][token] in float64 once for all rows. A lane of a tile of rows is widened for a
- * group of tiles of tokens and stays in the first-level cache while they meet it; the group stays
- * in the second-level cache while all rows that are laid out pass by. */
+ * Tokens are laid out as [tile][lane][step][token] in float64 once for all rows; a group of their
+ * tiles stays in the second-level cache while all rows of a stretch pass by. For each group a tile
+ * of rows is laid out as [lane][step][row], and a lane of it is widened to float64, which stays in
+ * the first-level cache while the tiles of the group meet it. 16-bit weights are laid out as words
+ * of two neighbouring lanes, and are told from each other when they are widened. */
 
 /* Tokens [first, first + n) of a tile. */
 TARGET static void NAME(pack_tokens)(double *out, const q3_dots *d, size_t first, size_t n,
@@ -462,95 +472,109 @@ TARGET static void NAME(pack_tokens)(double *out, const q3_dots *d, size_t first
 }
 
 /* Words m[i][j] become m[j][i]. */
-INLINE void NAME(transpose)(word m[WIDTH])
+INLINE void NAME(transpose)(side m[SIDE])
 {
-    for (int pass = WIDTH; pass > 1; pass /= 2) {
-        word z[WIDTH];
-        UNROLL for (int i = 0; i < WIDTH / 2; i++) {
-            word a = m[i], b = m[i + WIDTH / 2];
-#if WIDTH == 8
-            z[2 * i] = SHUFFLE(word, a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-            z[2 * i + 1] = SHUFFLE(word, a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-#elif WIDTH == 4
-            z[2 * i] = SHUFFLE(word, a, b, 0, 4, 1, 5);
-            z[2 * i + 1] = SHUFFLE(word, a, b, 2, 6, 3, 7);
+    for (int pass = SIDE; pass > 1; pass /= 2) {
+        side z[SIDE];
+        UNROLL for (int i = 0; i < SIDE / 2; i++) {
+            side a = m[i], b = m[i + SIDE / 2];
+#if SIDE == 16
+            z[2 * i] = SHUFFLE(side, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            z[2 * i + 1] = SHUFFLE(side, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
+                                   15, 31);
+#elif SIDE == 4
+            z[2 * i] = SHUFFLE(side, a, b, 0, 4, 1, 5);
+            z[2 * i + 1] = SHUFFLE(side, a, b, 2, 6, 3, 7);
 #else
-            z[2 * i] = SHUFFLE(word, a, b, 0, 2);
-            z[2 * i + 1] = SHUFFLE(word, a, b, 1, 3);
+            z[2 * i] = SHUFFLE(side, a, b, 0, 2);
+            z[2 * i + 1] = SHUFFLE(side, a, b, 1, 3);
 #endif
         }
-        UNROLL for (int i = 0; i < WIDTH; i++) m[i] = z[i];
+        UNROLL for (int i = 0; i < SIDE; i++) m[i] = z[i];
     }
 }
 
-/* Elements of the weight; rounded to a dtype, if it is given. */
-INLINE words NAME(weights)(singles w, const format *to)
+/* Words [at, at + SIDE) of SIDE rows go to their lanes; a step has so many words, a multiple or a
+ * part of SIDE, as `at` is. */
+INLINE void NAME(pack_words)(uint32_t *out, size_t lane_stride, const uint8_t *const row[SIDE],
+                             size_t at, const size_t words_a_step)
 {
-    return (words)(to == NULL ? w : (singles)NAME(narrow)(NAME(widened)(w), to));
-}
-
-/* 16 columns of WIDTH rows, from byte `at` on, into the 16 lanes of a step. */
-INLINE void NAME(pack_columns)(float *out, size_t lane_stride, const uint8_t *const row[WIDTH],
-                               size_t at, q3_dtype dtype, const format *to)
-{
-    const int columns = dtype == Q3_F32 ? 1 : 2; /* of a word */
-    UNROLL for (int c = 0; c < LANES; c += columns * WIDTH) {
-        word m[WIDTH];
-        UNROLL for (int r = 0; r < WIDTH; r++)
-            m[r] = *(const words *)(row[r] + at + 4 / columns * c);
-        NAME(transpose)(m);
-        UNROLL for (int i = 0; i < WIDTH; i++) {
-            float *lane = out + (size_t)(c + columns * i) * lane_stride;
-            singles even = (singles)m[i], odd;
-            if (dtype != Q3_F32) {
-                NAME(unpair)(&even, &odd, m[i], dtype);
-                *(words *)(lane + lane_stride) = NAME(weights)(odd, to);
-            }
-            *(words *)lane = NAME(weights)(even, to);
-        }
+    side m[SIDE];
+    UNROLL for (int r = 0; r < SIDE; r++) {
+        m[r] = *(const side *)(row[r] + 4 * at);
+        KEEP(m[r]);
     }
+    NAME(transpose)(m);
+    out += at % words_a_step * lane_stride + at / words_a_step * ROWS;
+    UNROLL for (size_t i = 0; i < SIDE; i++)
+        *(side *)(out + i % words_a_step * lane_stride + i / words_a_step * ROWS) = m[i];
 }
 
-/* ROWS rows as a tile. */
-INLINE void NAME(pack_tile)(float *out, const uint8_t *const row[ROWS], size_t C, q3_dtype dtype,
-                            const format *to)
+/* Rows [o, o + ROWS) as a tile, behind the last row the last again; elements of `size` bytes. */
+INLINE void NAME(pack_tile)(uint32_t *out, const q3_dots *d, size_t o, const size_t size)
 {
-    const size_t size = dtype == Q3_F32 ? 4 : 2, lane_stride = apart(padded(C) / LANES * ROWS);
-    size_t c = 0;
-    for (; c + LANES <= C; c += LANES, out += ROWS) {
-        NAME(pack_columns)(out, lane_stride, row, c * size, dtype, to);
-        NAME(pack_columns)(out + WIDTH, lane_stride, row + WIDTH, c * size, dtype, to);
-    }
-    if (c == C) return;
-    uint8_t rest[ROWS][LANES * 4] = {{0}};
-    const uint8_t *rests[ROWS];
-    for (size_t r = 0; r < ROWS; r++)
-        rests[r] = memcpy(rest[r], row[r] + c * size, (C - c) * size);
-    NAME(pack_columns)(out, lane_stride, rests, 0, dtype, to);
-    NAME(pack_columns)(out + WIDTH, lane_stride, rests + WIDTH, 0, dtype, to);
-}
-
-/* Rows [o, o + ROWS) as a tile; behind the last row the last again. */
-TARGET static void NAME(pack_rows)(float *out, const q3_dots *d, size_t o)
-{
-    const q3_dtype dtype = d->weight.dtype;
-    const size_t stride = d->row_stride * (dtype == Q3_F32 ? 4 : 2);
-    const format to = format_of(d->dtype);
+    const size_t steps = padded(d->C) / LANES, lane_stride = apart(steps * ROWS);
+    const size_t bytes = d->C * size, words_a_step = LANES * size / 4;
     const uint8_t *row[ROWS];
     for (size_t r = 0; r < ROWS; r++)
-        row[r] = (const uint8_t *)d->weight.data + least(o + r, d->N - 1) * stride;
-    if (dtype == Q3_F32 && as_it_lies(d))
-        NAME(pack_tile)(out, row, d->C, Q3_F32, NULL);
-    else if (dtype == Q3_F32)
-        NAME(pack_tile)(out, row, d->C, Q3_F32, &to);
-    else if (dtype == Q3_BF16 && as_it_lies(d))
-        NAME(pack_tile)(out, row, d->C, Q3_BF16, NULL);
-    else if (dtype == Q3_BF16)
-        NAME(pack_tile)(out, row, d->C, Q3_BF16, &to);
-    else if (as_it_lies(d))
-        NAME(pack_tile)(out, row, d->C, Q3_F16, NULL);
+        row[r] = (const uint8_t *)d->weight.data + least(o + r, d->N - 1) * d->row_stride * size;
+    size_t at = 0;
+    for (; 4 * (at + SIDE) <= bytes; at += SIDE)
+        UNROLL for (size_t r = 0; r < ROWS; r += SIDE)
+            NAME(pack_words)(out + r, lane_stride, row + r, at, words_a_step);
+    for (; at < steps * words_a_step; at++)
+        for (size_t r = 0; r < ROWS; r++) {
+            uint32_t two = 0;
+            if (4 * at < bytes) memcpy(&two, row[r] + 4 * at, least(4, bytes - 4 * at));
+            out[at % words_a_step * lane_stride + at / words_a_step * ROWS + r] = two;
+        }
+}
+
+TARGET static void NAME(pack_rows)(uint32_t *out, const q3_dots *d, size_t o)
+{
+    if (d->weight.dtype == Q3_F32)
+        NAME(pack_tile)(out, d, o, 4);
     else
-        NAME(pack_tile)(out, row, d->C, Q3_F16, &to);
+        NAME(pack_tile)(out, d, o, 2);
+}
+
+/* Words w[n] as float64, rounded to the run's dtype first if `to` says how; of words of two lanes
+ * the odd one or the other. All bits outside the mask are cleared. */
+INLINE void NAME(widen_words)(double *out, const uint32_t *w, size_t n, const q3_dtype dtype,
+                              const bool odd, const format *to, uint64_t mask)
+{
+    for (size_t i = 0; i < n; i += ROWS)
+        UNROLL for (size_t k = i; k < i + ROWS; k += WIDTH) {
+            singles pair[2];
+            pair[0] = (singles)*(const words *)(w + k);
+            if (dtype != Q3_F32) NAME(unpair)(&pair[0], &pair[1], (word)pair[0], dtype);
+            vector x = NAME(widened)(pair[odd]);
+            if (to != NULL) x = (vector)NAME(widened)((singles)NAME(narrow)(x, to));
+            *(doubles *)(out + k) = (vector)((bits)x & mask);
+        }
+}
+
+/* Lane l of a tile of rows at w, in float64, or the sizes of that. */
+TARGET static void NAME(widen_lane)(const q3_dots *d, double *out, const uint32_t *w, size_t l,
+                                    size_t n, bool size)
+{
+    const q3_dtype dtype = d->weight.dtype;
+    const bool odd = dtype != Q3_F32 && l % 2 == 1;
+    const uint64_t mask = size ? ~SIGN_BIT : UINT64_MAX;
+    const format to = format_of(d->dtype);
+    w += (dtype == Q3_F32 ? l : l / 2) * apart(n);
+    if (!as_it_lies(d))
+        NAME(widen_words)(out, w, n, dtype, odd, &to, mask);
+    else if (dtype == Q3_F32)
+        NAME(widen_words)(out, w, n, Q3_F32, false, NULL, mask);
+    else if (dtype == Q3_BF16 && odd)
+        NAME(widen_words)(out, w, n, Q3_BF16, true, NULL, mask);
+    else if (dtype == Q3_BF16)
+        NAME(widen_words)(out, w, n, Q3_BF16, false, NULL, mask);
+    else if (odd)
+        NAME(widen_words)(out, w, n, Q3_F16, true, NULL, mask);
+    else
+        NAME(widen_words)(out, w, n, Q3_F16, false, NULL, mask);
 }
 
 /* A tile's lane number i, with at most 4 x [n][ROWS] that wait in `waiting`.
@@ -601,24 +625,16 @@ INLINE void NAME(any_lane)(double *waiting, size_t i, const double *w, const dou
 }
 #undef CASE
 
-/* A lane of a tile of rows as float64, or the sizes of that. */
-TARGET static void NAME(widen_lane)(double *out, const float *w, size_t n, bool size)
-{
-    const word mask = (word){0} + (size ? 0x7FFFFFFFu : UINT32_MAX);
-    for (size_t i = 0; i < n; i += WIDTH)
-        *(doubles *)(out + i) = NAME(widened)((singles)(*(const words *)(w + i) & mask));
-}
-
-/* A tile of rows times token tiles [first, end), whose sums are then the first of what waited; what
- * is needed next, `bytes` at `next`, is asked for, a little with each step. */
-TARGET static void NAME(group)(const block *b, const float *w, const double *x, size_t first,
+/* The tile of rows that is laid out times token tiles [first, end), whose sums are then the first
+ * of what waited; `bytes` at `next`, which are needed next, are asked for, a few with each step. */
+TARGET static void NAME(group)(const q3_dots *d, const block *b, const double *x, size_t first,
                                size_t end, bool size, const uint8_t *next, size_t bytes)
 {
     const size_t steps = b->steps;
-    ask a = {(uintptr_t)next, bytes / (LANES * (end - first) * steps)};
+    ask a = {(uintptr_t)next, bytes / (LANES * (end - first) * steps) + 1};
     for (size_t i = 0; i < LANES; i++) {
         size_t l = (i & 1) << 3 | (i & 2) << 1 | (i & 4) >> 1 | (i & 8) >> 3;
-        NAME(widen_lane)(b->lane, w + l * apart(steps * ROWS), steps * ROWS, size);
+        NAME(widen_lane)(d, b->lane, b->rows, l, steps * ROWS, size);
         for (size_t k = first; k < end; k++, a.at += a.step * steps) {
             size_t n = tile_start(b, k + 1) - tile_start(b, k);
             NAME(any_lane)(b->waiting + (k - first) * 4 * ROWS * TILE, i, b->lane,
@@ -627,22 +643,17 @@ TARGET static void NAME(group)(const block *b, const float *w, const double *x, 
     }
 }
 
-/* Rows [o, o + ROWS), laid out at w, times a group of token tiles. The next tile of rows is asked
- * for meanwhile: as it is laid out, or if this is the last that is, as it lies. */
-TARGET static void NAME(rows_and_group)(const q3_dots *d, const block *b, size_t o, bool last,
-                                        const float *w, size_t first, size_t end)
+/* Rows [o, o + ROWS) times a group of token tiles; rows from `next` on are asked for meanwhile. */
+TARGET static void NAME(rows_and_group)(const q3_dots *d, const block *b, size_t o, size_t next,
+                                        size_t first, size_t end)
 {
-    const size_t element = d->weight.dtype == Q3_F32 ? 4 : 2, n = least(ROWS, d->N - o);
-    const uint8_t *next = (const uint8_t *)(w + b->row_tile);
-    size_t bytes = b->row_tile * sizeof *w;
-    if (last) {
-        size_t from = least(o + ROWS, d->N), rows = least(ROWS, d->N - from);
-        next = (const uint8_t *)d->weight.data + from * d->row_stride * element;
-        bytes = rows * d->row_stride * element;
-    }
+    const size_t stride = d->row_stride * (d->weight.dtype == Q3_F32 ? 4 : 2);
+    const size_t bytes = least(ROWS, d->N - next) * stride, n = least(ROWS, d->N - o);
+    NAME(pack_rows)(b->rows, d, o);
     for (size_t kind = 0; kind < 2; kind++) {
         if (b->x[kind] == NULL) continue;
-        NAME(group)(b, w, b->x[kind], first, end, kind == 1, next, bytes);
+        NAME(group)(d, b, b->x[kind], first, end, kind == 1,
+                    (const uint8_t *)d->weight.data + next * stride, bytes);
         for (size_t k = first; k < end; k++)
             for (size_t t = tile_start(b, k); t < tile_start(b, k + 1); t++) {
                 double *sums = b->waiting + (k - first) * 4 * ROWS * TILE +
@@ -664,13 +675,12 @@ TARGET static void NAME(run_block)(const q3_dots *d, const block *b)
             if (b->x[kind] != NULL)
                 NAME(pack_tokens)(b->x[kind] + k * b->token_tile, d, b->first + t, n, kind == 1);
     }
-    for (size_t o = 0; o < d->N; o += b->N) {
-        size_t end = least(o + b->N, d->N);
+    for (size_t o = 0; o < d->N; o += b->stretch) {
+        size_t end = least(o + b->stretch, d->N);
         for (size_t k = 0; k < b->tiles; k += b->group)
             for (size_t r = o; r < end; r += ROWS) {
-                float *w = b->rows + (r - o) / ROWS * b->row_tile;
-                if (k == 0) NAME(pack_rows)(w, d, r);
-                NAME(rows_and_group)(d, b, r, k == 0 || r + ROWS >= end, w, k,
+                bool again = r + ROWS >= end && k + b->group < b->tiles;
+                NAME(rows_and_group)(d, b, r, again ? o : least(r + ROWS, d->N), k,
                                      least(k + b->group, b->tiles));
             }
     }
@@ -679,19 +689,16 @@ TARGET static void NAME(run_block)(const q3_dots *d, const block *b)
 /* False: no memory, or sums too long for it. */
 TARGET static bool NAME(many_tokens)(const q3_dots *d)
 {
-    const size_t steps = padded(d->C) / LANES;
+    const size_t steps = padded(d->C) / LANES, row_tile = LANES * apart(steps * ROWS);
     const size_t kinds = (size_t)want_sums(d) + (d->sizes != NULL);
-    if (steps > ROW_BYTES / 4 / LANES / ROWS) return false;
-    block b = {.steps = steps, .token_tile = LANES * apart(steps * TILE),
-               .row_tile = LANES * apart(steps * ROWS)};
+    if (row_tile > ROW_BYTES / 4) return false;
+    block b = {.steps = steps, .token_tile = LANES * apart(steps * TILE)};
     size_t fit = larger(TOKEN_BYTES / 8 / kinds / b.token_tile, 1);
     size_t tiles = least((d->T + TILE - 1) / TILE, fit);
     b.group = least(tiles, larger(GROUP_BYTES / 8 / b.token_tile, 2));
-    size_t row_tiles = least((d->N + ROWS - 1) / ROWS, larger(ROW_BYTES / 4 / b.row_tile, 1));
-    if (b.group == tiles) row_tiles = 1;
-    b.N = row_tiles * ROWS;
+    b.stretch = larger(ROW_BYTES / 4 / larger(d->row_stride, 1) / ROWS, 1) * ROWS;
     size_t tokens = tiles * b.token_tile, waiting = b.group * 4 * ROWS * TILE;
-    size_t all = kinds * tokens + waiting + steps * ROWS + row_tiles * b.row_tile / 2;
+    size_t all = kinds * tokens + waiting + steps * ROWS + row_tile / 2;
     double *scratch = malloc((all + LINE) * sizeof *scratch);
     if (scratch == NULL) return false;
     b.waiting = to_line(scratch);
@@ -699,7 +706,7 @@ TARGET static bool NAME(many_tokens)(const q3_dots *d)
     double *x = b.lane + steps * ROWS;
     if (want_sums(d)) b.x[0] = x;
     if (d->sizes != NULL) b.x[1] = x + (kinds - 1) * tokens;
-    b.rows = (float *)(x + kinds * tokens);
+    b.rows = (uint32_t *)(x + kinds * tokens);
     for (; b.first < d->T; b.first += b.T) {
         b.T = least(tiles * TILE, d->T - b.first);
         b.tiles = (b.T + TILE - 1) / TILE;
@@ -741,6 +748,8 @@ TARGET static void NAME(values)(double *sums, const float *probs, const float *r
 #undef words
 #undef shorts
 #undef long_words
+#undef side
+#undef SIDE
 #undef PAIRS
 #undef ROWS
 #undef TILE
