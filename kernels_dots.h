@@ -256,9 +256,9 @@ TARGET static bool NAME(one_token)(const q3_dots *d)
  * odd ones, of float16. */
 enum NAME(way) { NAME(floats), NAME(even), NAME(odd), NAME(float16s) };
 
-/* Elements first to first + n - 1 of the weight as float32, rounded to the run's dtype, or the
- * sizes of those, then zeros up to a multiple of LANES. */
-TARGET static void NAME(widen)(float *out, const q3_dots *d, size_t first, size_t n, bool size)
+/* Elements first to first + n - 1 of the weight as float32, rounded to the run's dtype, then zeros
+ * up to a multiple of LANES. */
+TARGET static void NAME(widen)(float *out, const q3_dots *d, size_t first, size_t n)
 {
     const q3_dtype dtype = d->weight.dtype;
     const size_t element = dtype == Q3_F32 ? 4 : 2;
@@ -277,17 +277,19 @@ TARGET static void NAME(widen)(float *out, const q3_dots *d, size_t first, size_
                 *(words *)(out + i + k) = (word)NAME(in_order)(from + 2 * k);
         for (size_t k = i; k < i + LANES && !as_it_lies(d); k += WIDTH)
             NAME(put)(out + k, NAME(narrow)(NAME(load_floats)(out + k), &to));
-        for (size_t k = i; k < i + LANES && size; k += WIDTH) *(words *)(out + k) &= 0x7FFFFFFF;
     }
 }
 
-/* WIDTH lanes from p on, which is where they lie, or for odd ones the even ones before them. */
-INLINE vector NAME(some_lanes)(const uint8_t *p, const enum NAME(way) way)
+/* WIDTH lanes from p on, which is where they lie, or for odd ones the even ones before them; as
+ * float32 without the bits outside the mask. */
+INLINE vector NAME(some_lanes)(const uint8_t *p, const enum NAME(way) way, uint32_t mask)
 {
-    if (way == NAME(even)) return NAME(widened)((singles)(*(const words *)p << 16));
-    if (way == NAME(odd)) return NAME(widened)((singles)(*(const words *)p & 0xFFFF0000u));
-    if (way == NAME(float16s)) return NAME(widened)(NAME(in_order)(p));
-    return NAME(widened)((singles)*(const words *)p);
+    if (way == NAME(float16s))
+        return NAME(widened)((singles)((word)NAME(in_order)(p) & mask));
+    words w = *(const words *)p;
+    if (way == NAME(even)) w <<= 16;
+    if (way == NAME(odd)) mask &= 0xFFFF0000u;
+    return NAME(widened)((singles)(w & mask));
 }
 
 /* WIDTH lanes of FEW_ROWS rows times n tokens, lanes[row][token][LANES] of T tokens, go on by some
@@ -296,7 +298,7 @@ INLINE vector NAME(some_lanes)(const uint8_t *p, const enum NAME(way) way)
  * Order   columns ascending. */
 INLINE void NAME(few_columns)(double *lanes, size_t T, const uint8_t *const w[FEW_ROWS],
                               const double *x, size_t steps, bool first, size_t ahead,
-                              const enum NAME(way) way, const int n)
+                              uint32_t mask, const enum NAME(way) way, const int n)
 {
     const size_t step = LANES * (way == NAME(floats) ? 4 : 2);
     vector sum[FEW_ROWS][FEW];
@@ -309,7 +311,7 @@ INLINE void NAME(few_columns)(double *lanes, size_t T, const uint8_t *const w[FE
     for (size_t s = 0; s < steps; s++, x += n * WIDTH) {
         vector a[FEW_ROWS];
         UNROLL for (int r = 0; r < FEW_ROWS; r++) {
-            a[r] = NAME(some_lanes)(w[r] + s * step, way);
+            a[r] = NAME(some_lanes)(w[r] + s * step, way, mask);
             __builtin_prefetch((const void *)((uintptr_t)w[r] + s * step + ahead), 0, 2);
         }
         UNROLL for (int t = 0; t < n; t++) {
@@ -323,14 +325,15 @@ INLINE void NAME(few_columns)(double *lanes, size_t T, const uint8_t *const w[FE
             *(doubles *)(lanes + ((size_t)r * T + (size_t)t) * LANES) = sum[r][t];
 }
 
-#define CASE(n)                                                                        \
-    case n:                                                                            \
-        NAME(few_columns)(lanes, T, w, x, steps, first, ahead, way, n <= FEW ? n : 1); \
+#define CASE(n)                                                              \
+    case n:                                                                  \
+        NAME(few_columns)(lanes, T, w, x, steps, first, ahead, mask, way,    \
+                          n <= FEW ? n : 1);                                 \
         break
 
 INLINE void NAME(any_few)(double *lanes, size_t T, const uint8_t *const w[FEW_ROWS],
                           const double *x, size_t steps, bool first, size_t ahead,
-                          const enum NAME(way) way, size_t n)
+                          uint32_t mask, const enum NAME(way) way, size_t n)
 {
     switch (n) {
         CASE(1); CASE(2); CASE(3); CASE(4); CASE(5); CASE(6); CASE(7); CASE(8);
@@ -365,17 +368,18 @@ TARGET static void NAME(few_together)(const few *b, const uint8_t *const w[FEW_R
     double *lanes = b->lanes + (r * b->T + t) * LANES + part * WIDTH;
     const double *x = b->x + c * b->T + (t * LANES + part * WIDTH * tokens) * steps;
     const size_t at = b->pairs ? part / 2 * 4 * WIDTH : part * WIDTH * (b->direct ? b->element : 4);
+    const uint32_t mask = b->size ? 0x7FFFFFFF : UINT32_MAX;
     const bool first = c == 0;
     const uint8_t *p[FEW_ROWS];
     UNROLL for (int k = 0; k < FEW_ROWS; k++) p[k] = w[k] + at;
     if (!b->direct || b->element == 4)
-        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, NAME(floats), tokens);
+        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, mask, NAME(floats), tokens);
     else if (!b->pairs)
-        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, NAME(float16s), tokens);
+        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, mask, NAME(float16s), tokens);
     else if (part % 2 == 0)
-        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, NAME(even), tokens);
+        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, mask, NAME(even), tokens);
     else
-        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, NAME(odd), tokens);
+        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, mask, NAME(odd), tokens);
 }
 
 /* Columns [c, c + n) of rows [o, o + rows), behind the last the last again. */
@@ -392,7 +396,7 @@ TARGET static void NAME(few_rows)(const q3_dots *d, const few *b, size_t o, size
         if (b->direct)
             memcpy(memset(out, 0, padded(n) * b->element), w[r], n * b->element);
         else
-            NAME(widen)(out, d, from * d->row_stride + c, n, b->size);
+            NAME(widen)(out, d, from * d->row_stride + c, n);
         w[r] = (const uint8_t *)out;
     }
     for (size_t i = 0; i < b->passes; i++)
@@ -428,7 +432,7 @@ TARGET static bool NAME(few_tokens)(const q3_dots *d, bool size)
     few b = {.T = d->T, .passes = (d->T + FEW - 1) / FEW, .size = size,
              .element = d->weight.dtype == Q3_F32 ? 4 : 2};
     b.ahead = SOME_ROWS * d->row_stride * b.element;
-    b.direct = !size && as_it_lies(d) && (d->weight.dtype != Q3_F16 || WIDTH > 2);
+    b.direct = as_it_lies(d) && (d->weight.dtype != Q3_F16 || WIDTH > 2);
     b.pairs = b.direct && d->weight.dtype == Q3_BF16;
     size_t together = (d->T + b.passes - 1) / b.passes;
     b.columns = least(TOKENS_AT_HAND / 8 / WIDTH / together * LANES, MOST_COLUMNS);

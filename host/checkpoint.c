@@ -374,16 +374,20 @@ typedef struct loader {
  * Only a wider range can overflow in a narrower one. */
 static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype dtype)
 {
-    const uint8_t *bytes = entry->data;
+    enum { AT_ONCE = 512 };
+    float values[AT_ONCE];
     /* half way between the largest finite value and the next power of two */
-    uint32_t least = dtype == Q3_F16 ? 0x477FF000 : 0x7F7F8000, infinite = 0x7F800000;
+    const uint32_t least = dtype == Q3_F16 ? 0x477FF000 : 0x7F7F8000, infinite = 0x7F800000;
     if (dtype == Q3_F32 || entry->dtype == Q3_F16 || entry->dtype == dtype) return count;
-    size_t size = q3_dtype_size(entry->dtype);
-    for (uint64_t i = 0; i < count; i++) {
-        const uint8_t *p = bytes + i * size;
-        uint32_t bits = size == 4 ? (uint32_t)p[0] | (uint32_t)p[1] << 8 : 0;
-        bits |= (uint32_t)p[size - 2] << 16 | (uint32_t)(p[size - 1] & 0x7F) << 24;
-        if (bits >= least && bits < infinite) return i;
+    for (uint64_t i = 0; i < count; i += AT_ONCE) {
+        size_t n = count - i < AT_ONCE ? (size_t)(count - i) : AT_ONCE;
+        uint32_t bits[AT_ONCE] = {0}, found = 0;
+        q3_entry_floats(values, entry, i, n);
+        memcpy(bits, values, n * sizeof *bits);
+        for (size_t k = 0; k < AT_ONCE; k++)
+            found |= (bits[k] & 0x7FFFFFFF) - least < infinite - least;
+        for (size_t k = 0; found && k < n; k++)
+            if ((bits[k] & 0x7FFFFFFF) - least < infinite - least) return i + k;
     }
     return count;
 }
