@@ -506,7 +506,9 @@ INLINE void NAME(pack_words)(uint32_t *out, size_t lane_stride, const uint8_t *c
     side m[SIDE];
     UNROLL for (int r = 0; r < SIDE; r++) {
         m[r] = *(const side *)(row[r] + 4 * at);
+#if SIDE > 2 /* clang has no register for a short one */
         KEEP(m[r]);
+#endif
     }
     NAME(transpose)(m);
     out += at % words_a_step * lane_stride + at / words_a_step * ROWS;
