@@ -23,7 +23,7 @@
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT ON
 #else
-#pragma GCC optimize("fp-contract=fast")
+#pragma GCC optimize("fp-contract=fast", "no-associative-math") /* a flag that it would take up */
 #endif
 
 #if defined(__x86_64__)
