@@ -604,13 +604,15 @@ static void judge_whole(judging *j, const q3_tap *tap)
     trial_end(j, &r);
 }
 
-/* Rows of a block, which takes 16 MB with its sums. */
+/* Rows of a block, which takes 16 MB with its sums; blocks are as equal as can be. */
 static size_t logits_at_once(const walk *w)
 {
     size_t kinds = 1U + (w->operand != 0) + !w->given[Q3_TAP_NORM];
     size_t row = w->config->vocab_size * (sizeof(float) + kinds * sizeof(double));
-    size_t rows = ((size_t)16 << 20) / row;
-    return rows > 0 ? rows : 1;
+    size_t rows = ((size_t)16 << 20) / row, all = w->T - w->past;
+    if (rows == 0) rows = 1;
+    size_t blocks = (all + rows - 1) / rows;
+    return blocks > 0 ? (all + blocks - 1) / blocks : 1;
 }
 
 /* Logits of the tokens that the file has. */
