@@ -147,11 +147,10 @@ static double *to_line(double *p)
 /* A call with few tokens: T of them, with so many columns at a time and in so many passes; lanes,
  * and columns that are not taken as they lie, of SOME_ROWS rows. */
 typedef struct few {
-    double *x, *lanes;
+    double *x[2], *lanes[2]; /* of the tokens; of their sizes (NULL: not wanted) */
     float *rows;
     size_t T, columns, passes;
     size_t element, ahead; /* bytes of a weight, and to the one that is needed SOME_ROWS later */
-    bool size;   /* all are sizes */
     bool direct; /* weights are taken as they lie, */
     bool pairs;  /* two of 16 bits together */
 } few;

@@ -343,9 +343,9 @@ INLINE void NAME(any_few)(double *lanes, size_t T, const uint8_t *const w[FEW_RO
 
 /* Tokens, or their sizes, as [columns at once][tokens together][part][step][token][WIDTH], where a
  * part is WIDTH of a step's columns. */
-TARGET static void NAME(lay_few)(const few *b, const q3_dots *d)
+TARGET static void NAME(lay_few)(const few *b, const q3_dots *d, size_t kind)
 {
-    double *out = b->x;
+    double *out = b->x[kind];
     for (size_t c = 0; c < d->C; c += b->columns)
         for (size_t i = 0; i < b->passes; i++)
             for (size_t part = 0; part < LANES / WIDTH; part++)
@@ -355,20 +355,20 @@ TARGET static void NAME(lay_few)(const few *b, const q3_dots *d)
                             size_t at = k + (b->pairs ? part / 2 * 2 * WIDTH + 2 * j + part % 2
                                                       : part * WIDTH + j);
                             double x = at < d->C ? (double)d->x[t * d->x_stride + at] : 0.0;
-                            *out++ = b->size ? size_of(x) : x;
+                            *out++ = kind == 1 ? size_of(x) : x;
                         }
 }
 
-/* A part of FEW_ROWS rows' columns, at w, times all tokens that go together in pass i; r, c, n are
- * few_rows' own. */
+/* A part of FEW_ROWS rows' columns, at w, times all tokens that go together in pass i, or their
+ * sizes (kind 1); r, c, n are few_rows' own. */
 TARGET static void NAME(few_together)(const few *b, const uint8_t *const w[FEW_ROWS], size_t r,
-                                      size_t c, size_t n, size_t i, size_t part)
+                                      size_t c, size_t n, size_t i, size_t part, size_t kind)
 {
     size_t t = pass_start(b, i), tokens = pass_start(b, i + 1) - t, steps = padded(n) / LANES;
-    double *lanes = b->lanes + (r * b->T + t) * LANES + part * WIDTH;
-    const double *x = b->x + c * b->T + (t * LANES + part * WIDTH * tokens) * steps;
+    double *lanes = b->lanes[kind] + (r * b->T + t) * LANES + part * WIDTH;
+    const double *x = b->x[kind] + c * b->T + (t * LANES + part * WIDTH * tokens) * steps;
     const size_t at = b->pairs ? part / 2 * 4 * WIDTH : part * WIDTH * (b->direct ? b->element : 4);
-    const uint32_t mask = b->size ? 0x7FFFFFFF : UINT32_MAX;
+    const uint32_t mask = kind == 1 ? 0x7FFFFFFF : UINT32_MAX;
     const bool first = c == 0;
     const uint8_t *p[FEW_ROWS];
     UNROLL for (int k = 0; k < FEW_ROWS; k++) p[k] = w[k] + at;
@@ -399,10 +399,10 @@ TARGET static void NAME(few_rows)(const q3_dots *d, const few *b, size_t o, size
             NAME(widen)(out, d, from * d->row_stride + c, n);
         w[r] = (const uint8_t *)out;
     }
-    for (size_t i = 0; i < b->passes; i++)
-        for (size_t part = 0; part < parts; part++)
+    for (size_t i = 0; i < 2 * b->passes; i++)
+        for (size_t part = 0; part < parts && b->x[i % 2] != NULL; part++)
             for (size_t r = 0; r < rows; r += FEW_ROWS)
-                NAME(few_together)(b, w + r, r, c, n, i, part);
+                NAME(few_together)(b, w + r, r, c, n, i / 2, part, i % 2);
 }
 
 /* Rows [o, o + rows), all columns. */
@@ -410,38 +410,47 @@ TARGET static void NAME(some_rows)(const q3_dots *d, const few *b, size_t o, siz
 {
     for (size_t c = 0; c < d->C; c += b->columns)
         NAME(few_rows)(d, b, o, rows, c, least(b->columns, d->C - c));
-    for (size_t t = 0; t < b->T; t++) {
-        double sums[SOME_ROWS];
-        for (size_t r = 0; r < rows; r++) {
-            vector lane[LANES / WIDTH];
-            memcpy(lane, b->lanes + (r * b->T + t) * LANES, sizeof lane);
-            sums[r] = NAME(fold)(lane, b->pairs);
+    for (size_t kind = 0; kind < 2; kind++)
+        for (size_t t = 0; t < b->T && b->x[kind] != NULL; t++) {
+            double sums[SOME_ROWS];
+            for (size_t r = 0; r < rows; r++) {
+                vector lane[LANES / WIDTH];
+                memcpy(lane, b->lanes[kind] + (r * b->T + t) * LANES, sizeof lane);
+                sums[r] = NAME(fold)(lane, b->pairs);
+            }
+            if (kind == 1)
+                memcpy(d->sizes + t * d->N + o, sums, rows * sizeof *sums);
+            else
+                hand_over(d, NAME(round), sums, t, o, rows);
         }
-        if (b->size)
-            memcpy(d->sizes + t * d->N + o, sums, rows * sizeof *sums);
-        else
-            hand_over(d, NAME(round), sums, t, o, rows);
-    }
 }
 
-/* Sums, or those of sizes. False: no memory. */
-TARGET static bool NAME(few_tokens)(const q3_dots *d, bool size)
+/* False: no memory. */
+TARGET static bool NAME(few_tokens)(const q3_dots *d)
 {
+    const bool wanted[2] = {want_sums(d), d->sizes != NULL};
+    const size_t kinds = (size_t)wanted[0] + wanted[1];
     size_t tokens = d->T * padded(d->C), lanes = SOME_ROWS * d->T * LANES;
-    if (tokens > TOKEN_BYTES / 8) return false;
-    few b = {.T = d->T, .passes = (d->T + FEW - 1) / FEW, .size = size,
+    if (kinds * tokens > TOKEN_BYTES / 8) return false;
+    few b = {.T = d->T, .passes = (d->T + FEW - 1) / FEW,
              .element = d->weight.dtype == Q3_F32 ? 4 : 2};
     b.ahead = SOME_ROWS * d->row_stride * b.element;
     b.direct = as_it_lies(d) && (d->weight.dtype != Q3_F16 || WIDTH > 2);
     b.pairs = b.direct && d->weight.dtype == Q3_BF16;
     size_t together = (d->T + b.passes - 1) / b.passes;
     b.columns = least(TOKENS_AT_HAND / 8 / WIDTH / together * LANES, MOST_COLUMNS);
-    double *scratch = malloc((tokens + lanes + SOME_ROWS * b.columns / 2 + LINE) * sizeof *scratch);
+    size_t all = kinds * (tokens + lanes) + SOME_ROWS * b.columns / 2;
+    double *scratch = malloc((all + LINE) * sizeof *scratch);
     if (scratch == NULL) return false;
-    b.x = to_line(scratch);
-    b.lanes = b.x + tokens;
-    b.rows = (float *)(b.lanes + lanes);
-    NAME(lay_few)(&b, d);
+    double *free_from = to_line(scratch);
+    for (size_t kind = 0; kind < 2; kind++) {
+        if (!wanted[kind]) continue;
+        b.x[kind] = free_from;
+        b.lanes[kind] = free_from + tokens;
+        free_from += tokens + lanes;
+        NAME(lay_few)(&b, d, kind);
+    }
+    b.rows = (float *)free_from;
     for (size_t o = 0; o < d->N; o += SOME_ROWS)
         NAME(some_rows)(d, &b, o, least(SOME_ROWS, d->N - o));
     free(scratch);
@@ -732,9 +741,7 @@ TARGET static void NAME(dots)(const q3_dots *dots)
     if (d.C > 0 && d.T == 1 && d.sizes == NULL && as_it_lies(&d))
         done = NAME(one_token)(&d);
     else if (d.C > 0)
-        done = d.T <= MOST_FEW ? (!want_sums(&d) || NAME(few_tokens)(&d, false)) &&
-                                     (d.sizes == NULL || NAME(few_tokens)(&d, true))
-                               : NAME(many_tokens)(&d);
+        done = d.T <= MOST_FEW ? NAME(few_tokens)(&d) : NAME(many_tokens)(&d);
     if (!done) q3_plain_kernels()->dots(dots);
 }
 

@@ -12,13 +12,14 @@
 #define BLOCK ((size_t)1 << 22) /* results of a block of tokens at most: 32 MB */
 
 /* Rows of one weight: x[rows,K] with variances var[rows,K] (NULL: 0); results [rows,N], those that
- * are not NULL. */
+ * are not NULL; y: the map's own. */
 typedef struct group {
     q3_tensor weight;
     size_t rows, N, K;
     const float *x;
     const double *var;
     double *size, *squares, *spread;
+    float *y;
 } group;
 
 static double fold(double lane[LANES])
@@ -40,11 +41,12 @@ static double sum_squares(const float *w, const float *x, const double *var, siz
     return fold(lane);
 }
 
-/* The sums of |w||x|, in the kernels' tiles. */
+/* The sums of |w||x|, and of w x if y is wanted, in the kernels' tiles. */
 static void add_sizes(const group *g, q3_dtype dtype)
 {
     q3_dots dots = {.x = g->x, .x_stride = g->K, .weight = g->weight, .row_stride = g->K,
-                    .T = g->rows, .N = g->N, .C = g->K, .dtype = dtype, .sizes = g->size};
+                    .T = g->rows, .N = g->N, .C = g->K, .dtype = dtype, .sizes = g->size,
+                    .y = g->y, .y_stride = g->N};
     q3_run_dots(&dots);
 }
 
@@ -121,8 +123,9 @@ static void add_expert(walk *w, gathered *g, const group *all, q3_tensor weight,
 {
     double *const to[3] = {all->size, all->squares, all->spread};
     size_t K = all->K, N = all->N;
-    group own = {weight, g->n, N, K, g->x, all->var != NULL ? g->var : NULL, g->results[0],
-                 g->results[1], g->results[2]};
+    group own = {.weight = weight, .rows = g->n, .N = N, .K = K, .x = g->x,
+                 .var = all->var != NULL ? g->var : NULL, .size = g->results[0],
+                 .squares = g->results[1], .spread = g->results[2]};
     for (size_t i = 0; i < g->n; i++) {
         size_t row = g->slots[i] / each * K;
         memcpy(g->x + i * K, all->x + row, K * sizeof *g->x);
@@ -151,8 +154,8 @@ static bool add_experts(walk *w, const q3_node *node, const group *all, const fl
     return good;
 }
 
-/* The block that begins with token t. */
-static bool fill_block(walk *w, const q3_node *node, size_t t)
+/* The block that begins with token t; y: what the map gives for it, if not NULL. */
+static bool fill_block(walk *w, const q3_node *node, size_t t, float *y)
 {
     map_sums *s = &w->sums;
     const q3_config *c = w->config;
@@ -168,7 +171,7 @@ static bool fill_block(walk *w, const q3_node *node, size_t t)
     if (!make_room(s, count * row, squares, came)) return false;
     group g = {.N = row, .K = in, .rows = count, .x = w->tap[node->from[0]] + t * in,
                .var = came ? var : NULL, .size = s->size, .squares = squares ? s->squares : NULL,
-               .spread = came ? s->spread : NULL};
+               .spread = came ? s->spread : NULL, .y = y};
     s->has_spread = came;
     s->end = t + count;
     if (!experts) {
@@ -188,12 +191,20 @@ bool q3_sums_row(row_sums *out, walk *w, const q3_node *node, size_t t)
     map_sums *s = &w->sums;
     size_t row = q3_tap_row_size(w->config, node->id, w->T);
     bool here = s->id == node->id && t >= s->first && t < s->end;
-    if (!here && !fill_block(w, node, t)) return false;
+    if (!here && !fill_block(w, node, t, NULL)) return false;
     size_t at = (t - s->first) * row;
     out->size = s->size + at;
     out->squares = w->operand != 0 ? s->squares + at : NULL;
     out->spread = s->has_spread ? s->spread + at : NULL;
     return true;
+}
+
+bool q3_sums_logits(float *y, walk *w, size_t t, size_t count)
+{
+    w->sums.until = t + count;
+    bool good = fill_block(w, q3_graph_node(w->config, Q3_TAP_LM_HEAD, 0), t, y);
+    w->sums.until = 0;
+    return good;
 }
 
 void q3_sums_forget(walk *w)

@@ -624,12 +624,10 @@ static void judge_blocks(judging *j, trial *r)
     if (block == NULL) out_of_memory(j);
     for (size_t t = w->past; t < w->T && j->status == Q3_OK; t += n > 0 ? n : 1) {
         for (n = 0; n < room && t + n < w->T && has_row(j, r, t + n, &row);) n++;
-        q3_logits_rows(block, w, t, n);
-        w->sums.until = t + n;
+        if (n > 0 && !q3_sums_logits(block, w, t, n)) out_of_memory(j);
         for (size_t i = 0; i < n && j->status == Q3_OK; i++)
             trial_row(j, r, t + i, block + i * r->n, NULL);
     }
-    w->sums.until = 0;
     free(block);
 }
 

@@ -82,6 +82,8 @@ void q3_walk_free(walk *w);
  * as they are, and its weight, until q3_sums_forget. False: no memory. */
 bool q3_sums_row(row_sums *out, walk *w, const q3_node *node, size_t t);
 void q3_sums_forget(walk *w);
+/* The block of tokens t, t + 1, ... of lm_head, and y[count,V], their logits, as q3_logits_rows. */
+bool q3_sums_logits(float *y, walk *w, size_t t, size_t count);
 void q3_sums_free(walk *w);
 
 /* Our logits [count,V] of tokens t, t + 1, ...; the last norm is final. And those of all of the
