@@ -77,7 +77,7 @@ static size_t larger(size_t a, size_t b)
 
 /* How a float64 becomes an element of D: on_grid and narrow of kernels_maps.h. */
 typedef struct format {
-    bool single;        /* float32: the processor's own conversion */
+    bool single, half;  /* float32, float16: where the processor has its own conversion */
     double grid, least; /* 1.5 * 2^(53 - precision); the least normal number */
     double fits;        /* a value below it does not overflow */
     double up;          /* times this, the first power of two above D's range is that of float32 */
@@ -86,10 +86,10 @@ typedef struct format {
 
 static format format_of(q3_dtype dtype)
 {
-    static const format formats[] = {[Q3_F32] = {true, 0x1.8p29, 0x1p-126, 0x1p127, 1.0, 1.0f},
-                                     [Q3_BF16] = {false, 0x1.8p45, 0x1p-126, 0x1p127, 1.0, 1.0f},
-                                     [Q3_F16] = {false, 0x1.8p42, 0x1p-14, 0x1p15, 0x1p112,
-                                                 0x1p-112f}};
+    static const format formats[] = {
+        [Q3_F32] = {true, false, 0x1.8p29, 0x1p-126, 0x1p127, 1.0, 1.0f},
+        [Q3_BF16] = {false, false, 0x1.8p45, 0x1p-126, 0x1p127, 1.0, 1.0f},
+        [Q3_F16] = {false, true, 0x1.8p42, 0x1p-14, 0x1p15, 0x1p112, 0x1p-112f}};
     Q3_CHECK(dtype == Q3_F32 || dtype == Q3_BF16 || dtype == Q3_F16);
     return formats[dtype];
 }

@@ -100,6 +100,19 @@ INLINE long_words NAME(extended)(const uint8_t *p)
 #endif
 }
 
+/* Weights rounded to the run's dtype; a NaN may be any NaN. */
+INLINE singles NAME(rounded)(singles x, const format *to)
+{
+#if WIDTH == 8
+    if (to->half)
+        return (singles)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#elif WIDTH == 4
+    if (to->half)
+        return (singles)_mm_cvtph_ps(_mm_cvtps_ph((__m128)x, _MM_FROUND_TO_NEAREST_INT));
+#endif
+    return (singles)NAME(narrow)(NAME(widened)(x), to);
+}
+
 /* The even and the odd elements of WIDTH pairs of 16 bits. */
 INLINE void NAME(unpair)(singles *even, singles *odd, word pair, q3_dtype dtype)
 {
@@ -276,7 +289,7 @@ TARGET static void NAME(widen)(float *out, const q3_dots *d, size_t first, size_
             UNROLL for (int k = 0; k < LANES; k += WIDTH)
                 *(words *)(out + i + k) = (word)NAME(in_order)(from + 2 * k);
         for (size_t k = i; k < i + LANES && !as_it_lies(d); k += WIDTH)
-            NAME(put)(out + k, NAME(narrow)(NAME(load_floats)(out + k), &to));
+            *(words *)(out + k) = (words)NAME(rounded)((singles)*(const words *)(out + k), &to);
     }
 }
 
@@ -563,9 +576,8 @@ INLINE void NAME(widen_words)(double *out, const uint32_t *w, size_t n, const q3
             singles pair[2];
             pair[0] = (singles)*(const words *)(w + k);
             if (dtype != Q3_F32) NAME(unpair)(&pair[0], &pair[1], (word)pair[0], dtype);
-            vector x = NAME(widened)(pair[odd]);
-            if (to != NULL) x = (vector)NAME(widened)((singles)NAME(narrow)(x, to));
-            *(doubles *)(out + k) = (vector)((bits)x & mask);
+            if (to != NULL) pair[odd] = NAME(rounded)(pair[odd], to);
+            *(doubles *)(out + k) = (vector)((bits)NAME(widened)(pair[odd]) & mask);
         }
 }
 
