@@ -370,15 +370,12 @@ typedef struct loader {
     q3_error *error;
 } loader;
 
-/* Whether the upper 16 bits of any of n elements are in [low, high), but for the sign. */
-static inline bool any_between(const uint8_t *element, size_t n, const size_t size, uint32_t low,
-                               uint32_t high)
+/* Whether any of n elements has an upper byte, but for the sign, that is not below `least`. */
+static inline bool any_large(const uint8_t *element, size_t n, const size_t size, uint8_t least)
 {
-    uint32_t found = 0;
-    for (size_t i = 0; i < n; i++) {
-        const uint8_t *p = element + i * size + size - 2;
-        found |= ((uint32_t)p[0] | (uint32_t)(p[1] & 0x7F) << 8) - low < high - low;
-    }
+    uint8_t found = 0;
+    for (size_t i = 0; i < n; i++)
+        found |= (uint8_t)((element[i * size + size - 1] & 0x7F) >= least);
     return found != 0;
 }
 
@@ -389,13 +386,13 @@ static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype d
     enum { AT_ONCE = 512 };
     /* half way between the largest finite value and the next power of two */
     const uint32_t least = dtype == Q3_F16 ? 0x477FF000 : 0x7F7F8000, infinite = 0x7F800000;
+    const uint8_t top = (uint8_t)(least >> 24);
     if (dtype == Q3_F32 || entry->dtype == Q3_F16 || entry->dtype == dtype) return count;
     for (uint64_t i = 0; i < count; i += AT_ONCE) {
         size_t n = count - i < AT_ONCE ? (size_t)(count - i) : AT_ONCE;
         const uint8_t *p = (const uint8_t *)entry->data + i * q3_dtype_size(entry->dtype);
         float values[AT_ONCE];
-        if (entry->dtype == Q3_F32 ? !any_between(p, n, 4, least >> 16, infinite >> 16)
-                                   : !any_between(p, n, 2, least >> 16, infinite >> 16))
+        if (!(entry->dtype == Q3_F32 ? any_large(p, n, 4, top) : any_large(p, n, 2, top)))
             continue;
         q3_entry_floats(values, entry, i, n);
         for (size_t k = 0; k < n; k++) {
