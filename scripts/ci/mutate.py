@@ -3,12 +3,12 @@
 """Breaks the code on purpose, one place at a time (scripts/ci/mutants.txt), and fails unless a test notices
 each time.
 
-    scripts/ci/mutate.py [-j N] [--quick] [--slow] [TEXT]
+    scripts/ci/mutate.py [-j N] [--quick] [--slow] [TEXT]...
 
 -j N     so many mutants at once, each in a copy of the tree of its own (2)
 --quick  only checks that each mutant's text stands in its file exactly once: builds and runs nothing
 --slow   prints the ten mutants that took longest, too
-TEXT     only the mutants whose line "FILE: what is wrong" holds it
+TEXT     only the mutants whose line "FILE: what is wrong" holds one of them
 
 Needs CMake, Ninja and a C compiler. Works on copies in a temporary folder. Prints a line for each mutant:
 seconds, the test that failed, the mutant. A mutant that does not compile is an error.
@@ -92,7 +92,7 @@ class Copy:
         text = shared_libraries(open(lists, encoding="utf-8").read())
         open(lists, "w", encoding="utf-8").write(text)
         self.run("cmake", "-G", "Ninja", "-S", where, "-B", self.build, "-DCMAKE_BUILD_TYPE=None",
-                 "-DCMAKE_C_FLAGS=-O1", "-DCMAKE_POSITION_INDEPENDENT_CODE=ON",
+                 "-DCMAKE_C_FLAGS=-O2", "-DCMAKE_POSITION_INDEPENDENT_CODE=ON",
                  "-DCMAKE_LINK_DEPENDS_NO_SHARED=ON")
         outputs = subprocess.run(["ninja", "-t", "targets", "all"], cwd=self.build, capture_output=True,
                                  text=True, check=True).stdout
@@ -237,9 +237,10 @@ def main():
     parser.add_argument("-j", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--slow", action="store_true")
-    parser.add_argument("text", nargs="?", default="")
+    parser.add_argument("text", nargs="*", default=[""])
     options = parser.parse_args()
-    wanted = [m for m in read_list(os.path.join(ROOT, "scripts", "ci", "mutants.txt")) if options.text in m.name]
+    wanted = [m for m in read_list(os.path.join(ROOT, "scripts", "ci", "mutants.txt"))
+              if any(text in m.name for text in options.text)]
     stale = [m for m in wanted if apply(m, ROOT) is None]
     for m in stale:
         print(f"mutants.txt: {m.name}: its text must stand in the file exactly once")
