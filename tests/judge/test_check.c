@@ -660,20 +660,21 @@ int main(int argc, char **argv)
             return 1;
         }
     }
-    test_each_tensor(&f, golden[Q3_BF16], Q3_BF16);
-    test_rounding(&f, golden[Q3_BF16]);
-    test_tightness(&f, golden);
-    test_binade(&f, golden[Q3_BF16]);
-    test_zero(&f, golden[Q3_BF16]);
-    test_experts(&f, golden[Q3_BF16]);
+    /* From the shortest to the longest: what is wrong is found soon. */
     test_figures();
-    test_special(&f, golden[Q3_F32]);
-    test_layers(&f, golden[Q3_F32]);
+    test_axes(&f, golden[Q3_F32]);
     test_gain(&f, golden[Q3_BF16]);
     test_gap(&f, golden[Q3_F32]);
-    test_axes(&f, golden[Q3_F32]);
+    test_binade(&f, golden[Q3_BF16]);
+    test_zero(&f, golden[Q3_BF16]);
+    test_rounding(&f, golden[Q3_BF16]);
+    test_special(&f, golden[Q3_F32]);
+    test_experts(&f, golden[Q3_BF16]);
     test_by_expert(&f, golden[Q3_F32]);
+    test_tightness(&f, golden);
     test_slots_turned(&f, golden[Q3_F32]);
+    test_layers(&f, golden[Q3_F32]);
+    test_each_tensor(&f, golden[Q3_BF16], Q3_BF16);
     q3_tensors_close(golden[0]);
     q3_tensors_close(golden[1]);
     free(lines.data);
