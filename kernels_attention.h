@@ -88,13 +88,14 @@ TARGET static void NAME(mask)(const tile *t, size_t g, size_t s, size_t n)
         NAME(f64) high = NAME(load)(max + j);
         for (size_t i = 0; i < n; i++) {
             NAME(f64) x = NAME(load)(panel + i * GROUP + j);
-            high = NAME(select)(x > high, x, high);
+            high = LARGER(x, high);
         }
         NAME(store)(max + j, high);
     }
 }
 
-/* The scores of all rows with keys begin to end. */
+/* The scores of all rows with keys begin to end. The next keys are asked for meanwhile, a part of
+ * each by each group. */
 TARGET static void NAME(tile_scores)(const tile *t)
 {
     size_t hd = t->a->hd, steps = t->depth / LANES;
@@ -106,9 +107,13 @@ TARGET static void NAME(tile_scores)(const tile *t)
         bool fits = largest * t->largest_q * (double)hd < t->to.fits;
         for (size_t g = 0; g < t->groups; g++) {
             double *panel = t->panel + (g * t->room + s - t->begin) * GROUP;
-            for (size_t i = 0; i < n; i += SOME)
+            for (size_t i = 0; i < n; i += SOME) {
+                for (size_t k = s + KEYS + i; k < s + KEYS + i + SOME; k++)
+                    for (size_t c = g * PER_LINE; c < hd; c += t->groups * PER_LINE)
+                        ask_ahead(t, t->k, k, c);
                 NAME(some_scores)(panel + i * GROUP, t->q + g * t->depth * GROUP,
                                   t->wide + i * t->depth, steps, scale, &t->to, fits);
+            }
             NAME(mask)(t, g, s, n);
         }
     }
@@ -187,7 +192,7 @@ TARGET static void NAME(widen_values)(const tile *t, size_t s, size_t count)
     }
 }
 
-/* Keys that all rows see. */
+/* Keys that all rows see. The next values are asked for meanwhile, a few keys' by some rows. */
 TARGET static void NAME(common_values)(const tile *t)
 {
     for (size_t s = t->common; s < t->common_end; s += VALUES) {
@@ -198,10 +203,13 @@ TARGET static void NAME(common_values)(const tile *t)
                             t->panel + (g * t->room + s - t->begin) * GROUP, t->max + g * GROUP, n,
                             &t->to);
         for (size_t d = 0; d < t->width; d += GROUP)
-            for (size_t r = 0; r < rows; r += AT_ONCE)
+            for (size_t r = 0; r < rows; r += AT_ONCE) {
+                for (size_t i = r / AT_ONCE; i < VALUES; i += rows / AT_ONCE)
+                    ask_ahead(t, t->v, s + VALUES + i, d);
                 NAME(some_values)(t->sums + d * rows + r * GROUP,
                                   t->probs + r / GROUP * VALUES * GROUP + r % GROUP,
                                   t->wide + d * VALUES, n);
+            }
     }
 }
 
@@ -272,6 +280,7 @@ TARGET static bool NAME(attend)(const q3_attention *a)
 #undef SOME
 #undef FUSED
 #undef LARGER
+#undef FLOOR
 #undef NARROW
 #undef WIDEN
 #undef BATCH

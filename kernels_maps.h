@@ -14,18 +14,21 @@ typedef int32_t NAME(i32) __attribute__((vector_size(4 * WIDTH)));
 #if WIDTH == 8
 #define FUSED(a, b, c) _mm512_fmadd_pd(a, b, c)
 #define LARGER(a, b) _mm512_max_pd(a, b)
+#define FLOOR(x) _mm512_floor_pd(x)
 #define NARROW(x) _mm512_cvtpd_ps(x)
 #define WIDEN(x) _mm512_cvtps_pd(x)
 #define BATCH 8
 #elif WIDTH == 4
 #define FUSED(a, b, c) _mm256_fmadd_pd(a, b, c)
 #define LARGER(a, b) _mm256_max_pd(a, b)
+#define FLOOR(x) _mm256_floor_pd(x)
 #define NARROW(x) _mm256_cvtpd_ps(x)
 #define WIDEN(x) _mm256_cvtps_pd(x)
 #define BATCH 4
 #else
 #if defined(__aarch64__)
 #define FUSED(a, b, c) vfmaq_f64(c, a, b)
+#define FLOOR(x) vrndmq_f64(x)
 #endif
 #define LARGER(a, b) NAME(select)((a) > (b), a, b)
 #define NARROW(x) __builtin_convertvector(x, NAME(f32))
@@ -73,64 +76,96 @@ INLINE NAME(f64) NAME(select)(NAME(i64) mask, NAME(f64) a, NAME(f64) b)
 
 /* ---- exp ---- */
 
-/* a * b / divisor, rounded twice as written, without a division where FUSED is to be had; the
- * divisor is ln 2 with b = 1, or a whole number from 3 to 14, with inverse = 1 / divisor rounded.
- * Method    q is within 4 units in the last place of the quotient, so that what it leaves, a
- *           multiple of that unit, is small enough to be exact; times the inverse it is q's error
- *           but for 2^-50 units. No quotient by a whole number is that near to the middle of two
- *           numbers: it is 1/(2 divisor) units away at least. By ln 2: q is within 0.95 units, the
- *           inverse within 2^-54.2, so 2^-54.3 units are left out; the middle is 2^-53.5 away.
- * Special   a product below 2^-900 may come out as any number as small: it goes into a sum with 1
- *           or 1/2. */
-INLINE NAME(f64) NAME(divided)(NAME(f64) a, NAME(f64) b, double divisor, double inverse)
+/* x / d rounded, d a whole number from 3 to 14, without a division where FUSED is to be had: its
+ * inverse and what that leaves of 1 / d, rounded, are 1 / d but for 2^-107 of it.
+ * Method    the sum is rounded once, and off by less than 2^-104 of the quotient. No quotient by d
+ *           is that near to the middle of two numbers: it is 1 / (2 d) units in the last place away
+ *           at least.
+ * Special   x below 2^-900 may give any number as small: it goes into a sum with 1. */
+INLINE NAME(f64) NAME(divided)(NAME(f64) x, int d)
 {
 #ifdef FUSED
-    NAME(f64) d = NAME(all)(divisor), i = NAME(all)(inverse), q = b * (a * i);
-    return FUSED(FUSED(-q, d, a * b), i, q);
+    const double rest[15] = {0, 0, 0, 0x1.5555555555555p-56, 0, -0x1.999999999999ap-57,
+                             0x1.5555555555555p-57, 0x1.2492492492492p-57, 0, 0x1.c71c71c71c71cp-58,
+                             -0x1.999999999999ap-58, -0x1.745d1745d1746p-59, 0x1.5555555555555p-58,
+                             -0x1.3b13b13b13b14p-58, 0x1.2492492492492p-58};
+    if (d == 4 || d == 8) return x * (1.0 / d);
+    return FUSED(x, NAME(all)(1.0 / d), x * rest[d]);
 #else
-    (void)inverse;
-    return a * b / divisor;
+    return x / d;
+#endif
+}
+
+/* x / ln 2 rounded, likewise.
+ * Method    q is within 0.95 units in the last place of the quotient, so that what it leaves, a
+ *           multiple of that unit, is small enough to be exact; times the inverse, which is within
+ *           2^-54.2, it is q's error but for 2^-54.3 units. The middle of two numbers is 2^-53.5
+ *           away. */
+INLINE NAME(f64) NAME(by_ln2)(NAME(f64) x)
+{
+    const double ln2 = 0x1.62e42fefa39efp-1;
+#ifdef FUSED
+    NAME(f64) i = NAME(all)(1.0 / ln2), q = x * i;
+    return FUSED(FUSED(-q, NAME(all)(ln2), x), i, q);
+#else
+    return x / ln2;
+#endif
+}
+
+/* x >= 0 without its fraction. Going up to 2^52 and back rounds to one of the two next to it. */
+INLINE NAME(f64) NAME(below)(NAME(f64) x)
+{
+#ifdef FLOOR
+    return FLOOR(x);
+#else
+    NAME(f64) whole = (x + 0x1.8p52) - 0x1.8p52;
+    return whole - (NAME(f64))((whole > x) & (NAME(i64))NAME(all)(1.0));
 #endif
 }
 
 /* x = n ln 2 + r + r_low, as exp_parts. n is rounded by its magnitude: the half is added, then the
- * fraction cut off by going up to 2^52 and back. */
+ * fraction cut off. */
 INLINE void NAME(reduce)(NAME(f64) x, NAME(f64) *n, NAME(f64) *r, NAME(f64) *r_low)
 {
-    const double ln2 = 0x1.62e42fefa39efp-1, ln2_high = 0x1.62e42fefa38p-1;
-    const double ln2_low = 0x1.ef35793c76p-45, big = 0x1.8p52;
+    const double ln2_high = 0x1.62e42fefa38p-1, ln2_low = 0x1.ef35793c76p-45;
     const NAME(i64) sign = NAME(all_bits)(SIGN_BIT);
-    NAME(i64) q = (NAME(i64))NAME(divided)(x, NAME(all)(1.0), ln2, 1.0 / ln2);
-    NAME(f64) size = (NAME(f64))(q & ~sign) + 0.5, cut = (size + big) - big;
-    cut -= (NAME(f64))((cut > size) & (NAME(i64))NAME(all)(1.0));
-    *n = (NAME(f64))((NAME(i64))cut | ((NAME(i64))x & sign));
+    NAME(i64) q = (NAME(i64))NAME(by_ln2)(x);
+    NAME(f64) size = NAME(below)((NAME(f64))(q & ~sign) + 0.5);
+    *n = (NAME(f64))((NAME(i64))size | ((NAME(i64))x & sign));
     NAME(f64) whole = x - *n * ln2_high;
     *r = whole - *n * ln2_low;
     *r_low = (whole - *r) - *n * ln2_low;
 }
 
-/* y = exp(x), as q3_exp; count is at most BATCH, and y may be x. 2^n is 2^(n >> 1) times
- * 2^(n - (n >> 1)): both are normal, so that the first product is exact, as there. */
+/* x * 2^n, rounded once, |n| <= 1076: 2^(n >> 1) and 2^(n - (n >> 1)) are normal, so that the first
+ * product is exact. */
+INLINE NAME(f64) NAME(scaled)(NAME(f64) x, NAME(f64) n)
+{
+#if WIDTH == 8
+    return _mm512_scalef_pd(x, n);
+#else
+    NAME(u64) k = (NAME(u64))(n + (0x1.8p52 + 2048.0)), half = k >> 1; /* ends in n + 2048 */
+    return x * (NAME(f64))((half - 1) << 52) * (NAME(f64))((k - half - 1) << 52);
+#endif
+}
+
+/* y = exp(x), as q3_exp; count is at most BATCH, and y may be x. A NaN stays one. */
 INLINE void NAME(exponentials)(NAME(f64) *y, const NAME(f64) *x, size_t count)
 {
-    const double inverse[15] = {0, 0, 0, 1.0 / 3, 1.0 / 4, 1.0 / 5, 1.0 / 6, 1.0 / 7, 1.0 / 8,
-                                1.0 / 9, 1.0 / 10, 1.0 / 11, 1.0 / 12, 1.0 / 13, 1.0 / 14};
     NAME(f64) n[BATCH], r[BATCH], r_low[BATCH], t[BATCH];
     for (size_t i = 0; i < count; i++) {
         NAME(reduce)(x[i], &n[i], &r[i], &r_low[i]);
         t[i] = NAME(all)(1.0);
     }
-    for (int d = 14; d >= 3; d--)
-        for (size_t i = 0; i < count; i++) t[i] = 1.0 + NAME(divided)(r[i], t[i], d, inverse[d]);
+    UNROLL for (int d = 14; d >= 3; d--)
+        for (size_t i = 0; i < count; i++) t[i] = 1.0 + NAME(divided)(r[i] * t[i], d);
     for (size_t i = 0; i < count; i++) {
         NAME(f64) s = r[i] * r[i] * t[i] * 0.5 + r_low[i];
         NAME(f64) a = r[i] + s, a_low = (r[i] - a) + s, h = 1.0 + a;
         NAME(f64) e = h + (((1.0 - h) + a) + a_low);
-        NAME(u64) k = (NAME(u64))(n[i] + (0x1.8p52 + 2048.0)), half = k >> 1; /* ends in n + 2048 */
-        e = e * (NAME(f64))((half - 1) << 52) * (NAME(f64))((k - half - 1) << 52);
+        e = NAME(scaled)(e, n[i]);
         e = NAME(select)(x[i] > 709.79, (NAME(f64))NAME(all_bits)(INFINITY_BITS), e);
-        e = (NAME(f64))((NAME(i64))e & ~(x[i] < -745.2));
-        y[i] = NAME(select)(x[i] != x[i], x[i], e);
+        y[i] = (NAME(f64))((NAME(i64))e & ~(x[i] < -745.2));
     }
 }
 

@@ -11,7 +11,8 @@ enum {
     VALUES = 32, /* likewise */
     MOST_ROWS = 64,
     MOST_SCRATCH = 16 << 20,
-    LINE = 64 / sizeof(double) /* to begin on a cache line */
+    LINE = 64 / sizeof(double), /* to begin on a cache line */
+    PER_LINE = 64 / sizeof(float)
 };
 
 typedef struct tile {
@@ -53,6 +54,14 @@ static size_t tile_row(const tile *t, size_t r)
 {
     size_t head = t->key_head * t->share + (t->row + r) % t->share;
     return (tile_token(t, r) * t->a->H + head) * t->a->hd;
+}
+
+/* Asks for element c of key or value s, which may lie behind the last, for the second-level cache:
+ * those of a key head lie too far apart for a processor to guess them. */
+static inline void ask_ahead(const tile *t, const float *first, size_t s, size_t c)
+{
+    uintptr_t at = (uintptr_t)first + (s * t->stride + c) * sizeof *first;
+    __builtin_prefetch((const void *)at, 0, 2);
 }
 
 /* The larger magnitude, as bits: infinity above every number, NaN above infinity. */
