@@ -553,7 +553,7 @@ const q3_kernels *q3_plain_kernels(void)
 #define Q3_KERNELS q3_plain_kernels
 #endif
 
-static const q3_kernels *chosen; /* by q3_use_kernels; the only variable that is one */
+static const q3_kernels *chosen; /* by q3_use_kernels; the only variable of the core */
 
 const q3_kernels *q3_use_kernels(const q3_kernels *kernels)
 {
