@@ -15,16 +15,17 @@ seconds, the test that failed, the mutant. A mutant that does not compile is an 
 
 Where the time goes, and what keeps it short: the copies build the libraries as shared ones, so that a mutant
 costs one compilation and one link; a test is stopped at the first check that fails; and tests run one by one
-until one fails, in the order of what they cost for the chance that they notice (class Order). A mutant that
-the first do not notice meets every test. Those that compare with our own earlier bits (label "bits") come last: they
-see any change and cannot tell a wrong one.
+until one fails: first the one that the list names, for a mutant that else meets many before it, then in the order of
+what they cost for the chance that they notice (class Order). A mutant that the first do not notice meets every
+test. Those that compare with our own earlier bits (label "bits") come last: they see any change and cannot tell a
+wrong one.
 """
 import argparse, collections, json, os, re, resource, shutil, signal, subprocess, sys, tempfile, threading, time
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 FAILED = re.compile(rb"^\S+:\d+: (failed|broken precondition): ", re.M)  # tests/t.h
 WORK = os.path.join(tempfile.gettempdir(), f"mutate.{os.getpid()}")
-Mutant = collections.namedtuple("Mutant", "name file old new")
+Mutant = collections.namedtuple("Mutant", "name file old new first")
 
 
 def die(text):
@@ -41,17 +42,20 @@ def give_up(text):
 # ---- the list ----
 
 def read_list(path):
-    """@ FILE: name, then lines of the old text behind "- " and of the new text behind "+ "."""
+    """@ FILE: name, then lines of the old text behind "- " and of the new text behind "+ ", and maybe the test
+    that is tried first behind "= "."""
     mutants = []
     for line in open(path, encoding="utf-8").read().split("\n"):
         kind, text = line[:1], line[2:]
         if line.startswith("@ "):
-            mutants.append([text, text.split(": ")[0], [], []])
+            mutants.append([text, text.split(": ")[0], [], [], None])
+        elif line.startswith("= ") and mutants:
+            mutants[-1][4] = text
         elif kind in ("-", "+") and mutants and line[1:2] in (" ", ""):
             mutants[-1][2 if kind == "-" else 3].append(text)
         elif kind not in ("#", ""):
             die(f"mutants.txt: not understood: {line}")
-    return [Mutant(name, file, "\n".join(old), "\n".join(new)) for name, file, old, new in mutants]
+    return [Mutant(name, file, "\n".join(old), "\n".join(new), first) for name, file, old, new, first in mutants]
 
 
 def apply(mutant, folder):
@@ -264,6 +268,9 @@ def main():
         in_each(copies, Copy.prepare)
         times = baseline(copies)
         print("tests, s: " + " ".join(f"{n} {t:.2f}" for n, t in sorted(times.items(), key=lambda i: i[1])))
+        for m in wanted:
+            if m.first is not None and m.first not in times:
+                give_up(f"mutants.txt: {m.name}: there is no test {m.first}")
         bits = {n for n, (_, p) in copies[0].tests.items() if "bits" in p.get("LABELS", [])}
         order = Order(times, bits)
         print(f"ready after {time.monotonic() - begin:.0f} s", flush=True)
@@ -277,13 +284,14 @@ def main():
             said = copy.compile()
             if said is not None:
                 return "DOES NOT COMPILE", said
-            tried = set()
-            while (name := order.next(mutant.file, tried)) is not None:
+            tried, name = set(), mutant.first
+            while name is not None or (name := order.next(mutant.file, tried)) is not None:
                 passed, seconds, _ = copy.test(name, int(5 + 4 * times[name]))
                 order.met(mutant.file, name, not passed, seconds)
                 if not passed:
                     return name, ""
                 tried.add(name)
+                name = None
             return "NOT NOTICED", ""
 
         def worker(copy):
