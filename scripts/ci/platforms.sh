@@ -19,10 +19,10 @@
 #               environment in the work folder, ziglang and wasmtime from PyPI
 #   --work DIR  the folder to work in, kept; else one in /tmp that is removed
 #
-# A row is built without the arithmetic flags that CMakeLists.txt adds (-ffp-contract=off): the bits
-# do not rest on them, and with the kernels of kernels.c. The library is compiled anew for each row; what holds none of the model's arithmetic
-# (judge/, command/) once for each compiler and target, with -O1, and shared by its rows. Exit status: 0 if
-# every row passed and all hashes are one, else 1.
+# A row is built with the kernels of kernels.c, and without the arithmetic flags that CMakeLists.txt
+# adds (-ffp-contract=off): the bits do not rest on them. The library is compiled anew for each row;
+# what holds none of the model's arithmetic (judge/, command/) once for each compiler and target, with
+# -O1, and shared by its rows. Exit status: 0 if every row passed and all hashes are one, else 1.
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
 set_name=quick without="" only="" table=no install=no list=no work="" jobs=2
