@@ -60,6 +60,38 @@ def fill(seed, name, shape, first=0, count=None):
     return (m * scale).reshape(shape)
 
 
+def fill_torch(seed, name, shape, device="cpu"):
+    """The same values as a torch tensor made on `device`, where a whole layer of a large model takes
+    seconds; int64 arithmetic wraps as uint64's does, and a shift to the right loses its sign bits."""
+    import torch
+
+    def right(z, n):
+        return (z >> n) & ((1 << (64 - n)) - 1)
+
+    def signed(x):
+        return x - (1 << 64) if x >> 63 else x
+
+    rows, cols = (tuple(shape) + (1,))[:2]
+    small = torch.full((rows, 1), 2.0 ** -shift(name, cols), dtype=torch.float32, device=device)
+    if name.endswith("embed_tokens.weight"):
+        small[torch.arange(rows, device=device) % 7 == 3] = 2.0**-17
+    result = torch.empty((rows, cols), dtype=torch.float32, device=device)
+    step = max(1, (1 << 26) // cols)  # rows at a time: the steps between need eight times the memory
+    for first in range(0, rows, step):
+        n = min(step, rows - first)
+        z = torch.arange(first * cols + 1, (first + n) * cols + 1, dtype=torch.int64, device=device)
+        z = z * signed(int(GOLDEN)) + signed(key(seed, name))
+        z = (z ^ right(z, 30)) * signed(0xBF58476D1CE4E5B9)
+        z = (z ^ right(z, 27)) * signed(0x94D049BB133111EB)
+        z = (z ^ right(z, 31)).view(n, cols)
+        if name.endswith("norm.weight"):
+            w = (64 + right(z, 48) % 128) * torch.where(right(z, 40) % 16 == 0, -1, 1)
+            result[first:first + n] = w * 2.0 ** (-6 if name.endswith("q_norm.weight") else -7)
+        else:
+            result[first:first + n] = (2 * right(z, 56) - 255) * small[first:first + n]
+    return result.reshape(shape)
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 5:
         sys.exit(__doc__)
