@@ -1,18 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* checkpoint.c - the model folder: config.json, and the weights in model.safetensors or in the
- * shards of model.safetensors.index.json, where each is found by its Hugging Face name. */
-#include "host/files.h"
+ * shards of an index, where each is found by its Hugging Face name. */
+#include "host/listing.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct shard {
-    char *path;          /* owned */
-    q3_tensors *tensors; /* NULL until one of its tensors is needed */
-    size_t listed;       /* how many tensors the index gives it */
-} shard;
 
 struct q3_model {
     char *folder; /* NULL: only a config.json is known */
@@ -20,8 +14,7 @@ struct q3_model {
     q3_mapping config_text;
     q3_json document; /* of config_text */
     q3_config_file config;
-    shard *shards;
-    size_t shard_count;
+    q3_listing list; /* its names while the weights are loaded */
     q3_layer *layers; /* [L] */
     q3_mlp *experts;  /* [sparse layers that run, E] */
     q3_weights weights;
@@ -33,28 +26,12 @@ struct q3_model {
 
 /* ==== config.json and generation_config.json ================================================== */
 
-/* Maps and parses a JSON file. path must live as long as the document. */
-static q3_status open_json(q3_mapping *text, q3_json *document, const char *path, q3_error *error)
-{
-    q3_status status = q3_map(text, path, error);
-    if (status != Q3_OK) return status;
-    status = q3_json_parse(document, path, text->data, text->size, error);
-    if (status != Q3_OK) q3_unmap(text);
-    return status;
-}
-
 /* Gives back what q3_model_load made. */
 static void forget_weights(q3_model *model)
 {
-    for (size_t i = 0; i < model->shard_count; i++) {
-        q3_tensors_close(model->shards[i].tensors);
-        free(model->shards[i].path);
-    }
-    free(model->shards);
+    q3_listing_free(&model->list);
     free(model->layers);
     free(model->experts);
-    model->shards = NULL;
-    model->shard_count = 0;
     model->layers = NULL;
     model->experts = NULL;
     model->weights = (q3_weights){0};
@@ -84,7 +61,8 @@ static q3_status open_config(q3_model *model, const char *path, q3_error *error)
     model->config_path = folder ? q3_join(path, "/", "config.json") : q3_join(path, "", "");
     if ((folder && model->folder == NULL) || model->config_path == NULL)
         return q3_no_memory(error, path);
-    q3_status status = open_json(&model->config_text, &model->document, model->config_path, error);
+    q3_status status = q3_open_json(&model->config_text, &model->document, model->config_path,
+                                    error);
     return status != Q3_OK ? status : q3_config_read(&model->config, &model->document, error);
 }
 
@@ -151,7 +129,7 @@ static q3_status find_eos(q3_model *model, q3_error *error)
         free(path);
         return read_eos(model, &model->document, node, error);
     }
-    q3_status status = open_json(&text, &document, path, error);
+    q3_status status = q3_open_json(&text, &document, path, error);
     if (status == Q3_OK) {
         uint32_t own = q3_json_find(&document, 0, "eos_token_id");
         if (q3_json_type_of(&document, 0) != Q3_JSON_OBJECT)
@@ -177,177 +155,6 @@ q3_status q3_model_eos(q3_model *model, const int32_t **ids, size_t *count, q3_e
     return status;
 }
 
-/* ==== Which tensors there are ================================================================= */
-
-typedef struct item {
-    const char *name;
-    const char *file; /* its shard, until it has a number */
-    size_t shard;
-    bool expected; /* the model has a tensor of this name */
-} item;
-
-/* What the weights' one file or the index lists. */
-typedef struct listing {
-    char *path; /* of that file, for messages */
-    item *items; /* [count], by name */
-    size_t count, expected;
-    char *texts; /* the index's strings */
-} listing;
-
-/* For qsort and bsearch: by name. */
-static int compare_items(const void *a, const void *b)
-{
-    const item *x = a, *y = b;
-    return strcmp(x->name, y->name);
-}
-
-/* For qsort: by shard. */
-static int compare_files(const void *a, const void *b)
-{
-    const item *x = a, *y = b;
-    return strcmp(x->file, y->file);
-}
-
-/* The listed tensor of this name, or NULL. */
-static item *find_item(const listing *list, const char *name)
-{
-    item key = {.name = name};
-    if (list->count == 0) return NULL;
-    return bsearch(&key, list->items, list->count, sizeof key, compare_items);
-}
-
-/* One file: its tensors are the list. */
-static q3_status list_file(q3_model *model, listing *list, q3_error *error)
-{
-    model->shards = calloc(1, sizeof *model->shards);
-    if (model->shards == NULL) return q3_no_memory(error, list->path);
-    model->shard_count = 1;
-    model->shards[0].path = q3_join(list->path, "", "");
-    if (model->shards[0].path == NULL) return q3_no_memory(error, list->path);
-    q3_status status = q3_tensors_open(&model->shards[0].tensors, list->path, error);
-    if (status != Q3_OK) return status;
-    list->count = q3_tensors_count(model->shards[0].tensors);
-    list->items = calloc(list->count + 1, sizeof *list->items);
-    if (list->items == NULL) return q3_no_memory(error, list->path);
-    for (size_t i = 0; i < list->count; i++)
-        list->items[i].name = q3_tensors_at(model->shards[0].tensors, i)->name;
-    if (list->count > 0) qsort(list->items, list->count, sizeof *list->items, compare_items);
-    return Q3_OK;
-}
-
-/* A plain name of a file in the folder. */
-static bool is_file_name(const char *name)
-{
-    return name[0] != 0 && strpbrk(name, "/\\:") == NULL && strcmp(name, ".") != 0 &&
-           strcmp(name, "..") != 0;
-}
-
-/* Gives the shards numbers, and the listing its order by name. */
-static q3_status number_shards(q3_model *model, listing *list, q3_error *error)
-{
-    size_t shards = 0;
-    if (list->count > 0) qsort(list->items, list->count, sizeof *list->items, compare_files);
-    for (size_t i = 0; i < list->count; i++) {
-        shards += i == 0 || strcmp(list->items[i - 1].file, list->items[i].file) != 0;
-        list->items[i].shard = shards - 1;
-    }
-    model->shards = calloc(shards + 1, sizeof *model->shards);
-    if (model->shards == NULL) return q3_no_memory(error, list->path);
-    model->shard_count = shards;
-    for (size_t i = 0; i < list->count; i++) {
-        shard *s = &model->shards[list->items[i].shard];
-        s->listed++;
-        if (s->path == NULL) s->path = q3_join(model->folder, list->items[i].file, "");
-        if (s->path == NULL) return q3_no_memory(error, list->path);
-    }
-    if (list->count > 0) qsort(list->items, list->count, sizeof *list->items, compare_items);
-    return Q3_OK;
-}
-
-/* The index's weight_map: names and their files. */
-static q3_status read_weight_map(q3_model *model, listing *list, const q3_json *j, q3_error *error)
-{
-    uint32_t map = q3_json_find(j, 0, "weight_map"), key = map + 1;
-    if (map == 0 || q3_json_type_of(j, map) != Q3_JSON_OBJECT)
-        return q3_json_fail(j, map, "weight_map", "an object of tensors and their files", error);
-    list->count = j->nodes[map].count;
-    list->items = calloc(list->count + 1, sizeof *list->items);
-    list->texts = malloc((size_t)j->nodes[0].end + 1);
-    if (list->items == NULL || list->texts == NULL) return q3_no_memory(error, list->path);
-    char *at = list->texts;
-    for (size_t i = 0; i < list->count; i++, key = j->nodes[key + 1].next) {
-        item *it = &list->items[i];
-        it->name = q3_json_keep(j, key, &at);
-        if (it->name == NULL)
-            return q3_json_fail(j, key, "weight_map", "a name without zero bytes", error);
-        if (q3_json_type_of(j, key + 1) == Q3_JSON_STRING) it->file = q3_json_keep(j, key + 1, &at);
-        if (it->file == NULL || !is_file_name(it->file))
-            return q3_json_fail(j, key + 1, it->name, "the name of a file in the folder", error);
-    }
-    return number_shards(model, list, error);
-}
-
-/* Many files: the index is the list. */
-static q3_status list_index(q3_model *model, listing *list, q3_error *error)
-{
-    q3_mapping text = {0};
-    q3_json document = {0};
-    q3_status status = open_json(&text, &document, list->path, error);
-    if (status != Q3_OK) return status;
-    status = read_weight_map(model, list, &document, error);
-    q3_json_free(&document);
-    q3_unmap(&text);
-    return status;
-}
-
-/* Which of the two ways the weights are kept, and their list. Both or neither is an error. */
-static q3_status list_tensors(q3_model *model, listing *list, q3_error *error)
-{
-    static const char single[] = "model.safetensors", index[] = "model.safetensors.index.json";
-    if (model->folder == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT,
-                       "%.300s: a config.json alone has no weights, expected a model folder",
-                       model->config_path);
-    char *one = q3_join(model->folder, single, ""), *many = q3_join(model->folder, index, "");
-    if (one == NULL || many == NULL) {
-        free(one);
-        free(many);
-        return q3_no_memory(error, model->folder);
-    }
-    bool has_one = q3_exists(one), has_many = q3_exists(many);
-    list->path = has_one ? one : many;
-    free(has_one ? many : one);
-    if (has_one == has_many)
-        return q3_fail(error, Q3_ERROR_INPUT, "%.300s: weights: found %s, expected %s or %s",
-                       model->folder, has_one ? "both files" : "neither file", single, index);
-    return has_one ? list_file(model, list, error) : list_index(model, list, error);
-}
-
-/* Opens a shard and compares it with the index: the same names, each in one file. */
-static q3_status open_shard(q3_model *model, const listing *list, size_t number, q3_error *error)
-{
-    shard *s = &model->shards[number];
-    q3_status status = q3_tensors_open(&s->tensors, s->path, error);
-    if (status != Q3_OK) return status;
-    for (size_t i = 0; i < q3_tensors_count(s->tensors); i++) {
-        const q3_entry *entry = q3_tensors_at(s->tensors, i);
-        const item *it = find_item(list, entry->name);
-        if (it == NULL || it->shard != number)
-            return q3_fail(error, Q3_ERROR_INPUT, "%.200s: %.120s: the index %s", s->path,
-                           entry->name, it == NULL ? "does not list this tensor"
-                                      : "puts this tensor into another file");
-    }
-    if (q3_tensors_count(s->tensors) == s->listed) return Q3_OK;
-    for (size_t i = 0; i < list->count; i++) {
-        const item *it = &list->items[i];
-        if (it->shard == number && q3_tensors_find(s->tensors, it->name) == NULL)
-            return q3_fail(error, Q3_ERROR_INPUT,
-                           "%.200s: %.120s: missing, though the index puts it here", s->path,
-                           it->name);
-    }
-    return Q3_OK;
-}
-
 /* ==== Which tensors there must be ============================================================= */
 
 /* The same walk over the model's tensors is made three times. */
@@ -359,7 +166,7 @@ typedef enum walk {
 
 typedef struct loader {
     q3_model *model;
-    listing list;
+    q3_listing *list;       /* the model's */
     size_t first_layer, end_layer;
     walk walk;
     q3_dtype dtype;         /* the run's */
@@ -453,22 +260,22 @@ static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint
 {
     const uint64_t shape[3] = {a, b, c};
     size_t rank = b == 0 ? 1 : c == 0 ? 2 : 3;
-    item *it = find_item(&l->list, name);
+    q3_item *it = q3_find_item(l->list, name);
     if (it == NULL) {
         char expected[Q3_SHAPE_TEXT];
         q3_shape_text(expected, sizeof expected, shape, rank);
         return q3_fail(l->error, Q3_ERROR_INPUT,
-                       "%.200s: %.120s: missing, expected a tensor of shape %s", l->list.path,
+                       "%.200s: %.120s: missing, expected a tensor of shape %s", l->list->path,
                        name, expected);
     }
     if (l->walk == WALK_NAMES) {
         it->expected = true;
-        l->list.expected++;
+        l->list->expected++;
         return Q3_OK;
     }
-    shard *s = &l->model->shards[it->shard];
+    q3_shard *s = l->list->shards[it->shard];
     q3_status status = Q3_OK;
-    if (s->tensors == NULL) status = open_shard(l->model, &l->list, it->shard, l->error);
+    if (s->tensors == NULL) status = q3_open_shard(l->list, it->shard, l->error);
     if (status != Q3_OK) return status;
     const q3_entry *entry = q3_tensors_find(s->tensors, name);
     Q3_CHECK(entry != NULL);
@@ -515,7 +322,7 @@ static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
     char name[128];
     q3_status status = Q3_OK;
     snprintf(name, sizeof name, "%sgate_up_proj", prefix);
-    if (find_item(&l->list, name) == NULL) {
+    if (q3_find_item(l->list, name) == NULL) {
         for (size_t e = 0; status == Q3_OK && e < E; e++) {
             snprintf(name, sizeof name, "%s%lu.", prefix, (unsigned long)e);
             status = walk_mlp(l, name, (size_t)F, experts != NULL ? &experts[e] : &unused);
@@ -584,7 +391,7 @@ static q3_status check_tied(loader *l, q3_tensor head)
         if (memcmp(a, b, n * sizeof *a) != 0)
             return q3_fail(l->error, Q3_ERROR_INPUT,
                            "%.300s: lm_head.weight: differs from model.embed_tokens.weight, though "
-                           "tie_word_embeddings is true", l->list.path);
+                           "tie_word_embeddings is true", l->list->path);
     }
     return Q3_OK;
 }
@@ -597,7 +404,7 @@ static q3_status walk_ends(loader *l)
     q3_tensor head = {0};
     bool all = l->walk == WALK_NAMES, last = l->end_layer == c->num_hidden_layers;
     bool tied = c->tie_word_embeddings;
-    bool has_head = find_item(&l->list, "lm_head.weight") != NULL;
+    bool has_head = q3_find_item(l->list, "lm_head.weight") != NULL;
     q3_status status = Q3_OK;
     if (all || l->first_layer == 0 || (last && tied))
         status = visit(l, "model.embed_tokens.weight", c->vocab_size, c->hidden_size, 0,
@@ -635,10 +442,10 @@ static q3_status walk_model(loader *l)
 /* Every listed tensor is one of the model's. */
 static q3_status check_unknown(const loader *l)
 {
-    for (size_t i = 0; l->list.expected < l->list.count && i < l->list.count; i++) {
-        if (!l->list.items[i].expected)
+    for (size_t i = 0; l->list->expected < l->list->count && i < l->list->count; i++) {
+        if (!l->list->items[i].expected)
             return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: the model has no such tensor",
-                           l->list.path, l->list.items[i].name);
+                           l->list->path, l->list->items[i].name);
     }
     return Q3_OK;
 }
@@ -654,7 +461,7 @@ static q3_status make_tables(loader *l)
     l->model->layers = calloc(c->num_hidden_layers + 1, sizeof *l->model->layers);
     l->model->experts = calloc(experts + 1, sizeof *l->model->experts);
     if (l->model->layers == NULL || l->model->experts == NULL)
-        return q3_no_memory(l->error, l->list.path);
+        return q3_no_memory(l->error, l->list->path);
     l->model->weights.layers = l->model->layers;
     return Q3_OK;
 }
@@ -666,7 +473,7 @@ static q3_status choose_dtype(loader *l)
     if (l->dtype != Q3_AUTO) return Q3_OK;
     if (l->other != Q3_AUTO)
         return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: dtype: found %s in %s and %s in %s; "
-                       "name the dtype of the run", l->list.path, q3_dtype_name(l->seen),
+                       "name the dtype of the run", l->list->path, q3_dtype_name(l->seen),
                        l->seen_name, q3_dtype_name(l->other), l->other_name);
     l->dtype = l->seen != Q3_AUTO ? l->seen : Q3_F32; /* Q3_AUTO: a run without weights */
     return Q3_OK;
@@ -675,7 +482,11 @@ static q3_status choose_dtype(loader *l)
 /* Lists, names, fills, scans. */
 static q3_status load(loader *l)
 {
-    q3_status status = list_tensors(l->model, &l->list, l->error);
+    if (l->model->folder == NULL)
+        return q3_fail(l->error, Q3_ERROR_INPUT,
+                       "%.300s: a config.json alone has no weights, expected a model folder",
+                       l->model->config_path);
+    q3_status status = q3_list_tensors(l->list, l->model->folder, l->error);
     l->walk = WALK_NAMES;
     if (status == Q3_OK) status = walk_model(l);
     if (status == Q3_OK) status = check_unknown(l);
@@ -690,15 +501,13 @@ static q3_status load(loader *l)
 q3_status q3_model_load(q3_model *model, q3_dtype *dtype, size_t first_layer, size_t end_layer,
                         q3_error *error)
 {
-    loader l = {.model = model, .first_layer = first_layer, .end_layer = end_layer, .dtype = *dtype,
-                .seen = Q3_AUTO, .other = Q3_AUTO, .error = error};
+    loader l = {.model = model, .list = &model->list, .first_layer = first_layer,
+                .end_layer = end_layer, .dtype = *dtype, .seen = Q3_AUTO, .other = Q3_AUTO, .error = error};
     Q3_CHECK(!model->loaded && first_layer <= end_layer &&
              end_layer <= model->config.config.num_hidden_layers);
     Q3_CHECK(*dtype == Q3_AUTO || *dtype == Q3_F32 || *dtype == Q3_BF16 || *dtype == Q3_F16);
     q3_status status = load(&l);
-    free(l.list.path);
-    free(l.list.items);
-    free(l.list.texts);
+    q3_listing_forget(&model->list);
     if (status != Q3_OK) {
         forget_weights(model);
         return status;
