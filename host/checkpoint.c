@@ -273,7 +273,7 @@ static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint
         l->list->expected++;
         return Q3_OK;
     }
-    q3_shard *s = l->list->shards[it->shard];
+    q3_shard *s = &l->list->shards[it->shard];
     q3_status status = Q3_OK;
     if (s->tensors == NULL) status = q3_open_shard(l->list, it->shard, l->error);
     if (status != Q3_OK) return status;
@@ -502,7 +502,8 @@ q3_status q3_model_load(q3_model *model, q3_dtype *dtype, size_t first_layer, si
                         q3_error *error)
 {
     loader l = {.model = model, .list = &model->list, .first_layer = first_layer,
-                .end_layer = end_layer, .dtype = *dtype, .seen = Q3_AUTO, .other = Q3_AUTO, .error = error};
+                .end_layer = end_layer, .dtype = *dtype, .seen = Q3_AUTO, .other = Q3_AUTO,
+                .error = error};
     Q3_CHECK(!model->loaded && first_layer <= end_layer &&
              end_layer <= model->config.config.num_hidden_layers);
     Q3_CHECK(*dtype == Q3_AUTO || *dtype == Q3_F32 || *dtype == Q3_BF16 || *dtype == Q3_F16);
