@@ -750,6 +750,10 @@ TARGET static void NAME(dots)(const q3_dots *dots)
     if (d.T == 0 || d.N == 0) return;
     if (d.rows != NULL) d.weight = (q3_tensor){d.rows, Q3_F32};
     bool done = false;
+    if (d.weight.dtype == Q3_QUANTIZED) {
+        q3_plain_kernels()->dots(dots);
+        return;
+    }
     if (d.C > 0 && d.T == 1 && d.sizes == NULL && as_it_lies(&d))
         done = NAME(one_token)(&d);
     else if (d.C > 0)

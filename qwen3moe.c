@@ -148,10 +148,41 @@ static float float_of_f16(uint32_t half)
     return sign != 0 ? -magnitude : magnitude;
 }
 
+#define SPAN 64 /* elements of an elementwise step, in float64 */
+
+static size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Elements first, first + 1, ... of a quantised weight as the run's products take them. */
+static void exact_elements(double *values, const q3_quantized *weight, size_t first, size_t count,
+                           q3_dtype dtype)
+{
+    weight->dequantize(values, weight, first, count);
+    if (!weight->rounded || dtype == Q3_F32) return;
+    for (size_t i = 0; i < count; i++) values[i] = (double)q3_round(values[i], dtype);
+}
+
+static void widen_quantized(float *values, const q3_quantized *weight, size_t first, size_t count,
+                            q3_dtype dtype)
+{
+    double exact[SPAN];
+    for (size_t i = 0; i < count; i += SPAN) {
+        size_t n = least(SPAN, count - i);
+        exact_elements(exact, weight, first + i, n, dtype);
+        for (size_t k = 0; k < n; k++) values[i + k] = q3_round(exact[k], Q3_F32);
+    }
+}
+
 /* Every float16 and bfloat16 is a float32; only what the run's dtype cannot hold is rounded. */
 void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dtype dtype)
 {
     const uint8_t *p = tensor.data;
+    if (tensor.dtype == Q3_QUANTIZED) {
+        widen_quantized(values, tensor.data, first, count, dtype);
+        return;
+    }
     if (tensor.dtype == Q3_BF16) {
         p += 2 * first;
         for (size_t i = 0; i < count; i++) values[i] = float_of(load16(p + 2 * i) << 16);
@@ -437,13 +468,7 @@ static double dot(const float *a, const float *b, size_t n)
 
 /* Weights are widened this many at a time: a multiple of LANES, small enough for the stack. */
 #define PIECE 512
-#define SPAN 64 /* elements of an elementwise step, in float64 */
 #define TOKENS 8 /* that share a widened piece */
-
-static size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
 
 /* Elements c, c + 1, ... of a row of the weight. */
 static const float *row_piece(float buffer[PIECE], const q3_dots *d, size_t row, size_t c, size_t n)
@@ -486,6 +511,33 @@ static void row_sums(double *sums, const q3_dots *d, size_t row, size_t t, size_
     for (size_t i = 0; i < tokens; i++) sums[i] = fold(lane[i]);
 }
 
+/* The same of a quantised weight: half as many elements at a time, in float64. Their products with
+ * float32 are exact too. */
+static void quantized_sums(double *sums, const q3_dots *d, size_t row, size_t t, size_t tokens,
+                           bool size)
+{
+    double lane[TOKENS][LANES] = {{0}}, w[PIECE / 2];
+    for (size_t c = 0; c < d->C; c += PIECE / 2) {
+        size_t n = least(PIECE / 2, d->C - c);
+        const float *x = d->x + t * d->x_stride + c;
+        exact_elements(w, d->weight.data, row * d->row_stride + c, n, d->dtype);
+        for (size_t i = 0; i < tokens; i++, x += d->x_stride)
+            for (size_t k = 0; k < n; k++) {
+                double product = w[k] * (double)x[k];
+                lane[i][k % LANES] += size ? size_of(product) : product;
+            }
+    }
+    for (size_t i = 0; i < tokens; i++) sums[i] = fold(lane[i]);
+}
+
+static void sums_of(double *sums, const q3_dots *d, size_t row, size_t t, size_t tokens, bool size)
+{
+    if (d->rows == NULL && d->weight.dtype == Q3_QUANTIZED)
+        quantized_sums(sums, d, row, t, tokens, size);
+    else
+        row_sums(sums, d, row, t, tokens, size);
+}
+
 /* Order   16 lanes over c; the bias last, before the one rounding. A row of the weight is read once
  *         for all tokens, TOKENS of which share its widened piece; each sum is the one that T = 1
  *         gives. */
@@ -497,8 +549,8 @@ static void plain_dots(const q3_dots *d)
         for (size_t t0 = 0; t0 < d->T; t0 += TOKENS) {
             size_t tokens = least(TOKENS, d->T - t0);
             double sum[TOKENS] = {0}, size[TOKENS];
-            if (d->sums != NULL || d->y != NULL) row_sums(sum, d, o, t0, tokens, false);
-            if (d->sizes != NULL) row_sums(size, d, o, t0, tokens, true);
+            if (d->sums != NULL || d->y != NULL) sums_of(sum, d, o, t0, tokens, false);
+            if (d->sizes != NULL) sums_of(size, d, o, t0, tokens, true);
             for (size_t t = 0; t < tokens; t++) {
                 if (d->sums != NULL) d->sums[(t0 + t) * d->N + o] = sum[t];
                 if (d->sizes != NULL) d->sizes[(t0 + t) * d->N + o] = size[t];
@@ -574,6 +626,18 @@ void q3_run_dots(const q3_dots *dots)
 
 /* ==== Operators (MODEL.md section 4) ========================================================== */
 
+/* n elements, rounded once. */
+static void embed_quantized(float *y, const q3_quantized *embed_tokens, size_t first, size_t n,
+                            q3_dtype dtype)
+{
+    double exact[SPAN];
+    for (size_t i = 0; i < n; i += SPAN) {
+        size_t some = least(SPAN, n - i);
+        exact_elements(exact, embed_tokens, first + i, some, dtype);
+        for (size_t k = 0; k < some; k++) y[i + k] = q3_round(exact[k], dtype);
+    }
+}
+
 /* y[t,:] = embed_tokens[ids[t],:]
  * Shapes  y: f32[T,M]; ids: [T] in [0, V); embed_tokens: [V,M].
  * Source  nn.Embedding. No scale; a padding id has no effect.
@@ -583,6 +647,10 @@ void q3_embedding(float *y, const int32_t *ids, q3_tensor embed_tokens, size_t T
 {
     for (size_t t = 0; t < T; t++) {
         Q3_CHECK(ids[t] >= 0 && (size_t)ids[t] < V);
+        if (embed_tokens.dtype == Q3_QUANTIZED) {
+            embed_quantized(y + t * M, embed_tokens.data, (size_t)ids[t] * M, M, dtype);
+            continue;
+        }
         q3_widen(y + t * M, embed_tokens, (size_t)ids[t] * M, M, Q3_F32);
         for (size_t m = t * M; m < (t + 1) * M; m++) y[m] = q3_round((double)y[m], dtype);
     }

@@ -108,7 +108,8 @@ typedef struct q3_error { char text[512]; } q3_error;
 typedef enum q3_dtype {
     Q3_F32, Q3_BF16, Q3_F16, /* a run's, a weight's or a tap's */
     Q3_F64, Q3_I32, Q3_I64,  /* in files only */
-    Q3_AUTO                  /* q3_model_load: as the model folder says */
+    Q3_AUTO,                 /* q3_model_load: as the model folder says */
+    Q3_QUANTIZED             /* a weight that a q3_quantized describes */
 } q3_dtype;
 
 /* ==== The model's description ================================================================= */
@@ -161,12 +162,35 @@ typedef struct q3_config {
 Q3_API bool q3_layer_is_sparse(const q3_config *config, size_t layer);
 
 /* A weight as it lies in its file: little-endian float32, bfloat16 or float16 elements, row-major,
- * at any alignment. data NULL: absent (biases). Each element is rounded to the run's dtype as it is
- * read. */
+ * at any alignment; or, with dtype Q3_QUANTIZED, data points to a q3_quantized. data NULL: absent
+ * (biases). Each element is rounded to the run's dtype as it is read, unless a q3_quantized says
+ * otherwise. */
 typedef struct q3_tensor {
     const void *data;
     q3_dtype dtype;
 } q3_tensor;
+
+/* A weight that its file keeps as blocks of small numbers (MODEL.md section 2). An element is a
+ * float64 of at most 29 significant bits, so that its product with a float32 is exact; in sums of
+ * products it is used as it is, elsewhere as the nearest float32. The core knows no format: it
+ * calls dequantize (host/quants.h has some, a program may bring its own). What the object points to
+ * belongs to the caller, as the object does. */
+typedef struct q3_quantized q3_quantized;
+struct q3_quantized {
+    /* values[0..count) = elements first, first + 1, ... of the tensor, row-major. Any bytes give
+     * some values; NaN and infinity too. Reads nothing but the weight, from any thread. */
+    void (*dequantize)(double *values, const q3_quantized *weight, size_t first, size_t count);
+    /* What only dequantize looks at. */
+    const void *format;   /* how blocks are read */
+    const void *data;     /* the first block, as in the file, at any alignment */
+    const void *scales;   /* of blocks that have theirs elsewhere, else NULL; row-major, */
+    q3_dtype scale_dtype; /* little-endian float32, bfloat16 or float16 */
+    size_t first;         /* which element of data is the tensor's first */
+    size_t columns;       /* elements of a row, where scales are used */
+    size_t block_rows, block_columns; /* that share one of the scales; the last ones may be short */
+    bool rounded; /* to the run's dtype as it is read, as other weights are (GGUF); false: every run
+                   * uses the element itself (fp8) */
+};
 
 /* One expert, or a dense layer's MLP. Hugging Face: model.layers.{i}.mlp[.experts.{e}].* */
 typedef struct q3_mlp {
@@ -215,8 +239,9 @@ Q3_API float q3_pow(float base, float y);
 /* The square root, correctly rounded; of a negative number NaN. */
 Q3_API double q3_sqrt(double x);
 
-/* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype. A NaN may
- * keep its payload here; operators store the quiet one. */
+/* values[0..count) = elements first, first + 1, ... of a weight, each rounded to dtype (a quantised
+ * one to float32, unless its `rounded` is true). A NaN may keep its payload here; operators store
+ * the quiet one. */
 Q3_API void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dtype dtype);
 
 /* ==== Kernels (qwen3moe.c, kernels.c) ============================================================
@@ -230,7 +255,7 @@ Q3_API void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count
 typedef struct q3_dots {
     const float *x;
     size_t x_stride;    /* floats from a row of x to the next */
-    q3_tensor weight;   /* elements rounded to dtype as they are read, */
+    q3_tensor weight;   /* elements rounded to dtype as they are read, or exact (q3_quantized); */
     const float *rows;  /* or, if not NULL: floats as they are (cached keys) */
     size_t row_stride;  /* elements from a row of the weight to the next */
     q3_tensor bias;     /* [N], added to each sum for y; data NULL: none */
