@@ -9,6 +9,7 @@
 #include "host/quants.h"
 
 #include "host/quant_grids.h"
+#include "host/text.h"
 
 #include <math.h>
 #include <string.h>
@@ -461,4 +462,17 @@ q3_quantized q3_fp8_weight(const void *data, size_t columns, q3_tensor scales, s
     return (q3_quantized){.dequantize = read_fp8, .data = data, .scales = scales.data,
                           .scale_dtype = scales.dtype, .columns = columns,
                           .block_rows = block_rows, .block_columns = block_columns};
+}
+
+/* ==== Any weight ============================================================================== */
+
+q3_tensor q3_tensor_from(q3_tensor tensor, size_t first, q3_quantized *own)
+{
+    if (tensor.dtype != Q3_QUANTIZED) {
+        const uint8_t *data = tensor.data;
+        return (q3_tensor){data + first * q3_dtype_size(tensor.dtype), tensor.dtype};
+    }
+    *own = *(const q3_quantized *)tensor.data;
+    own->first += first;
+    return (q3_tensor){own, Q3_QUANTIZED};
 }

@@ -33,4 +33,8 @@ Q3_PRIVATE_API q3_quantized q3_block_weight(const q3_block_format *format, const
 Q3_PRIVATE_API q3_quantized q3_fp8_weight(const void *data, size_t columns, q3_tensor scales,
                                           size_t block_rows, size_t block_columns);
 
+/* The tensor from its element `first` on, which is the beginning of a row; of a quantised one *own
+ * describes what is left, and must live as long. */
+Q3_PRIVATE_API q3_tensor q3_tensor_from(q3_tensor tensor, size_t first, q3_quantized *own);
+
 #endif

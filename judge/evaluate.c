@@ -343,7 +343,9 @@ static double largest_weight(const map *m, q3_dtype dtype)
     return most;
 }
 
-/* Row r of the weight, edited. most: the tensor's largest value (FP8_SCALED). */
+/* Row r of the weight, edited. most: the tensor's largest value (FP8_SCALED). A quantised weight of
+ * more than 24 bits (FP8 with a float32 scale) is rounded to float32, by at most 2^-25 of it each:
+ * that is within the u S which the bound of a sum has for its operands (MODEL.md 12.1). */
 static void weight_row(const operation *o, float *row, const map *m, size_t r, double most)
 {
     change what = q3_change_of(o, WEIGHT);

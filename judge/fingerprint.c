@@ -10,23 +10,53 @@
 #define BLOCKS 4      /* of a tensor, the first at its beginning, the last at its end */
 #define BLOCK 64      /* bytes */
 
+/* Where sample i of `blocks` begins, of `length` each. */
+static size_t place_of(size_t i, size_t blocks, size_t size, size_t length)
+{
+    if (i > 0 && i + 1 == blocks) return size - length;
+    return blocks > 1 ? (size - length) / (BLOCKS - 1) * i : 0;
+}
+
+/* Of a quantised one the elements' own bits, little-endian, as its bytes lie in several places. */
+static void add_elements(sha256 *sum, const q3_quantized *weight, size_t size)
+{
+    enum { LENGTH = BLOCK / 8 };
+    size_t blocks = size > BLOCKS * LENGTH ? BLOCKS : 1, step = LENGTH;
+    if (blocks == 1) step = size;
+    for (size_t i = 0; i < blocks; i++) {
+        double values[BLOCKS * LENGTH];
+        uint8_t bytes[8 * BLOCKS * LENGTH];
+        weight->dequantize(values, weight, place_of(i, blocks, size, step), step);
+        for (size_t k = 0; k < step; k++) {
+            uint64_t u = 0x7FF8000000000000u; /* any NaN */
+            if (values[k] == values[k]) memcpy(&u, &values[k], sizeof u);
+            for (size_t b = 0; b < 8; b++) bytes[8 * k + b] = (uint8_t)(u >> 8 * b);
+        }
+        sha256_add(sum, bytes, 8 * step);
+    }
+}
+
 /* Adds a tensor of rows * columns elements; columns 0: one axis. */
 static void add_tensor(sha256 *sum, const char *name, q3_tensor tensor, size_t rows, size_t columns)
 {
     if (tensor.data == NULL) return;
-    size_t size = rows * (columns > 0 ? columns : 1) * q3_dtype_size(tensor.dtype);
-    size_t blocks = size > BLOCKS * BLOCK ? BLOCKS : 1, length = blocks > 1 ? BLOCK : size;
+    bool quantized = tensor.dtype == Q3_QUANTIZED;
+    const char *dtype = quantized ? "quantized" : q3_dtype_code(tensor.dtype);
+    size_t size = rows * (columns > 0 ? columns : 1);
     char shape[64];
     const uint64_t axes[2] = {rows, columns};
     q3_shape_text(shape, sizeof shape, axes, columns > 0 ? 2 : 1);
     sha256_add(sum, name, strlen(name) + 1);
-    sha256_add(sum, q3_dtype_code(tensor.dtype), strlen(q3_dtype_code(tensor.dtype)) + 1);
+    sha256_add(sum, dtype, strlen(dtype) + 1);
     sha256_add(sum, shape, strlen(shape) + 1);
-    for (size_t i = 0; i < blocks; i++) {
-        size_t at = blocks > 1 ? (size - BLOCK) / (BLOCKS - 1) * i : 0;
-        if (i > 0 && i + 1 == blocks) at = size - BLOCK;
-        sha256_add(sum, (const uint8_t *)tensor.data + at, length);
+    if (quantized) {
+        add_elements(sum, tensor.data, size);
+        return;
     }
+    size *= q3_dtype_size(tensor.dtype);
+    size_t blocks = size > BLOCKS * BLOCK ? BLOCKS : 1, length = blocks > 1 ? BLOCK : size;
+    for (size_t i = 0; i < blocks; i++)
+        sha256_add(sum, (const uint8_t *)tensor.data + place_of(i, blocks, size, length), length);
 }
 
 /* An expert, or a dense MLP; experts follow one another. */

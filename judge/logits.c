@@ -4,7 +4,7 @@
 #include "judge/graph.h"
 #include "judge/walk.h"
 
-#include "host/text.h"
+#include "host/quants.h"
 
 static q3_tensor weight_of(const walk *w)
 {
@@ -24,11 +24,11 @@ static void column(const void *user, float *to, size_t stride, size_t i)
 {
     const walk *w = user;
     size_t M = w->config->hidden_size;
-    q3_tensor row = weight_of(w);
-    row.data = (const uint8_t *)row.data + i * M * q3_dtype_size(row.dtype);
-    q3_dots dots = {.x = w->tap[Q3_TAP_NORM] + w->past * M, .x_stride = M, .weight = row,
-                    .row_stride = M, .T = w->T - w->past, .N = 1, .C = M, .dtype = w->dtype,
-                    .y = to, .y_stride = stride};
+    q3_quantized own;
+    q3_dots dots = {.x = w->tap[Q3_TAP_NORM] + w->past * M, .x_stride = M,
+                    .weight = q3_tensor_from(weight_of(w), i * M, &own), .row_stride = M,
+                    .T = w->T - w->past, .N = 1, .C = M, .dtype = w->dtype, .y = to,
+                    .y_stride = stride};
     q3_run_dots(&dots);
 }
 

@@ -52,7 +52,8 @@ static void reach_stream(slopes *s)
 
 /* ==== Row by row ============================================================================== */
 
-/* One weight row at a time, for all tokens: dx[T,K] += dy[T,N] W[N,K]. */
+/* One weight row at a time, for all tokens: dx[T,K] += dy[T,N] W[N,K]. (As float32, which matters
+ * to a derivative in no kind of weight.) */
 static void push_linear(slopes *s, const q3_node *node, const double *dy, size_t N)
 {
     walk *w = s->w;

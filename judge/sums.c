@@ -29,7 +29,8 @@ static double fold(double lane[LANES])
     return lane[0];
 }
 
-/* sum w^2 var, or, with var NULL, sum (w x)^2. */
+/* sum w^2 var, or, with var NULL, sum (w x)^2. (A quantised weight of more than 24 bits is rounded
+ * to float32 here: 2^-24 of a variance. Sizes and the map itself take it as it is.) */
 static double sum_squares(const float *w, const float *x, const double *var, size_t K)
 {
     double lane[LANES] = {0};
