@@ -66,6 +66,7 @@ static q3_tokenizer *find_tokenizer(const command_line *command)
 typedef struct side {
     const char *path;
     q3_session session;
+    progress shown;
     q3_judge *judge;
     q3_report *report;
 } side;
@@ -79,6 +80,7 @@ static q3_status side_open(side *s, const command_line *command, q3_judge_option
     q3_run *run = &s->session.run;
     options.first_layer = run->first_layer;
     options.end_layer = run->end_layer;
+    options.user = &s->shown;
     status = q3_judge_open(&s->judge, s->session.config, &options, error);
     if (status == Q3_OK) status = q3_judge_file(s->judge, s->path, error);
     if (status == Q3_OK) status = give_tokens(s->judge, command, error);

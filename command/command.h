@@ -9,6 +9,7 @@
 #include "qwen3moe.h"
 
 #include <stdio.h>
+#include <time.h>
 
 typedef enum option_id {
     OPTION_ACCUMULATE, OPTION_ALL, OPTION_CHAT, OPTION_CHUNK, OPTION_DECODE, OPTION_DTYPE,
@@ -104,7 +105,9 @@ typedef struct q3_session {
     const q3_config *config;
     q3_run run;
     void *memory;
+    size_t memory_size;
     q3_state *state;
+    float *hidden; /* [rows,M], of a run layer by layer */
 } q3_session;
 
 /* Opens the config (session->config) and reads --dtype and --layers into session->run. */
@@ -114,14 +117,51 @@ q3_status session_load_weights(q3_session *session, q3_error *error);
 /* Loads the weights and makes a state for run.start, run.rows, run.chunk and run.logit_rows, 0 of
  * which are so many that logits take at most 16 MB: the tap then sees them in pieces. */
 q3_status session_load(q3_session *session, const command_line *command, q3_error *error);
+/* Its two parts: run.logit_rows that were 0, and memory for a state of this run. */
+void session_limit_logits(q3_session *session);
+q3_status session_take_memory(q3_session *session, const q3_run *run, const char *model,
+                              q3_error *error);
 void session_close(q3_session *session);
 /* Every id is in the vocabulary, there is at least one, and start + count positions exist. */
 q3_status session_check_tokens(const q3_session *session, const token_list *tokens, size_t more,
                                q3_error *error);
 
 bool is_terminal(FILE *file);
-/* "what: done of all" on standard error, if that is a terminal; done == all ends the line. */
-void show_progress(const char *what, size_t done, size_t all);
+
+/* Work of which something is shown; what is set, the rest zeros. */
+typedef struct progress {
+    const char *what;
+    time_t begin; /* of the first call, which had done so much */
+    size_t before;
+    bool begun;
+} progress;
+
+/* "what 3 of 94, 5 min left" on standard error, if that is a terminal; done == all ends the line.
+ * The time that is left is what the rest takes if it goes on as it went since the first call. */
+void show_progress(progress *shown, size_t done, size_t all);
+
+/* ==== Layer by layer (stream.c) =============================================================== */
+
+/* How many tokens go through a layer together, where the user does not say: the state of so many
+ * takes some 200 MB with the largest published models. */
+#define TOKENS_AT_ONCE 512
+
+/* A run of session->run, layer by layer. */
+typedef struct layer_pass {
+    const char *what;      /* for show_progress */
+    const int32_t *tokens; /* [rows], where the first layer is 0; else session->hidden is filled */
+    bool logits;           /* of every token, where the last layer is the model's */
+    bool head_only;        /* the tap sees the last layer and what follows alone */
+    q3_tap_fn *tap;        /* sees what it would see in one call of q3_forward, but by layers */
+    /* All tokens are through the layers below `next`, and session->hidden is what that one starts
+     * from. NULL: nobody wants to know. */
+    q3_status (*done)(void *user, size_t next, q3_error *error);
+    void *user;
+} layer_pass;
+
+/* As session_load, but with memory for one layer at a time. */
+q3_status session_load_layers(q3_session *session, const command_line *command, q3_error *error);
+q3_status session_run_layers(const q3_session *session, const layer_pass *pass, q3_error *error);
 
 /* ==== Reports (report.c) ====================================================================== */
 
@@ -141,7 +181,7 @@ q3_status write_report(const command_line *command, const char *name, const q3_r
                        report_outputs *outputs, q3_error *error);
 /* Where it came to no report; what was written stays. */
 void abandon_outputs(report_outputs *outputs);
-/* show_progress, for the judge. */
+/* show_progress, for the judge; user: a progress. */
 void report_progress(void *user, const char *what, size_t done, size_t all);
 
 #endif

@@ -240,29 +240,24 @@ static q3_status read_start(const command_line *command, const dump_source *sour
     return status;
 }
 
-/* The forward pass, chunk by chunk; write_tap saves what it gives. */
-static q3_status run_pieces(dumping *d, const token_list *tokens, const dump_source *source,
-                            float *hidden)
+/* A layer is through: what was written of it is, too. */
+static q3_status layer_done(void *user, size_t next, q3_error *error)
+{
+    const dumping *d = user;
+    (void)next, (void)error;
+    return d->status;
+}
+
+/* The forward pass; write_tap saves what it gives. */
+static q3_status run_layers(dumping *d, const token_list *tokens, const dump_source *source)
 {
     const q3_session *session = d->session;
-    size_t M = session->config->hidden_size;
-    bool logits = d->plan->index[Q3_TAP_LM_HEAD] != SIZE_MAX;
-    for (size_t first = 0; first < d->T && d->status == Q3_OK;) {
-        size_t count = d->T - first < session->run.chunk ? d->T - first : session->run.chunk;
-        q3_input input = {.count = count, .length = session->run.start + d->T,
-                          .logit_rows = logits ? count : 0};
-        if (source->hidden != NULL) {
-            q3_entry_floats(hidden, source->hidden, (uint64_t)first * M, count * M);
-            input.hidden = hidden;
-        } else {
-            input.tokens = tokens->ids + first;
-        }
-        q3_status status = q3_forward(session->state, &input, write_tap, d, d->error);
-        if (status != Q3_OK) d->status = status;
-        first += count;
-        show_progress("dump: token", first, d->T);
-    }
-    return d->status;
+    layer_pass pass = {.what = "dump: layer", .tokens = tokens->ids,
+                       .logits = d->plan->index[Q3_TAP_LM_HEAD] != SIZE_MAX, .tap = write_tap,
+                       .done = layer_done, .user = d};
+    if (source->hidden != NULL)
+        q3_entry_floats(session->hidden, source->hidden, 0, d->T * session->config->hidden_size);
+    return session_run_layers(session, &pass, d->error);
 }
 
 /* Runs and writes; on an error no file is left. */
@@ -278,21 +273,18 @@ static q3_status write_file(const command_line *command, q3_session *session, co
         "start", start, "config", q3_model_config_json(session->model), NULL,
     };
     size_t A = session->config->num_experts > 0 ? session->config->num_experts_per_tok : 1;
-    size_t chunk = session->run.chunk, M = session->config->hidden_size;
+    size_t chunk = session->run.chunk;
     dumping d = {plan, session, NULL, calloc(chunk, A * sizeof(int64_t)), T, Q3_OK, error};
-    float *hidden = source->hidden != NULL ? calloc(chunk, M * sizeof *hidden) : NULL;
-    if (d.integers == NULL || (source->hidden != NULL && hidden == NULL))
-        d.status = q3_no_memory(error, "a chunk of tokens");
+    if (d.integers == NULL) d.status = q3_no_memory(error, "a chunk of tokens");
     if (d.status == Q3_OK)
         d.status = q3_writer_open(&d.writer, command->value[OPTION_OUTPUT], plan->entries,
                                   plan->count, metadata, error);
     if (d.status == Q3_OK) d.status = write_ids(d.writer, plan, session, tokens, T, error);
-    if (d.status == Q3_OK) d.status = run_pieces(&d, tokens, source, hidden);
+    if (d.status == Q3_OK) d.status = run_layers(&d, tokens, source);
     if (d.status == Q3_OK)
         d.status = q3_writer_commit(d.writer, error);
     else
         q3_writer_abandon(d.writer);
-    free(hidden);
     free(d.integers);
     return d.status;
 }
@@ -311,7 +303,8 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
                          "--from is given, but the run starts at layer 0");
     if (status == Q3_OK) status = read_start(command, source, session, error);
     if (status == Q3_OK)
-        status = integer_option(command, OPTION_CHUNK, 1, Q3_MAX_POSITIONS, 32, &chunk, error);
+        status = integer_option(command, OPTION_CHUNK, 1, Q3_MAX_POSITIONS, TOKENS_AT_ONCE, &chunk,
+                                error);
     if (status == Q3_OK && (session->run.first_layer == 0 || tokens->count != 0))
         status = session_check_tokens(session, tokens, 0, error);
     if (status == Q3_OK && T > Q3_MAX_POSITIONS - session->run.start)
@@ -321,7 +314,7 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
     if (status != Q3_OK) return status;
     session->run.rows = T;
     session->run.chunk = chunk < T ? (size_t)chunk : T;
-    status = session_load(session, command, error);
+    status = session_load_layers(session, command, error);
     if (status == Q3_OK && source->file != NULL)
         status = check_metadata(source->file, command->value[OPTION_FROM], "dtype",
                                 q3_dtype_name(session->run.dtype), error);

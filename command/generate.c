@@ -166,6 +166,8 @@ static bool is_among(const int32_t *ids, size_t count, int32_t id)
  * prompt's length for all of them, as one call of Hugging Face does. */
 static q3_status prefill(q3_session *session, const token_list *tokens, q3_error *error)
 {
+    progress shown = {.what = "prompt: token"};
+    if (tokens->count > session->run.chunk) show_progress(&shown, 0, tokens->count);
     for (size_t first = 0; first < tokens->count;) {
         size_t left = tokens->count - first, chunk = session->run.chunk;
         size_t count = left < chunk ? left : chunk;
@@ -176,7 +178,7 @@ static q3_status prefill(q3_session *session, const token_list *tokens, q3_error
         if (status != Q3_OK) return status;
         first += count;
         if (tokens->count > session->run.chunk)
-            show_progress("prompt: token", first, tokens->count);
+            show_progress(&shown, first, tokens->count);
     }
     return Q3_OK;
 }
@@ -230,7 +232,7 @@ q3_status verb_generate(const command_line *command, q3_error *error)
         status = open_tokenizer(&out.tokenizer, command, error);
     if (status == Q3_OK) {
         session.run.rows = tokens.count + (size_t)n;
-        session.run.chunk = tokens.count < 32 ? tokens.count : 32;
+        session.run.chunk = tokens.count < TOKENS_AT_ONCE ? tokens.count : TOKENS_AT_ONCE;
         session.run.logit_rows = 1;
         status = session_load(&session, command, error);
     }

@@ -31,7 +31,7 @@ static const option_row options[OPTION_COUNT] = {
     [OPTION_CHAT] = {"--chat", "FILE", TOKENIZE | GENERATE,
                      "a JSON list of {\"role\",\"content\"} through the model's chat template"},
     [OPTION_CHUNK] = {"--chunk", "N", DUMP,
-                      "tokens of the prompt computed together (32); no bit depends on it"},
+                      "tokens of the prompt computed together (512); no bit depends on it"},
     [OPTION_DECODE] = {"--decode", NULL, TOKENIZE, "ids on standard input to text: the raw bytes"},
     [OPTION_DTYPE] = {"--dtype", "float32|bfloat16|float16", GENERATE | DUMP | SCORE | CHECK,
                       "of the run (check: what the file says or shows; the config's dtype, else "

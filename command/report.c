@@ -107,8 +107,9 @@ q3_status write_report(const command_line *command, const char *name, const q3_r
 
 void report_progress(void *user, const char *what, size_t done, size_t all)
 {
-    (void)user;
-    show_progress(what, done, all);
+    progress *shown = user;
+    shown->what = what;
+    show_progress(shown, done, all);
 }
 
 /* ==== The verb ================================================================================ */

@@ -27,34 +27,42 @@ static void print_number(double value)
     fputs(text, stdout);
 }
 
-/* Tokens 2 to T, as many at a time as there is room for logits: a line of JSON for each, or the
- * totals. Natural logarithms. */
-static q3_status score_tokens(q3_session *session, const token_list *tokens, bool lines,
+typedef struct scoring {
+    const token_list *tokens;
+    bool lines;   /* of JSON, one for each token */
+    double total;
+} scoring;
+
+/* The pass calls this: logits of some tokens, in the order of the tokens. */
+static void score_logits(void *user, const q3_tap *tap)
+{
+    scoring *s = user;
+    if (tap->id != Q3_TAP_LM_HEAD) return;
+    size_t count = tap->shape[0], V = tap->shape[1];
+    const float *logits = tap->data;
+    for (size_t t = 0; t < count && tap->first + t + 1 < s->tokens->count; t++) {
+        size_t position = tap->first + t + 1;
+        int32_t id = s->tokens->ids[position];
+        double nll = negative_log_likelihood(logits + t * V, V, id);
+        s->total += nll;
+        if (!s->lines) continue;
+        printf("{\"position\":%zu,\"id\":%ld,\"nll\":", position, (long)id);
+        print_number(nll);
+        puts("}");
+    }
+}
+
+/* Tokens 2 to T: a line of JSON for each, or the totals. Natural logarithms. */
+static q3_status score_tokens(const q3_session *session, const token_list *tokens, bool lines,
                               q3_error *error)
 {
-    size_t V = session->config->vocab_size, T = tokens->count, most = session->run.logit_rows;
-    double total = 0.0;
-    for (size_t first = 0; first < T;) {
-        size_t count = T - first < most ? T - first : most;
-        q3_input input = {.tokens = tokens->ids + first, .count = count, .length = T,
-                          .logit_rows = count};
-        q3_status status = q3_forward(session->state, &input, NULL, NULL, error);
-        if (status != Q3_OK) return status;
-        for (size_t t = 0; t < count && first + t + 1 < T; t++) {
-            int32_t id = tokens->ids[first + t + 1];
-            double nll = negative_log_likelihood(q3_logits(session->state) + t * V, V, id);
-            total += nll;
-            if (!lines) continue;
-            printf("{\"position\":%zu,\"id\":%ld,\"nll\":", first + t + 1, (long)id);
-            print_number(nll);
-            puts("}");
-        }
-        first += count;
-        show_progress("score: token", first, T);
-    }
-    if (lines) return Q3_OK;
-    double mean = total / (double)(T - 1);
-    printf("tokens %zu\nmean ", T - 1);
+    scoring s = {tokens, lines, 0.0};
+    layer_pass pass = {.what = "score: layer", .tokens = tokens->ids, .logits = true,
+                       .head_only = true, .tap = score_logits, .user = &s};
+    q3_status status = session_run_layers(session, &pass, error);
+    if (status != Q3_OK || lines) return status;
+    double mean = s.total / (double)(tokens->count - 1);
+    printf("tokens %zu\nmean ", tokens->count - 1);
     print_number(mean);
     printf("\nperplexity ");
     print_number(q3_exp(mean));
@@ -82,8 +90,8 @@ q3_status verb_score(const command_line *command, q3_error *error)
                          command->operand);
     if (status == Q3_OK) {
         session.run.rows = tokens.count;
-        session.run.chunk = tokens.count < 32 ? tokens.count : 32;
-        status = session_load(&session, command, error);
+        session.run.chunk = tokens.count < TOKENS_AT_ONCE ? tokens.count : TOKENS_AT_ONCE;
+        status = session_load_layers(&session, command, error);
     }
     if (status == Q3_OK)
         status = score_tokens(&session, &tokens, command->value[OPTION_JSONL] != NULL, error);

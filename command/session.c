@@ -196,20 +196,31 @@ q3_status session_check_tokens(const q3_session *session, const token_list *toke
 q3_status session_load_weights(q3_session *session, q3_error *error)
 {
     q3_run *run = &session->run;
-    show_progress("load", 0, 1);
+    progress shown = {.what = "load:"};
+    show_progress(&shown, 0, 1);
     q3_status status = q3_model_load(session->model, &run->dtype, run->first_layer, run->end_layer,
                                      error);
-    show_progress("load", 1, 1);
+    show_progress(&shown, 1, 1);
     return status;
 }
 
 /* As many rows of logits as take 16 MB, the chunk's or the half of it, its half, ...; at least
  * one. */
-static size_t logit_rows(const q3_session *session)
+void session_limit_logits(q3_session *session)
 {
     size_t rows = session->run.chunk, row = session->config->vocab_size * sizeof(float);
     while (rows > 1 && rows > MOST_LOGIT_BYTES / row) rows = (rows + 1) / 2;
-    return rows;
+    if (session->run.logit_rows == 0) session->run.logit_rows = rows;
+}
+
+q3_status session_take_memory(q3_session *session, const q3_run *run, const char *model,
+                              q3_error *error)
+{
+    size_t size = session->memory_size = q3_state_size(session->config, run);
+    session->memory = size == 0 ? NULL : malloc(size);
+    if (session->memory != NULL) return Q3_OK;
+    return q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory for a state of %zu bytes", model,
+                   size);
 }
 
 q3_status session_load(q3_session *session, const command_line *command, q3_error *error)
@@ -217,13 +228,10 @@ q3_status session_load(q3_session *session, const command_line *command, q3_erro
     q3_run *run = &session->run;
     q3_status status = session_load_weights(session, error);
     if (status != Q3_OK) return status;
-    if (run->logit_rows == 0) run->logit_rows = logit_rows(session);
-    size_t size = q3_state_size(session->config, run);
-    session->memory = size == 0 ? NULL : malloc(size);
-    if (session->memory == NULL)
-        return q3_fail(error, Q3_ERROR_MEMORY, "%s: not enough memory for a state of %zu bytes",
-                       command->model, size);
-    session->state = q3_state_init(session->memory, size, session->config,
+    session_limit_logits(session);
+    status = session_take_memory(session, run, command->model, error);
+    if (status != Q3_OK) return status;
+    session->state = q3_state_init(session->memory, session->memory_size, session->config,
                                    q3_model_weights(session->model), run);
     if (session->state == NULL)
         return q3_fail(error, Q3_ERROR_ARITHMETIC, "arithmetic: %s", q3_selftest());
@@ -233,6 +241,7 @@ q3_status session_load(q3_session *session, const command_line *command, q3_erro
 void session_close(q3_session *session)
 {
     free(session->memory);
+    free(session->hidden);
     q3_model_close(session->model);
     memset(session, 0, sizeof *session);
 }
@@ -244,9 +253,23 @@ bool is_terminal(FILE *file)
     return isatty(fileno(file)) != 0;
 }
 
-void show_progress(const char *what, size_t done, size_t all)
+void show_progress(progress *shown, size_t done, size_t all)
 {
+    char left[40] = "";
     if (!is_terminal(stderr)) return;
-    fprintf(stderr, "\r%s: %zu of %zu%s", what, done, all, done == all ? "\n" : "");
+    time_t now = time(NULL);
+    if (!shown->begun) {
+        shown->begun = true;
+        shown->begin = now;
+        shown->before = done;
+    }
+    if (done > shown->before && done < all) {
+        double each = difftime(now, shown->begin) / (double)(done - shown->before);
+        double seconds = each * (double)(all - done);
+        snprintf(left, sizeof left, seconds < 100 ? ", %.0f s left" : ", %.0f min left",
+                 seconds < 100 ? seconds : seconds / 60);
+    }
+    fprintf(stderr, "\r%s %zu of %zu%-18s%s", shown->what, done, all, left,
+            done == all ? "\n" : "");
     fflush(stderr);
 }

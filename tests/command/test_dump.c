@@ -589,7 +589,15 @@ static const char config_text[] =
     "\"num_key_value_heads\":1,\"head_dim\":8,\"num_experts\":0,\"tie_word_embeddings\":true,"
     "\"torch_dtype\":\"bfloat16\"}";
 
-static void write_model(void)
+/* The same with a RoPE that looks at the length of the whole run. */
+static const char dynamic_text[] =
+    "{\"model_type\":\"qwen3_moe\",\"vocab_size\":262144,\"hidden_size\":8,"
+    "\"intermediate_size\":8,\"num_hidden_layers\":1,\"num_attention_heads\":1,"
+    "\"num_key_value_heads\":1,\"head_dim\":8,\"num_experts\":0,\"tie_word_embeddings\":true,"
+    "\"max_position_embeddings\":4,\"rope_scaling\":{\"rope_type\":\"dynamic\",\"factor\":2.0},"
+    "\"torch_dtype\":\"bfloat16\"}";
+
+static void write_model(const char *config)
 {
 #define LAYER "model.layers.0."
     static const q3_entry entries[] = {
@@ -608,7 +616,7 @@ static void write_model(void)
         {LAYER "mlp.down_proj.weight", Q3_BF16, 2, {M, M}, NULL}};
     q3_writer *writer = NULL;
     shell("rm -rf wide && mkdir wide");
-    write_text(FOLDER "wide/config.json", config_text);
+    write_text(FOLDER "wide/config.json", config);
     CHECK(q3_writer_open(&writer, FOLDER "wide/model.safetensors", entries, COUNT(entries), NULL,
                          NULL) == Q3_OK);
     CHECK(q3_writer_commit(writer, NULL) == Q3_OK);
@@ -623,12 +631,24 @@ static void run_within(unsigned kilobytes, const char *arguments)
     shell(line);
 }
 
+/* Dynamic RoPE takes the length of the run, whatever the chunk. */
+static void test_dynamic(void)
+{
+    write_model(dynamic_text);
+    run("dump wide -o w/whole --tokens 1,2,3,4,5,6,7 --taps '*rotary*'");
+    CHECK(last.status == 0);
+    run("dump wide -o w/chunks --tokens 1,2,3,4,5,6,7 --taps '*rotary*' --chunk 3");
+    CHECK(last.status == 0);
+    same_file(FOLDER "w/whole", FOLDER "w/chunks");
+    shell("rm -rf wide w/whole w/chunks");
+}
+
 /* Where not even `info` has enough (sanitizers, valgrind), nothing can be said. */
 static void test_memory(void)
 {
     char tokens[2 * TOKENS] = "1", arguments[600];
     for (size_t i = 1; i < TOKENS; i++) memcpy(tokens + 2 * i - 1, ",1", 3);
-    write_model();
+    write_model(config_text);
     run_within(8 << 10, "info wide");
     if (last.status != 0) return;
     /* Logits of the last token alone: 1 MB, where those of a chunk of 32 are 32 MB. */
@@ -660,6 +680,7 @@ int main(int argc, char **argv)
     test_bad();
     test_standard_output();
     test_unwritable();
+    test_dynamic();
     test_memory();
     q3_model_close(model);
     free(last.out);
