@@ -32,7 +32,6 @@ static q3_status read_options(q3_judge_options *options, const command_line *com
         .command = command->text,
         .require = command->require,
         .require_count = command->require_count,
-        .progress = report_progress,
     };
     for (size_t i = 0; accumulate != NULL && i < sizeof precisions / sizeof precisions[0]; i++)
         if (strcmp(accumulate, precisions[i].name) == 0) options->accumulate = precisions[i].value;
@@ -71,6 +70,14 @@ typedef struct side {
     q3_report *report;
 } side;
 
+/* The judge has come to another layer. */
+static void side_progress(void *user, const char *what, size_t done, size_t all)
+{
+    side *s = user;
+    q3_model_turn(s->session.model, done);
+    report_progress(&s->shown, what, done, all);
+}
+
 /* Everything that can be found wrong before the work. */
 static q3_status side_open(side *s, const command_line *command, q3_judge_options options,
                            q3_error *error)
@@ -80,7 +87,8 @@ static q3_status side_open(side *s, const command_line *command, q3_judge_option
     q3_run *run = &s->session.run;
     options.first_layer = run->first_layer;
     options.end_layer = run->end_layer;
-    options.user = &s->shown;
+    options.progress = side_progress;
+    options.user = s;
     status = q3_judge_open(&s->judge, s->session.config, &options, error);
     if (status == Q3_OK) status = q3_judge_file(s->judge, s->path, error);
     if (status == Q3_OK) status = give_tokens(s->judge, command, error);
@@ -92,6 +100,7 @@ static q3_status side_run(side *s, q3_error *error)
 {
     q3_status status = session_load_weights(&s->session, error);
     if (status != Q3_OK) return status;
+    q3_model_turn(s->session.model, s->session.run.first_layer);
     return q3_judge_run(s->judge, q3_model_weights(s->session.model), s->session.run.dtype,
                         &s->report, error);
 }

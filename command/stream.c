@@ -46,6 +46,8 @@ static void pass_on(void *user, const q3_tap *tap)
     const streaming *s = user;
     bool table = tap->id == Q3_TAP_COS || tap->id == Q3_TAP_SIN;
     if (table && s->layer != s->session->run.first_layer) return;
+    if (tap->id == Q3_TAP_TOPK_INDICES)
+        q3_model_chosen(s->session->model, tap->layer, tap->data, tap->shape[0] * tap->shape[1]);
     s->pass->tap(s->pass->user, tap);
 }
 
@@ -62,6 +64,7 @@ static q3_status run_layer(streaming *s, q3_error *error)
                                     q3_model_weights(session->model), &run);
     if (state == NULL)
         return q3_fail(error, Q3_ERROR_ARITHMETIC, "arithmetic: %s", q3_selftest());
+    q3_model_turn(session->model, s->layer);
     for (size_t first = 0; first < T; first += run.chunk) {
         size_t count = T - first < run.chunk ? T - first : run.chunk;
         float *hidden = session->hidden + first * M;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* checkpoint.c - the model folder: config.json, and the weights in model.safetensors or in the
  * shards of an index, where each is found by its Hugging Face name. */
+#include "host/hints.h"
 #include "host/listing.h"
 
 #include <inttypes.h>
@@ -18,6 +19,7 @@ struct q3_model {
     q3_layer *layers; /* [L] */
     q3_mlp *experts;  /* [sparse layers that run, E] */
     q3_weights weights;
+    q3_hints hints;
     bool loaded;
     int32_t *eos;
     size_t eos_count;
@@ -30,6 +32,7 @@ struct q3_model {
 static void forget_weights(q3_model *model)
 {
     q3_listing_free(&model->list);
+    q3_hints_free(&model->hints);
     free(model->layers);
     free(model->experts);
     model->layers = NULL;
@@ -254,6 +257,15 @@ static q3_status fill(loader *l, const char *path, const q3_entry *entry, size_t
     return Q3_OK;
 }
 
+/* For hints, where it lies. */
+static q3_status remember(loader *l, const q3_tensors *tensors, const q3_entry *entry)
+{
+    size_t size = q3_dtype_size(entry->dtype);
+    for (size_t i = 0; i < entry->rank; i++) size *= (size_t)entry->shape[i];
+    return q3_hints_add(&l->model->hints, q3_tensors_mapping(tensors), entry->data, size)
+         ? Q3_OK : q3_no_memory(l->error, l->list->path);
+}
+
 /* A tensor of shape [a,b,c], [a,b] (c 0) or [a] (b and c 0). */
 static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint64_t c,
                        q3_tensor *out)
@@ -279,8 +291,9 @@ static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint
     if (status != Q3_OK) return status;
     const q3_entry *entry = q3_tensors_find(s->tensors, name);
     Q3_CHECK(entry != NULL);
-    return l->walk == WALK_FILL ? fill(l, s->path, entry, rank, shape, out)
-                                : check_range(l, s->path, entry);
+    if (l->walk == WALK_SCAN) return check_range(l, s->path, entry);
+    status = fill(l, s->path, entry, rank, shape, out);
+    return status == Q3_OK ? remember(l, s->tensors, entry) : status;
 }
 
 /* The same for prefix + name. */
@@ -372,6 +385,7 @@ static q3_status walk_layer(loader *l, size_t i, q3_layer *layer, q3_mlp *expert
     }
     status = visit_in(l, prefix, "mlp.gate.weight", c->num_experts, M, &layer->gate);
     layer->experts = experts;
+    if (l->walk == WALK_FILL) q3_hints_experts(&l->model->hints, i);
     snprintf(prefix, sizeof prefix, "model.layers.%lu.mlp.experts.", (unsigned long)i);
     return status != Q3_OK ? status : walk_experts(l, prefix, experts);
 }
@@ -431,9 +445,11 @@ static q3_status walk_model(loader *l)
     for (; status == Q3_OK && i < end; i++) {
         q3_layer unused = {0};
         q3_layer *layer = l->walk == WALK_FILL ? &l->model->layers[i] : &unused;
+        if (l->walk == WALK_FILL) q3_hints_layer(&l->model->hints, i);
         status = walk_layer(l, i, layer, l->walk == WALK_FILL ? experts : NULL);
         if (experts != NULL && q3_layer_is_sparse(c, i)) experts += c->num_experts;
     }
+    if (status == Q3_OK && l->walk == WALK_FILL) q3_hints_layer(&l->model->hints, end);
     return status;
 }
 
@@ -460,7 +476,8 @@ static q3_status make_tables(loader *l)
                    ? sparse * c->num_experts : 0;
     l->model->layers = calloc(c->num_hidden_layers + 1, sizeof *l->model->layers);
     l->model->experts = calloc(experts + 1, sizeof *l->model->experts);
-    if (l->model->layers == NULL || l->model->experts == NULL)
+    if (l->model->layers == NULL || l->model->experts == NULL ||
+        !q3_hints_init(&l->model->hints, l->first_layer, l->end_layer, c->num_experts))
         return q3_no_memory(l->error, l->list->path);
     l->model->weights.layers = l->model->layers;
     return Q3_OK;
@@ -522,4 +539,14 @@ const q3_weights *q3_model_weights(const q3_model *model)
 {
     Q3_CHECK(model->loaded);
     return &model->weights;
+}
+
+void q3_model_turn(const q3_model *model, size_t layer)
+{
+    q3_hints_turn(&model->hints, layer);
+}
+
+void q3_model_chosen(const q3_model *model, size_t layer, const int32_t *ids, size_t count)
+{
+    q3_hints_chosen(&model->hints, layer, ids, count);
 }

@@ -3,6 +3,7 @@
  * beside their target that take its place when complete. */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
+#define _DEFAULT_SOURCE /* madvise, where there is one */
 
 #include "host/files.h"
 
@@ -220,6 +221,58 @@ q3_status q3_read_whole(uint8_t **bytes, size_t *length, const char *path, q3_er
     *length = all.count;
     return Q3_OK;
 }
+
+#if defined(Q3_HAS_MMAP)
+
+/* The pages that hold data[0..size): of the mapping alone, which begins with one. */
+static bool pages_of(const q3_mapping *mapping, const void *data, size_t size, uint8_t **begin,
+                     size_t *length)
+{
+    long page = sysconf(_SC_PAGESIZE);
+    size_t at = (size_t)((const uint8_t *)data - mapping->data);
+    Q3_CHECK(at <= mapping->size && size <= mapping->size - at);
+    if (!mapping->mapped || page <= 0 || size == 0) return false;
+    size_t over = at % (size_t)page;
+    *begin = (uint8_t *)mapping->base + (at - over);
+    *length = size + over;
+    return true;
+}
+
+void q3_will_need(const q3_mapping *mapping, const void *data, size_t size)
+{
+    uint8_t *begin;
+    size_t length;
+    if (pages_of(mapping, data, size, &begin, &length))
+        posix_madvise(begin, length, POSIX_MADV_WILLNEED);
+}
+
+/* The pages stay in the system's cache, for the next run, but no more as this program's. Not
+ * posix_madvise where there is the other: glibc's does nothing. */
+void q3_done_with(const q3_mapping *mapping, const void *data, size_t size)
+{
+    uint8_t *begin;
+    size_t length;
+    if (!pages_of(mapping, data, size, &begin, &length)) return;
+#if defined(MADV_DONTNEED)
+    madvise(begin, length, MADV_DONTNEED);
+#else
+    posix_madvise(begin, length, POSIX_MADV_DONTNEED);
+#endif
+}
+
+#else
+
+void q3_will_need(const q3_mapping *mapping, const void *data, size_t size)
+{
+    (void)mapping, (void)data, (void)size;
+}
+
+void q3_done_with(const q3_mapping *mapping, const void *data, size_t size)
+{
+    (void)mapping, (void)data, (void)size;
+}
+
+#endif
 
 void q3_unmap(q3_mapping *mapping)
 {

@@ -28,6 +28,11 @@ Q3_PRIVATE_API q3_status q3_map(q3_mapping *mapping, const char *path, q3_error 
 /* {0} is allowed. */
 Q3_PRIVATE_API void q3_unmap(q3_mapping *mapping);
 
+/* Hints to the system: a part of a mapping will be read soon; it will not be read again, or not
+ * soon. No value depends on them, and they do nothing where a mapping is memory. */
+Q3_PRIVATE_API void q3_will_need(const q3_mapping *mapping, const void *data, size_t size);
+Q3_PRIVATE_API void q3_done_with(const q3_mapping *mapping, const void *data, size_t size);
+
 /* Reads a whole file (path "-": standard input) into a new block, with a zero behind it that is not
  * counted. */
 Q3_PRIVATE_API q3_status q3_read_whole(uint8_t **bytes, size_t *length, const char *path,
@@ -64,6 +69,17 @@ Q3_PRIVATE_API void q3_output_abandon(q3_output *output);
  * values. */
 Q3_PRIVATE_API q3_status q3_tensors_open_any(q3_tensors **tensors, const char *path,
                                              q3_error *error);
+
+/* What an entry's data lie in. */
+Q3_PRIVATE_API const q3_mapping *q3_tensors_mapping(const q3_tensors *tensors);
+
+/* ==== The model =============================================================================== */
+
+/* Hints, for a run layer by layer: it comes to this layer, and is done with the one before; it will
+ * use these experts of a layer. After q3_model_load, of layers that it loaded. */
+Q3_PRIVATE_API void q3_model_turn(const q3_model *model, size_t layer);
+Q3_PRIVATE_API void q3_model_chosen(const q3_model *model, size_t layer, const int32_t *ids,
+                                    size_t count);
 
 /* ==== config.json ============================================================================= */
 

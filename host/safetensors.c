@@ -309,6 +309,11 @@ const q3_entry *q3_tensors_find(const q3_tensors *tensors, const char *name)
     return NULL;
 }
 
+const q3_mapping *q3_tensors_mapping(const q3_tensors *tensors)
+{
+    return &tensors->mapping;
+}
+
 const char *q3_tensors_metadata(const q3_tensors *tensors, const char *key)
 {
     for (size_t i = 0; i < tensors->metadata_count; i++) {
