@@ -9,7 +9,7 @@
 typedef struct q3_hints {
     q3_buffer places;    /* in the order of the layers */
     size_t *first;       /* [layers + 1]: of each layer, whose experts' come last */
-    size_t *experts;     /* [layers + 1]: the first of its experts; in a dense layer the next one's */
+    size_t *experts;     /* [layers + 1]: the first of its experts; dense: the next layer's */
     size_t begin, end;   /* the layers that are known */
     size_t expert_count; /* of a layer */
 } q3_hints;
