@@ -24,7 +24,7 @@ typedef struct option_row {
 } option_row;
 
 static const option_row options[OPTION_COUNT] = {
-    [OPTION_ACCUMULATE] = {"--accumulate", "bf16|f16|tf32", CHECK,
+    [OPTION_ACCUMULATE] = {"--accumulate", "bf16|f16|tf32|bf16-sums|f16-sums", CHECK,
                            "the other implementation's sums read and give numbers of this "
                            "precision"},
     [OPTION_ALL] = {"--all", NULL, REPORTS, "a line for every tensor"},

@@ -38,6 +38,7 @@ static double sum_noise(size_t n)
 
 /* What a sum of n products gathers: 12.1 and 12.3 need it. */
 typedef struct sum {
+    size_t n;       /* products */
     double size;    /* sum |w||x| */
     double squares; /* sum (w x)^2 */
     double var;     /* sum w^2 var(x) */
@@ -45,11 +46,15 @@ typedef struct sum {
 } sum;
 
 /* 12.7: where --accumulate is declared, both operands and the result are rounded (or cut off) to
- * its unit: independent errors of the products, and a common one of the cut and of the result. */
+ * its unit: independent errors of the products, and a common one of the cut and of the result. The
+ * k-th of n partial sums, in whatever order, is k y / n and a bridge of variance squares k / n
+ * (1 - k / n): the roundings of all have a variance of n (2 y^2 + squares) / 18 units squared. */
 static double operand_noise(const walk *w, const sum *s, double y)
 {
     if (w->operand == 0) return 0;
-    return 4 * q3_sqrt(2 * s->squares) * w->operand + 3 * w->operand * size_of(y);
+    double noise = 4 * q3_sqrt(2 * s->squares) * w->operand + 3 * w->operand * size_of(y);
+    double variance = (double)s->n * (2 * y * y + s->squares) / 18;
+    return w->partial == 0 ? noise : noise + 4 * q3_sqrt(variance) * w->partial;
 }
 
 /* 12.3: the variance of y from a sum's inputs: independent, plus common. */
@@ -89,7 +94,7 @@ static void bound_linear(row_bound *b, const walk *w, const float *y, const floa
                          size_t N, size_t K)
 {
     double noise = sum_noise(K);
-    sum s = {0, 0, 0, 0, 0};
+    sum s = {.n = K};
     if (row->spread != NULL) add_input(&s, x, x_var, K);
     for (size_t o = at; o < at + N; o++) {
         float add = 0.0f;
@@ -221,7 +226,7 @@ static void bound_scores(row_bound *b, walk *w, size_t t, const float *y)
     for (size_t h = 0; h < H; h++)
         for (size_t s = low; s < end; s++) {
             size_t i = h * T + s, key = (s * K + h / (H / K)) * hd;
-            sum a = {0, 0, 0, 0, 0}, other = {0, 0, 0, 0, 0};
+            sum a = {.n = hd}, other = {.n = hd};
             add_products(&a, &other, w, q + h * hd, q_var != NULL ? q_var + h * hd : NULL, k + key,
                          k_var != NULL ? k_var + key : NULL, hd);
             double product = (double)y[i] / scale;
@@ -323,7 +328,7 @@ void q3_bound_values(walk *w, size_t t)
     for (size_t h = 0; h < H; h++) {
         bound_values_of_head(w, &g, h, low, end);
         for (size_t d = 0; d < hd; d++) {
-            sum a = {.size = g.size[d], .squares = g.squares[d]};
+            sum a = {.n = n, .size = g.size[d], .squares = g.squares[d]};
             size_t i = (t * H + h) * hd + d;
             w->values_noise[i] = (noise + partial) * a.size + operand_noise(w, &a, g.y[d]);
             w->values_var[i] = g.of_probs[d] + g.var[d];

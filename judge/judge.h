@@ -115,7 +115,8 @@ typedef struct q3_report q3_report; /* see below */
 typedef struct q3_judge q3_judge;
 
 typedef enum q3_accumulate {
-    Q3_ACCUMULATE_F32, Q3_ACCUMULATE_BF16, Q3_ACCUMULATE_F16, Q3_ACCUMULATE_TF32
+    Q3_ACCUMULATE_F32, Q3_ACCUMULATE_BF16, Q3_ACCUMULATE_F16, Q3_ACCUMULATE_TF32,
+    Q3_ACCUMULATE_BF16_SUMS, Q3_ACCUMULATE_F16_SUMS /* partial sums too */
 } q3_accumulate;
 
 /* What the other implementation is declared to do, and what is judged of it. {0} is the rule. The

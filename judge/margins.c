@@ -59,6 +59,7 @@ void q3_margin_begin(margin *g, const evidence *e)
     w->start = e->start;
     w->layer = e->layer;
     w->operand = e->operand;
+    w->partial = e->partial;
     w->router = e->router;
     w->ahead = 0;
     g->uncertain = e->uncertain;

@@ -11,22 +11,32 @@ typedef struct accumulator {
     const char *name, *option;
     format low;
     double unit;
+    bool partial; /* of the partial sums too */
 } accumulator;
 
 static const accumulator accumulators[] = { /* by rising unit */
-    {"float16", "f16", FORMAT_F16, 0x1p-11}, {"tf32", "tf32", FORMAT_TF32, 0x1p-10},
-    {"bfloat16", "bf16", FORMAT_BF16, 0x1p-9},
+    {"float16", "f16", FORMAT_F16, 0x1p-11, false}, {"tf32", "tf32", FORMAT_TF32, 0x1p-10, false},
+    {"bfloat16", "bf16", FORMAT_BF16, 0x1p-9, false},
+    {"float16", "f16-sums", FORMAT_F16, 0x1p-11, true},
+    {"bfloat16", "bf16-sums", FORMAT_BF16, 0x1p-9, true},
 };
-#define ACCUMULATORS (sizeof accumulators / sizeof accumulators[0])
 
-/* bound[T,row]: the evidence's, and what the declaration adds, 4 q sqrt(2 sum (wx)^2) + 3 q |y|.
+/* Which of them may be behind a run's sums, the likeliest first: what holds the run's own values
+ * rounds no operand. */
+static const struct { size_t count, of[5]; } tried[] = {
+    [Q3_F32] = {5, {0, 1, 2, 3, 4}}, [Q3_BF16] = {1, {4}}, [Q3_F16] = {3, {3, 2, 4}},
+};
+
+/* bound[T,row]: the evidence's, and what the declaration adds to a sum of n products (12.7).
  * squares: of the products, as a linear map of squares gives them (a bias counts for nothing). */
-static void widen_bound(double *bound, const evidence *e, const float *squares, double unit)
+static void widen_bound(double *bound, const evidence *e, const float *squares,
+                        const accumulator *a, size_t n)
 {
     for (size_t i = 0; i < e->T * e->row; i++) {
-        double sum = (double)squares[i] > 0 ? (double)squares[i] : 0;
-        double more = 4 * q3_sqrt(2 * sum) + 3 * q3_absolute((double)e->ours[i]);
-        bound[i] = e->bound[i] < 0 ? e->bound[i] : e->bound[i] + unit * more;
+        double sum = (double)squares[i] > 0 ? (double)squares[i] : 0, y = (double)e->ours[i];
+        double more = 4 * q3_sqrt(2 * sum) + 3 * q3_absolute(y);
+        if (a->partial) more += 4 * q3_sqrt((double)n * (2 * y * y + sum) / 18);
+        bound[i] = e->bound[i] < 0 ? e->bound[i] : e->bound[i] + a->unit * more;
     }
 }
 
@@ -75,6 +85,7 @@ void q3_search_declared(diagnosis *d)
 {
     const evidence *e = d->e;
     const q3_node *node = q3_graph_node(e->config, e->id, e->layer);
+    size_t shape[3] = {0, 0, 0};
     bool map = node != NULL && (node->op == Q3_OP_LINEAR || node->op == Q3_OP_EXPERT_LINEAR);
     bool summed = d->strength == FULL && strncmp(d->name, "sums accumulated in ", 20) == 0;
     mistake squares = {.at = TAP_BIT(e->id), .edits = {{ARG_1, SQUARED, 0}, {WEIGHT, SQUARED, 0},
@@ -85,13 +96,14 @@ void q3_search_declared(diagnosis *d)
     const float *sums = q3_pass_run(&p, e, &squares);
     double *bound = calloc(e->T * e->row + 1, sizeof *bound);
     evidence declared = *e;
-    for (size_t i = 0; sums != NULL && bound != NULL && i < ACCUMULATORS; i++) {
-        const accumulator *a = &accumulators[i];
+    size_t n = shape[q3_tap_shape(shape, e->config, node->from[0], e->T) - 1];
+    for (size_t i = 0; sums != NULL && bound != NULL && i < tried[e->dtype].count; i++) {
+        const accumulator *a = &accumulators[tried[e->dtype].of[i]];
         char text[160];
-        widen_bound(bound, e, sums, a->unit);
+        widen_bound(bound, e, sums, a, n);
         declared.bound = bound;
         if (!q3_agrees_everywhere(&declared, e->ours)) continue;
-        if (summed && (format)d->best.value == a->low) add_advice(d, a->option);
+        if (summed && a->partial && (format)d->best.value == a->low) add_advice(d, a->option);
         if (summed) continue;
         d->e = &declared;
         snprintf(text, sizeof text, "sums accumulated in %s, declare --accumulate %s",

@@ -163,6 +163,7 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
     e->input_var = w->input_var;
     e->uncertain = w->uncertain;
     e->operand = w->operand;
+    e->partial = w->partial;
     e->router = w->router;
     e->differs = r->f.verdict != Q3_VERDICT_ROUNDING;
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
@@ -781,8 +782,8 @@ static void judging_free(judging *j)
 static double unit_roundoff(q3_accumulate accumulate)
 {
     switch (accumulate) {
-    case Q3_ACCUMULATE_BF16: return 0x1p-9;
-    case Q3_ACCUMULATE_F16: return 0x1p-11;
+    case Q3_ACCUMULATE_BF16: case Q3_ACCUMULATE_BF16_SUMS: return 0x1p-9;
+    case Q3_ACCUMULATE_F16: case Q3_ACCUMULATE_F16_SUMS: return 0x1p-11;
     case Q3_ACCUMULATE_TF32: return 0x1p-10; /* cut off, not rounded, by some */
     case Q3_ACCUMULATE_F32: default: return 0;
     }
@@ -861,6 +862,7 @@ static q3_status walk_once(q3_text *lines, const q3_config *config, const q3_wei
     j->w.start = run->start;
     j->w.router = options->router;
     j->w.operand = unit_roundoff(options->accumulate);
+    j->w.partial = options->accumulate >= Q3_ACCUMULATE_BF16_SUMS ? j->w.operand : 0;
     j->b = b;
     j->options = options;
     j->lines = lines;

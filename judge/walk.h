@@ -49,6 +49,7 @@ typedef struct walk {
                                * them */
     /* --accumulate: unit of what enters and leaves the sums; 0: float32 */
     double operand;
+    double partial;           /* the same of their partial sums */
     size_t ahead;             /* keys behind its own that a token sees: none, but by mistake */
     size_t layer;
     float *inv_freq;          /* [hd/2] */

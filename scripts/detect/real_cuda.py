@@ -44,8 +44,8 @@ class Run:
         self.sums16, self.layer, self.start = sums16, layer, start
 
 
-F16_SUMS = ((("--accumulate", "f16"), 0, ""), ((), 1, "--accumulate f16"))
-TF32_SUMS = ((("--accumulate", "tf32"), 0, ""), ((), 1, "--accumulate tf32"))
+F16_SUMS = ((("--accumulate", "f16-sums"), 0, ""), ((), 1, "declare --accumulate f16-sums"))
+TF32_SUMS = ((("--accumulate", "tf32"), 0, ""), ((), 1, "declare --accumulate tf32"))
 
 RUNS = {
     "bf16-sdpa-grouped": Run("30b", "bfloat16", 200),

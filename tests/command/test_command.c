@@ -98,7 +98,7 @@ static void test_help(void)
         {"dump", "MODEL [options]", "-o FILE", "--taps GLOB", "--layers A:B", "--from FILE"},
         {"score", "MODEL FILE [options]", "--jsonl", "--dtype float32|bfloat16|float16"},
         {"check", "MODEL BACKEND.safetensors [B.safetensors] [options]",
-         "--accumulate bf16|f16|tf32", "--router float16|bfloat16", "--require GLOB",
+         "--accumulate bf16|f16|tf32|bf16-sums|f16-sums", "--router float16|bfloat16", "--require GLOB",
          "--junit FILE"},
         {"diff", "A.safetensors B.safetensors [options]", "--json FILE", "--html FILE", "--all"},
         {"report", "FILE.jsonl ... [options]", "--html FILE", "--all"},

@@ -241,7 +241,7 @@ static const trouble troubles[] = {
     {"stored in float16 by truncation", "base", Q3_F16, Q3_TAP_Q_PROJ, 0, make_cut_map, 0},
     {"RoPE with a fused multiply-add (the product with cos", "base", Q3_F16, Q3_TAP_Q_ROPE, 0,
      make_rope, 1},
-    {"sums accumulated in float16, declare --accumulate f16", "base", Q3_F16, Q3_TAP_Q_PROJ, 0,
+    {"sums accumulated in float16, declare --accumulate f16-sums", "base", Q3_F16, Q3_TAP_Q_PROJ, 0,
      make_sum, 0},
     {"stored in bfloat16 by truncation", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_cut_map, 1},
     {"stored in tf32 by truncation", "base", Q3_F32, Q3_TAP_Q_PROJ, 0, make_cut_map, 2},
