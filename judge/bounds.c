@@ -45,16 +45,22 @@ typedef struct sum {
     double x2, along; /* sum x^2, sum x^2 var(x): variance of the input's error along itself */
 } sum;
 
-/* 12.7: where --accumulate is declared, both operands and the result are rounded (or cut off) to
- * its unit: independent errors of the products, and a common one of the cut and of the result. The
- * k-th of n partial sums, in whatever order, is k y / n and a bridge of variance squares k / n
- * (1 - k / n): the roundings of all have a variance of n (2 y^2 + squares) / 18 units squared. */
+double q3_operand_noise(double squares, double y)
+{
+    return 4 * q3_sqrt(2 * squares) + 3 * size_of(y);
+}
+
+double q3_partial_noise(size_t n, double squares, double y)
+{
+    return q3_sqrt((double)n) * (6.3662 * q3_sqrt(squares / 3) + 4 * size_of(y) / 3);
+}
+
+/* 12.7: what --accumulate declares. */
 static double operand_noise(const walk *w, const sum *s, double y)
 {
     if (w->operand == 0) return 0;
-    double noise = 4 * q3_sqrt(2 * s->squares) * w->operand + 3 * w->operand * size_of(y);
-    double variance = (double)s->n * (2 * y * y + s->squares) / 18;
-    return w->partial == 0 ? noise : noise + 4 * q3_sqrt(variance) * w->partial;
+    double noise = w->operand * q3_operand_noise(s->squares, y);
+    return w->partial == 0 ? noise : noise + w->partial * q3_partial_noise(s->n, s->squares, y);
 }
 
 /* 12.3: the variance of y from a sum's inputs: independent, plus common. */

@@ -34,8 +34,8 @@ static void widen_bound(double *bound, const evidence *e, const float *squares,
 {
     for (size_t i = 0; i < e->T * e->row; i++) {
         double sum = (double)squares[i] > 0 ? (double)squares[i] : 0, y = (double)e->ours[i];
-        double more = 4 * q3_sqrt(2 * sum) + 3 * q3_absolute(y);
-        if (a->partial) more += 4 * q3_sqrt((double)n * (2 * y * y + sum) / 18);
+        double more = q3_operand_noise(sum, y);
+        if (a->partial) more += q3_partial_noise(n, sum, y);
         bound[i] = e->bound[i] < 0 ? e->bound[i] : e->bound[i] + a->unit * more;
     }
 }

@@ -110,6 +110,10 @@ q3_dtype q3_stored_dtype(const walk *w, q3_tap_id id);
 void q3_bound_row(row_bound *b, walk *w, q3_tap_id id, size_t t, const float *ours, size_t n);
 /* After a token's probs (w->probs, w->probs_var) are final: the bounds of its o_proj.input. */
 void q3_bound_values(walk *w, size_t t);
+/* In units of the declared format (MODEL.md 12.7), of a sum y whose products' squares add up to
+ * `squares`: rounded operands and result; rounded partial sums of n products. */
+double q3_operand_noise(double squares, double y);
+double q3_partial_noise(size_t n, double squares, double y);
 /* The derivative of silu. */
 double q3_silu_slope(double x);
 
