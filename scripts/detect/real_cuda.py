@@ -5,8 +5,8 @@ be named with the option that declares it.
 
   python3 scripts/detect/real_cuda.py OUT --command build/qwen3moe [--only GLOB] [--jobs N]
 
-OUT/table.md: a line for each run. OUT/NAME.jsonl, NAME.txt: check's report. OUT/NAME.safetensors: the dumps of
-KEPT alone, layer 0 (golden/real/gpu has them); --all keeps them all. Models are made in OUT/models (8 GB).
+OUT/table.md: a line for each run. OUT/NAME.jsonl, NAME.txt: check's report. OUT/kept-NAME.published:
+dumps of layer 0, as golden/real/gpu has them (a layer of the whole model: that is what their config says). Models are made in OUT/models (8 GB).
 --shapes small makes narrow models, to try this program without a GPU. Needs what record_hf.py needs.
 """
 
@@ -24,9 +24,11 @@ import torch
 
 ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("golden", "record", "detect")]
+import hf_taps
 import make_sparse
 import record_hf
 import rule
+import taps
 
 TREES = os.path.join(ROOMS, "..", "golden", "trees")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,7 +46,8 @@ class Run:
         self.sums16, self.layer, self.start = sums16, layer, start
 
 
-F16_SUMS = ((("--accumulate", "f16-sums"), 0, ""), ((), 1, "declare --accumulate f16-sums"))
+F16_DECLARED = ((("--accumulate", "f16-sums"), 0, ""),)
+F16_SUMS = (*F16_DECLARED, ((), 1, "declare --accumulate f16-sums"))
 TF32_SUMS = ((("--accumulate", "tf32"), 0, ""), ((), 1, "declare --accumulate tf32"))
 
 RUNS = {
@@ -67,22 +70,31 @@ RUNS = {
     "f32-decode": Run("30b", "float32", 32, experts="eager", chunk=1),
     "f32-tf32": Run("30b", "float32", 64, "eager", "eager", tf32=True, checks=TF32_SUMS),
     "f32-tf32-sdpa": Run("30b", "float32", 200, experts="eager", tf32=True, checks=TF32_SUMS),
+    "bf16-compiled-grouped": Run("30b", "bfloat16", 64, compiled="layers"),
+    "f16-decode": Run("30b", "float16", 32, chunk=1),
+    "f16-sums16-grouped": Run("30b", "float16", 200, sums16=True, checks=F16_DECLARED),
+    "f16-sums16-decode": Run("30b", "float16", 32, experts="batched_mm", chunk=1, sums16=True, checks=F16_DECLARED),
+    "f32-compiled-layers": Run("30b", "float32", 64, experts="batched_mm", compiled="layers"),
     "235b-bf16-sdpa-grouped": Run("235b", "bfloat16", 64),
+    "235b-bf16-decode": Run("235b", "bfloat16", 32, chunk=1),
     "235b-bf16-eager-eager": Run("235b", "bfloat16", 32, "eager", "eager"),
     "235b-f32-eager": Run("235b", "float32", 32, "eager", "eager"),
     "235b-f16-sums16": Run("235b", "float16", 32, experts="eager", sums16=True, checks=F16_SUMS),
     # few tokens, for golden/real/gpu
-    "kept-bf16-sdpa-grouped": Run("30b", "bfloat16", 8, layer=0),
-    "kept-f16-sums16": Run("30b", "float16", 8, experts="eager", sums16=True, layer=0, checks=F16_SUMS),
-    "kept-f32-tf32": Run("30b", "float32", 6, "eager", "eager", tf32=True, layer=0, checks=TF32_SUMS),
-    "kept-235b-bf16-sdpa-grouped": Run("235b", "bfloat16", 4, layer=0),
+    "kept-bf16-sdpa-grouped": Run("30b", "bfloat16", 4, layer=0),
+    "kept-f16-sums16": Run("30b", "float16", 4, experts="eager", sums16=True, layer=0, checks=F16_SUMS),
+    "kept-f32-tf32": Run("30b", "float32", 3, "eager", "eager", tf32=True, layer=0, checks=TF32_SUMS),
+    "kept-235b-bf16-sdpa-grouped": Run("235b", "bfloat16", 3, layer=0),
 }
 
 
+def published(model):
+    with open(os.path.join(TREES, SHAPES[model][0] + ".json"), encoding="utf-8") as f:
+        return json.load(f)
+
+
 def config_of(model, small):
-    name, layers = SHAPES[model]
-    with open(os.path.join(TREES, name + ".json"), encoding="utf-8") as f:
-        config = {**json.load(f), "num_hidden_layers": layers, "torch_dtype": "bfloat16"}
+    config = {**published(model), "num_hidden_layers": SHAPES[model][1], "torch_dtype": "bfloat16"}
     return {**config, **SMALL} if small else config
 
 
@@ -130,10 +142,14 @@ def record(name, run, folder, out):
     producer += torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
     ids = ids_of(name, run.tokens, model.config.vocab_size)
     started = time.time()
-    record_hf.record_unchanged(model, os.path.join(out, name + ".safetensors"), ids, run.start, run.chunk, wanted,
-                               producer)
-    del model
-    return time.time() - started
+    path = os.path.join(out, name + ".safetensors")
+    record_hf.record_unchanged(model, path, ids, run.start, run.chunk, wanted, producer)
+    seconds = time.time() - started
+    if run.layer is not None:  # a layer of the published model, which has more of them
+        tensors, metadata = hf_taps.read_tensors(path)
+        hf_taps.write_tensors(path.replace(".safetensors", ".published"), tensors,
+                              {**metadata, "config": taps.config_line(published(run.model))})
+    return seconds
 
 
 def largest(report):
@@ -176,7 +192,6 @@ def main():
     parser.add_argument("--only", default="*")
     parser.add_argument("--jobs", type=int, default=8, help="checks at a time")
     parser.add_argument("--shapes", choices=["published", "small"], default="published")
-    parser.add_argument("--all", action="store_true")
     a = parser.parse_args()
     os.makedirs(a.out, exist_ok=True)
     runs = {name: run for name, run in RUNS.items() if fnmatch.fnmatchcase(name, a.only)}
@@ -204,7 +219,7 @@ def main():
             bad += not good
     for name in runs:
         path = os.path.join(a.out, name + ".safetensors")
-        if not a.all and not name.startswith("kept-") and os.path.exists(path):
+        if os.path.exists(path):
             os.remove(path)
     with open(os.path.join(a.out, "table.md"), "w", encoding="utf-8") as f:
         f.write("| run | dtype | tokens | declared | check | named | largest error by its bound | seconds | as it shall be |\n|---|---|---|---|---|---|---|---|---|\n")
