@@ -5,9 +5,9 @@ be named with the option that declares it.
 
   python3 scripts/detect/real_cuda.py OUT --command build/qwen3moe [--only GLOB] [--jobs N]
 
-OUT/table.md: a line for each run. OUT/NAME.jsonl, NAME.txt: check's report. OUT/kept-NAME.published:
-dumps of layer 0, as golden/real/gpu has them (a layer of the whole model: that is what their config says). Models are made in OUT/models (8 GB).
---shapes small makes narrow models, to try this program without a GPU. Needs what record_hf.py needs.
+OUT/table.md: a line for each run. OUT/NAME.jsonl, NAME.txt: check's report. OUT/kept-NAME.published: dumps of
+layer 0, as golden/real/gpu has them (a layer of the whole model: that is what their config says). Models are made in
+OUT/models (8 GB). --shapes small makes narrow models, to try this program without a GPU. Needs what record_hf.py needs.
 """
 
 import argparse
@@ -30,6 +30,7 @@ import record_hf
 import rule
 import taps
 
+torch.use_deterministic_algorithms(False)  # hf_taps asks for them; these backends run as they come
 TREES = os.path.join(ROOMS, "..", "golden", "trees")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = {"30b": ("Qwen3-30B-A3B", 2), "235b": ("Qwen3-235B-A22B", 1)}
