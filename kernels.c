@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* kernels.c - the inner loops of qwen3moe.c once more, fast: the same bits by another way through
- * the data (MODEL.md section 2). kernels_dots.h has the sums, kernels_maps.h what goes element by
- * element, kernels_attention.h both in one; they are written over vectors of WIDTH float64, and
- * compiled here once for each instruction set. Which of them runs is asked of the processor. What
- * is not x86-64 or aarch64, or has a compiler without GNU vectors, keeps the plain loops. */
+ * the data (MODEL.md section 2). kernels_dots.h has the sums, kernels_quantized.h their quantised
+ * weights, kernels_maps.h what goes element by element, kernels_attention.h both in one; they are
+ * written over vectors of WIDTH float64, and compiled here once for each instruction set. Which of
+ * them runs is asked of the processor. What is not x86-64 or aarch64, or has a compiler without GNU
+ * vectors, keeps the plain loops. */
 #include "qwen3moe.h"
 
 #include <stdlib.h>
@@ -63,6 +64,7 @@
 #define GROUP_BYTES ((size_t)1 << 20)
 #define TOKENS_AT_HAND ((size_t)24 << 10)
 #define MOST_COLUMNS 2048
+#define DECODED_COLUMNS 512 /* of SOME_ROWS rows, for the second-level cache */
 #define SOME_ROWS 24 /* that meet them before the next columns */
 
 static size_t least(size_t a, size_t b)
@@ -127,9 +129,16 @@ static void hand_over(const q3_dots *d, round_fn *round, double *sums, size_t t,
     round(d->y + t * d->y_stride + o, sums, n, d->dtype);
 }
 
-/* Whether no element of the weight changes by rounding to the run's dtype. */
+static bool is_quantized(const q3_dots *d)
+{
+    return d->weight.dtype == Q3_QUANTIZED;
+}
+
+/* Whether the weight can be taken from where it lies: no element changes by rounding to the run's
+ * dtype. */
 static bool as_it_lies(const q3_dots *d)
 {
+    if (is_quantized(d)) return false;
     return d->rows != NULL || d->dtype == Q3_F32 || d->dtype == d->weight.dtype;
 }
 
@@ -148,9 +157,10 @@ static double *to_line(double *p)
  * and columns that are not taken as they lie, of SOME_ROWS rows. */
 typedef struct few {
     double *x[2], *lanes[2]; /* of the tokens; of their sizes (NULL: not wanted) */
-    float *rows;
+    uint8_t *rows;
     size_t T, columns, passes;
     size_t element, ahead; /* bytes of a weight, and to the one that is needed SOME_ROWS later */
+    size_t taken;          /* bytes of a weight where it is multiplied: 4 or 8 if not as it lies */
     bool direct; /* weights are taken as they lie, */
     bool pairs;  /* two of 16 bits together */
 } few;
@@ -197,6 +207,7 @@ static size_t tile_start(const block *b, size_t k)
 #define TARGET
 #define WIDTH 2
 #include "kernels_maps.h"
+#include "kernels_quantized.h"
 #include "kernels_attention.h"
 #include "kernels_dots.h"
 #undef SET
@@ -208,6 +219,7 @@ static size_t tile_start(const block *b, size_t k)
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define WIDTH 4
 #include "kernels_maps.h"
+#include "kernels_quantized.h"
 #include "kernels_attention.h"
 #include "kernels_dots.h"
 #undef SET
@@ -218,6 +230,7 @@ static size_t tile_start(const block *b, size_t k)
 #define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")))
 #define WIDTH 8
 #include "kernels_maps.h"
+#include "kernels_quantized.h"
 #include "kernels_attention.h"
 #include "kernels_dots.h"
 #undef SET

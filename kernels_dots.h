@@ -266,8 +266,8 @@ TARGET static bool NAME(one_token)(const q3_dots *d)
  * meet them; the lanes wait in memory for the next columns. */
 
 /* How weights come to few tokens: WIDTH lanes of float32, of pairs of bfloat16 the even ones or the
- * odd ones, of float16. */
-enum NAME(way) { NAME(floats), NAME(even), NAME(odd), NAME(float16s) };
+ * odd ones, of float16, of float64 (decoded). */
+enum NAME(way) { NAME(floats), NAME(even), NAME(odd), NAME(float16s), NAME(decoded) };
 
 /* Elements first to first + n - 1 of the weight as float32, rounded to the run's dtype, then zeros
  * up to a multiple of LANES. */
@@ -294,9 +294,13 @@ TARGET static void NAME(widen)(float *out, const q3_dots *d, size_t first, size_
 }
 
 /* WIDTH lanes from p on, which is where they lie, or for odd ones the even ones before them; as
- * float32 without the bits outside the mask. */
+ * float32 without the bits outside the mask, or of float64 those outside the mask's upper half. */
 INLINE vector NAME(some_lanes)(const uint8_t *p, const enum NAME(way) way, uint32_t mask)
 {
+    if (way == NAME(decoded)) {
+        const uint64_t wide = (uint64_t)mask << 32 | UINT32_MAX;
+        return (vector)((bits)*(const doubles *)(const void *)p & wide);
+    }
     if (way == NAME(float16s))
         return NAME(widened)((singles)((word)NAME(in_order)(p) & mask));
     words w = *(const words *)p;
@@ -313,7 +317,7 @@ INLINE void NAME(few_columns)(double *lanes, size_t T, const uint8_t *const w[FE
                               const double *x, size_t steps, bool first, size_t ahead,
                               uint32_t mask, const enum NAME(way) way, const int n)
 {
-    const size_t step = LANES * (way == NAME(floats) ? 4 : 2);
+    const size_t step = LANES * (way == NAME(decoded) ? 8 : way == NAME(floats) ? 4 : 2);
     vector sum[FEW_ROWS][FEW];
     UNROLL for (int r = 0; r < FEW_ROWS; r++)
         UNROLL for (int t = 0; t < n; t++) sum[r][t] = (vector){0};
@@ -380,12 +384,14 @@ TARGET static void NAME(few_together)(const few *b, const uint8_t *const w[FEW_R
     size_t t = pass_start(b, i), tokens = pass_start(b, i + 1) - t, steps = padded(n) / LANES;
     double *lanes = b->lanes[kind] + (r * b->T + t) * LANES + part * WIDTH;
     const double *x = b->x[kind] + c * b->T + (t * LANES + part * WIDTH * tokens) * steps;
-    const size_t at = b->pairs ? part / 2 * 4 * WIDTH : part * WIDTH * (b->direct ? b->element : 4);
+    const size_t at = b->pairs ? part / 2 * 4 * WIDTH : part * WIDTH * b->taken;
     const uint32_t mask = kind == 1 ? 0x7FFFFFFF : UINT32_MAX;
     const bool first = c == 0;
     const uint8_t *p[FEW_ROWS];
     UNROLL for (int k = 0; k < FEW_ROWS; k++) p[k] = w[k] + at;
-    if (!b->direct || b->element == 4)
+    if (b->taken == 8)
+        NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, mask, NAME(decoded), tokens);
+    else if (b->taken == 4)
         NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, mask, NAME(floats), tokens);
     else if (!b->pairs)
         NAME(any_few)(lanes, b->T, p, x, steps, first, b->ahead, mask, NAME(float16s), tokens);
@@ -399,18 +405,18 @@ TARGET static void NAME(few_together)(const few *b, const uint8_t *const w[FEW_R
 TARGET static void NAME(few_rows)(const q3_dots *d, const few *b, size_t o, size_t rows, size_t c,
                                   size_t n)
 {
-    const size_t row = d->row_stride * b->element, parts = LANES / WIDTH;
-    const uint8_t *data = (const uint8_t *)d->weight.data + c * b->element, *w[SOME_ROWS];
+    const size_t parts = LANES / WIDTH;
+    const uint8_t *data = d->weight.data, *w[SOME_ROWS];
     for (size_t r = 0; r < round_up(rows, FEW_ROWS); r++) {
-        size_t from = least(o + r, d->N - 1);
-        w[r] = data + from * row;
-        if (b->direct && n % LANES == 0) continue;
-        float *out = b->rows + r * b->columns;
-        if (b->direct)
-            memcpy(memset(out, 0, padded(n) * b->element), w[r], n * b->element);
-        else
-            NAME(widen)(out, d, from * d->row_stride + c, n);
-        w[r] = (const uint8_t *)out;
+        size_t from = least(o + r, d->N - 1), at = (from * d->row_stride + c) * b->element;
+        uint8_t *out = b->rows + r * b->columns * b->taken;
+        w[r] = b->direct && n % LANES == 0 ? data + at : out;
+        if (is_quantized(d))
+            NAME(decode)((double *)(void *)out, d, from, c, n);
+        else if (!b->direct)
+            NAME(widen)((float *)(void *)out, d, from * d->row_stride + c, n);
+        else if (w[r] == out)
+            memcpy(memset(out, 0, padded(n) * b->element), data + at, n * b->element);
     }
     for (size_t i = 0; i < 2 * b->passes; i++)
         for (size_t part = 0; part < parts && b->x[i % 2] != NULL; part++)
@@ -445,14 +451,17 @@ TARGET static bool NAME(few_tokens)(const q3_dots *d)
     const size_t kinds = (size_t)wanted[0] + wanted[1];
     size_t tokens = d->T * padded(d->C), lanes = SOME_ROWS * d->T * LANES;
     if (kinds * tokens > TOKEN_BYTES / 8) return false;
+    const bool quantized = is_quantized(d);
     few b = {.T = d->T, .passes = (d->T + FEW - 1) / FEW,
-             .element = d->weight.dtype == Q3_F32 ? 4 : 2};
+             .element = quantized ? 0 : d->weight.dtype == Q3_F32 ? 4 : 2};
     b.ahead = SOME_ROWS * d->row_stride * b.element;
     b.direct = as_it_lies(d) && (d->weight.dtype != Q3_F16 || WIDTH > 2);
     b.pairs = b.direct && d->weight.dtype == Q3_BF16;
+    b.taken = quantized ? 8 : b.direct ? b.element : 4;
     size_t together = (d->T + b.passes - 1) / b.passes;
-    b.columns = least(TOKENS_AT_HAND / 8 / WIDTH / together * LANES, MOST_COLUMNS);
-    size_t all = kinds * (tokens + lanes) + SOME_ROWS * b.columns / 2;
+    b.columns = least(TOKENS_AT_HAND / 8 / WIDTH / together * LANES,
+                      quantized ? DECODED_COLUMNS : MOST_COLUMNS);
+    size_t all = kinds * (tokens + lanes) + SOME_ROWS * b.columns * (quantized ? 2 : 1) / 2;
     double *scratch = malloc((all + LINE) * sizeof *scratch);
     if (scratch == NULL) return false;
     double *free_from = to_line(scratch);
@@ -463,7 +472,7 @@ TARGET static bool NAME(few_tokens)(const q3_dots *d)
         free_from += tokens + lanes;
         NAME(lay_few)(&b, d, kind);
     }
-    b.rows = (float *)free_from;
+    b.rows = (uint8_t *)free_from;
     for (size_t o = 0; o < d->N; o += SOME_ROWS)
         NAME(some_rows)(d, &b, o, least(SOME_ROWS, d->N - o));
     free(scratch);
@@ -560,7 +569,9 @@ INLINE void NAME(pack_tile)(uint32_t *out, const q3_dots *d, size_t o, const siz
 
 TARGET static void NAME(pack_rows)(uint32_t *out, const q3_dots *d, size_t o)
 {
-    if (d->weight.dtype == Q3_F32)
+    if (is_quantized(d))
+        NAME(pack_decoded)((double *)(void *)out, d, o);
+    else if (d->weight.dtype == Q3_F32)
         NAME(pack_tile)(out, d, o, 4);
     else
         NAME(pack_tile)(out, d, o, 2);
@@ -581,10 +592,15 @@ INLINE void NAME(widen_words)(double *out, const uint32_t *w, size_t n, const q3
         }
 }
 
-/* Lane l of a tile of rows at w, in float64, or the sizes of that. */
-TARGET static void NAME(widen_lane)(const q3_dots *d, double *out, const uint32_t *w, size_t l,
-                                    size_t n, bool size)
+/* Lane l of a tile of rows at w, in float64, or the sizes of that: in `out`, or where it is. */
+TARGET static const double *NAME(widen_lane)(const q3_dots *d, double *out, const uint32_t *w,
+                                             size_t l, size_t n, bool size)
 {
+    if (is_quantized(d)) {
+        const double *decoded = (const double *)(const void *)w + l * apart(n);
+        for (size_t i = 0; size && i < n; i++) out[i] = size_of(decoded[i]);
+        return size ? out : decoded;
+    }
     const q3_dtype dtype = d->weight.dtype;
     const bool odd = dtype != Q3_F32 && l % 2 == 1;
     const uint64_t mask = size ? ~SIGN_BIT : UINT64_MAX;
@@ -602,6 +618,7 @@ TARGET static void NAME(widen_lane)(const q3_dots *d, double *out, const uint32_
         NAME(widen_words)(out, w, n, Q3_F16, true, NULL, mask);
     else
         NAME(widen_words)(out, w, n, Q3_F16, false, NULL, mask);
+    return out;
 }
 
 /* A tile's lane number i, with at most 4 x [n][ROWS] that wait in `waiting`.
@@ -661,10 +678,10 @@ TARGET static void NAME(group)(const q3_dots *d, const block *b, const double *x
     ask a = {(uintptr_t)next, bytes / (LANES * (end - first) * steps) + 1};
     for (size_t i = 0; i < LANES; i++) {
         size_t l = (i & 1) << 3 | (i & 2) << 1 | (i & 4) >> 1 | (i & 8) >> 3;
-        NAME(widen_lane)(d, b->lane, b->rows, l, steps * ROWS, size);
+        const double *w = NAME(widen_lane)(d, b->lane, b->rows, l, steps * ROWS, size);
         for (size_t k = first; k < end; k++, a.at += a.step * steps) {
             size_t n = tile_start(b, k + 1) - tile_start(b, k);
-            NAME(any_lane)(b->waiting + (k - first) * 4 * ROWS * TILE, i, b->lane,
+            NAME(any_lane)(b->waiting + (k - first) * 4 * ROWS * TILE, i, w,
                            x + k * b->token_tile + l * apart(steps * n), steps, a, n);
         }
     }
@@ -674,8 +691,9 @@ TARGET static void NAME(group)(const q3_dots *d, const block *b, const double *x
 TARGET static void NAME(rows_and_group)(const q3_dots *d, const block *b, size_t o, size_t next,
                                         size_t first, size_t end)
 {
-    const size_t stride = d->row_stride * (d->weight.dtype == Q3_F32 ? 4 : 2);
-    const size_t bytes = least(ROWS, d->N - next) * stride, n = least(ROWS, d->N - o);
+    const size_t size = is_quantized(d) ? 0 : d->weight.dtype == Q3_F32 ? 4 : 2;
+    const size_t stride = d->row_stride * size, n = least(ROWS, d->N - o);
+    const size_t bytes = least(ROWS, d->N - next) * stride;
     NAME(pack_rows)(b->rows, d, o);
     for (size_t kind = 0; kind < 2; kind++) {
         if (b->x[kind] == NULL) continue;
@@ -716,7 +734,8 @@ TARGET static void NAME(run_block)(const q3_dots *d, const block *b)
 /* False: no memory, or sums too long for it. */
 TARGET static bool NAME(many_tokens)(const q3_dots *d)
 {
-    const size_t steps = padded(d->C) / LANES, row_tile = LANES * apart(steps * ROWS);
+    const size_t steps = padded(d->C) / LANES, words_each = is_quantized(d) ? 2 : 1;
+    const size_t row_tile = LANES * apart(steps * ROWS) * words_each;
     const size_t kinds = (size_t)want_sums(d) + (d->sizes != NULL);
     if (row_tile > ROW_BYTES / 4) return false;
     block b = {.steps = steps, .token_tile = LANES * apart(steps * TILE)};
@@ -750,10 +769,6 @@ TARGET static void NAME(dots)(const q3_dots *dots)
     if (d.T == 0 || d.N == 0) return;
     if (d.rows != NULL) d.weight = (q3_tensor){d.rows, Q3_F32};
     bool done = false;
-    if (d.weight.dtype == Q3_QUANTIZED) {
-        q3_plain_kernels()->dots(dots);
-        return;
-    }
     if (d.C > 0 && d.T == 1 && d.sizes == NULL && as_it_lies(&d))
         done = NAME(one_token)(&d);
     else if (d.C > 0)

@@ -13,15 +13,15 @@ static const int8_t q3_iq4_values[16] = {
     -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
 };
 
-static const uint8_t q3_iq2_values[3] = {
+static const int8_t q3_iq2_values[3] = {
     8, 25, 43,
 };
 
-static const uint8_t q3_iq3_xxs_values[8] = {
+static const int8_t q3_iq3_xxs_values[8] = {
     4, 12, 20, 28, 36, 44, 52, 62,
 };
 
-static const uint8_t q3_iq3_s_values[8] = {
+static const int8_t q3_iq3_s_values[8] = {
     1, 3, 5, 7, 9, 11, 13, 15,
 };
 

@@ -6,6 +6,9 @@
 
 #include "qwen3moe.h"
 
+/* q3_quantized's dequantize. */
+typedef void q3_read_fn(double *values, const q3_quantized *weight, size_t first, size_t count);
+
 /* A block type of GGUF. */
 typedef struct q3_block_format q3_block_format;
 struct q3_block_format {
@@ -13,8 +16,8 @@ struct q3_block_format {
     uint32_t type;        /* its number in a file */
     uint16_t elements;    /* of a block, a multiple of 32 */
     uint16_t bytes;
-    /* values[32] = elements 32 part, 32 part + 1, ... of a block. */
-    void (*part)(double *values, const uint8_t *block, size_t part);
+    q3_read_fn *read[2]; /* for any processor, and with AVX2 and F16C, which give the same; */
+                         /* NULL where this is not compiled for them */
 };
 
 /* The block type of this number; NULL: none that is known here. F32, F16 and BF16 have no blocks,
@@ -32,6 +35,9 @@ Q3_PRIVATE_API q3_quantized q3_block_weight(const q3_block_format *format, const
  * of blocks], the last ones short. Each element is the exact product, in every run. */
 Q3_PRIVATE_API q3_quantized q3_fp8_weight(const void *data, size_t columns, q3_tensor scales,
                                           size_t block_rows, size_t block_columns);
+
+/* As q3_block_format's read. */
+extern q3_read_fn *const q3_fp8_readers[2];
 
 /* The tensor from its element `first` on, which is the beginning of a row; of a quantised one *own
  * describes what is left, and must live as long. */

@@ -34,7 +34,7 @@ def read(path):
 def room(path):
     """The room of a source file or header; None: a test or something else, which may include all."""
     if path in ("qwen3moe.c", "qwen3moe.h", "kernels.c", "kernels_dots.h", "kernels_maps.h",
-                "kernels_attention.h", "kernels_tiles.h"):
+                "kernels_attention.h", "kernels_tiles.h", "kernels_quantized.h"):
         return "core"
     if path == "tokenizer.c":
         return "host"

@@ -57,9 +57,9 @@ def print_header():
 
     print(HEAD, end="")
     values("int8_t", "iq4", quants.IQ4_NL.kvalues)
-    values("uint8_t", "iq2", quants.IQ2_XS.grid_map)
-    values("uint8_t", "iq3_xxs", quants.IQ3_XXS.grid_map)
-    values("uint8_t", "iq3_s", quants.IQ3_S.grid_map)
+    values("int8_t", "iq2", quants.IQ2_XS.grid_map)
+    values("int8_t", "iq3_xxs", quants.IQ3_XXS.grid_map)
+    values("int8_t", "iq3_s", quants.IQ3_S.grid_map)
     for name, cls, elements in GRIDS:
         cls = getattr(quants, cls)
         cls.init_grid()

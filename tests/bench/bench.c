@@ -11,11 +11,14 @@
  *   bench decode FOLDER DTYPE POSITION REPEAT     one token behind so many, with lm_head
  *   bench attention DTYPE POSITIONS TOKENS REPEAT one layer with the heads of Qwen3-235B-A22B and
  *                                                 hardly anything else, behind so many positions
+ *   bench linear KIND ROWS COLUMNS TOKENS REPEAT  one linear map in a float32 run; KIND of weight:
+ *                                                 bfloat16, FP8 (blocks of 128), a type of GGUF's
  *   bench tokenize FOLDER FILE REPEAT             opening, then encoding: two numbers a line
  *   bench count KERNELS WORK GOLDEN FOLDER        once, inside a function called counted(): decode,
  *                                                 block, check, open or tokenize */
 #define _POSIX_C_SOURCE 200809L /* clock_gettime, fseeko */
 #define _FILE_OFFSET_BITS 64
+#include "host/quants.h"
 #include "judge/judge.h"
 #include "qwen3moe.h"
 #include "rule.h"
@@ -331,6 +334,35 @@ static void measure_attention(q3_dtype dtype, size_t positions, size_t tokens, s
     bench_close(&b);
 }
 
+/* ==== A linear map ============================================================================ */
+
+/* Any bytes are values; which ones, that takes equally long, but for NaN: exponents stay low. */
+static void measure_linear(const char *kind, size_t N, size_t C, size_t T, size_t repeat)
+{
+    const q3_block_format *format = NULL;
+    for (size_t i = 0; (format = q3_block_at(i)) != NULL && strcmp(format->name, kind) != 0;) i++;
+    bool fp8 = strcmp(kind, "FP8") == 0;
+    size_t blocks = (N + 127) / 128 * ((C + 127) / 128);
+    size_t size = format != NULL ? N * C / format->elements * format->bytes : N * C * (fp8 ? 1 : 2);
+    uint8_t *bytes = block(size + 2 * blocks), *scales = bytes + size;
+    float *x = block(T * C * sizeof *x), *y = block(T * N * sizeof *y);
+    for (size_t i = 0; i < size + 2 * blocks; i++) bytes[i] = (uint8_t)(i * 2654435761u >> 24 & 63);
+    rule_fill(x, "bench", "x", T, C);
+    if (format == NULL && !fp8 && dtype_of(kind) != Q3_BF16) exit(2);
+    q3_quantized weight = format != NULL ? q3_block_weight(format, bytes)
+                        : q3_fp8_weight(bytes, C, (q3_tensor){scales, Q3_BF16}, 128, 128);
+    q3_tensor tensor = {bytes, Q3_BF16};
+    if (format != NULL || fp8) tensor = (q3_tensor){&weight, Q3_QUANTIZED};
+    for (; repeat > 0; repeat--) {
+        double begin = now();
+        q3_linear(y, x, tensor, (q3_tensor){NULL, Q3_F32}, T, N, C, Q3_F32);
+        printf("%.6f\n", now() - begin);
+    }
+    free(bytes);
+    free(x);
+    free(y);
+}
+
 /* ==== Opening and the tokenizer =============================================================== */
 
 static void measure_open(const char *folder, size_t repeat)
@@ -467,6 +499,9 @@ int main(int argc, char **argv)
     else if (strcmp(what, "block") == 0 && (argc == 6 || argc == 7))
         measure_block(argv[2], dtype_of(argv[3]), strtoul(argv[4], NULL, 10),
                       strtoul(argv[5], NULL, 10), argc == 7);
+    else if (strcmp(what, "linear") == 0 && argc == 7)
+        measure_linear(argv[2], strtoul(argv[3], NULL, 10), strtoul(argv[4], NULL, 10),
+                       strtoul(argv[5], NULL, 10), last);
     else if (strcmp(what, "decode") == 0 && argc == 6)
         measure_decode(argv[2], dtype_of(argv[3]), strtoul(argv[4], NULL, 10), last);
     else if (strcmp(what, "attention") == 0 && argc == 6)

@@ -68,15 +68,34 @@ static double element(const uint8_t *data, q3_dtype dtype, size_t i)
     return sign * value;
 }
 
+/* A quantised weight of 29 bits: a float32 times 16 to 31, by its place. */
+static double multiple(const uint8_t *data, size_t i)
+{
+    return element(data, Q3_F32, i) * (double)(16 + i % 16);
+}
+
+static void read_multiples(double *values, const q3_quantized *weight, size_t first, size_t count)
+{
+    for (size_t i = 0; i < count; i++) values[i] = multiple(weight->data, first + i);
+}
+
+/* An element as the products take it. */
+static double weight_at(const q3_dots *d, size_t at)
+{
+    if (d->rows != NULL) return (double)d->rows[at];
+    if (d->weight.dtype != Q3_QUANTIZED)
+        return (double)q3_round(element(d->weight.data, d->weight.dtype, at), d->dtype);
+    const q3_quantized *weight = d->weight.data;
+    double exact = multiple(weight->data, at);
+    return weight->rounded && d->dtype != Q3_F32 ? (double)q3_round(exact, d->dtype) : exact;
+}
+
 /* One sum, and the sum of its products' sizes. */
 static void plainly(double *sum, double *size, const q3_dots *d, size_t t, size_t n)
 {
     double lane[LANES] = {0}, large[LANES] = {0};
     for (size_t c = 0; c < d->C; c++) {
-        size_t at = n * d->row_stride + c;
-        double w = d->rows != NULL ? (double)d->rows[at]
-                                   : (double)q3_round(element(d->weight.data, d->weight.dtype, at),
-                                                      d->dtype);
+        double w = weight_at(d, n * d->row_stride + c);
         double product = w * (double)d->x[t * d->x_stride + c];
         lane[c % LANES] += product;
         large[c % LANES] += product < 0 ? -product : product;
@@ -135,29 +154,35 @@ static void compare(const q3_kernels *k, const q3_dots *given, const char *what)
            d.C, wrong);
 }
 
-/* One shape and pair of dtypes, with weights that begin `skip` bytes behind a round address. */
+/* One shape and pair of dtypes, with weights that begin `skip` bytes behind a round address. Every
+ * other quantised one is rounded. */
 static void try_dots(size_t T, size_t N, size_t C, q3_dtype weight, q3_dtype dtype, size_t skip,
                      bool special, bool native)
 {
     size_t row_stride = C + (native ? 5 : 0), x_stride = C + N % 3;
-    size_t bytes = N * row_stride * size_of_dtype[weight];
+    q3_dtype stored = weight == Q3_QUANTIZED ? Q3_F32 : weight;
+    size_t bytes = N * row_stride * size_of_dtype[stored];
     uint8_t *data = malloc(bytes + skip + 1), *bias = malloc(4 * N + 1);
     float *x = malloc((T * x_stride + 1) * sizeof *x);
     if (data == NULL || bias == NULL || x == NULL) exit(1);
-    fill(data + skip, weight, N * row_stride, special);
+    fill(data + skip, stored, N * row_stride, special);
     fill(bias, Q3_F32, N, special);
     for (size_t i = 0; i < T * x_stride; i++) x[i] = from_bits(wide_float());
     if (special && T * C > 0) x[next() % (T * C)] = from_bits(0x7F800000u);
     q3_dots d = {.x = x, .x_stride = x_stride, .weight = {data + skip, weight},
                  .row_stride = row_stride, .T = T, .N = N, .C = C, .dtype = dtype};
+    q3_quantized quantized = {.dequantize = read_multiples, .data = data + skip,
+                              .rounded = (T + N + C) % 2 == 0};
+    if (weight == Q3_QUANTIZED) d.weight.data = &quantized;
     if (native) d.rows = (const float *)(const void *)(data + skip);
     if (N % 2 == 0) d.bias = (q3_tensor){bias, Q3_F32};
     for (size_t t = 0; t < T; t++)
         for (size_t n = 0; n < N; n++)
             plainly(&expected[t * N + n], &expected_sizes[t * N + n], &d, t, n);
     char what[96];
-    snprintf(what, sizeof what, "%s%s in a %s run, %zu bytes on%s", native ? "rows of " : "",
-             names[weight], names[dtype], skip, special ? ", with infinities" : "");
+    const char *kind = weight == Q3_QUANTIZED ? "quantised" : names[weight];
+    snprintf(what, sizeof what, "%s%s in a %s run, %zu bytes on%s", native ? "rows of " : "", kind,
+             names[dtype], skip, special ? ", with infinities" : "");
     const q3_kernels *k;
     for (size_t i = 0; (k = q3_kernels_available(i)) != NULL; i++) compare(k, &d, what);
     free(data);
@@ -213,6 +238,22 @@ static void test_few_tokens(void)
     }
 }
 
+/* Quantised weights: every number of tokens, rows and columns that are no multiples of what is
+ * decoded together. */
+static void test_quantized(void)
+{
+    static const size_t columns[] = {1, 15, 17, 127, 128, 129, 511, 513}, rows[] = {25, 47, 3, 16};
+    size_t i = 0;
+    for (size_t T = 0; T <= 26; T++)
+        for (q3_dtype dtype = Q3_F32; dtype <= Q3_F16; dtype++, i++)
+            try_dots(T, rows[(i / 8 + i) % 4], columns[i % 8], Q3_QUANTIZED, dtype, i % 3,
+                     i % 4 == 0, false);
+    try_dots(1, 100, 1300, Q3_QUANTIZED, Q3_F32, 1, false, false);
+    try_dots(70, 83, 1001, Q3_QUANTIZED, Q3_F16, 1, true, false);
+    try_dots(90, 19, 2050, Q3_QUANTIZED, Q3_BF16, 0, false, false);
+    try_dots(20, 3, 40001, Q3_QUANTIZED, Q3_F32, 0, false, false);
+}
+
 /* More than one group of tokens, set of rows that are laid out, set of tokens that are; the last
  * one is short. */
 static void test_groups(void)
@@ -260,6 +301,7 @@ int main(void)
     test_columns();
     test_tokens();
     test_few_tokens();
+    test_quantized();
     test_groups();
     test_rows();
     test_long_sums();

@@ -89,7 +89,7 @@ static float *floats_of(const q3_entry *e)
 /* ==== What is the same for every kind of weight =============================================== */
 
 /* All elements at once, and every range of some lengths. */
-static void check_values(const char *name, const q3_quantized *weight, const double *want, size_t n)
+static void check_ranges(const char *name, const q3_quantized *weight, const double *want, size_t n)
 {
     double *got = block_of((n + 1) * sizeof *got);
     got[n] = 77;
@@ -109,6 +109,18 @@ static void check_values(const char *name, const q3_quantized *weight, const dou
     wrong += differ(got, want + 48, n - 48);
     CHECKF(wrong == 0, "%s: ranges differ", name);
     free(got);
+}
+
+/* As this processor reads them, and as any does. */
+static void check_values(const char *name, const q3_quantized *weight, q3_read_fn *plain,
+                         const double *want, size_t n)
+{
+    q3_quantized other = *weight;
+    char plainly[80];
+    snprintf(plainly, sizeof plainly, "%s plainly", name);
+    other.dequantize = plain;
+    check_ranges(name, weight, want, n);
+    check_ranges(plainly, &other, want, n);
 }
 
 /* As float32, in each kind of run; the embedding rounds once. */
@@ -172,7 +184,7 @@ static void test_format(const q3_tensors *file, const q3_block_format *format)
     double *want = doubles_of(values), *added = doubles_of(sums);
     float *x = floats_of(tokens);
     size_t C = (size_t)tokens->shape[1], T = (size_t)sums->shape[1], N = (size_t)sums->shape[2];
-    check_values(name, &weight, want, count_of(values));
+    check_values(name, &weight, format->read[0], want, count_of(values));
     check_widened(name, &weight, want, count_of(values));
     for (size_t k = 0; k < 3; k++)
         check_sums(name, &weight, x, added + k * T * N, T, N, C, dtypes[k]);
@@ -206,7 +218,7 @@ static void test_fp8_case(const q3_tensors *file, const char *name, bool special
     const q3_tensor by = {scales->data, scales->dtype};
     const q3_quantized weight = q3_fp8_weight(bytes, C, by, (size_t)block[0], (size_t)block[1]);
     double *want = doubles_of(find(file, name, "values"));
-    check_values(name, &weight, want, count_of(codes));
+    check_values(name, &weight, q3_fp8_readers[0], want, count_of(codes));
     check_widened(name, &weight, want, count_of(codes));
     for (size_t k = 0; k < 3 && !special; k++) { /* never rounded to the run's dtype */
         const q3_entry *tokens = find(file, name, "x");
@@ -232,7 +244,7 @@ static void test_fp8(const q3_tensors *file)
     uint8_t little[sizeof scales];
     for (size_t i = 0; i < 256; i++) codes[i] = (uint8_t)i;
     q3_quantized every = q3_fp8_weight(codes, 256, (q3_tensor){ones, Q3_F32}, 128, 256);
-    check_values("every code", &every, e4m3, 256);
+    check_values("every code", &every, q3_fp8_readers[0], e4m3, 256);
     for (size_t i = 0; i < 2 * BLOCKS; i++) {
         uint32_t u;
         memcpy(&u, &scales[i], 4);
@@ -243,7 +255,7 @@ static void test_fp8(const q3_tensors *file)
         want[i] = e4m3[bytes[i]] * (double)scales[i / C / 128 * BLOCKS + i % C / 128];
     }
     every = q3_fp8_weight(bytes, C, (q3_tensor){little, Q3_F32}, 128, 128);
-    check_values("blocks of 128", &every, want, N * C);
+    check_values("blocks of 128", &every, q3_fp8_readers[0], want, N * C);
     for (size_t i = 0; i < 3; i++) {
         char name[32];
         test_fp8_case(file, cases[i], false);
