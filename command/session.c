@@ -3,7 +3,7 @@
 #define _POSIX_C_SOURCE 200809L /* isatty, fileno */
 #include "command/command.h"
 
-#include "host/files.h"
+#include "host/gguf.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +45,7 @@ static q3_status parse_token_list(const char *text, token_list *tokens, q3_error
 
 q3_status open_tokenizer(q3_tokenizer **tokenizer, const command_line *command, q3_error *error)
 {
+    if (q3_names_gguf(command->model)) return q3_tokenizer_open(tokenizer, command->model, error);
     char *path = q3_join(command->model, "/", "tokenizer.json");
     if (path == NULL) return q3_no_memory(error, command->model);
     q3_status status = q3_tokenizer_open(tokenizer, path, error);

@@ -2,7 +2,7 @@
 /* Chat: a list of messages to the text that the model's chat template makes of it. A template is
  * a program in Jinja; those known here are recognised by the SHA-256 of their text and rendered
  * by code. */
-#include "host/files.h"
+#include "host/gguf.h"
 #include "host/sha256.h"
 
 #include <stdio.h>
@@ -300,8 +300,20 @@ static q3_status read_config(const char *path, uint8_t **text, size_t *length, q
     return s;
 }
 
+/* tokenizer.chat_template of a GGUF file. */
+static q3_status read_gguf(const char *path, uint8_t **text, size_t *length, q3_error *error)
+{
+    q3_gguf *gguf;
+    q3_status s = q3_gguf_open(&gguf, path, true, error);
+    if (s != Q3_OK) return s;
+    s = q3_gguf_chat_template(text, length, gguf, error);
+    q3_gguf_close(gguf);
+    return s;
+}
+
 q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *length, q3_error *error)
 {
+    if (q3_names_gguf(folder)) return read_gguf(folder, text, length, error);
     char *own = q3_join(folder, "/", "chat_template.jinja");
     char *config = q3_join(folder, "/", "tokenizer_config.json");
     q3_status s;

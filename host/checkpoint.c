@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* checkpoint.c - the model folder: config.json, and the weights in model.safetensors or in the
- * shards of an index, where each is found by its Hugging Face name. */
+/* checkpoint.c - the model: config.json, and the weights in model.safetensors or in the shards of
+ * an index, where each is found by its Hugging Face name; or a GGUF file, by what that calls it. */
 #include "host/hints.h"
 #include "host/listing.h"
 
@@ -15,9 +15,11 @@ struct q3_model {
     q3_mapping config_text;
     q3_json document; /* of config_text */
     q3_config_file config;
+    q3_gguf *gguf;   /* NULL: a folder, or a config.json */
     q3_listing list; /* its names while the weights are loaded */
     q3_layer *layers; /* [L] */
     q3_mlp *experts;  /* [sparse layers that run, E] */
+    q3_quantized *slices; /* of a GGUF file's: [sparse layers that run, E, 3] */
     q3_weights weights;
     q3_hints hints;
     bool loaded;
@@ -35,8 +37,10 @@ static void forget_weights(q3_model *model)
     q3_hints_free(&model->hints);
     free(model->layers);
     free(model->experts);
+    free(model->slices);
     model->layers = NULL;
     model->experts = NULL;
+    model->slices = NULL;
     model->weights = (q3_weights){0};
 }
 
@@ -48,24 +52,41 @@ void q3_model_close(q3_model *model)
     q3_config_free(&model->config);
     q3_json_free(&model->document);
     q3_unmap(&model->config_text);
+    q3_gguf_close(model->gguf);
     free(model->config_path);
     free(model->folder);
     free(model);
 }
 
-/* Finds config.json in the folder, or takes path as one, and reads it. */
+/* The metadata of a GGUF file, in place of its bytes. */
+static q3_status open_gguf(q3_model *model, const char *path, q3_error *error)
+{
+    char *json;
+    q3_unmap(&model->config_text);
+    q3_status status = q3_gguf_open(&model->gguf, path, false, error);
+    if (status == Q3_OK) status = q3_gguf_config(&json, model->gguf, error);
+    if (status != Q3_OK) return status;
+    model->config_text = (q3_mapping){(const uint8_t *)json, strlen(json), json, false};
+    return Q3_OK;
+}
+
+/* Finds config.json in the folder, or takes path as one, or as a GGUF file, and reads it. */
 static q3_status open_config(q3_model *model, const char *path, q3_error *error)
 {
     bool folder = q3_is_folder(path);
     if (!folder && !q3_exists(path))
         return q3_fail(error, Q3_ERROR_FILE,
-                       "cannot read %.300s: no such model folder or config.json", path);
+                       "cannot read %.300s: no such model folder, config.json or GGUF file", path);
     model->folder = folder ? q3_join(path, "/", "") : NULL;
     model->config_path = folder ? q3_join(path, "/", "config.json") : q3_join(path, "", "");
     if ((folder && model->folder == NULL) || model->config_path == NULL)
         return q3_no_memory(error, path);
-    q3_status status = q3_open_json(&model->config_text, &model->document, model->config_path,
-                                    error);
+    q3_mapping *text = &model->config_text;
+    q3_status status = q3_map(text, model->config_path, error);
+    if (status == Q3_OK && !folder && q3_is_gguf(path, text))
+        status = open_gguf(model, path, error);
+    if (status == Q3_OK)
+        status = q3_json_parse(&model->document, model->config_path, text->data, text->size, error);
     return status != Q3_OK ? status : q3_config_read(&model->config, &model->document, error);
 }
 
@@ -189,27 +210,39 @@ static inline bool any_large(const uint8_t *element, size_t n, const size_t size
     return found != 0;
 }
 
+/* The index in values[n] of a finite one whose bits, but for the sign, are not below `least`; n if
+ * there is none. */
+static size_t find_large(const float *values, size_t n, uint32_t least)
+{
+    const uint32_t infinite = 0x7F800000;
+    for (size_t k = 0; k < n; k++) {
+        uint32_t bits;
+        memcpy(&bits, &values[k], sizeof bits);
+        if ((bits & 0x7FFFFFFF) - least < infinite - least) return k;
+    }
+    return n;
+}
+
 /* Finite elements that become infinite in dtype: the first one's index, or count if there is none.
  * Only a wider range can overflow in a narrower one. */
 static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype dtype)
 {
     enum { AT_ONCE = 512 };
     /* half way between the largest finite value and the next power of two */
-    const uint32_t least = dtype == Q3_F16 ? 0x477FF000 : 0x7F7F8000, infinite = 0x7F800000;
+    const uint32_t least = dtype == Q3_F16 ? 0x477FF000 : 0x7F7F8000;
     const uint8_t top = (uint8_t)(least >> 24);
+    bool blocks = entry->dtype == Q3_QUANTIZED; /* GGUF's: float32 values */
     if (dtype == Q3_F32 || entry->dtype == Q3_F16 || entry->dtype == dtype) return count;
     for (uint64_t i = 0; i < count; i += AT_ONCE) {
         size_t n = count - i < AT_ONCE ? (size_t)(count - i) : AT_ONCE;
-        const uint8_t *p = (const uint8_t *)entry->data + i * q3_dtype_size(entry->dtype);
+        const uint8_t *p = entry->data;
         float values[AT_ONCE];
-        if (!(entry->dtype == Q3_F32 ? any_large(p, n, 4, top) : any_large(p, n, 2, top)))
+        if (!blocks && !(entry->dtype == Q3_F32 ? any_large(p + 4 * i, n, 4, top)
+                                                : any_large(p + 2 * i, n, 2, top)))
             continue;
-        q3_entry_floats(values, entry, i, n);
-        for (size_t k = 0; k < n; k++) {
-            uint32_t bits;
-            memcpy(&bits, &values[k], sizeof bits);
-            if ((bits & 0x7FFFFFFF) - least < infinite - least) return i + k;
-        }
+        q3_widen(values, (q3_tensor){p, entry->dtype}, (size_t)i, n, Q3_F32);
+        size_t k = find_large(values, n, least);
+        if (k < n) return i + k;
     }
     return count;
 }
@@ -223,7 +256,7 @@ static q3_status check_range(loader *l, const char *path, const q3_entry *entry)
     for (size_t i = 0; i < entry->rank; i++) count *= entry->shape[i];
     uint64_t at = first_overflow(entry, count, l->dtype);
     if (at == count) return Q3_OK;
-    q3_entry_floats(&value, entry, at, 1);
+    q3_widen(&value, (q3_tensor){entry->data, entry->dtype}, (size_t)at, 1, Q3_F32);
     q3_json_repr((double)value, digits);
     return q3_fail(l->error, Q3_ERROR_INPUT,
                    "%.200s: %.120s: found %s in element %" PRIu64
@@ -236,7 +269,8 @@ static q3_status fill(loader *l, const char *path, const q3_entry *entry, size_t
                       const uint64_t *shape, q3_tensor *out)
 {
     char found[Q3_SHAPE_TEXT], expected[Q3_SHAPE_TEXT];
-    if (entry->dtype != Q3_F32 && entry->dtype != Q3_BF16 && entry->dtype != Q3_F16)
+    if (entry->dtype != Q3_F32 && entry->dtype != Q3_BF16 && entry->dtype != Q3_F16 &&
+        entry->dtype != Q3_QUANTIZED)
         return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found dtype %s, expected "
                        "float32, bfloat16 or float16", path, entry->name,
                        q3_dtype_name(entry->dtype));
@@ -257,21 +291,14 @@ static q3_status fill(loader *l, const char *path, const q3_entry *entry, size_t
     return Q3_OK;
 }
 
-/* For hints, where it lies. */
-static q3_status remember(loader *l, const q3_tensors *tensors, const q3_entry *entry)
-{
-    size_t size = q3_dtype_size(entry->dtype);
-    for (size_t i = 0; i < entry->rank; i++) size *= (size_t)entry->shape[i];
-    return q3_hints_add(&l->model->hints, q3_tensors_mapping(tensors), entry->data, size)
-         ? Q3_OK : q3_no_memory(l->error, l->list->path);
-}
-
 /* A tensor of shape [a,b,c], [a,b] (c 0) or [a] (b and c 0). */
 static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint64_t c,
                        q3_tensor *out)
 {
     const uint64_t shape[3] = {a, b, c};
     size_t rank = b == 0 ? 1 : c == 0 ? 2 : 3;
+    char own[64];
+    if (l->model->gguf != NULL && q3_gguf_name(own, name)) name = own;
     q3_item *it = q3_find_item(l->list, name);
     if (it == NULL) {
         char expected[Q3_SHAPE_TEXT];
@@ -283,17 +310,18 @@ static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint
     if (l->walk == WALK_NAMES) {
         it->expected = true;
         l->list->expected++;
-        return Q3_OK;
+        q3_tensor unused; /* shapes bound the tables' sizes where a tensor has all experts */
+        return it->tensor == NULL ? Q3_OK
+             : fill(l, it->tensor->path, &it->tensor->entry, rank, shape, &unused);
     }
-    q3_shard *s = &l->list->shards[it->shard];
-    q3_status status = Q3_OK;
-    if (s->tensors == NULL) status = q3_open_shard(l->list, it->shard, l->error);
+    q3_found found;
+    q3_status status = q3_find_entry(&found, l->list, it, l->error);
     if (status != Q3_OK) return status;
-    const q3_entry *entry = q3_tensors_find(s->tensors, name);
-    Q3_CHECK(entry != NULL);
-    if (l->walk == WALK_SCAN) return check_range(l, s->path, entry);
-    status = fill(l, s->path, entry, rank, shape, out);
-    return status == Q3_OK ? remember(l, s->tensors, entry) : status;
+    if (l->walk == WALK_SCAN) return check_range(l, found.path, found.entry);
+    status = fill(l, found.path, found.entry, rank, shape, out);
+    if (status != Q3_OK) return status;
+    return q3_hints_add(&l->model->hints, found.mapping, found.data, found.size)
+         ? Q3_OK : q3_no_memory(l->error, l->list->path);
 }
 
 /* The same for prefix + name. */
@@ -324,6 +352,37 @@ static q3_tensor slice(q3_tensor tensor, uint64_t first)
     return (q3_tensor){(const uint8_t *)tensor.data + (size_t)first * size, tensor.dtype};
 }
 
+/* The same of a tensor of a GGUF file; *own describes it if it is quantised. */
+static q3_tensor slice_gguf(q3_tensor tensor, uint64_t first, q3_quantized *own)
+{
+    if (tensor.dtype != Q3_QUANTIZED) return slice(tensor, first);
+    memcpy(own, tensor.data, sizeof *own);
+    own->first = (size_t)first;
+    return (q3_tensor){own, Q3_QUANTIZED};
+}
+
+/* The experts of a layer as a GGUF file keeps them: a tensor for each matrix, of all experts. */
+static q3_status walk_gguf_experts(loader *l, const char *prefix, q3_mlp *experts)
+{
+    const q3_config *c = &l->model->config.config;
+    uint64_t E = c->num_experts, F = c->moe_intermediate_size, M = c->hidden_size;
+    static const char *const names[] = {"gate_proj", "up_proj", "down_proj"};
+    q3_tensor all[3];
+    q3_status status = Q3_OK;
+    for (size_t i = 0; i < 3 && status == Q3_OK; i++) {
+        char name[128];
+        snprintf(name, sizeof name, "%s%s", prefix, names[i]);
+        status = visit(l, name, E, i < 2 ? F : M, i < 2 ? M : F, &all[i]);
+    }
+    if (status != Q3_OK || l->walk != WALK_FILL) return status;
+    q3_quantized *own = l->model->slices + 3 * (experts - l->model->experts);
+    for (size_t e = 0; e < E; e++, own += 3)
+        experts[e] = (q3_mlp){slice_gguf(all[0], e * F * M, own),
+                              slice_gguf(all[1], e * F * M, own + 1),
+                              slice_gguf(all[2], e * F * M, own + 2)};
+    return Q3_OK;
+}
+
 /* The experts of a layer: one tensor for each matrix, or, as 5.x keeps them, gate_up_proj [E,2F,M]
  * with the rows of gate_proj before those of up_proj, and down_proj [E,M,F]. */
 static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
@@ -334,6 +393,7 @@ static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
     q3_mlp unused;
     char name[128];
     q3_status status = Q3_OK;
+    if (l->model->gguf != NULL) return walk_gguf_experts(l, prefix, experts);
     snprintf(name, sizeof name, "%sgate_up_proj", prefix);
     if (q3_find_item(l->list, name) == NULL) {
         for (size_t e = 0; status == Q3_OK && e < E; e++) {
@@ -476,7 +536,10 @@ static q3_status make_tables(loader *l)
                    ? sparse * c->num_experts : 0;
     l->model->layers = calloc(c->num_hidden_layers + 1, sizeof *l->model->layers);
     l->model->experts = calloc(experts + 1, sizeof *l->model->experts);
+    if (l->model->gguf != NULL)
+        l->model->slices = calloc(3 * experts + 1, sizeof *l->model->slices);
     if (l->model->layers == NULL || l->model->experts == NULL ||
+        (l->model->gguf != NULL && l->model->slices == NULL) ||
         !q3_hints_init(&l->model->hints, l->first_layer, l->end_layer, c->num_experts))
         return q3_no_memory(l->error, l->list->path);
     l->model->weights.layers = l->model->layers;
@@ -499,11 +562,13 @@ static q3_status choose_dtype(loader *l)
 /* Lists, names, fills, scans. */
 static q3_status load(loader *l)
 {
-    if (l->model->folder == NULL)
+    q3_model *m = l->model;
+    if (m->folder == NULL && m->gguf == NULL)
         return q3_fail(l->error, Q3_ERROR_INPUT,
                        "%.300s: a config.json alone has no weights, expected a model folder",
-                       l->model->config_path);
-    q3_status status = q3_list_tensors(l->list, l->model->folder, l->error);
+                       m->config_path);
+    q3_status status = m->gguf != NULL ? q3_list_gguf(l->list, m->gguf, m->config_path, l->error)
+                                       : q3_list_tensors(l->list, m->folder, l->error);
     l->walk = WALK_NAMES;
     if (status == Q3_OK) status = walk_model(l);
     if (status == Q3_OK) status = check_unknown(l);

@@ -5,7 +5,8 @@
  *                depends on the operating system
  * config.c       config.json
  * safetensors.c  the safetensors format, in and out (its interface is in qwen3moe.h)
- * listing.c      which tensors a model folder has (listing.h)
+ * gguf.c         llama.cpp's GGUF files, in (gguf.h)
+ * listing.c      which tensors a model has, and in which of its files (listing.h)
  * checkpoint.c   the model folder: which tensors there must be, and where they lie */
 #ifndef Q3_FILES_H
 #define Q3_FILES_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* listing.c - which tensors a model folder has, and in which of its files: model.safetensors, or
- * the shards of model.safetensors.index.json. */
+/* listing.c - which tensors a model has, and in which of its files: model.safetensors, the shards
+ * of model.safetensors.index.json, or a GGUF file. */
 #include "host/listing.h"
 
 #include <stdlib.h>
@@ -161,7 +161,21 @@ q3_status q3_list_tensors(q3_listing *list, const char *folder, q3_error *error)
     return has_one ? list_file(list, error) : list_index(list, error);
 }
 
-q3_status q3_open_shard(q3_listing *list, size_t number, q3_error *error)
+q3_status q3_list_gguf(q3_listing *list, const q3_gguf *gguf, const char *path, q3_error *error)
+{
+    list->path = q3_join(path, "", "");
+    list->count = q3_gguf_count(gguf);
+    list->items = calloc(list->count + 1, sizeof *list->items);
+    if (list->path == NULL || list->items == NULL) return q3_no_memory(error, path);
+    for (size_t i = 0; i < list->count; i++) {
+        list->items[i].tensor = q3_gguf_at(gguf, i);
+        list->items[i].name = list->items[i].tensor->entry.name;
+    }
+    return Q3_OK;
+}
+
+/* Opens a shard and compares it with the index. */
+static q3_status open_shard(q3_listing *list, size_t number, q3_error *error)
 {
     q3_shard *s = &list->shards[number];
     q3_status status = q3_tensors_open(&s->tensors, s->path, error);
@@ -182,5 +196,23 @@ q3_status q3_open_shard(q3_listing *list, size_t number, q3_error *error)
                            "%.200s: %.120s: missing, though the index puts it here", s->path,
                            it->name);
     }
+    return Q3_OK;
+}
+
+q3_status q3_find_entry(q3_found *found, q3_listing *list, const q3_item *item, q3_error *error)
+{
+    const q3_gguf_tensor *t = item->tensor;
+    if (t != NULL) {
+        *found = (q3_found){&t->entry, t->path, t->mapping, t->data, t->size};
+        return Q3_OK;
+    }
+    q3_shard *s = &list->shards[item->shard];
+    q3_status status = s->tensors == NULL ? open_shard(list, item->shard, error) : Q3_OK;
+    if (status != Q3_OK) return status;
+    const q3_entry *entry = q3_tensors_find(s->tensors, item->name);
+    Q3_CHECK(entry != NULL);
+    size_t size = q3_dtype_size(entry->dtype);
+    for (size_t i = 0; i < entry->rank; i++) size *= (size_t)entry->shape[i];
+    *found = (q3_found){entry, s->path, q3_tensors_mapping(s->tensors), entry->data, size};
     return Q3_OK;
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* listing.h - which tensors a model folder has, and in which of its files. Private to host/. */
+/* listing.h - which tensors a model has, and in which of its files. Private to host/. */
 #ifndef Q3_LISTING_H
 #define Q3_LISTING_H
 
-#include "host/files.h"
+#include "host/gguf.h"
 
 typedef struct q3_shard {
     char *path;          /* owned */
@@ -15,8 +15,18 @@ typedef struct q3_item {
     const char *name;
     const char *file; /* its shard, until it has a number */
     size_t shard;
+    const q3_gguf_tensor *tensor; /* of a GGUF file, which has no shards; else NULL */
     bool expected; /* the model has a tensor of this name */
 } q3_item;
+
+/* Where a tensor lies; all of it belongs to the file. */
+typedef struct q3_found {
+    const q3_entry *entry;
+    const char *path;
+    const q3_mapping *mapping;
+    const void *data; /* its first byte there, and how many they are */
+    size_t size;
+} q3_found;
 
 /* What the weights' one file or the index lists. {0} is empty. */
 typedef struct q3_listing {
@@ -35,10 +45,14 @@ q3_status q3_open_json(q3_mapping *text, q3_json *document, const char *path, q3
 /* Which of the two ways the weights are kept, and their list. Both or neither is an error. folder
  * ends with a slash and must outlive the list, which is to be freed after an error too. */
 q3_status q3_list_tensors(q3_listing *list, const char *folder, q3_error *error);
+/* The tensors of a GGUF file, under its own names. It must outlive the list, which is to be freed
+ * after an error too. */
+q3_status q3_list_gguf(q3_listing *list, const q3_gguf *gguf, const char *path, q3_error *error);
 /* The listed tensor of this name, or NULL. */
 q3_item *q3_find_item(const q3_listing *list, const char *name);
-/* Opens a shard and compares it with the index: the same names, each in one file. */
-q3_status q3_open_shard(q3_listing *list, size_t number, q3_error *error);
+/* Finds a listed tensor in its file. Its shard is opened, and compared with the index: the same
+ * names, each in one file. */
+q3_status q3_find_entry(q3_found *found, q3_listing *list, const q3_item *item, q3_error *error);
 /* Frees the names: the shards, whose tensors are in use, stay open. */
 void q3_listing_forget(q3_listing *list);
 void q3_listing_free(q3_listing *list);

@@ -67,6 +67,9 @@ struct q3_tokenizer {
     uint32_t added_root[256];                 /* the children of node 0 */
 };
 
+/* The pattern that texts are split by, as tokenizer.json has it. */
+extern const char q3_qwen_pattern[];
+
 /* Writes what a token's text (UTF-8) stands for to out, which has room for n bytes, and its
  * length to *length. Returns 0, or 1 if the text has to stand for itself. */
 uint8_t q3_token_bytes(const q3_tokenizer *t, const uint8_t *text, size_t n, uint8_t *out,

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* Reads tokenizer.json for tokenizer.c. Whatever it asks for that is not done there is refused. */
+/* Reads tokenizer.json, or what a GGUF file has in its place, for tokenizer.c. Whatever it asks for
+ * that is not done there is refused. */
 #include "host/tokenizer.h"
-#include "host/files.h"
+#include "host/gguf.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const char qwen_pattern[] =
+const char q3_qwen_pattern[] =
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
     "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
@@ -97,7 +98,7 @@ static q3_status check_split(const loader *l, uint32_t node, const char *where)
     if (s != Q3_OK) return s;
     uint32_t pattern = q3_json_find(&l->j, node, "pattern");
     uint32_t regex = pattern != 0 ? q3_json_find(&l->j, pattern, "Regex") : 0;
-    if (regex == 0 || !q3_json_equal(&l->j, regex, qwen_pattern))
+    if (regex == 0 || !q3_json_equal(&l->j, regex, q3_qwen_pattern))
         return regex != 0 ? fail(l, regex, where, "pattern.Regex", "the Qwen pattern")
                           : fail(l, pattern, where, "pattern", "{\"Regex\": the Qwen pattern}");
     return only_keys(l, pattern, "pre_tokenizer.pretokenizers[0].pattern", "Regex");
@@ -578,12 +579,30 @@ void q3_tokenizer_free(q3_tokenizer *tokenizer)
     free(tokenizer);
 }
 
+/* The tokenizer of a GGUF file; messages on the text that is made of it follow its path. */
+static q3_status open_gguf(q3_tokenizer **tokenizer, const char *path, q3_error *error)
+{
+    q3_gguf *gguf;
+    char *json = NULL, *name = q3_join(path, ": tokenizer", "");
+    if (name == NULL) return q3_no_memory(error, path);
+    q3_status s = q3_gguf_open(&gguf, path, true, error);
+    if (s == Q3_OK) {
+        s = q3_gguf_tokenizer(&json, gguf, error);
+        q3_gguf_close(gguf);
+    }
+    if (s == Q3_OK) s = q3_tokenizer_parse(tokenizer, name, json, strlen(json), error);
+    free(json);
+    free(name);
+    return s;
+}
+
 q3_status q3_tokenizer_open(q3_tokenizer **tokenizer, const char *path, q3_error *error)
 {
     q3_mapping file = {0};
     q3_status s = q3_map(&file, path, error);
     if (s != Q3_OK) return s;
-    s = q3_tokenizer_parse(tokenizer, path, file.data, file.size, error);
+    bool gguf = q3_is_gguf(path, &file);
+    if (!gguf) s = q3_tokenizer_parse(tokenizer, path, file.data, file.size, error);
     q3_unmap(&file);
-    return s;
+    return gguf ? open_gguf(tokenizer, path, error) : s;
 }

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Runs a model folder through llama.cpp and records its tensors under our tap names, for `qwen3moe check`.
+"""Runs a model through llama.cpp and records its tensors under our tap names, for `qwen3moe check`.
 
 Needs llama-cpp-python==0.3.36, gguf==0.19.0, numpy, and taps.py beside this file; no torch.
 
   python3 scripts/record/record_llamacpp.py MODEL OUT.safetensors --tokens 1,2,3 [--start P] [--weights f32|bf16|f16]
       [--kv f32|f16|bf16] [--flash off|on|auto] [--ubatch N] [--threads N]
 
-MODEL has config.json and one model.safetensors, and must be what llama.cpp's qwen3moe can compute: experts in
-every layer, norm_topk_prob, no biases, no window, default RoPE. A GGUF file is made of it; --weights is the type
-of its matrices (router and norms stay float32, as llama.cpp's converter leaves them). Without options all is
-float32 and flash attention is off. llama.cpp's own defaults are --kv f16 --flash auto.
+MODEL is a GGUF file (of one that is split, the first part), which check can be given as its MODEL too; or a folder
+with config.json and one model.safetensors, which must be what llama.cpp's qwen3moe can compute: experts in every
+layer, norm_topk_prob, no biases, no window, default RoPE. A GGUF file is made of that; --weights is the type of its
+matrices (router and norms stay float32, as llama.cpp's converter leaves them). Without options all is float32 and
+flash attention is off. llama.cpp's own defaults are --kv f16 --flash auto.
 
 The tensors are those that llama.cpp's evaluation callback shows, all float32. What check must be told:
 --accumulate bf16 or f16 if the weights are (their factors are rounded to the weights' type before each product),
@@ -85,6 +86,38 @@ def read_config(folder):
     return c
 
 
+def read_gguf(path):
+    """A config.json's dictionary of a GGUF file's metadata. A float32 there is the decimal that it came from."""
+    reader = gguf.GGUFReader(path)
+    arch = reader.get_field("general.architecture").contents()
+    tensors = {tensor.name: tensor.shape.tolist() for tensor in reader.tensors}  # ne: the fastest axis first
+
+    def get(key, default=None):
+        field = reader.get_field(f"{arch}.{key}")
+        return default if field is None else field.contents()
+
+    def real(key, default):
+        return float(str(np.float32(get(key, default))))
+
+    heads, width = get("attention.head_count"), get("embedding_length")
+    c = {"vocab_size": tensors["token_embd.weight"][1], "hidden_size": width, "num_hidden_layers": get("block_count"),
+         "num_attention_heads": heads, "num_key_value_heads": get("attention.head_count_kv", heads),
+         "head_dim": get("attention.key_length", width // heads), "max_position_embeddings": get("context_length"),
+         "num_experts": get("expert_count"), "num_experts_per_tok": get("expert_used_count"),
+         "intermediate_size": get("feed_forward_length", taps_file.DEFAULTS["intermediate_size"]),
+         "rms_norm_eps": real("attention.layer_norm_rms_epsilon", None),
+         "rope_theta": real("rope.freq_base", 10000), "norm_topk_prob": True,
+         "tie_word_embeddings": "output.weight" not in tensors}
+    c["moe_intermediate_size"] = get("expert_feed_forward_length", c["intermediate_size"] // c["num_experts_per_tok"])
+    kind, factor = get("rope.scaling.type", "linear"), real("rope.scaling.factor", 1)
+    if kind == "yarn" or (kind == "linear" and factor != 1):
+        c["rope_scaling"] = {"rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        length = get("rope.scaling.original_context_length", c["max_position_embeddings"])
+        c["rope_scaling"]["original_max_position_embeddings"] = length
+    return c
+
+
 # The types of weights and caches: GGUF's, of which enum ggml_type has the same numbers.
 TYPES = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16,
          "bf16": gguf.GGMLQuantizationType.BF16}
@@ -96,8 +129,9 @@ LAYER_WEIGHTS = {
     "post_attention_layernorm": "ffn_norm", "mlp.gate": "ffn_gate_inp"}
 
 
-def write_gguf(path, c, weights, kind):
-    """kind: f32, f16 or bf16, of the matrices but the router's."""
+def write_gguf(path, c, weights, kind, more=lambda writer: writer.add_tokenizer_model("no_vocab")):
+    """kind: f32, f16 or bf16, of the matrices but the router's. more: writes other metadata. A layer without a router
+    is dense, which llama.cpp's qwen3moe cannot have."""
     def add(name, value):
         matrix = value.ndim > 1 and "ffn_gate_inp" not in name
         type_ = TYPES[kind if matrix else "f32"]
@@ -118,16 +152,21 @@ def write_gguf(path, c, weights, kind):
     g.add_expert_used_count(c["num_experts_per_tok"])
     g.add_expert_feed_forward_length(c["moe_intermediate_size"])
     g.add_vocab_size(c["vocab_size"])
-    g.add_tokenizer_model("no_vocab")
+    more(g)
     add("token_embd.weight", weights["model.embed_tokens.weight"])
     add("output_norm.weight", weights["model.norm.weight"])
     if not c["tie_word_embeddings"]:
         add("output.weight", weights["lm_head.weight"])
     for i in range(c["num_hidden_layers"]):
         p = f"model.layers.{i}."
+        dense = f"{p}mlp.gate.weight" not in weights
         for ours, theirs in LAYER_WEIGHTS.items():
-            add(f"blk.{i}.{theirs}.weight", weights[f"{p}{ours}.weight"])
+            if ours != "mlp.gate" or not dense:
+                add(f"blk.{i}.{theirs}.weight", weights[f"{p}{ours}.weight"])
         for name in ("gate", "up", "down"):
+            if dense:
+                add(f"blk.{i}.ffn_{name}.weight", weights[f"{p}mlp.{name}_proj.weight"])
+                continue
             add(f"blk.{i}.ffn_{name}_exps.weight", np.stack(
                 [weights[f"{p}mlp.experts.{e}.{name}_proj.weight"]
                  for e in range(c["num_experts"])]))
@@ -327,12 +366,14 @@ def run(path, c, ids, options):
 
 def record(options):
     ids = options.tokens
-    c = read_config(options.model)
+    own = not os.path.isdir(options.model)
+    c = read_gguf(options.model) if own else read_config(options.model)
     taps_file.check_ids(ids, c["vocab_size"])
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.gguf")
-        weights = read_weights(os.path.join(options.model, "model.safetensors"))
-        write_gguf(path, c, weights, options.weights)
+        path = options.model if own else os.path.join(folder, "model.gguf")
+        if not own:
+            weights = read_weights(os.path.join(options.model, "model.safetensors"))
+            write_gguf(path, c, weights, options.weights)
         taps = run(path, c, ids, options)
     position = np.arange(options.start, options.start + len(ids), dtype=np.int64)
     write_taps(options.out, {"input_ids": np.array(ids, dtype=np.int64), "position_ids": position, **taps},
@@ -345,7 +386,7 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--tokens", type=taps_file.token_ids, required=True)
     parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--weights", choices=TYPES, default="f32")
+    parser.add_argument("--weights", choices=TYPES, default="f32", help="of a folder's matrices")
     parser.add_argument("--kv", choices=TYPES, default="f32")
     parser.add_argument("--flash", choices=["off", "on", "auto"], default="off")
     parser.add_argument("--ubatch", type=int, default=0, help="tokens per evaluation; 0: all")

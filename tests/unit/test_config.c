@@ -472,7 +472,7 @@ static void check_files(void)
                                          "\xEF\xBB\xBF{}", "{\"a\":NaN}", "{'a':1}",
                                          "\xFF\xFE{"};
     folder_empty();
-    check_path(folder_path("absent"), "absent: no such model folder or config.json");
+    check_path(folder_path("absent"), "absent: no such model folder, config.json or GGUF file");
     check_path(folder.path, "/config.json: no such file");
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
         folder_write("config.json", broken[i], strlen(broken[i]));
