@@ -407,7 +407,7 @@ INLINE void NAME(put_e4m3)(double *values, const uint8_t *codes, double scale, s
         _mm256_storeu_pd(values + i + 4, _mm256_mul_pd(back, times));
     }
 #endif
-    for (; i < n; i++) values[i] = e4m3[codes[i]] * scale;
+    for (; i < n; i++) values[i] = e4m3(codes[i]) * scale;
 }
 
 /* Row by row, block by block. */

@@ -113,17 +113,27 @@ static inline uint32_t even_signs(uint32_t seven)
     return seven | (0x6996u >> (parity & 0xF) & 1) << 7;
 }
 
-/* e4m3: the last code of either sign is NaN. The first eight numbers are multiples of 2^-9, each
- * eight that follow have 8 to 15 of their own unit. */
-#define EIGHT(s, unit) \
-    s 8 * unit, s 9 * unit, s 10 * unit, s 11 * unit, s 12 * unit, s 13 * unit, s 14 * unit
-#define NEXT(s, unit) EIGHT(s, unit), s 15 * unit
+/* e4m3 by its code, as the upper 16 bits of a float64 (NaN is no constant that every compiler
+ * takes): 8 multiples of 2^-9, then 3 bits behind the point with exponents from -6 on; the last code
+ * of either sign is NaN. */
+#define NORMAL(s, code) s | (0x3F80 + 2 * (code))
+#define FOUR(s, code) \
+    NORMAL(s, code), NORMAL(s, code + 1), NORMAL(s, code + 2), NORMAL(s, code + 3)
+#define SIXTEEN(s, code) FOUR(s, code), FOUR(s, code + 4), FOUR(s, code + 8), FOUR(s, code + 12)
 #define CODES(s) \
-    s 0.0, s 0x1p-9, s 0x2p-9, s 0x3p-9, s 0x4p-9, s 0x5p-9, s 0x6p-9, s 0x7p-9, \
-    NEXT(s, 0x1p-9), NEXT(s, 0x1p-8), NEXT(s, 0x1p-7), NEXT(s, 0x1p-6), NEXT(s, 0x1p-5), \
-    NEXT(s, 0x1p-4), NEXT(s, 0x1p-3), NEXT(s, 0x1p-2), NEXT(s, 0x1p-1), NEXT(s, 0x1p0), \
-    NEXT(s, 0x1p1), NEXT(s, 0x1p2), NEXT(s, 0x1p3), NEXT(s, 0x1p4), EIGHT(s, 0x1p5), s (double)NAN
-static const double e4m3[256] = {CODES(+), CODES(-)};
+    s, s | 0x3F60, s | 0x3F70, s | 0x3F78, s | 0x3F80, s | 0x3F84, s | 0x3F88, s | 0x3F8C, \
+    FOUR(s, 8), FOUR(s, 12), SIXTEEN(s, 16), SIXTEEN(s, 32), SIXTEEN(s, 48), SIXTEEN(s, 64), \
+    SIXTEEN(s, 80), SIXTEEN(s, 96), FOUR(s, 112), FOUR(s, 116), FOUR(s, 120), NORMAL(s, 124), \
+    NORMAL(s, 125), NORMAL(s, 126), 0x7FF8
+
+static inline double e4m3(uint8_t code)
+{
+    static const uint16_t upper[256] = {CODES(0), CODES(0x8000)};
+    uint64_t bits = (uint64_t)upper[code] << 48;
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 /* ==== Readers =================================================================================
  * GGUF's block types: label, number, name here, elements and bytes of a block. */
