@@ -114,8 +114,8 @@ static inline uint32_t even_signs(uint32_t seven)
 }
 
 /* e4m3 by its code, as the upper 16 bits of a float64 (NaN is no constant that every compiler
- * takes): 8 multiples of 2^-9, then 3 bits behind the point with exponents from -6 on; the last code
- * of either sign is NaN. */
+ * takes): 8 multiples of 2^-9, then 3 bits behind the point with exponents from -6 on; the last
+ * code of either sign is NaN. */
 #define NORMAL(s, code) s | (0x3F80 + 2 * (code))
 #define FOUR(s, code) \
     NORMAL(s, code), NORMAL(s, code + 1), NORMAL(s, code + 2), NORMAL(s, code + 3)

@@ -146,6 +146,36 @@ static void check_widened(const char *name, const q3_quantized *weight, const do
     free(row);
 }
 
+/* Operators that take elements as float32 give what they give for the float32 weight. */
+static void check_operators(const char *name, const q3_quantized *weight, const double *want,
+                            size_t n)
+{
+    enum { T = 3, N = 5, C = 32 };
+    uint8_t *bytes = block_of(4 * n);
+    float x[T * C], got[T * C], expected[T * C];
+    const q3_tensor tensor = {weight, Q3_QUANTIZED}, plain = {bytes, Q3_F32};
+    for (size_t i = 0; i < T * C; i++) x[i] = (float)(i * 37 % 64) - 30.5f;
+    for (size_t i = 0; i < n; i++) {
+        float value = q3_round(want[i], Q3_F32);
+        uint32_t u;
+        memcpy(&u, &value, 4);
+        for (size_t k = 0; k < 4; k++) bytes[4 * i + k] = (uint8_t)(u >> 8 * k);
+    }
+    for (size_t k = 0; k < 3; k++) {
+        size_t wrong = 0;
+        q3_dtype norm = weight->rounded ? dtypes[k] : Q3_F32; /* how it reads its weight */
+        q3_rmsnorm(got, x, tensor, T, C, 1e-6f, norm);
+        q3_rmsnorm(expected, x, plain, T, C, 1e-6f, norm);
+        for (size_t i = 0; i < T * C; i++)
+            wrong += !same((double)got[i], (double)expected[i]);
+        q3_linear(got, x, (q3_tensor){x, Q3_BF16}, tensor, 1, N, C, norm);
+        q3_linear(expected, x, (q3_tensor){x, Q3_BF16}, plain, 1, N, C, norm);
+        for (size_t i = 0; i < N; i++) wrong += !same((double)got[i], (double)expected[i]);
+        CHECKF(wrong == 0, "%s, run %zu: %zu results of operators differ", name, k, wrong);
+    }
+    free(bytes);
+}
+
 /* Sums [T,N] of the first N rows with x[T,C], by each table of kernels; want is that of the run's
  * dtype. */
 static void check_sums(const char *name, const q3_quantized *weight, const float *x,
@@ -186,6 +216,7 @@ static void test_format(const q3_tensors *file, const q3_block_format *format)
     size_t C = (size_t)tokens->shape[1], T = (size_t)sums->shape[1], N = (size_t)sums->shape[2];
     check_values(name, &weight, format->read[0], want, count_of(values));
     check_widened(name, &weight, want, count_of(values));
+    check_operators(name, &weight, want, count_of(values));
     for (size_t k = 0; k < 3; k++)
         check_sums(name, &weight, x, added + k * T * N, T, N, C, dtypes[k]);
     free(bytes);
@@ -220,6 +251,7 @@ static void test_fp8_case(const q3_tensors *file, const char *name, bool special
     double *want = doubles_of(find(file, name, "values"));
     check_values(name, &weight, q3_fp8_readers[0], want, count_of(codes));
     check_widened(name, &weight, want, count_of(codes));
+    check_operators(name, &weight, want, count_of(codes));
     for (size_t k = 0; k < 3 && !special; k++) { /* never rounded to the run's dtype */
         const q3_entry *tokens = find(file, name, "x");
         double *added = doubles_of(find(file, name, "sums"));
