@@ -40,6 +40,7 @@ typedef uint32_t NAME(long_words) __attribute__((vector_size(8 * WIDTH), aligned
 /* For few tokens: FEW_ROWS rows times at most FEW tokens, WIDTH lanes of each. Up to MOST_FEW go
  * that way, since laying out the weights for the other costs more than it wins. */
 #define FEW_ROWS 3
+#define MOST_DECODED 16 /* likewise of quantised weights, which are float64 by then */
 #if WIDTH == 8
 #define TILE 12
 #define FEW 8
@@ -768,11 +769,12 @@ TARGET static void NAME(dots)(const q3_dots *dots)
     q3_dots d = *dots;
     if (d.T == 0 || d.N == 0) return;
     if (d.rows != NULL) d.weight = (q3_tensor){d.rows, Q3_F32};
+    const size_t most = is_quantized(&d) ? MOST_DECODED : MOST_FEW;
     bool done = false;
     if (d.C > 0 && d.T == 1 && d.sizes == NULL && as_it_lies(&d))
         done = NAME(one_token)(&d);
     else if (d.C > 0)
-        done = d.T <= MOST_FEW ? NAME(few_tokens)(&d) : NAME(many_tokens)(&d);
+        done = d.T <= most ? NAME(few_tokens)(&d) : NAME(many_tokens)(&d);
     if (!done) q3_plain_kernels()->dots(dots);
 }
 
@@ -800,3 +802,4 @@ TARGET static void NAME(values)(double *sums, const float *probs, const float *r
 #undef FEW
 #undef FEW_ROWS
 #undef MOST_FEW
+#undef MOST_DECODED

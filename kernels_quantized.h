@@ -42,7 +42,7 @@ INLINE void NAME(turn)(NAME(f64) m[WIDTH])
  * again. */
 TARGET static void NAME(pack_decoded)(double *out, const q3_dots *d, size_t o)
 {
-    enum { ROWS = 2 * WIDTH, SOME = 128, APART = 8 }; /* columns; rows are no power of two apart */
+    enum { ROWS = 2 * WIDTH, SOME = 256, APART = 8 }; /* columns; rows are no power of two apart */
     const size_t lane_stride = apart(padded(d->C) / LANES * ROWS);
     double piece[ROWS][SOME + APART];
     for (size_t c = 0; c < d->C; c += SOME) {
