@@ -107,7 +107,7 @@ typedef struct q3_error { char text[512]; } q3_error;
 
 typedef enum q3_dtype {
     Q3_F32, Q3_BF16, Q3_F16, /* a run's, a weight's or a tap's */
-    Q3_F64, Q3_I32, Q3_I64,  /* in files only */
+    Q3_F64, Q3_I32, Q3_I64, Q3_F8, /* in files only; Q3_F8: e4m3 */
     Q3_AUTO,                 /* q3_model_load: as the model folder says */
     Q3_QUANTIZED             /* a weight that a q3_quantized describes */
 } q3_dtype;
@@ -546,7 +546,7 @@ typedef struct q3_entry {
 
 typedef struct q3_tensors q3_tensors;
 
-/* Maps a safetensors file (F64, F32, BF16, F16, I64, I32 tensors). */
+/* Maps a safetensors file (F64, F32, BF16, F16, F8_E4M3, I64, I32 tensors). */
 Q3_API q3_status q3_tensors_open(q3_tensors **tensors, const char *path, q3_error *error);
 Q3_API void q3_tensors_close(q3_tensors *tensors);
 Q3_API size_t q3_tensors_count(const q3_tensors *tensors);

@@ -24,6 +24,7 @@ static q3_status read_options(q3_judge_options *options, const command_line *com
     static const struct { const char *name; q3_accumulate value; } precisions[] = {
         {"bf16", Q3_ACCUMULATE_BF16}, {"f16", Q3_ACCUMULATE_F16}, {"tf32", Q3_ACCUMULATE_TF32},
         {"bf16-sums", Q3_ACCUMULATE_BF16_SUMS}, {"f16-sums", Q3_ACCUMULATE_F16_SUMS},
+        {"fp8", Q3_ACCUMULATE_FP8}, {"q8", Q3_ACCUMULATE_Q8},
     };
     const char *accumulate = command->value[OPTION_ACCUMULATE];
     *options = (q3_judge_options){
@@ -38,8 +39,8 @@ static q3_status read_options(q3_judge_options *options, const command_line *com
         if (strcmp(accumulate, precisions[i].name) == 0) options->accumulate = precisions[i].value;
     if (accumulate != NULL && options->accumulate == Q3_ACCUMULATE_F32)
         return q3_fail(error, Q3_ERROR_INPUT,
-                       "--accumulate: found %.40s, expected bf16, f16, tf32, bf16-sums or "
-                       "f16-sums", accumulate);
+                       "--accumulate: found %.40s, expected bf16, f16, tf32, bf16-sums, f16-sums, "
+                       "fp8 or q8", accumulate);
     q3_status status = read_format(&options->kv, command, OPTION_KV, error);
     return status == Q3_OK ? read_format(&options->router, command, OPTION_ROUTER, error) : status;
 }

@@ -24,9 +24,9 @@ typedef struct option_row {
 } option_row;
 
 static const option_row options[OPTION_COUNT] = {
-    [OPTION_ACCUMULATE] = {"--accumulate", "bf16|f16|tf32|bf16-sums|f16-sums", CHECK,
+    [OPTION_ACCUMULATE] = {"--accumulate", "bf16|f16|tf32|bf16-sums|f16-sums|fp8|q8", CHECK,
                            "the other implementation's sums read and give numbers of this "
-                           "precision"},
+                           "precision (fp8, q8: quantised activations)"},
     [OPTION_ALL] = {"--all", NULL, REPORTS, "a line for every tensor"},
     [OPTION_CHAT] = {"--chat", "FILE", TOKENIZE | GENERATE,
                      "a JSON list of {\"role\",\"content\"} through the model's chat template"},

@@ -3,6 +3,7 @@
  * an index, where each is found by its Hugging Face name; or a GGUF file, by what that calls it. */
 #include "host/hints.h"
 #include "host/listing.h"
+#include "host/quants.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -20,6 +21,7 @@ struct q3_model {
     q3_layer *layers; /* [L] */
     q3_mlp *experts;  /* [sparse layers that run, E] */
     q3_quantized *slices; /* of a GGUF file's: [sparse layers that run, E, 3] */
+    q3_quantized *quantized; /* of an fp8 checkpoint: every linear map that runs has one */
     q3_weights weights;
     q3_hints hints;
     bool loaded;
@@ -38,9 +40,10 @@ static void forget_weights(q3_model *model)
     free(model->layers);
     free(model->experts);
     free(model->slices);
+    free(model->quantized);
     model->layers = NULL;
     model->experts = NULL;
-    model->slices = NULL;
+    model->slices = model->quantized = NULL;
     model->weights = (q3_weights){0};
 }
 
@@ -188,6 +191,13 @@ typedef enum walk {
     WALK_SCAN   /* those of the run: no element overflows in the run's dtype */
 } walk;
 
+/* What a tensor holds. */
+typedef enum kind {
+    PLAIN, /* values */
+    FP8,   /* values that want scales */
+    SCALES
+} kind;
+
 typedef struct loader {
     q3_model *model;
     q3_listing *list;       /* the model's */
@@ -198,6 +208,8 @@ typedef struct loader {
     char seen_name[96];     /* the first tensor, and the first one that has another dtype */
     char other_name[96];
     q3_dtype other;
+    q3_fp8 near;            /* the model's, with what may keep a module of the layer at hand */
+    q3_quantized *next;     /* of WALK_FILL */
     q3_error *error;
 } loader;
 
@@ -264,26 +276,39 @@ static q3_status check_range(loader *l, const char *path, const q3_entry *entry)
                    path, entry->name, digits, at, q3_dtype_name(l->dtype));
 }
 
+/* Whether an fp8 checkpoint has this dtype where it should. */
+static q3_status check_dtype(loader *l, const char *path, const q3_entry *entry, kind what)
+{
+    bool fp8 = entry->dtype == Q3_F8;
+    bool plain = entry->dtype == Q3_F32 || entry->dtype == Q3_BF16 || entry->dtype == Q3_F16 ||
+                 (entry->dtype == Q3_QUANTIZED && what == PLAIN);
+    if (what == FP8 ? fp8 : plain) return Q3_OK;
+    return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found dtype %s, expected %s%s", path,
+                   entry->name, q3_dtype_name(entry->dtype),
+                   what == FP8 ? q3_dtype_name(Q3_F8) : "float32, bfloat16 or float16",
+                   what == FP8 ? ", since modules_to_not_convert does not name it"
+                   : !fp8 || what == SCALES ? ""
+                   : l->near.used ? ", since modules_to_not_convert names it, or that is no Linear"
+                                  : ", since config.json has no quantization_config");
+}
+
 /* Dtype and shape of a tensor that is needed; *out says where it lies. */
-static q3_status fill(loader *l, const char *path, const q3_entry *entry, size_t rank,
+static q3_status fill(loader *l, const char *path, const q3_entry *entry, kind what, size_t rank,
                       const uint64_t *shape, q3_tensor *out)
 {
     char found[Q3_SHAPE_TEXT], expected[Q3_SHAPE_TEXT];
-    if (entry->dtype != Q3_F32 && entry->dtype != Q3_BF16 && entry->dtype != Q3_F16 &&
-        entry->dtype != Q3_QUANTIZED)
-        return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found dtype %s, expected "
-                       "float32, bfloat16 or float16", path, entry->name,
-                       q3_dtype_name(entry->dtype));
+    q3_status status = check_dtype(l, path, entry, what);
+    if (status != Q3_OK) return status;
     if (entry->rank != rank || memcmp(entry->shape, shape, rank * sizeof *shape) != 0) {
         q3_shape_text(found, sizeof found, entry->shape, entry->rank);
         q3_shape_text(expected, sizeof expected, shape, rank);
         return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: %.100s: found shape %s, expected %s",
                        path, entry->name, found, expected);
     }
-    if (l->seen == Q3_AUTO) {
+    if (what == PLAIN && l->seen == Q3_AUTO) {
         l->seen = entry->dtype;
         snprintf(l->seen_name, sizeof l->seen_name, "%s", entry->name);
-    } else if (l->other == Q3_AUTO && entry->dtype != l->seen) {
+    } else if (what == PLAIN && l->other == Q3_AUTO && entry->dtype != l->seen) {
         l->other = entry->dtype;
         snprintf(l->other_name, sizeof l->other_name, "%s", entry->name);
     }
@@ -292,7 +317,7 @@ static q3_status fill(loader *l, const char *path, const q3_entry *entry, size_t
 }
 
 /* A tensor of shape [a,b,c], [a,b] (c 0) or [a] (b and c 0). */
-static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint64_t c,
+static q3_status visit(loader *l, kind what, const char *name, uint64_t a, uint64_t b, uint64_t c,
                        q3_tensor *out)
 {
     const uint64_t shape[3] = {a, b, c};
@@ -312,13 +337,14 @@ static q3_status visit(loader *l, const char *name, uint64_t a, uint64_t b, uint
         l->list->expected++;
         q3_tensor unused; /* shapes bound the tables' sizes where a tensor has all experts */
         return it->tensor == NULL ? Q3_OK
-             : fill(l, it->tensor->path, &it->tensor->entry, rank, shape, &unused);
+             : fill(l, it->tensor->path, &it->tensor->entry, what, rank, shape, &unused);
     }
     q3_found found;
     q3_status status = q3_find_entry(&found, l->list, it, l->error);
     if (status != Q3_OK) return status;
-    if (l->walk == WALK_SCAN) return check_range(l, found.path, found.entry);
-    status = fill(l, found.path, found.entry, rank, shape, out);
+    if (l->walk == WALK_SCAN)
+        return what == PLAIN ? check_range(l, found.path, found.entry) : Q3_OK;
+    status = fill(l, found.path, found.entry, what, rank, shape, out);
     if (status != Q3_OK) return status;
     return q3_hints_add(&l->model->hints, found.mapping, found.data, found.size)
          ? Q3_OK : q3_no_memory(l->error, l->list->path);
@@ -330,7 +356,72 @@ static q3_status visit_in(loader *l, const char *prefix, const char *name, uint6
 {
     char whole[128];
     snprintf(whole, sizeof whole, "%s%s", prefix, name);
-    return visit(l, whole, a, b, 0, out);
+    return visit(l, PLAIN, whole, a, b, 0, out);
+}
+
+/* ==== Linear maps, which an fp8 checkpoint quantises ========================================== */
+
+/* Of modules_to_not_convert what may keep a module whose name begins so. (With hundreds of names
+ * and tens of thousands of experts, all of it would take longer than all else.) */
+static void choose_near(loader *l, const char *prefix)
+{
+    static const char layers[] = "model.layers.";
+    const q3_fp8 *all = &l->model->config.fp8;
+    size_t own = sizeof layers - 1;
+    l->near.kept_count = 0;
+    for (size_t i = 0; i < all->kept_count; i++) {
+        const char *name = all->kept[i];
+        size_t k = 0;
+        if (strncmp(name, layers, own) == 0)
+            while (name[k] != 0 && prefix[k] != 0 && (name[k] == prefix[k] || name[k] == '.')) k++;
+        if (k == 0 || name[k] == 0 || prefix[k] == 0) l->near.kept[l->near.kept_count++] = name;
+    }
+}
+
+/* Whether a Linear is quantised. 4.x knows each matrix of an expert as a module, 5.x a layer's
+ * experts as one. */
+static q3_status find_kind(loader *l, const char *module, kind *what)
+{
+    static const char experts[] = ".mlp.experts";
+    char module_5[128];
+    *what = PLAIN;
+    if (!l->near.used) return Q3_OK;
+    snprintf(module_5, sizeof module_5, "%s", module);
+    char *at = strstr(module_5, experts);
+    if (at != NULL) at[sizeof experts - 1] = 0;
+    bool kept_4 = q3_fp8_keeps(&l->near, module, false);
+    bool kept_5 = q3_fp8_keeps(&l->near, module_5, true);
+    if (kept_4 != kept_5)
+        return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: quantization_config."
+                       "modules_to_not_convert: %.100s is %squantised in transformers 4.x and "
+                       "%sin 5.x, expected names that both take alike", l->model->config_path,
+                       module, kept_4 ? "not " : "", kept_5 ? "not " : "");
+    *what = kept_4 ? PLAIN : FP8;
+    return Q3_OK;
+}
+
+/* The weight [a,b] of the Linear prefix + name; quantised, with its scales, one for each block. */
+static q3_status visit_linear(loader *l, const char *prefix, const char *name, uint64_t a,
+                              uint64_t b, q3_tensor *out)
+{
+    char whole[128];
+    q3_tensor values = {0}, scales = {0};
+    kind what;
+    snprintf(whole, sizeof whole, "%s%s", prefix, name);
+    size_t length = strlen(whole);
+    q3_status status = find_kind(l, whole, &what);
+    snprintf(whole + length, sizeof whole - length, ".weight");
+    if (status == Q3_OK) status = visit(l, what, whole, a, b, 0, &values);
+    *out = values;
+    if (status != Q3_OK || what == PLAIN) return status;
+    size_t rows = l->near.block_rows, columns = l->near.block_columns;
+    snprintf(whole + length, sizeof whole - length, ".weight_scale_inv");
+    status = visit(l, SCALES, whole, (a + rows - 1) / rows, (b + columns - 1) / columns, 0,
+                   &scales);
+    if (status != Q3_OK || l->walk != WALK_FILL) return status;
+    *l->next = q3_fp8_weight(values.data, (size_t)b, scales, rows, columns);
+    *out = (q3_tensor){l->next++, Q3_QUANTIZED};
+    return Q3_OK;
 }
 
 /* gate_proj [width,M], up_proj [width,M] and down_proj [M,width] of a dense layer or of one
@@ -338,10 +429,9 @@ static q3_status visit_in(loader *l, const char *prefix, const char *name, uint6
 static q3_status walk_mlp(loader *l, const char *prefix, size_t width, q3_mlp *mlp)
 {
     size_t M = l->model->config.config.hidden_size;
-    q3_status status = visit_in(l, prefix, "gate_proj.weight", width, M, &mlp->gate_proj);
-    if (status == Q3_OK) status = visit_in(l, prefix, "up_proj.weight", width, M, &mlp->up_proj);
-    if (status == Q3_OK)
-        status = visit_in(l, prefix, "down_proj.weight", M, width, &mlp->down_proj);
+    q3_status status = visit_linear(l, prefix, "gate_proj", width, M, &mlp->gate_proj);
+    if (status == Q3_OK) status = visit_linear(l, prefix, "up_proj", width, M, &mlp->up_proj);
+    if (status == Q3_OK) status = visit_linear(l, prefix, "down_proj", M, width, &mlp->down_proj);
     return status;
 }
 
@@ -402,9 +492,9 @@ static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
         }
         return status;
     }
-    status = visit(l, name, E, 2 * F, M, &gate_up);
+    status = visit(l, PLAIN, name, E, 2 * F, M, &gate_up);
     snprintf(name, sizeof name, "%sdown_proj", prefix);
-    if (status == Q3_OK) status = visit(l, name, E, M, F, &down);
+    if (status == Q3_OK) status = visit(l, PLAIN, name, E, M, F, &down);
     if (status != Q3_OK || l->walk != WALK_FILL) return status;
     for (size_t e = 0; e < E; e++)
         experts[e] = (q3_mlp){slice(gate_up, e * 2 * F * M), slice(gate_up, (e * 2 + 1) * F * M),
@@ -418,24 +508,29 @@ static q3_status walk_layer(loader *l, size_t i, q3_layer *layer, q3_mlp *expert
     const q3_config *c = &l->model->config.config;
     size_t M = c->hidden_size, hd = c->head_dim;
     size_t q = c->num_attention_heads * hd, kv = c->num_key_value_heads * hd;
-    const struct { const char *name; size_t a, b; q3_tensor *out; bool bias; } tensor[] = {
-        {"input_layernorm.weight", M, 0, &layer->input_layernorm, false},
-        {"self_attn.q_proj.weight", q, M, &layer->q_proj, false},
-        {"self_attn.k_proj.weight", kv, M, &layer->k_proj, false},
-        {"self_attn.v_proj.weight", kv, M, &layer->v_proj, false},
-        {"self_attn.o_proj.weight", M, q, &layer->o_proj, false},
-        {"self_attn.q_proj.bias", q, 0, &layer->q_proj_bias, true},
-        {"self_attn.k_proj.bias", kv, 0, &layer->k_proj_bias, true},
-        {"self_attn.v_proj.bias", kv, 0, &layer->v_proj_bias, true},
-        {"self_attn.o_proj.bias", M, 0, &layer->o_proj_bias, true},
-        {"self_attn.q_norm.weight", hd, 0, &layer->q_norm, false},
-        {"self_attn.k_norm.weight", hd, 0, &layer->k_norm, false},
-        {"post_attention_layernorm.weight", M, 0, &layer->post_attention_layernorm, false}};
+    enum { ALWAYS, LINEAR, BIAS };
+    const struct { const char *name; size_t a, b; q3_tensor *out; int what; } tensor[] = {
+        {"input_layernorm.weight", M, 0, &layer->input_layernorm, ALWAYS},
+        {"self_attn.q_proj", q, M, &layer->q_proj, LINEAR},
+        {"self_attn.k_proj", kv, M, &layer->k_proj, LINEAR},
+        {"self_attn.v_proj", kv, M, &layer->v_proj, LINEAR},
+        {"self_attn.o_proj", M, q, &layer->o_proj, LINEAR},
+        {"self_attn.q_proj.bias", q, 0, &layer->q_proj_bias, BIAS},
+        {"self_attn.k_proj.bias", kv, 0, &layer->k_proj_bias, BIAS},
+        {"self_attn.v_proj.bias", kv, 0, &layer->v_proj_bias, BIAS},
+        {"self_attn.o_proj.bias", M, 0, &layer->o_proj_bias, BIAS},
+        {"self_attn.q_norm.weight", hd, 0, &layer->q_norm, ALWAYS},
+        {"self_attn.k_norm.weight", hd, 0, &layer->k_norm, ALWAYS},
+        {"post_attention_layernorm.weight", M, 0, &layer->post_attention_layernorm, ALWAYS}};
     char prefix[64];
     q3_status status = Q3_OK;
     snprintf(prefix, sizeof prefix, "model.layers.%lu.", (unsigned long)i);
+    choose_near(l, prefix);
     for (size_t t = 0; status == Q3_OK && t < sizeof tensor / sizeof *tensor; t++) {
-        if (!tensor[t].bias || c->attention_bias)
+        if (tensor[t].what == LINEAR)
+            status = visit_linear(l, prefix, tensor[t].name, tensor[t].a, tensor[t].b,
+                                  tensor[t].out);
+        else if (tensor[t].what == ALWAYS || c->attention_bias)
             status = visit_in(l, prefix, tensor[t].name, tensor[t].a, tensor[t].b, tensor[t].out);
     }
     if (status != Q3_OK) return status;
@@ -481,12 +576,14 @@ static q3_status walk_ends(loader *l)
     bool has_head = q3_find_item(l->list, "lm_head.weight") != NULL;
     q3_status status = Q3_OK;
     if (all || l->first_layer == 0 || (last && tied))
-        status = visit(l, "model.embed_tokens.weight", c->vocab_size, c->hidden_size, 0,
+        status = visit(l, PLAIN, "model.embed_tokens.weight", c->vocab_size, c->hidden_size, 0,
                        &w->embed_tokens);
     if (!all && !last) return status;
-    if (status == Q3_OK) status = visit(l, "model.norm.weight", c->hidden_size, 0, 0, &w->norm);
-    if (status == Q3_OK && (!tied || has_head))
-        status = visit(l, "lm_head.weight", c->vocab_size, c->hidden_size, 0, &head);
+    if (status == Q3_OK) status = visit_in(l, "", "model.norm.weight", c->hidden_size, 0, &w->norm);
+    if (status == Q3_OK && !tied)
+        status = visit_linear(l, "", "lm_head", c->vocab_size, c->hidden_size, &head);
+    else if (status == Q3_OK && has_head)
+        status = visit_in(l, "", "lm_head.weight", c->vocab_size, c->hidden_size, &head);
     if (status == Q3_OK && l->walk == WALK_FILL) {
         if (tied && has_head) status = check_tied(l, head);
         w->lm_head = tied ? w->embed_tokens : head;
@@ -501,6 +598,7 @@ static q3_status walk_model(loader *l)
     size_t i = l->walk == WALK_NAMES ? 0 : l->first_layer;
     size_t end = l->walk == WALK_NAMES ? c->num_hidden_layers : l->end_layer;
     q3_mlp *experts = l->model->experts;
+    choose_near(l, "lm_head");
     q3_status status = walk_ends(l);
     for (; status == Q3_OK && i < end; i++) {
         q3_layer unused = {0};
@@ -515,13 +613,24 @@ static q3_status walk_model(loader *l)
 
 /* ==== Loading ================================================================================= */
 
+/* Of scales: why there should be none. */
+static const char *why_unknown(const loader *l, const char *name)
+{
+    static const char end[] = ".weight_scale_inv";
+    size_t length = strlen(name), own = sizeof end - 1;
+    if (length < own || strcmp(name + (length - own), end) != 0) return "";
+    return l->near.used ? ": modules_to_not_convert names its module, or that is no Linear"
+                        : ": config.json has no quantization_config";
+}
+
 /* Every listed tensor is one of the model's. */
 static q3_status check_unknown(const loader *l)
 {
     for (size_t i = 0; l->list->expected < l->list->count && i < l->list->count; i++) {
-        if (!l->list->items[i].expected)
-            return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: the model has no such tensor",
-                           l->list->path, l->list->items[i].name);
+        const q3_item *it = &l->list->items[i];
+        if (!it->expected)
+            return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: the model has no such tensor"
+                           "%s", l->list->path, it->name, why_unknown(l, it->name));
     }
     return Q3_OK;
 }
@@ -532,13 +641,15 @@ static q3_status make_tables(loader *l)
     const q3_config *c = &l->model->config.config;
     size_t sparse = 0;
     for (size_t i = l->first_layer; i < l->end_layer; i++) sparse += q3_layer_is_sparse(c, i);
-    size_t experts = c->num_experts > 0 && sparse <= SIZE_MAX / c->num_experts
+    size_t experts = c->num_experts > 0 && sparse <= SIZE_MAX / 4 / c->num_experts
                    ? sparse * c->num_experts : 0;
+    size_t maps = l->near.used ? 1 + 7 * c->num_hidden_layers + 3 * experts : 0;
     l->model->layers = calloc(c->num_hidden_layers + 1, sizeof *l->model->layers);
     l->model->experts = calloc(experts + 1, sizeof *l->model->experts);
     if (l->model->gguf != NULL)
         l->model->slices = calloc(3 * experts + 1, sizeof *l->model->slices);
-    if (l->model->layers == NULL || l->model->experts == NULL ||
+    l->next = l->model->quantized = calloc(maps + 1, sizeof *l->model->quantized);
+    if (l->model->layers == NULL || l->model->experts == NULL || l->next == NULL ||
         (l->model->gguf != NULL && l->model->slices == NULL) ||
         !q3_hints_init(&l->model->hints, l->first_layer, l->end_layer, c->num_experts))
         return q3_no_memory(l->error, l->list->path);
@@ -589,7 +700,11 @@ q3_status q3_model_load(q3_model *model, q3_dtype *dtype, size_t first_layer, si
     Q3_CHECK(!model->loaded && first_layer <= end_layer &&
              end_layer <= model->config.config.num_hidden_layers);
     Q3_CHECK(*dtype == Q3_AUTO || *dtype == Q3_F32 || *dtype == Q3_BF16 || *dtype == Q3_F16);
-    q3_status status = load(&l);
+    const q3_fp8 *fp8 = &model->config.fp8;
+    l.near = *fp8;
+    l.near.kept = calloc(fp8->kept_count + 1, sizeof *l.near.kept);
+    q3_status status = l.near.kept != NULL ? load(&l) : q3_no_memory(error, model->config_path);
+    free(l.near.kept);
     q3_listing_forget(&model->list);
     if (status != Q3_OK) {
         forget_weights(model);

@@ -438,16 +438,13 @@ static bool read_switches(const source *s, q3_config *c)
 /* Keys that a configuration must have, must not have, or that have one value only. */
 static bool check_fixed(const source *s)
 {
-    static const char *const absent[] = {"quantization_config", "per_layer_config",
-                                         "attention_chunk_size"};
+    static const char *const absent[] = {"per_layer_config", "attention_chunk_size"};
     if (!is_string(s, find(s, "model_type"), "qwen3_moe"))
         return refuse(s, "model_type", "\"qwen3_moe\"");
     if (find(s, "hidden_act") != 0 && !is_string(s, find(s, "hidden_act"), "silu"))
         return refuse(s, "hidden_act", "\"silu\"");
-    for (size_t i = 0; i < sizeof absent / sizeof *absent; i++) {
-        if (find(s, absent[i]) != 0 && (i == 0 || find_value(s, absent[i]) != 0))
-            return refuse(s, absent[i], "no such key");
-    }
+    for (size_t i = 0; i < sizeof absent / sizeof *absent; i++)
+        if (find_value(s, absent[i]) != 0) return refuse(s, absent[i], "no such key");
     return true;
 }
 
@@ -511,6 +508,127 @@ static q3_status read_mlp_only(const source *s, q3_config *c, size_t **list)
     c->mlp_only_layers = *list = layers;
     c->mlp_only_count = kept;
     return Q3_OK;
+}
+
+/* ==== Quantisation ============================================================================ */
+
+/* A key that Hugging Face's fp8 does not know may change what the weights are. */
+static bool refuse_key(const source *s, uint32_t key)
+{
+    q3_json_fail(s->j, key, "quantization_config", "keys of Hugging Face's fp8 alone", s->error);
+    return false;
+}
+
+/* Refuses what Hugging Face's fp8 has and this has not. */
+static bool check_fp8_keys(const source *s)
+{
+    static const char *const known[] = {
+        "quant_method", "fmt", "activation_scheme", "weight_block_size", "modules_to_not_convert",
+        "scale_fmt", "dequantize" /* how Hugging Face loads, not what the file has */,
+        "modules_to_convert", "ignored_layers"};
+    uint32_t key = s->object + 1;
+    for (uint32_t i = 0; i < s->j->nodes[s->object].count; i++, key = s->j->nodes[key + 1].next) {
+        bool found = false;
+        for (size_t k = 0; !found && k < sizeof known / sizeof *known; k++)
+            found = q3_json_equal(s->j, key, known[k]);
+        if (!found)
+            return refuse_key(s, key);
+    }
+    if (find(s, "fmt") != 0 && !is_string(s, find(s, "fmt"), "e4m3"))
+        return refuse(s, "fmt", "\"e4m3\", or no such key");
+    if (find(s, "activation_scheme") != 0 &&
+        !is_string(s, find(s, "activation_scheme"), "dynamic"))
+        return refuse(s, "activation_scheme", "\"dynamic\": scales of activations are not read");
+    if (find(s, "scale_fmt") != 0 && !is_string(s, find(s, "scale_fmt"), "float"))
+        return refuse(s, "scale_fmt", "\"float\", or no such key");
+    if (find_value(s, "modules_to_convert") != 0)
+        return refuse(s, "modules_to_convert", "null, or no such key: 4.x ignores it");
+    if (find_value(s, "ignored_layers") != 0)
+        return refuse(s, "ignored_layers", "null, or no such key (modules_to_not_convert): 4.x "
+                      "ignores it");
+    return true;
+}
+
+/* Rows and columns that share a scale. */
+static bool read_blocks(const source *s, q3_fp8 *fp8)
+{
+    static const char key[] = "weight_block_size";
+    uint32_t list = find(s, key);
+    uint64_t rows = 128, columns = 128;
+    if (list != 0 && (q3_json_type_of(s->j, list) != Q3_JSON_ARRAY ||
+                      s->j->nodes[list].count != 2 || !q3_json_uint(s->j, list + 1, &rows) ||
+                      !q3_json_uint(s->j, list + 2, &columns) || rows == 0 || columns == 0 ||
+                      rows > LARGEST || columns > LARGEST))
+        return refuse(s, key, "two integers from 1 to 2147483647");
+    fp8->block_rows = (size_t)rows;
+    fp8->block_columns = (size_t)columns;
+    return true;
+}
+
+/* Names of modules that are not quantised. 4.x looks for each as a text inside the module's name,
+ * 5.x takes it as a regular expression at its beginning, or as its end. */
+static q3_status read_kept(const source *s, q3_fp8 *fp8)
+{
+    static const char key[] = "modules_to_not_convert";
+    uint32_t list = find_value(s, key), value = list + 1;
+    if (list == 0) return Q3_OK;
+    if (q3_json_type_of(s->j, list) != Q3_JSON_ARRAY)
+        return q3_json_fail(s->j, list, key, "a list of names of modules, or null", s->error);
+    uint32_t count = s->j->nodes[list].count;
+    const q3_json_node *node = &s->j->nodes[list];
+    fp8->listed = true;
+    fp8->kept = calloc((size_t)count + 1, sizeof *fp8->kept);
+    char *at = fp8->texts = malloc((size_t)(node->end - node->start) + 1);
+    if (fp8->kept == NULL || at == NULL) return q3_no_memory(s->error, s->j->name);
+    for (uint32_t i = 0; i < count; i++, value = s->j->nodes[value].next) {
+        const char *name = q3_json_type_of(s->j, value) == Q3_JSON_STRING
+                         ? q3_json_keep(s->j, value, &at) : NULL;
+        if (name == NULL || name[0] == 0 || strpbrk(name, "*+?^$|\\()[]{}") != NULL)
+            return q3_json_fail(s->j, value, key, "names of modules: 4.x takes them as text, 5.x "
+                                "as regular expressions", s->error);
+        fp8->kept[fp8->kept_count++] = name;
+    }
+    return Q3_OK;
+}
+
+/* quantization_config: of its kinds fp8 is read. */
+static q3_status read_quantization(const source *s, q3_fp8 *fp8)
+{
+    static const char key[] = "quantization_config";
+    uint32_t node = find(s, key);
+    source in = {s->j, node, "quantization_config.", s->error};
+    if (node == 0) return Q3_OK;
+    if (q3_json_type_of(s->j, node) != Q3_JSON_OBJECT)
+        return q3_json_fail(s->j, node, key, "an object, or no such key", s->error);
+    if (!is_string(s, find(&in, "quant_method"), "fp8"))
+        return q3_json_fail(s->j, find(&in, "quant_method"), "quantization_config.quant_method",
+                            "\"fp8\": no other quantised layout of a model folder is read",
+                            s->error);
+    fp8->used = true;
+    if (!check_fp8_keys(&in) || !read_blocks(&in, fp8)) return Q3_ERROR_INPUT;
+    return read_kept(&in, fp8);
+}
+
+/* Whether a module's name begins with what 5.x takes as a regular expression. */
+static bool begins_with(const char *module, const char *pattern)
+{
+    for (; *pattern != 0; module++, pattern++)
+        if (*module == 0 || (*pattern != *module && *pattern != '.')) return false;
+    return true;
+}
+
+bool q3_fp8_keeps(const q3_fp8 *fp8, const char *module, bool version_5)
+{
+    if (!fp8->listed) return strcmp(module, "lm_head") == 0;
+    for (size_t i = 0; i < fp8->kept_count; i++) {
+        const char *name = fp8->kept[i];
+        size_t length = strlen(module), end = strlen(name);
+        bool found = version_5 ? begins_with(module, name) ||
+                                 (end <= length && strcmp(module + (length - end), name) == 0)
+                               : strstr(module, name) != NULL;
+        if (found) return true;
+    }
+    return false;
 }
 
 /* ==== The configuration as a line of JSON ===================================================== */
@@ -646,19 +764,21 @@ q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error
         !read_switches(&s, &f.config) || !read_dtype(&s, &f.dtype) || !read_rope(&s, &f.config))
         return Q3_ERROR_INPUT;
     q3_status status = read_mlp_only(&s, &f.config, &f.mlp_only_layers);
-    if (status != Q3_OK) return status;
-    f.json = q3_config_json(&f.config);
-    if (f.json == NULL) {
+    if (status == Q3_OK) status = read_quantization(&s, &f.fp8);
+    if (status == Q3_OK) f.json = q3_config_json(&f.config);
+    if (status == Q3_OK && f.json == NULL) status = q3_no_memory(error, j->name);
+    if (status == Q3_OK)
+        *file = f;
+    else
         q3_config_free(&f);
-        return q3_no_memory(error, j->name);
-    }
-    *file = f;
-    return Q3_OK;
+    return status;
 }
 
 void q3_config_free(q3_config_file *file)
 {
     free(file->mlp_only_layers);
+    free(file->fp8.kept);
+    free(file->fp8.texts);
     free(file->json);
     *file = (q3_config_file){0};
 }

@@ -67,7 +67,7 @@ Q3_PRIVATE_API void q3_output_abandon(q3_output *output);
 /* ==== Safetensors ============================================================================= */
 
 /* As q3_tensors_open, but a tensor of another dtype is no error: its entry has dtype Q3_AUTO and no
- * values. */
+ * values. F8_E4M3, which no tap is stored in, counts as another one. */
 Q3_PRIVATE_API q3_status q3_tensors_open_any(q3_tensors **tensors, const char *path,
                                              q3_error *error);
 
@@ -84,11 +84,22 @@ Q3_PRIVATE_API void q3_model_chosen(const q3_model *model, size_t layer, const i
 
 /* ==== config.json ============================================================================= */
 
+/* quantization_config of an fp8 checkpoint (MODEL.md section 2): which weights are quantised. */
+typedef struct q3_fp8 {
+    bool used;         /* there is one */
+    bool listed;       /* modules_to_not_convert is there; else lm_head alone is kept */
+    size_t block_rows, block_columns; /* of a weight, that share a scale */
+    const char **kept; /* [kept_count], owned */
+    size_t kept_count;
+    char *texts;       /* owned: theirs */
+} q3_fp8;
+
 typedef struct q3_config_file {
     q3_config config;        /* config.mlp_only_layers is the next field */
     size_t *mlp_only_layers; /* owned: ascending, each once, those in range */
     char *json;              /* owned: q3_model_config_json */
     q3_dtype dtype;          /* dtype or torch_dtype; Q3_AUTO if neither is there */
+    q3_fp8 fp8;
 } q3_config_file;
 
 /* The config as q3_model_config_json has it, in new memory; NULL: no memory. */
@@ -96,6 +107,10 @@ Q3_PRIVATE_API char *q3_config_json(const q3_config *config);
 /* Reads a parsed config.json; *file is written on success alone. */
 Q3_PRIVATE_API q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error);
 Q3_PRIVATE_API void q3_config_free(q3_config_file *file);
+
+/* Whether transformers (5.x, or 4.x) leaves the module of this name, a Linear's without ".weight",
+ * as it is. */
+bool q3_fp8_keeps(const q3_fp8 *fp8, const char *module, bool version_5);
 
 /* Whether RoPE can be computed with these parameters, which may be each in its range and too much
  * together: dynamic RoPE raises theta where a run is longer than max_position_embeddings (most);

@@ -8,13 +8,14 @@
  *
  * Read strictly: the tensors fill the rest of the file, without holes and without overlaps. */
 #include "host/files.h"
+#include "host/quants.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define DTYPES_TEXT "dtype F64, F32, BF16, F16, I64 or I32"
+#define DTYPES_TEXT "dtype F64, F32, BF16, F16, F8_E4M3, I64 or I32"
 #define MOST_AXES (sizeof ((q3_entry *)0)->shape / sizeof *((q3_entry *)0)->shape)
 
 /* False if it does not fit 64 bits, even where another axis is 0. */
@@ -43,7 +44,7 @@ struct q3_tensors {
     size_t metadata_count;
     char *texts; /* names and metadata, each ended by 0 */
     char *text_end; /* where the next one goes */
-    bool any_dtype; /* tensors of other dtypes are no error */
+    bool any_dtype; /* tensors of other dtypes, and of F8_E4M3, have no values, and are no error */
 };
 
 void q3_tensors_close(q3_tensors *tensors)
@@ -137,7 +138,8 @@ static q3_status read_entry(q3_tensors *t, uint32_t key, q3_entry *entry, uint64
         return q3_json_fail(j, object, entry->name, "an object", error);
     entry->dtype = Q3_AUTO;
     for (q3_dtype d = (q3_dtype)0; dtype != 0 && d < Q3_AUTO; d++)
-        if (q3_json_equal(j, dtype, q3_dtype_code(d))) entry->dtype = d;
+        if (q3_json_equal(j, dtype, q3_dtype_code(d)) && (d != Q3_F8 || !t->any_dtype))
+            entry->dtype = d;
     bool other = t->any_dtype && dtype != 0 && q3_json_type_of(j, dtype) == Q3_JSON_STRING;
     if (entry->dtype == Q3_AUTO && !other)
         return q3_json_fail(j, dtype, entry->name, DTYPES_TEXT, error);
@@ -343,6 +345,13 @@ void q3_entry_floats(float *values, const q3_entry *entry, uint64_t first, size_
 {
     check_piece(entry, first, count);
     Q3_CHECK(entry->dtype != Q3_I32 && entry->dtype != Q3_I64);
+    if (entry->dtype == Q3_F8) {
+        static const uint8_t one[] = {0, 0, 0x80, 0x3F};
+        q3_quantized codes = q3_fp8_weight(entry->data, SIZE_MAX, (q3_tensor){one, Q3_F32}, 1,
+                                           SIZE_MAX);
+        q3_widen(values, (q3_tensor){&codes, Q3_QUANTIZED}, (size_t)first, count, Q3_F32);
+        return;
+    }
     if (entry->dtype != Q3_F64) {
         q3_tensor tensor = {entry->data, entry->dtype};
         q3_widen(values, tensor, (size_t)first, count, Q3_F32);
@@ -391,7 +400,7 @@ static bool place(q3_writer *w, const q3_entry *entries)
     for (size_t size = 8; size >= 2; size /= 2) {
         for (size_t i = 0; i < w->count; i++) {
             placed *p = &w->tensors[i];
-            Q3_CHECK(entries[i].dtype < Q3_AUTO && entries[i].rank <= MOST_AXES);
+            Q3_CHECK(entries[i].dtype < Q3_F8 && entries[i].rank <= MOST_AXES);
             if (q3_dtype_size(entries[i].dtype) != size) continue;
             if (!count_elements(&entries[i], &p->elements) ||
                 p->elements > (INT64_MAX - w->end) / size)

@@ -221,6 +221,7 @@ static const dtype_row dtypes[Q3_AUTO] = {
     [Q3_F32] = {"float32", "F32", 4}, [Q3_BF16] = {"bfloat16", "BF16", 2},
     [Q3_F16] = {"float16", "F16", 2}, [Q3_F64] = {"float64", "F64", 8},
     [Q3_I32] = {"int32", "I32", 4},   [Q3_I64] = {"int64", "I64", 8},
+    [Q3_F8] = {"float8_e4m3fn", "F8_E4M3", 1},
 };
 
 static const dtype_row *dtype_of(q3_dtype dtype)

@@ -70,8 +70,8 @@ Q3_PRIVATE_API char *q3_join(const char *a, const char *b, const char *c);
 
 /* ==== Names and shapes ======================================================================== */
 
-/* "float32", "bfloat16", "float16", as Hugging Face calls them; "float64", "int32", "int64". Not of
- * Q3_AUTO. */
+/* "float32", "bfloat16", "float16", as Hugging Face calls them; "float64", "int32", "int64",
+ * "float8_e4m3fn". Not of Q3_AUTO. */
 Q3_PRIVATE_API const char *q3_dtype_name(q3_dtype dtype);
 /* "F32", "BF16", as safetensors calls them. */
 Q3_PRIVATE_API const char *q3_dtype_code(q3_dtype dtype);

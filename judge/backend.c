@@ -94,10 +94,8 @@ static q3_status read_positions(backend *b, q3_error *error)
  * bits. */
 static bool entry_size(const q3_entry *e, uint64_t *bytes)
 {
-    uint64_t n = e->dtype == Q3_F64 || e->dtype == Q3_I64   ? 8
-                 : e->dtype == Q3_F32 || e->dtype == Q3_I32 ? 4
-                                                            : 2;
-    if (e->dtype >= Q3_AUTO || e->rank > sizeof e->shape / sizeof e->shape[0]) return false;
+    if (e->dtype >= Q3_F8 || e->rank > sizeof e->shape / sizeof e->shape[0]) return false;
+    uint64_t n = q3_dtype_size(e->dtype);
     for (size_t i = 0; i < e->rank; i++) {
         if (e->shape[i] != 0 && n > INT64_MAX / e->shape[i]) return false;
         n *= e->shape[i];

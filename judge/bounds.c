@@ -63,6 +63,15 @@ static double operand_noise(const walk *w, const sum *s, double y)
     return w->partial == 0 ? noise : noise + w->partial * q3_partial_noise(s->n, s->squares, y);
 }
 
+/* 12.7: the same of a linear map; where activations are quantised, errors of at most e each, and of
+ * sums over a group in a tensor core of 14 bits. */
+static double map_noise(const walk *w, const sum *s, double y)
+{
+    if (!q3_quantises(w->accumulate)) return operand_noise(w, s, y);
+    if (s->squares == 0) return 0;
+    return 4 * q3_sqrt(s->squares) + (w->accumulate == Q3_ACCUMULATE_FP8 ? 0x1p-12 * s->size : 0);
+}
+
 /* 12.3: the variance of y from a sum's inputs: independent, plus common. */
 static double sum_var(const sum *s, double y)
 {
@@ -74,7 +83,7 @@ static double sum_var(const sum *s, double y)
 static void bound_sum(row_bound *b, const walk *w, size_t i, const sum *s, double noise, double y)
 {
     b->slack[i] = q3_ulp(y, w->dtype);
-    b->noise[i] = noise * s->size + operand_noise(w, s, y);
+    b->noise[i] = noise * s->size + map_noise(w, s, y);
     b->var[i] = sum_var(s, y);
 }
 

@@ -30,7 +30,8 @@ typedef struct evidence {
     /* of what is not given; NULL: 0, or none */
     const double *var[Q3_TAP_COUNT], *input_var; /* variances, as the walk has them */
     const bool *uncertain;              /* [T]: which experts the token has is not known */
-    double operand, partial;            /* --accumulate and --router, as in the walk */
+    q3_accumulate accumulate;           /* --accumulate and --router, as in the walk */
+    double operand, partial;
     q3_dtype router;
     bool differs;                       /* the verdict is worse than `rounding` */
     double *budget;                     /* multiplications that the run's searches have left; NULL:

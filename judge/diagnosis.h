@@ -10,6 +10,7 @@
  * evaluate.c, attend.c   a layer's forward pass with one mistake in it
  * margins.c    how far from it an honest implementation of the mistake may be
  * edits.c      what an edit makes of values
+ * activations.c   how backends quantise the activations of a quantised weight
  * roundings.c  mistakes inside an operator's rounding */
 #ifndef Q3_JUDGE_DIAGNOSIS_H
 #define Q3_JUDGE_DIAGNOSIS_H
@@ -43,6 +44,9 @@ typedef enum change {
     FILL /* (v) */,
     SQUARED, ROUNDED /* (v: format) */, CAPPED /* (v) */,
     SIGMOID, GELU, GELU_TANH, RELU, HARD_SWISH, ALPHA_SIGMOID,
+    /* Rows that meet a quantised weight: in groups that share a scale, v: of so many, 0: as the
+     * weight's format says */
+    GROUPED_FP8 /* (v) */, GROUPED_FP8_POWERS /* (v) */, GROUPED_Q8 /* (v) */,
     STORED /* (v: format): where a fused kernel stores it; what lies between is not rounded */,
     /* Rows: of heads, of terms of a sum, of slots, of experts */
     FROM_PAIRS, TO_PAIRS, UPPER_KEPT, TRANSPOSED,
@@ -132,6 +136,15 @@ void q3_rounding_weights(float *weights, const float *probs, const float *ids, s
 /* silu of x, and silu of a times b: y[n]. */
 void q3_rounding_silu(float *y, const float *x, size_t n, q3_dtype dtype);
 void q3_rounding_product(float *y, const float *a, const float *b, size_t n, q3_dtype dtype);
+
+/* ==== Quantised activations (activations.c) =================================================== */
+
+typedef enum quantised { NOT_QUANTISED, QUANTISED_FP8, QUANTISED_BLOCKS } quantised;
+/* What the weights are that the tensor in question may be computed from. */
+quantised q3_format_of_weights(const evidence *e);
+/* x[K] as a backend makes it for this weight (GROUPED_FP8 to GROUPED_Q8). As it is where the
+ * weight's format is another. */
+void q3_quantise_activations(float *x, size_t K, q3_tensor weight, change what, double value);
 
 /* ==== Bounds of a mistaken operator (margins.c) =============================================== */
 

@@ -289,7 +289,8 @@ static q3_status fill_lists(q3_judged_run *run, const q3_judge *j, const q3_weig
 q3_status q3_judge_run(q3_judge *judge, const q3_weights *weights, q3_dtype dtype,
                        q3_report **report, q3_error *error)
 {
-    static const char *const accumulate[] = {"", "bf16", "f16", "tf32", "bf16-sums", "f16-sums"};
+    static const char *const accumulate[] = {"", "bf16", "f16", "tf32", "bf16-sums", "f16-sums",
+                                             "fp8", "q8"};
     const q3_judge_options *o = &judge->options;
     const backend *b = &judge->b;
     q3_text lines = {0};

@@ -114,9 +114,13 @@ typedef struct q3_report q3_report; /* see below */
 
 typedef struct q3_judge q3_judge;
 
+/* _FP8: activations are quantised to FP8 before they meet a weight that an fp8 checkpoint
+ * quantises, in groups as wide as its blocks; _Q8: as llama.cpp does it, by the weight's format
+ * (MODEL.md 12.7). */
 typedef enum q3_accumulate {
     Q3_ACCUMULATE_F32, Q3_ACCUMULATE_BF16, Q3_ACCUMULATE_F16, Q3_ACCUMULATE_TF32,
-    Q3_ACCUMULATE_BF16_SUMS, Q3_ACCUMULATE_F16_SUMS /* partial sums too */
+    Q3_ACCUMULATE_BF16_SUMS, Q3_ACCUMULATE_F16_SUMS, /* partial sums too */
+    Q3_ACCUMULATE_FP8, Q3_ACCUMULATE_Q8
 } q3_accumulate;
 
 /* What the other implementation is declared to do, and what is judged of it. {0} is the rule. The

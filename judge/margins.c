@@ -58,6 +58,7 @@ void q3_margin_begin(margin *g, const evidence *e)
     w->T = e->T;
     w->start = e->start;
     w->layer = e->layer;
+    w->accumulate = e->accumulate;
     w->operand = e->operand;
     w->partial = e->partial;
     w->router = e->router;

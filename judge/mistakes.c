@@ -27,12 +27,13 @@ typedef struct item {
  * applies. */
 typedef enum list {
     ITS_OWN,
-    HALVES, OPERANDS, CUTS, THETAS, EPS_DEFAULTS, EPS_VALUES, SCORE_CAPS, LOGIT_CAPS, TAILS, BLOCKS,
-    SPLITS, ONE_OFF, POSITIONS_OFF, WINDOWS, GROUP_COUNTS, EXPERTS,
+    HALVES, OPERANDS, LOADED, CUTS, THETAS, EPS_DEFAULTS, EPS_VALUES, SCORE_CAPS, LOGIT_CAPS, TAILS,
+    BLOCKS, SPLITS, ONE_OFF, POSITIONS_OFF, WINDOWS, GROUP_COUNTS, EXPERTS,
     LISTS, /* behind it: of one value */
     EMBEDDING_SCALE, EMBEDDING_SCALE_IN_D, START, START_IGNORED, ROPE_TYPE, YARN, DERIVED_FACTOR,
     HAS_EPS, NORM_ASKED, NO_SCALE, SCALE_TWICE, NARROW_SCALE, HAS_WINDOW, SEEN_WINDOW, OWN_WINDOW,
-    NORMED, NOT_NORMED, ONE_KTH, LAST_SLOT, FIRST_PLACE, FIRST_APART, LAST_APART, EXPERT_WIDTH
+    NORMED, NOT_NORMED, ONE_KTH, HAS_FP8, HAS_BLOCKS, LAST_SLOT, FIRST_PLACE, FIRST_APART,
+    LAST_APART, EXPERT_WIDTH
 } list;
 
 typedef enum spread {
@@ -106,6 +107,8 @@ static bool only_value(item *i, const evidence *e, list which)
         return (c->sliding_window == 0) == (which == OWN_WINDOW) && i->value > 0 &&
             i->value < (double)e->T;
     case NORMED: return c->norm_topk_prob;
+    case HAS_FP8: return q3_format_of_weights(e) == QUANTISED_FP8;
+    case HAS_BLOCKS: return q3_format_of_weights(e) == QUANTISED_BLOCKS;
     case NOT_NORMED: i->value = 1; return !c->norm_topk_prob;
     case ONE_KTH: i->value = 1 / (double)c->num_experts_per_tok; return true;
     case LAST_SLOT: i->value = (double)c->num_experts_per_tok - 1; return c->num_experts > 0;
@@ -124,6 +127,7 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
 {
     static const double constants[LISTS][10] = { /* up to the first 0 */
         [HALVES] = {1 + FORMAT_BF16, 1 + FORMAT_F16}, /* formats: one more, so that none is 0 */
+        [LOADED] = {1 + FORMAT_BF16, 1 + FORMAT_F16},
         [OPERANDS] = {1 + FORMAT_BF16, 1 + FORMAT_TF32, 1 + FORMAT_TF32_AWAY, 1 + FORMAT_TF32_CUT,
                       1 + FORMAT_F16},
         [CUTS] = {1 + FORMAT_BF16_CUT, 1 + FORMAT_TF32_CUT, 1 + FORMAT_F16_CUT},
@@ -140,7 +144,8 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
     static const char *const names[][8] = { /* by format */
         [HALVES] = {[FORMAT_BF16] = "bfloat16", [FORMAT_F16] = "float16"},
         [OPERANDS] = {"bf16", "f16", "tf32", "tf32", "tf32"}, /* --accumulate's */
-                [CUTS] = {[FORMAT_BF16_CUT] = "bfloat16", [FORMAT_F16_CUT] = "float16",
+        [LOADED] = {"bf16", "f16"},
+        [CUTS] = {[FORMAT_BF16_CUT] = "bfloat16", [FORMAT_F16_CUT] = "float16",
                   [FORMAT_TF32_CUT] = "tf32"},
     };
     const q3_config *c = e->config;
@@ -150,6 +155,8 @@ static bool value_of(item *i, const evidence *e, list which, size_t n)
     if (n < 10) i->value = constants[which][n];
     bool more = n < 10 && i->value != 0;
     switch ((int)which) {
+    case LOADED:
+        if (q3_format_of_weights(e) == NOT_QUANTISED) return false; /* fall through */
     case HALVES: case OPERANDS: case CUTS:
         if (more) i->name = names[which][(size_t)--i->value];
         i->skipped = which == CUTS && e->dtype != Q3_F32 &&
@@ -519,8 +526,23 @@ static const row projections[] = {
      .carry = 2},
 };
 
-/* Of any linear map: at each in turn, then at all of the experts'. */
 #define EVERY ~(uint64_t)0
+
+/* Of a linear map whose weight is quantised: at each in turn, then at all. */
+static const row quantised_maps[] = {
+    {"quantised weights rounded to %n as they are loaded, declare --accumulate %n", EVERY,
+     ON(WEIGHT, ROUNDED), .over = LOADED},
+    {"activations quantised to fp8, declare --accumulate fp8", EVERY, ON(ARG_1, GROUPED_FP8),
+     .over = HAS_FP8},
+    {"activations quantised to fp8 with powers of two as scales, declare --accumulate fp8", EVERY,
+     ON(ARG_1, GROUPED_FP8_POWERS), .over = HAS_FP8},
+    {"activations quantised to 8 bits, declare --accumulate q8", EVERY, ON(ARG_1, GROUPED_Q8),
+     .over = HAS_BLOCKS},
+    {"activations quantised to 8 bits in blocks of 32, declare --accumulate q8", EVERY,
+     ON(ARG_1, GROUPED_Q8), .over = HAS_BLOCKS, .value = 32},
+};
+
+/* Of any linear map: at each in turn, then at all of the experts'. */
 static const row maps[] = {
     {"weight transposed", EVERY, ON(WEIGHT, TRANSPOSED)},
     {"bias missing", EVERY, ON(BIAS, MISSING)},
@@ -584,13 +606,31 @@ static void plan_norms(diagnosis *d)
     }
 }
 
+static bool is_map(const q3_node *node)
+{
+    return node != NULL && (node->op == Q3_OP_LINEAR || node->op == Q3_OP_EXPERT_LINEAR);
+}
+
+static void plan_quantised_maps(diagnosis *d)
+{
+    uint64_t all = 0;
+    for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
+        char name[Q3_TAP_NAME_SIZE + 4];
+        if (!is_map(q3_graph_node(d->e->config, (q3_tap_id)i, d->e->layer))) continue;
+        all |= TAP_BIT(i);
+        plan_rows(d, ROWS(quantised_maps), TAP_BIT(i), TOGETHER,
+                  operator_name(name, d->e, (q3_tap_id)i));
+    }
+    plan_rows(d, ROWS(quantised_maps), all, TOGETHER, "every linear map: ");
+}
+
 static void plan_maps(diagnosis *d)
 {
     uint64_t experts = 0;
     for (size_t i = 0; i < Q3_TAP_COUNT; i++) {
         char name[Q3_TAP_NAME_SIZE + 4];
         const q3_node *node = q3_graph_node(d->e->config, (q3_tap_id)i, d->e->layer);
-        if (node == NULL || (node->op != Q3_OP_LINEAR && node->op != Q3_OP_EXPERT_LINEAR)) continue;
+        if (!is_map(node)) continue;
         if (node->op == Q3_OP_EXPERT_LINEAR) experts |= TAP_BIT(i);
         plan_rows(d, ROWS(maps), TAP_BIT(i), TOGETHER, operator_name(name, d->e, (q3_tap_id)i));
     }
@@ -633,6 +673,7 @@ static void plan_all(diagnosis *d)
     plan_rows(d, ROWS(routers), EVERY, TOGETHER, "");
     plan_rows(d, ROWS(activations), EVERY, TOGETHER, "");
     plan_rows(d, ROWS(sums), EVERY, TOGETHER, "");
+    plan_quantised_maps(d);
     plan_rows(d, ROWS(projections), EVERY, TOGETHER, "");
     plan_maps(d);
     plan_stores(d);

@@ -51,19 +51,39 @@ static void add_sizes(const group *g, q3_dtype dtype)
     q3_run_dots(&dots);
 }
 
-static void add_group(walk *w, const group *g)
+/* What sum (w x)^2 is made of instead of x where activations are quantised: owned; *none: this
+ * weight leaves them as they are. NULL: no memory, unless none. */
+static float *find_errors(const walk *w, const group *g, bool *none)
 {
+    float *errors = malloc((g->rows * g->K + 1) * sizeof *errors);
+    *none = false;
+    for (size_t r = 0; errors != NULL && !*none && r < g->rows; r++)
+        *none = !q3_activation_errors(errors + r * g->K, g->x + r * g->K, g->K, g->weight,
+                                      w->accumulate);
+    if (*none) free(errors);
+    return *none ? NULL : errors;
+}
+
+static bool add_group(walk *w, const group *g)
+{
+    bool none = false, squares = g->squares != NULL;
+    float *errors = squares && q3_quantises(w->accumulate) ? find_errors(w, g, &none) : NULL;
+    const float *terms = errors != NULL ? errors : g->x;
+    if (squares && q3_quantises(w->accumulate) && errors == NULL && !none) return false;
     if (g->size != NULL) add_sizes(g, w->dtype);
-    for (size_t o = 0; o < g->N && (g->squares != NULL || g->spread != NULL); o++) {
+    if (none) memset(g->squares, 0, g->rows * g->N * sizeof *g->squares);
+    squares = squares && !none;
+    for (size_t o = 0; o < g->N && (squares || g->spread != NULL); o++) {
         q3_widen(w->weight_row, g->weight, o * g->K, g->K, w->dtype);
         for (size_t r = 0; r < g->rows; r++) {
-            const float *x = g->x + r * g->K;
-            if (g->squares != NULL)
-                g->squares[r * g->N + o] = sum_squares(w->weight_row, x, NULL, g->K);
+            size_t at = r * g->K, to = r * g->N + o;
+            if (squares) g->squares[to] = sum_squares(w->weight_row, terms + at, NULL, g->K);
             if (g->spread != NULL)
-                g->spread[r * g->N + o] = sum_squares(w->weight_row, x, g->var + r * g->K, g->K);
+                g->spread[to] = sum_squares(w->weight_row, g->x + at, g->var + at, g->K);
         }
     }
+    free(errors);
+    return true;
 }
 
 /* ==== A block of tokens ======================================================================= */
@@ -120,7 +140,7 @@ static void gathered_free(gathered *g)
 }
 
 /* One expert's slots, of which `each` share a row of x. */
-static void add_expert(walk *w, gathered *g, const group *all, q3_tensor weight, size_t each)
+static bool add_expert(walk *w, gathered *g, const group *all, q3_tensor weight, size_t each)
 {
     double *const to[3] = {all->size, all->squares, all->spread};
     size_t K = all->K, N = all->N;
@@ -132,10 +152,11 @@ static void add_expert(walk *w, gathered *g, const group *all, q3_tensor weight,
         memcpy(g->x + i * K, all->x + row, K * sizeof *g->x);
         if (all->var != NULL) memcpy(g->var + i * K, all->var + row, K * sizeof *g->var);
     }
-    add_group(w, &own);
+    if (!add_group(w, &own)) return false;
     for (size_t k = 0; k < 3; k++)
         for (size_t i = 0; to[k] != NULL && i < g->n; i++)
             memcpy(to[k] + g->slots[i] * N, g->results[k] + i * N, N * sizeof **to);
+    return true;
 }
 
 /* Expert by expert; ids of the block's slots. */
@@ -149,7 +170,7 @@ static bool add_experts(walk *w, const q3_node *node, const group *all, const fl
         for (size_t i = 0; i < slots; i++)
             if (ids[i] == (float)e) g.slots[g.n++] = i;
         if (g.n > 0)
-            add_expert(w, &g, all, q3_graph_weight(node, w->weights, w->layer, e), each);
+            good = add_expert(w, &g, all, q3_graph_weight(node, w->weights, w->layer, e), each);
     }
     gathered_free(&g);
     return good;
@@ -167,7 +188,7 @@ static bool fill_block(walk *w, const q3_node *node, size_t t, float *y)
     size_t until = s->until != 0 ? s->until : w->T;
     if (count > until - t) count = until - t;
     const double *var = w->var[node->from[0]] + t * in;
-    bool came = any(var, count * in), squares = w->operand != 0;
+    bool came = any(var, count * in), squares = w->accumulate != Q3_ACCUMULATE_F32;
     s->id = node->id, s->first = s->end = t;
     if (!make_room(s, count * row, squares, came)) return false;
     group g = {.N = row, .K = in, .rows = count, .x = w->tap[node->from[0]] + t * in,
@@ -177,8 +198,7 @@ static bool fill_block(walk *w, const q3_node *node, size_t t, float *y)
     s->end = t + count;
     if (!experts) {
         g.weight = q3_graph_weight(node, w->weights, w->layer, 0);
-        add_group(w, &g);
-        return true;
+        return add_group(w, &g);
     }
     bool by_slot = q3_tap_of_experts(node->from[0]);
     g.N = row / A;
@@ -195,7 +215,7 @@ bool q3_sums_row(row_sums *out, walk *w, const q3_node *node, size_t t)
     if (!here && !fill_block(w, node, t, NULL)) return false;
     size_t at = (t - s->first) * row;
     out->size = s->size + at;
-    out->squares = w->operand != 0 ? s->squares + at : NULL;
+    out->squares = w->accumulate != Q3_ACCUMULATE_F32 ? s->squares + at : NULL;
     out->spread = s->has_spread ? s->spread + at : NULL;
     return true;
 }

@@ -162,6 +162,7 @@ static void fill_evidence(evidence *e, const judging *j, const trial *r)
     e->input = w->input;
     e->input_var = w->input_var;
     e->uncertain = w->uncertain;
+    e->accumulate = w->accumulate;
     e->operand = w->operand;
     e->partial = w->partial;
     e->router = w->router;
@@ -608,7 +609,7 @@ static void judge_whole(judging *j, const q3_tap *tap)
 /* Rows of a block, which takes 16 MB with its sums; blocks are as equal as can be. */
 static size_t logits_at_once(const walk *w)
 {
-    size_t kinds = 1U + (w->operand != 0) + !w->given[Q3_TAP_NORM];
+    size_t kinds = 1U + (w->accumulate != Q3_ACCUMULATE_F32) + !w->given[Q3_TAP_NORM];
     size_t row = w->config->vocab_size * (sizeof(float) + kinds * sizeof(double));
     size_t rows = ((size_t)16 << 20) / row, all = w->T - w->past;
     if (rows == 0) rows = 1;
@@ -785,7 +786,8 @@ static double unit_roundoff(q3_accumulate accumulate)
     case Q3_ACCUMULATE_BF16: case Q3_ACCUMULATE_BF16_SUMS: return 0x1p-9;
     case Q3_ACCUMULATE_F16: case Q3_ACCUMULATE_F16_SUMS: return 0x1p-11;
     case Q3_ACCUMULATE_TF32: return 0x1p-10; /* cut off, not rounded, by some */
-    case Q3_ACCUMULATE_F32: default: return 0;
+    case Q3_ACCUMULATE_Q8: return 0x1p-11; /* a cache in float16 rounds queries and probabilities */
+    case Q3_ACCUMULATE_F32: case Q3_ACCUMULATE_FP8: default: return 0;
     }
 }
 
@@ -861,6 +863,7 @@ static q3_status walk_once(q3_text *lines, const q3_config *config, const q3_wei
     j->w.past = run->rows - run->chunk;
     j->w.start = run->start;
     j->w.router = options->router;
+    j->w.accumulate = options->accumulate;
     j->w.operand = unit_roundoff(options->accumulate);
     j->w.partial = options->accumulate >= Q3_ACCUMULATE_BF16_SUMS ? j->w.operand : 0;
     j->b = b;

@@ -6,6 +6,7 @@
  *   memory.c      what the walk keeps
  *   logits.c      our logits, where they are asked for
  *   sums.c        the sums over weights that bounds need
+ *   activations.c activations that are quantised before these sums
  *   bounds.c      what honest arithmetic may make of each element (MODEL.md section 12 derives it)
  *   statistics.c  how two tensors differ: figures that need no model */
 #ifndef Q3_JUDGE_WALK_H
@@ -28,7 +29,8 @@ typedef struct map_sums {
 } map_sums;
 
 /* Of one token's row: sum |w||x|, sum (w x)^2 and sum w^2 var(x) of each element. NULL: no
- * --accumulate asks for it; no variance came in. */
+ * --accumulate asks for it; no variance came in. Where activations are quantised (fp8, q8) squares
+ * is sum (w e)^2, e being how far off x may be. */
 typedef struct row_sums {
     const double *size, *squares, *spread;
 } row_sums;
@@ -47,8 +49,9 @@ typedef struct walk {
     size_t past;              /* of the T: tokens before the file's first, of which nothing is
                                * known but keys and values; start is the position of the first of
                                * them */
-    /* --accumulate: unit of what enters and leaves the sums; 0: float32 */
-    double operand;
+    q3_accumulate accumulate;
+    double operand;           /* what it says of operands and results of sums: their unit; 0:
+                               * float32. Of fp8 and q8: but for linear maps */
     double partial;           /* the same of their partial sums */
     size_t ahead;             /* keys behind its own that a token sees: none, but by mistake */
     size_t layer;
@@ -86,6 +89,13 @@ void q3_sums_forget(walk *w);
 /* The block of tokens t, t + 1, ... of lm_head, and y[count,V], their logits, as q3_logits_rows. */
 bool q3_sums_logits(float *y, walk *w, size_t t, size_t count);
 void q3_sums_free(walk *w);
+
+/* activations.c: how far each of x[K] may be off where a backend quantises it for this weight, as
+ * declared (Q3_ACCUMULATE_FP8 or _Q8). False: not at all, and errors are not written. */
+bool q3_activation_errors(float *errors, const float *x, size_t K, q3_tensor weight,
+                          q3_accumulate declared);
+/* Whether that is what is declared. */
+bool q3_quantises(q3_accumulate declared);
 
 /* Our logits [count,V] of tokens t, t + 1, ...; the last norm is final. And those of all of the
  * file's tokens for q3_match_rows. */

@@ -349,7 +349,7 @@ static const failure bad_checks[] = {
     {"check tiny w/fault --kv bf16", "--kv: found bf16, expected float16 or bfloat16"},
     {"check tiny w/fault --kv float32", "--kv: found float32, expected float16 or bfloat16"},
     {"check tiny w/fault --accumulate bfloat16",
-     "--accumulate: found bfloat16, expected bf16, f16, tf32, bf16-sums or f16-sums"},
+     "--accumulate: found bfloat16, expected bf16, f16, tf32, bf16-sums, f16-sums, fp8 or q8"},
     {"check tiny w/fault --layers 2:6", "--layers: found 2:6, expected A:B with 0 <= A < B <= 5"},
     {"check tiny w/fault --tokens 1,2", "w/fault: found 24 tokens, expected 2 as given"},
     {"check tiny w/no_ids",

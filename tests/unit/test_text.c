@@ -124,7 +124,8 @@ static void test_names(void)
     static const struct { q3_dtype dtype; const char *name, *code; size_t size; } dtypes[] = {
         {Q3_F32, "float32", "F32", 4}, {Q3_BF16, "bfloat16", "BF16", 2},
         {Q3_F16, "float16", "F16", 2},
-        {Q3_F64, "float64", "F64", 8}, {Q3_I32, "int32", "I32", 4}, {Q3_I64, "int64", "I64", 8}};
+        {Q3_F64, "float64", "F64", 8}, {Q3_I32, "int32", "I32", 4}, {Q3_I64, "int64", "I64", 8},
+        {Q3_F8, "float8_e4m3fn", "F8_E4M3", 1}};
     static const char *const ropes[] = {"default", "linear", "dynamic", "yarn", "llama3"};
     const uint64_t shape[8] = {UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX,
                                UINT64_MAX, UINT64_MAX, UINT64_MAX, UINT64_MAX};
