@@ -569,11 +569,11 @@ static bool read_blocks(const source *s, q3_fp8 *fp8)
  * 5.x takes it as a regular expression at its beginning, or as its end. */
 static q3_status read_kept(const source *s, q3_fp8 *fp8)
 {
-    static const char key[] = "modules_to_not_convert";
-    uint32_t list = find_value(s, key), value = list + 1;
+    static const char thing[] = "quantization_config.modules_to_not_convert";
+    uint32_t list = find_value(s, "modules_to_not_convert"), value = list + 1;
     if (list == 0) return Q3_OK;
     if (q3_json_type_of(s->j, list) != Q3_JSON_ARRAY)
-        return q3_json_fail(s->j, list, key, "a list of names of modules, or null", s->error);
+        return q3_json_fail(s->j, list, thing, "a list of names of modules, or null", s->error);
     uint32_t count = s->j->nodes[list].count;
     const q3_json_node *node = &s->j->nodes[list];
     fp8->listed = true;
@@ -584,7 +584,7 @@ static q3_status read_kept(const source *s, q3_fp8 *fp8)
         const char *name = q3_json_type_of(s->j, value) == Q3_JSON_STRING
                          ? q3_json_keep(s->j, value, &at) : NULL;
         if (name == NULL || name[0] == 0 || strpbrk(name, "*+?^$|\\()[]{}") != NULL)
-            return q3_json_fail(s->j, value, key, "names of modules: 4.x takes them as text, 5.x "
+            return q3_json_fail(s->j, value, thing, "names of modules: 4.x takes them as text, 5.x "
                                 "as regular expressions", s->error);
         fp8->kept[fp8->kept_count++] = name;
     }

@@ -865,7 +865,9 @@ static q3_status walk_once(q3_text *lines, const q3_config *config, const q3_wei
     j->w.router = options->router;
     j->w.accumulate = options->accumulate;
     j->w.operand = unit_roundoff(options->accumulate);
-    j->w.partial = options->accumulate >= Q3_ACCUMULATE_BF16_SUMS ? j->w.operand : 0;
+    bool sums = options->accumulate == Q3_ACCUMULATE_BF16_SUMS ||
+                options->accumulate == Q3_ACCUMULATE_F16_SUMS;
+    j->w.partial = sums ? j->w.operand : 0;
     j->b = b;
     j->options = options;
     j->lines = lines;

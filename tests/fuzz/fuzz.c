@@ -70,6 +70,8 @@ static void fuzz_config(const uint8_t *data, size_t size)
     if (status == Q3_OK) {
         q3_counts counts;
         (void)q3_count(&counts, &file.config);
+        (void)q3_fp8_keeps(&file.fp8, "model.layers.0.mlp.experts", true);
+        (void)q3_fp8_keeps(&file.fp8, "model.layers.0.mlp.experts.0.up_proj", false);
         REQUIRE(q3_json_parse(&again, "line", (const uint8_t *)file.json, strlen(file.json),
                               &error) == Q3_OK);
         REQUIRE(q3_config_read(&second, &again, &error) == Q3_OK &&

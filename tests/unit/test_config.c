@@ -93,6 +93,19 @@ static const struct { const char *add, *drop, *want; } accepted[] = {
     {"\"decoder_sparse_step\":3", "", "\"decoder_sparse_step\":3,"},
     {"\"mlp_only_layers\":null", "", "\"mlp_only_layers\":[],"},
     {"\"mlp_only_layers\":[3,0,-1,4,3,99999999999999999999]", "", "\"mlp_only_layers\":[0,3],"},
+    /* quantised weights */
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e4m3\","
+     "\"activation_scheme\":\"dynamic\",\"weight_block_size\":[128,128]}", "",
+     "{\"attention_bias\":false,"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":null,"
+     "\"modules_to_convert\":null,\"scale_fmt\":\"float\",\"dequantize\":false}", "",
+     "{\"attention_bias\":false,"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":[\"lm_head\","
+     "\"model.layers.0.mlp.gate\"],\"weight_block_size\":[1,2147483647]}", "",
+     "{\"attention_bias\":false,"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":[]}", "",
+     "{\"attention_bias\":false,"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\"}", "", "{\"attention_bias\":false,"},
     /* sliding window */
     {"\"use_sliding_window\":true", "", "\"sliding_window\":4096,"},
     {"\"use_sliding_window\":true,\"sliding_window\":5", "", "\"sliding_window\":5,"},
@@ -256,9 +269,73 @@ static const struct { const char *add, *drop, *want; } refused[] = {
     {"\"hidden_act\":null", "", "hidden_act: found null, expected \"silu\""},
     {"\"model_type\":\"qwen3\"", "", "model_type: found \"qwen3\", expected \"qwen3_moe\""},
     {"", " model_type ", "model_type: found nothing, expected \"qwen3_moe\""},
-    {"\"quantization_config\":{\"quant_method\":\"fp8\"}", "",
-     "quantization_config: found an object, expected no such key"},
-    {"\"quantization_config\":null", "", "quantization_config: found null, expected no such key"},
+    /* quantised weights */
+    {"\"quantization_config\":null", "",
+     "quantization_config: found null, expected an object, or no such key"},
+    {"\"quantization_config\":{}", "",
+     "quantization_config.quant_method: found nothing, expected \"fp8\": no other quantised "
+     "layout of a model folder is read"},
+    {"\"quantization_config\":{\"quant_method\":\"awq\"}", "",
+     "quantization_config.quant_method: found \"awq\", expected \"fp8\": no other quantised "
+     "layout of a model folder is read"},
+    {"\"quantization_config\":{\"quant_method\":\"gptq\"}", "",
+     "quantization_config.quant_method: found \"gptq\", expected \"fp8\": no other quantised "
+     "layout of a model folder is read"},
+    {"\"quantization_config\":{\"quant_method\":\"compressed-tensors\"}", "",
+     "quantization_config.quant_method: found \"compressed-tensors\", expected \"fp8\": no other "
+     "quantised layout of a model folder is read"},
+    {"\"quantization_config\":{\"quant_method\":\"bitsandbytes\"}", "",
+     "quantization_config.quant_method: found \"bitsandbytes\", expected \"fp8\": no other "
+     "quantised layout of a model folder is read"},
+    {"\"quantization_config\":{\"quant_method\":\"mxfp4\"}", "",
+     "quantization_config.quant_method: found \"mxfp4\", expected \"fp8\": no other quantised "
+     "layout of a model folder is read"},
+    {"\"quantization_config\":{\"quant_method\":\"FP8\"}", "",
+     "quantization_config.quant_method: found \"FP8\", expected \"fp8\": no other quantised "
+     "layout of a model folder is read"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\"}", "",
+     "quantization_config.fmt: found \"e5m2\", expected \"e4m3\", or no such key"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"activation_scheme\":\"static\"}", "",
+     "quantization_config.activation_scheme: found \"static\", expected \"dynamic\": scales of "
+     "activations are not read"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"scale_fmt\":\"ue8m0\"}", "",
+     "quantization_config.scale_fmt: found \"ue8m0\", expected \"float\", or no such key"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":null}", "",
+     "quantization_config.weight_block_size: found null, expected two integers from 1 to "
+     "2147483647"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128]}", "",
+     "quantization_config.weight_block_size: found an array, expected two integers from 1 to "
+     "2147483647"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,0]}", "",
+     "quantization_config.weight_block_size: found an array, expected two integers from 1 to "
+     "2147483647"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[2147483648,1]}", "",
+     "quantization_config.weight_block_size: found an array, expected two integers from 1 to "
+     "2147483647"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":\"lm_head\"}",
+     "",
+     "quantization_config.modules_to_not_convert: found \"lm_head\", expected a list of names of "
+     "modules, or null"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":[\"lm_head\","
+     "7]}", "",
+     "quantization_config.modules_to_not_convert: found 7, expected names of modules: 4.x takes "
+     "them as text, 5.x as regular expressions"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"modules_to_not_convert\":[\"\"]}", "",
+     "quantization_config.modules_to_not_convert: found \"\", expected names of modules: 4.x "
+     "takes them as text, 5.x as regular expressions"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\","
+     "\"modules_to_not_convert\":[\"model.layers.*.mlp.gate\"]}", "",
+     "quantization_config.modules_to_not_convert: found \"model.layers.*.mlp.gate\", expected "
+     "names of modules: 4.x takes them as text, 5.x as regular expressions"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\","
+     "\"modules_to_convert\":[\"embed_tokens\"]}", "",
+     "quantization_config.modules_to_convert: found an array, expected null, or no such key: 4.x "
+     "ignores it"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"ignored_layers\":[\"lm_head\"]}", "",
+     "quantization_config.ignored_layers: found an array, expected null, or no such key "
+     "(modules_to_not_convert): 4.x ignores it"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"group_size\":128}", "",
+     "quantization_config: found \"group_size\", expected keys of Hugging Face's fp8 alone"},
     {"\"per_layer_config\":{\"0\":{}}", "",
      "per_layer_config: found an object, expected no such key"},
     {"\"attention_chunk_size\":8", "", "attention_chunk_size: found 8, expected no such key"},
