@@ -462,7 +462,7 @@ static q3_status walk_gguf_experts(loader *l, const char *prefix, q3_mlp *expert
     for (size_t i = 0; i < 3 && status == Q3_OK; i++) {
         char name[128];
         snprintf(name, sizeof name, "%s%s", prefix, names[i]);
-        status = visit(l, name, E, i < 2 ? F : M, i < 2 ? M : F, &all[i]);
+        status = visit(l, PLAIN, name, E, i < 2 ? F : M, i < 2 ? M : F, &all[i]);
     }
     if (status != Q3_OK || l->walk != WALK_FILL) return status;
     q3_quantized *own = l->model->slices + 3 * (experts - l->model->experts);
@@ -471,6 +471,18 @@ static q3_status walk_gguf_experts(loader *l, const char *prefix, q3_mlp *expert
                               slice_gguf(all[1], e * F * M, own + 1),
                               slice_gguf(all[2], e * F * M, own + 2)};
     return Q3_OK;
+}
+
+/* No version of transformers writes packed experts in FP8. */
+static q3_status check_packed(loader *l, const char *prefix, const char *name)
+{
+    char module[128];
+    kind what;
+    snprintf(module, sizeof module, "%s0.gate_proj", prefix);
+    q3_status status = find_kind(l, module, &what);
+    if (status != Q3_OK || what == PLAIN) return status;
+    return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found packed experts in an fp8 "
+                   "checkpoint, expected a tensor for each matrix", l->list->path, name);
 }
 
 /* The experts of a layer: one tensor for each matrix, or, as 5.x keeps them, gate_up_proj [E,2F,M]
@@ -492,7 +504,8 @@ static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
         }
         return status;
     }
-    status = visit(l, PLAIN, name, E, 2 * F, M, &gate_up);
+    status = check_packed(l, prefix, name);
+    if (status == Q3_OK) status = visit(l, PLAIN, name, E, 2 * F, M, &gate_up);
     snprintf(name, sizeof name, "%sdown_proj", prefix);
     if (status == Q3_OK) status = visit(l, PLAIN, name, E, M, F, &down);
     if (status != Q3_OK || l->walk != WALK_FILL) return status;

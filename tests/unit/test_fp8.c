@@ -330,6 +330,11 @@ static void check_faults(void)
     expect("a norm in FP8", FILE_ "model.norm.weight: found dtype float8_e4m3fn, expected float32, "
            "bfloat16 or float16, since modules_to_not_convert names it, or that is no Linear");
     make();
+    put("", "model.layers.0.mlp.experts.gate_up_proj", "F8_E4M3", E, 2 * F * M, false);
+    write_model();
+    expect("packed experts", FILE_ "model.layers.0.mlp.experts.gate_up_proj: found packed experts "
+           "in an fp8 checkpoint, expected a tensor for each matrix");
+    make();
     write_model();
     write_config(NULL);
     expect("no quantization_config", FILE_ "model.layers.0.mlp.experts.0.down_proj.weight_scale_inv"
