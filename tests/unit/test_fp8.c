@@ -54,7 +54,7 @@ static tensor *put(const char *prefix, const char *name, const char *code, size_
 {
     tensor *t = &list.t[list.count++];
     *t = (tensor){.code = code, .rows = rows, .columns = columns};
-    snprintf(t->name, sizeof t->name, "%.40s%.38s", prefix, name);
+    snprintf(t->name, sizeof t->name, "%.36s%.43s", prefix, name);
     t->size = rows * (columns > 0 ? columns : 1) * size_of(code);
     t->bytes = calloc(t->size + 1, 1);
     if (t->bytes == NULL) exit(1);
