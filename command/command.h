@@ -16,7 +16,7 @@ typedef enum option_id {
     OPTION_FREE, OPTION_FROM, OPTION_HTML, OPTION_IDS, OPTION_JSON, OPTION_JSON_FILE,
     OPTION_JSONL, OPTION_JUNIT, OPTION_KV, OPTION_LAYER, OPTION_LAYERS, OPTION_N,
     OPTION_NO_GENERATION_PROMPT, OPTION_NO_THINKING, OPTION_OUTPUT, OPTION_PROMPT,
-    OPTION_REQUIRE, OPTION_ROUTER, OPTION_SEED, OPTION_START, OPTION_STRICT, OPTION_TAPS,
+    OPTION_REQUIRE, OPTION_RESUME, OPTION_ROUTER, OPTION_SEED, OPTION_START, OPTION_STRICT, OPTION_TAPS,
     OPTION_TEMPERATURE, OPTION_TEXT, OPTION_TOKENS, OPTION_TOP_K, OPTION_TOP_P, OPTION_USER,
     OPTION_HELP,
     OPTION_COUNT
@@ -149,7 +149,8 @@ void show_progress(progress *shown, size_t done, size_t all);
 /* A run of session->run, layer by layer. */
 typedef struct layer_pass {
     const char *what;      /* for show_progress */
-    const int32_t *tokens; /* [rows], where the first layer is 0; else session->hidden is filled */
+    const int32_t *tokens; /* [rows], where it starts at layer 0; else session->hidden is filled */
+    size_t begin;          /* 0, or: all tokens are through the layers below this one */
     bool logits;           /* of every token, where the last layer is the model's */
     bool head_only;        /* the tap sees the last layer and what follows alone */
     q3_tap_fn *tap;        /* sees what it would see in one call of q3_forward, but by layers */
@@ -162,6 +163,30 @@ typedef struct layer_pass {
 /* As session_load, but with memory for one layer at a time. */
 q3_status session_load_layers(q3_session *session, const command_line *command, q3_error *error);
 q3_status session_run_layers(const q3_session *session, const layer_pass *pass, q3_error *error);
+
+/* ==== Runs that may be interrupted (resume.c) ================================================= */
+
+/* What a run is, and the file FILE.part.state, which says so beside the unfinished FILE.part: the
+ * layers that are through, and the hidden states that the next one starts from. */
+typedef struct resumable {
+    const q3_session *session;
+    char *part, *path;        /* owned */
+    const char *metadata[24]; /* what the run is: key, value, ..., NULL */
+    size_t pairs;
+} resumable;
+
+/* For a run that writes FILE; what is added must outlive it. */
+q3_status resumable_open(resumable *run, const q3_session *session, const char *file,
+                         q3_error *error);
+void resumable_add(resumable *run, const char *key, const char *value);
+/* *next is the layer to go on with, and session->hidden what it starts from; 0: one of the files is
+ * missing, so nothing was done. An error if they are of another run. */
+q3_status resumable_read(const resumable *run, size_t *next, q3_error *error);
+/* All layers below next are through. */
+q3_status resumable_save(const resumable *run, size_t next, q3_error *error);
+/* The run is complete. */
+void resumable_remove(const resumable *run);
+void resumable_close(resumable *run);
 
 /* ==== Reports (report.c) ====================================================================== */
 

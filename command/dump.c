@@ -2,6 +2,7 @@
 /* dump.c - `qwen3moe dump`: every tap of a run, in one safetensors file. */
 #include "command/command.h"
 
+#include "host/sha256.h"
 #include "host/taps.h"
 
 #include <stdio.h>
@@ -21,6 +22,7 @@ typedef struct dumping {
     const dump_plan *plan;
     const q3_session *session;
     q3_writer *writer;
+    const resumable *resume; /* NULL: without --resume */
     int64_t *integers; /* [chunk * max(A, 1)] */
     size_t T;
     q3_status status;
@@ -240,31 +242,91 @@ static q3_status read_start(const command_line *command, const dump_source *sour
     return status;
 }
 
-/* A layer is through: what was written of it is, too. */
+/* A layer is through, and its tensors are written; first they, then the state go to the disk. */
 static q3_status layer_done(void *user, size_t next, q3_error *error)
 {
-    const dumping *d = user;
-    (void)next, (void)error;
+    dumping *d = user;
+    if (d->status != Q3_OK || d->resume == NULL || next >= d->session->run.end_layer)
+        return d->status;
+    d->status = q3_writer_sync(d->writer, error);
+    if (d->status == Q3_OK) d->status = resumable_save(d->resume, next, error);
     return d->status;
 }
 
-/* The forward pass; write_tap saves what it gives. */
-static q3_status run_layers(dumping *d, const token_list *tokens, const dump_source *source)
+/* The forward pass from layer `next` on (0: from the first); write_tap saves what it gives. */
+static q3_status run_layers(dumping *d, const token_list *tokens, const dump_source *source,
+                            size_t next)
 {
     const q3_session *session = d->session;
     layer_pass pass = {.what = "dump: layer", .tokens = tokens->ids,
                        .logits = d->plan->index[Q3_TAP_LM_HEAD] != SIZE_MAX, .tap = write_tap,
-                       .done = layer_done, .user = d};
-    if (source->hidden != NULL)
+                       .begin = next, .done = layer_done, .user = d};
+    if (source->hidden != NULL && next == 0)
         q3_entry_floats(session->hidden, source->hidden, 0, d->T * session->config->hidden_size);
     return session_run_layers(session, &pass, d->error);
 }
 
-/* Runs and writes; on an error no file is left. */
+/* What makes a run another one, as texts. */
+typedef struct run_texts {
+    char layers[48], tokens[65], from[65];
+    q3_text taps;
+} run_texts;
+
+/* --resume: what this run is. */
+static q3_status describe(resumable *run, run_texts *texts, const command_line *command,
+                          const q3_session *session, const token_list *tokens,
+                          const dump_source *source, const char *const *metadata, q3_error *error)
+{
+    sha256 sum;
+    const q3_entry *hidden = source->hidden;
+    for (size_t i = 4; metadata[i] != NULL; i += 2) /* behind format and producer */
+        resumable_add(run, metadata[i], metadata[i + 1]);
+    snprintf(texts->layers, sizeof texts->layers, "%zu:%zu", session->run.first_layer,
+             session->run.end_layer);
+    sha256_init(&sum);
+    for (size_t i = 0; i < tokens->count; i++)
+        sha256_add(&sum, &tokens->ids[i], sizeof tokens->ids[i]);
+    sha256_text(&sum, texts->tokens);
+    sha256_init(&sum);
+    if (hidden != NULL)
+        sha256_add(&sum, hidden->data, (size_t)(hidden->shape[0] * hidden->shape[1]) *
+                                           q3_dtype_size(hidden->dtype));
+    sha256_text(&sum, texts->from);
+    for (size_t i = 0; i < command->tap_count; i++) {
+        q3_text_add(&texts->taps, i > 0 ? " " : "");
+        q3_text_add(&texts->taps, command->taps[i]);
+    }
+    if (texts->taps.failed) return q3_no_memory(error, "--taps");
+    resumable_add(run, "layers", texts->layers);
+    resumable_add(run, "tokens", texts->tokens);
+    resumable_add(run, "from", texts->from);
+    resumable_add(run, "taps", texts->taps.data != NULL ? texts->taps.data : "*");
+    return Q3_OK;
+}
+
+/* Opens the file: a new one, or with --resume the unfinished one, which *next layers are in. */
+static q3_status open_file(dumping *d, const char *path, const char *const *metadata, size_t *next,
+                           q3_error *error)
+{
+    const dump_plan *plan = d->plan;
+    *next = 0;
+    if (d->resume == NULL)
+        return q3_writer_open(&d->writer, path, plan->entries, plan->count, metadata, error);
+    q3_status status = resumable_read(d->resume, next, error);
+    if (status != Q3_OK) return status;
+    return q3_writer_go_on(&d->writer, path, plan->entries, plan->count, metadata, *next == 0,
+                           error);
+}
+
+/* Runs and writes; on an error no file is left but with --resume. */
 static q3_status write_file(const command_line *command, q3_session *session, const dump_plan *plan,
                             const token_list *tokens, const dump_source *source, size_t T,
                             q3_error *error)
 {
+    const char *path = command->value[OPTION_OUTPUT];
+    resumable run = {.session = session};
+    run_texts texts = {.layers = ""};
+    size_t next;
     char start[24];
     snprintf(start, sizeof start, "%zu", session->run.start);
     const char *metadata[] = {
@@ -274,17 +336,26 @@ static q3_status write_file(const command_line *command, q3_session *session, co
     };
     size_t A = session->config->num_experts > 0 ? session->config->num_experts_per_tok : 1;
     size_t chunk = session->run.chunk;
-    dumping d = {plan, session, NULL, calloc(chunk, A * sizeof(int64_t)), T, Q3_OK, error};
+    dumping d = {.plan = plan, .session = session, .T = T, .status = Q3_OK, .error = error,
+                 .integers = calloc(chunk, A * sizeof(int64_t))};
     if (d.integers == NULL) d.status = q3_no_memory(error, "a chunk of tokens");
-    if (d.status == Q3_OK)
-        d.status = q3_writer_open(&d.writer, command->value[OPTION_OUTPUT], plan->entries,
-                                  plan->count, metadata, error);
+    if (d.status == Q3_OK && command->value[OPTION_RESUME] != NULL) {
+        d.resume = &run;
+        d.status = resumable_open(&run, session, path, error);
+        if (d.status == Q3_OK)
+            d.status = describe(&run, &texts, command, session, tokens, source, metadata, error);
+    }
+    if (d.status == Q3_OK) d.status = open_file(&d, path, metadata, &next, error);
     if (d.status == Q3_OK) d.status = write_ids(d.writer, plan, session, tokens, T, error);
-    if (d.status == Q3_OK) d.status = run_layers(&d, tokens, source);
-    if (d.status == Q3_OK)
+    if (d.status == Q3_OK) d.status = run_layers(&d, tokens, source, next);
+    if (d.status == Q3_OK) {
         d.status = q3_writer_commit(d.writer, error);
-    else
+        if (d.status == Q3_OK && d.resume != NULL) resumable_remove(&run);
+    } else {
         q3_writer_abandon(d.writer);
+    }
+    resumable_close(&run);
+    free(texts.taps.data);
     free(d.integers);
     return d.status;
 }
@@ -342,6 +413,8 @@ q3_status verb_dump(const command_line *command, q3_error *error)
     dump_plan plan = {NULL, NULL, 0, NULL, NULL};
     if (command->value[OPTION_OUTPUT] == NULL)
         return q3_fail(error, Q3_ERROR_INPUT, "-o is missing: the file to write");
+    if (command->value[OPTION_RESUME] != NULL && strcmp(command->value[OPTION_OUTPUT], "-") == 0)
+        return q3_fail(error, Q3_ERROR_INPUT, "--resume: found -o -, expected a file to go on with");
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
     bool given = command->value[OPTION_TOKENS] != NULL || command->value[OPTION_PROMPT] != NULL;

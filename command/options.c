@@ -61,6 +61,9 @@ static const option_row options[OPTION_COUNT] = {
     [OPTION_PROMPT] = {"--prompt", "TEXT", DUMP | CHECK, "the text to run"},
     [OPTION_REQUIRE] = {"--require", "GLOB", CHECK,
                         "where a tap that fits is not judged, nothing agrees; may be repeated"},
+    [OPTION_RESUME] = {"--resume", NULL, DUMP,
+                       "keep what is done in FILE.part, layer by layer, and go on with what is "
+                       "there"},
     [OPTION_ROUTER] = {"--router", "float16|bfloat16", CHECK,
                        "the other implementation rounds the router's probabilities to this before "
                        "it chooses"},

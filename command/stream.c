@@ -81,7 +81,7 @@ static q3_status run_layer(streaming *s, q3_error *error)
 q3_status session_run_layers(const q3_session *session, const layer_pass *pass, q3_error *error)
 {
     const q3_run *run = &session->run;
-    streaming s = {session, pass, run->first_layer};
+    streaming s = {session, pass, pass->begin > 0 ? pass->begin : run->first_layer};
     progress shown = {.what = pass->what};
     q3_status status;
     show_progress(&shown, s.layer, run->end_layer);

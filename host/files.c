@@ -298,6 +298,7 @@ struct q3_output {
     FILE *file;       /* NULL: for standard output, which cannot seek, so kept in memory */
     char *path, *temporary;
     uint64_t at, end; /* where the next byte goes, and how long the file is */
+    bool kept;        /* when it is abandoned: to go on with */
     q3_buffer memory; /* of bytes */
 };
 
@@ -313,6 +314,29 @@ static FILE *create_new(const char *path)
 {
     int file = _open(path, _O_CREAT | _O_EXCL | _O_RDWR | _O_BINARY, _S_IREAD | _S_IWRITE);
     return file >= 0 ? _fdopen(file, "wb") : NULL;
+}
+
+/* Made if there is none; nobody else writes it. */
+static FILE *open_again(const char *path, bool fresh)
+{
+    FILE *file = fopen(path, "r+b");
+    if (file == NULL && errno == ENOENT) return create_new(path);
+    if (file == NULL || !fresh || _chsize_s(_fileno(file), 0) == 0) return file;
+    fclose(file);
+    return NULL;
+}
+
+static bool sync_file(FILE *file)
+{
+    return fflush(file) == 0 && _commit(_fileno(file)) == 0;
+}
+
+/* Goes to its end, too. */
+static bool file_size(FILE *file, uint64_t *size)
+{
+    int64_t end = _fseeki64(file, 0, SEEK_END) == 0 ? _ftelli64(file) : -1;
+    *size = end >= 0 ? (uint64_t)end : 0;
+    return end >= 0;
 }
 
 static bool seek_to(FILE *file, uint64_t offset)
@@ -344,6 +368,58 @@ static FILE *create_new(const char *path)
     return fopen(path, "wbx");
 }
 
+#if defined(Q3_HAS_MMAP)
+
+/* Made if there is none; nobody else writes it: the lock goes with this program. */
+static FILE *open_again(const char *path, bool fresh)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    int number = open(path, O_RDWR | O_CREAT, 0666);
+    bool locked = number >= 0 && fcntl(number, F_SETLK, &lock) == 0;
+    if (number >= 0 && !locked && (errno == EACCES || errno == EAGAIN)) errno = ETXTBSY;
+    bool ready = locked && (!fresh || ftruncate(number, 0) == 0);
+    FILE *file = ready ? fdopen(number, "r+b") : NULL;
+    int why = errno;
+    if (number >= 0 && file == NULL) close(number);
+    errno = why;
+    return file;
+}
+
+/* Goes to its end, too. */
+static bool file_size(FILE *file, uint64_t *size)
+{
+    off_t end = fseeko(file, 0, SEEK_END) == 0 ? ftello(file) : -1;
+    *size = end >= 0 ? (uint64_t)end : 0;
+    return end >= 0;
+}
+
+static bool sync_file(FILE *file)
+{
+    return fflush(file) == 0 && (fsync(fileno(file)) == 0 || errno == EINVAL);
+}
+
+#else
+
+static FILE *open_again(const char *path, bool fresh)
+{
+    FILE *file = fopen(path, fresh ? "w+b" : "r+b");
+    return file != NULL || fresh ? file : create_new(path);
+}
+
+static bool file_size(FILE *file, uint64_t *size)
+{
+    long end = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : -1;
+    *size = end >= 0 ? (uint64_t)end : 0;
+    return end >= 0;
+}
+
+static bool sync_file(FILE *file)
+{
+    return fflush(file) == 0;
+}
+
+#endif
+
 static bool seek_to(FILE *file, uint64_t offset)
 {
 #if defined(Q3_HAS_MMAP)
@@ -371,21 +447,29 @@ static void output_free(q3_output *output)
     free(output);
 }
 
-q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
+/* An output for this path, without a file yet. */
+static q3_status new_output(q3_output **output, const char *path, bool standard, q3_error *error)
 {
-    q3_output *new = calloc(1, sizeof *new);
-    char number[16];
-    bool standard = strcmp(path, "-") == 0;
-    if (!standard && !can_replace(path)) {
-        free(new);
+    if (!standard && !can_replace(path))
         return q3_fail(error, Q3_ERROR_FILE, "cannot write %.300s: it is a folder or a device",
                        path);
-    }
+    q3_output *new = calloc(1, sizeof *new);
     if (new != NULL) new->path = q3_join(path, "", "");
     if (new == NULL || new->path == NULL) {
         free(new);
         return q3_no_memory(error, path);
     }
+    *output = new;
+    return Q3_OK;
+}
+
+q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
+{
+    q3_output *new = NULL;
+    char number[16];
+    bool standard = strcmp(path, "-") == 0;
+    q3_status found = new_output(&new, path, standard, error);
+    if (found != Q3_OK) return found;
     for (unsigned i = 0; !standard && i < 1000 && new->file == NULL; i++) {
         snprintf(number, sizeof number, "%u", i);
         free(new->temporary);
@@ -403,6 +487,41 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
     }
     *output = new;
     return Q3_OK;
+}
+
+q3_status q3_output_go_on(q3_output **output, const char *path, bool fresh, q3_error *error)
+{
+    q3_output *new = NULL;
+    q3_status status = new_output(&new, path, false, error);
+    if (status != Q3_OK) return status;
+    new->kept = true;
+    new->temporary = q3_join(path, ".part", "");
+    if (new->temporary == NULL) {
+        status = q3_no_memory(error, path);
+    } else {
+        errno = 0;
+        new->file = open_again(new->temporary, fresh);
+        if (new->file == NULL)
+            status = errno == ETXTBSY
+                   ? q3_fail(error, Q3_ERROR_FILE, "cannot write %.300s: another run writes it",
+                             new->temporary)
+                   : fail_file(error, "create", new->temporary);
+    }
+    if (status == Q3_OK && !file_size(new->file, &new->end))
+        status = fail_file(error, "read", new->temporary);
+    new->at = new->end;
+    if (status == Q3_OK)
+        *output = new;
+    else
+        q3_output_abandon(new);
+    return status;
+}
+
+q3_status q3_output_sync(q3_output *output, q3_error *error)
+{
+    errno = 0;
+    if (output->file == NULL || sync_file(output->file)) return Q3_OK;
+    return fail_file(error, "write", output->path);
 }
 
 /* Bytes at the place where the last ones ended; false if the system refuses. */
@@ -462,7 +581,7 @@ q3_status q3_output_commit(q3_output *output, q3_error *error)
     bool ok = fclose(output->file) == 0;
     if (!ok || !replace_file(output->temporary, output->path)) {
         fail_file(error, ok ? "replace" : "write", output->path);
-        remove(output->temporary);
+        if (!output->kept) remove(output->temporary);
         output_free(output);
         return Q3_ERROR_FILE;
     }
@@ -486,7 +605,7 @@ void q3_output_abandon(q3_output *output)
     if (output == NULL) return;
     if (output->file != NULL) {
         fclose(output->file);
-        remove(output->temporary);
+        if (!output->kept) remove(output->temporary);
     }
     output_free(output);
 }

@@ -53,6 +53,13 @@ typedef struct q3_output q3_output;
 /* Creates a new file beside path, called path.tmp0 or the next number that is free. Path "-":
  * standard output, which gets everything when it is committed. */
 Q3_PRIVATE_API q3_status q3_output_open(q3_output **output, const char *path, q3_error *error);
+/* The same beside a file that may be there already, path.part, of a run that did not end; `fresh`:
+ * nothing of it counts. Not for "-". It stays when the output is abandoned. An error if another
+ * program writes it, where the system tells. */
+Q3_PRIVATE_API q3_status q3_output_go_on(q3_output **output, const char *path, bool fresh,
+                                         q3_error *error);
+/* What was put is on the disk when this returns, as far as the system can say. */
+Q3_PRIVATE_API q3_status q3_output_sync(q3_output *output, q3_error *error);
 /* Bytes at an offset; what lies between the end and the offset becomes zeros. */
 Q3_PRIVATE_API q3_status q3_output_put(q3_output *output, uint64_t offset, const uint8_t *bytes,
                                        size_t count, q3_error *error);
@@ -70,6 +77,12 @@ Q3_PRIVATE_API void q3_output_abandon(q3_output *output);
  * values. F8_E4M3, which no tap is stored in, counts as another one. */
 Q3_PRIVATE_API q3_status q3_tensors_open_any(q3_tensors **tensors, const char *path,
                                              q3_error *error);
+
+/* q3_writer_open with q3_output_go_on; the header is written again. */
+Q3_PRIVATE_API q3_status q3_writer_go_on(q3_writer **writer, const char *path,
+                                         const q3_entry *entries, size_t count,
+                                         const char *const *metadata, bool fresh, q3_error *error);
+Q3_PRIVATE_API q3_status q3_writer_sync(q3_writer *writer, q3_error *error);
 
 /* What an entry's data lie in. */
 Q3_PRIVATE_API const q3_mapping *q3_tensors_mapping(const q3_tensors *tensors);

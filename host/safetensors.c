@@ -471,8 +471,21 @@ void q3_writer_abandon(q3_writer *writer)
     free(writer);
 }
 
-q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *entries,
-                         size_t count, const char *const *metadata, q3_error *error)
+typedef q3_status opener(q3_output **output, const char *path, q3_error *error);
+
+static q3_status open_fresh(q3_output **output, const char *path, q3_error *error)
+{
+    return q3_output_go_on(output, path, true, error);
+}
+
+static q3_status open_again(q3_output **output, const char *path, q3_error *error)
+{
+    return q3_output_go_on(output, path, false, error);
+}
+
+/* A writer whose file this opens. */
+static q3_status start(q3_writer **writer, const char *path, const q3_entry *entries, size_t count,
+                       const char *const *metadata, opener *open, q3_error *error)
 {
     q3_writer *w = calloc(1, sizeof *w);
     q3_text header = {0};
@@ -491,7 +504,7 @@ q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *e
         if (header.failed)
             status = q3_no_memory(error, path);
     }
-    if (status == Q3_OK) status = q3_output_open(&w->output, path, error);
+    if (status == Q3_OK) status = open(&w->output, path, error);
     if (status == Q3_OK) status = write_header(w, &header, error);
     free(header.data);
     if (status == Q3_OK)
@@ -499,6 +512,23 @@ q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *e
     else
         q3_writer_abandon(w);
     return status;
+}
+
+q3_status q3_writer_open(q3_writer **writer, const char *path, const q3_entry *entries,
+                         size_t count, const char *const *metadata, q3_error *error)
+{
+    return start(writer, path, entries, count, metadata, q3_output_open, error);
+}
+
+q3_status q3_writer_go_on(q3_writer **writer, const char *path, const q3_entry *entries,
+                          size_t count, const char *const *metadata, bool fresh, q3_error *error)
+{
+    return start(writer, path, entries, count, metadata, fresh ? open_fresh : open_again, error);
+}
+
+q3_status q3_writer_sync(q3_writer *writer, q3_error *error)
+{
+    return q3_output_sync(writer->output, error);
 }
 
 /* The binary16 bits of a float that is one; 0xFFFFFFFF if it is none. */

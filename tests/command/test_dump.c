@@ -9,6 +9,7 @@
      what the library's pass shows its tap (test_model judges that against Hugging Face). */
 #define FOLDER "dump.tmp/"
 #include "command.h"
+#include "host/files.h"
 
 /* What the folder w holds now: names between blanks. */
 static void holds(const char *names)
@@ -631,6 +632,105 @@ static void run_within(unsigned kilobytes, const char *arguments)
     shell(line);
 }
 
+/* ==== Interrupted runs ======================================================================== */
+
+#define FIVE "dump tiny --tokens 1,2,3,4,5"
+
+/* Stopped where its file would exceed so many blocks of 512 bytes. */
+static void stop_at(unsigned blocks, const char *options)
+{
+    char line[300];
+    snprintf(line, sizeof line, "(ulimit -f %u && exec \"$Q\" " FIVE " -o w/r --resume %s)", blocks,
+             options);
+    shell(line);
+}
+
+/* The byte of a file at which a tensor begins. */
+static size_t place_of(const char *name, const char *path)
+{
+    q3_tensors *file = NULL;
+    size_t place = 0;
+    if (q3_tensors_open(&file, path, NULL) == Q3_OK)
+        place = (size_t)((const uint8_t *)q3_tensors_find(file, name)->data -
+                         q3_tensors_mapping(file)->data);
+    q3_tensors_close(file);
+    return place;
+}
+
+static void change_byte(size_t place)
+{
+    char line[200];
+    snprintf(line, sizeof line, "printf x | dd of=w/r.part bs=1 seek=%lu conv=notrunc 2>err.dd; "
+             "rm err.dd", (unsigned long)place);
+    shell(line);
+}
+
+static void refused(const char *options, const char *words)
+{
+    run("%s -o w/r --resume %s", FIVE, options);
+    CHECKF(last.status == 2 && strncmp(last.err, "qwen3moe: w/r.part.state: ", 26) == 0 &&
+           strstr(last.err, words) != NULL && strstr(last.err, "; remove the file to start") != NULL,
+           "%s: status %d, %s", last.line, last.status, last.err);
+    holds("r.part r.part.state whole");
+}
+
+/* Each start goes a part of the way; the file in the end is that of one run. */
+static void test_resume(void)
+{
+    const unsigned most = 300; /* of 323 blocks */
+    shell("rm -f w/*");
+    run(FIVE " -o w/whole");
+    size_t stopped = 0;
+    for (unsigned blocks = 60; blocks < most; blocks += 40) {
+        stop_at(blocks, blocks % 80 == 0 ? "--chunk 2" : "");
+        stopped += last.status != 0;
+    }
+    CHECK(stopped == 6);
+    holds("r.part r.part.state whole");
+    refused("--dtype float32", "dtype: found bfloat16, expected float32");
+    refused("--start 7", "start: found 0, expected 7");
+    refused("--taps '*mlp*'", "taps: found *, expected *mlp*");
+    refused("--layers 0:4", "layers: found 0:5, expected 0:4");
+    run("dump tiny --tokens 1,2,3,4,6 -o w/r --resume");
+    CHECKF(last.status == 2 && strstr(last.err, ".state: tokens: found ") != NULL, "%s", last.err);
+    shell("cp -R tiny changed && chmod +w changed/* && dd if=/dev/zero of=changed/model.safetensors "
+          "bs=1000 seek=100 count=3000 conv=notrunc 2>err.dd; rm err.dd");
+    run("dump changed --tokens 1,2,3,4,5 -o w/r --resume");
+    CHECKF(last.status == 2 && strstr(last.err, ".state: weights: found ") != NULL, "%s", last.err);
+    shell("sed 's/1e-06/1e-05/' tiny/config.json >changed/config.json");
+    run("dump changed --tokens 1,2,3,4,5 -o w/r --resume");
+    CHECKF(last.status == 2 && strstr(last.err, ".state: config: found ") != NULL, "%s", last.err);
+    run(FIVE " -o w/r --resume --chunk 3");
+    CHECKF(last.status == 0, "%s", last.err);
+    holds("r whole");
+    same_file(FOLDER "w/r", FOLDER "w/whole");
+    shell("rm -rf changed w/*");
+    /* The state without the file, and the file without the state: from the beginning. */
+    run(FIVE " -o w/whole");
+    stop_at(220, "");
+    shell("rm w/r.part");
+    run(FIVE " -o w/r --resume");
+    same_file(FOLDER "w/r", FOLDER "w/whole");
+    holds("r whole");
+    shell("rm w/r && echo nothing >w/r.part");
+    run(FIVE " -o w/r --resume");
+    same_file(FOLDER "w/r", FOLDER "w/whole");
+    /* What is through is not run again: a byte of it that is changed stays changed. */
+    stop_at(220, "");
+    change_byte(place_of("model.layers.0.output", FOLDER "w/whole"));
+    run(FIVE " -o w/r --resume");
+    shell("cmp -l w/r w/whole | wc -l");
+    CHECKF(atoi(last.out) == 1, "%s bytes differ", last.out);
+    /* A state that is none. */
+    stop_at(220, "");
+    shell("echo nothing >w/r.part.state");
+    run(FIVE " -o w/r --resume");
+    CHECKF(last.status == 2, "%s", last.err);
+    run(FIVE " -o - --resume");
+    CHECKF(last.status == 2 && strstr(last.err, "--resume: found -o -") != NULL, "%s", last.err);
+    shell("rm -f w/*");
+}
+
 /* Dynamic RoPE takes the length of the run, whatever the chunk. */
 static void test_dynamic(void)
 {
@@ -680,6 +780,7 @@ int main(int argc, char **argv)
     test_bad();
     test_standard_output();
     test_unwritable();
+    test_resume();
     test_dynamic();
     test_memory();
     q3_model_close(model);
