@@ -414,7 +414,7 @@ q3_status verb_dump(const command_line *command, q3_error *error)
     if (command->value[OPTION_OUTPUT] == NULL)
         return q3_fail(error, Q3_ERROR_INPUT, "-o is missing: the file to write");
     if (command->value[OPTION_RESUME] != NULL && strcmp(command->value[OPTION_OUTPUT], "-") == 0)
-        return q3_fail(error, Q3_ERROR_INPUT, "--resume: found -o -, expected a file to go on with");
+        return q3_fail(error, Q3_ERROR_INPUT, "--resume: found -o -, expected a file");
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
     bool given = command->value[OPTION_TOKENS] != NULL || command->value[OPTION_PROMPT] != NULL;

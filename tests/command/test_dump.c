@@ -669,7 +669,7 @@ static void refused(const char *options, const char *words)
 {
     run("%s -o w/r --resume %s", FIVE, options);
     CHECKF(last.status == 2 && strncmp(last.err, "qwen3moe: w/r.part.state: ", 26) == 0 &&
-           strstr(last.err, words) != NULL && strstr(last.err, "; remove the file to start") != NULL,
+           strstr(last.err, words) != NULL && strstr(last.err, "; remove the file to") != NULL,
            "%s: status %d, %s", last.line, last.status, last.err);
     holds("r.part r.part.state whole");
 }
@@ -693,8 +693,8 @@ static void test_resume(void)
     refused("--layers 0:4", "layers: found 0:5, expected 0:4");
     run("dump tiny --tokens 1,2,3,4,6 -o w/r --resume");
     CHECKF(last.status == 2 && strstr(last.err, ".state: tokens: found ") != NULL, "%s", last.err);
-    shell("cp -R tiny changed && chmod +w changed/* && dd if=/dev/zero of=changed/model.safetensors "
-          "bs=1000 seek=100 count=3000 conv=notrunc 2>err.dd; rm err.dd");
+    shell("cp -R tiny changed && chmod +w changed/* && "
+          "dd if=/dev/zero of=changed/model.safetensors bs=1000 seek=100 count=3000 conv=notrunc 2>err.dd; rm err.dd");
     run("dump changed --tokens 1,2,3,4,5 -o w/r --resume");
     CHECKF(last.status == 2 && strstr(last.err, ".state: weights: found ") != NULL, "%s", last.err);
     shell("sed 's/1e-06/1e-05/' tiny/config.json >changed/config.json");
