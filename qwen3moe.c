@@ -468,6 +468,7 @@ static double dot(const float *a, const float *b, size_t n)
 
 /* Weights are widened this many at a time: a multiple of LANES, small enough for the stack. */
 #define PIECE 512
+_Static_assert(PIECE / 2 % LANES == 0, "half a piece ends within the lanes");
 #define TOKENS 8 /* that share a widened piece */
 
 /* Elements c, c + 1, ... of a row of the weight. */
