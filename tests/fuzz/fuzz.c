@@ -109,6 +109,37 @@ static void fuzz_safetensors(const uint8_t *data, size_t size)
     remove(path);
 }
 
+/* A GGUF file that is accepted: its config, its weights, its tokenizer and its template. */
+static void fuzz_gguf(const uint8_t *data, size_t size)
+{
+    static const char path[] = "fuzz.gguf";
+    q3_model *model = NULL;
+    q3_tokenizer *tokenizer;
+    q3_error error = {""};
+    uint8_t *text;
+    size_t length;
+    FILE *file = fopen(path, "wb");
+    REQUIRE(file != NULL && fwrite(data, 1, size, file) == size && fclose(file) == 0);
+    q3_status status = q3_model_open(&model, path, &error);
+    require_line(status, &error);
+    q3_dtype dtype = Q3_F16; /* every weight is looked at */
+    if (status == Q3_OK) {
+        const q3_config *c = q3_model_config(model);
+        status = q3_model_load(model, &dtype, 0, c->num_hidden_layers, &error);
+        require_line(status, &error);
+        float value;
+        if (status == Q3_OK) q3_widen(&value, q3_model_weights(model)->norm, 0, 1, Q3_F16);
+    }
+    q3_model_close(model);
+    status = q3_tokenizer_open(&tokenizer, path, &error);
+    require_line(status, &error);
+    if (status == Q3_OK) q3_tokenizer_free(tokenizer);
+    status = q3_chat_template(path, &text, &length, &error);
+    require_line(status, &error);
+    if (status == Q3_OK) free(text);
+    remove(path);
+}
+
 /* A tokenizer that is accepted: what it encodes decodes to the same bytes, if it has all
  * letters. */
 static void fuzz_tokenizer(const uint8_t *data, size_t size)
@@ -210,7 +241,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static target *const all[] = {fuzz_json,   fuzz_config, fuzz_safetensors, fuzz_tokenizer,
-                                  fuzz_report, fuzz_names,  fuzz_chat};
+                                  fuzz_report, fuzz_names,  fuzz_chat,   fuzz_gguf};
     (void)all;
     NAMED(TARGET)(data, size);
     return 0;
@@ -220,7 +251,7 @@ static const struct { const char *name; target *run;
 } targets[] = {
     {"json", fuzz_json},           {"config", fuzz_config}, {"safetensors", fuzz_safetensors},
     {"tokenizer", fuzz_tokenizer}, {"report", fuzz_report}, {"names", fuzz_names},
-    {"chat", fuzz_chat},
+    {"chat", fuzz_chat},           {"gguf", fuzz_gguf},
 };
 
 static bool replay(const char *path)
