@@ -213,8 +213,8 @@ static bool has_vectors(void)
 
 q3_quantized q3_block_weight(const q3_block_format *format, const void *data)
 {
-    return (q3_quantized){.dequantize = format->read[has_vectors()], .data = data,
-                          .rounded = true};
+    return (q3_quantized){.dequantize = format->read[has_vectors()], .format = format,
+                          .data = data, .rounded = true};
 }
 
 q3_quantized q3_fp8_weight(const void *data, size_t columns, q3_tensor scales, size_t block_rows,

@@ -129,15 +129,15 @@ LAYER_WEIGHTS = {
     "post_attention_layernorm": "ffn_norm", "mlp.gate": "ffn_gate_inp"}
 
 
-def write_gguf(path, c, weights, kind, more=lambda writer: writer.add_tokenizer_model("no_vocab")):
-    """kind: f32, f16 or bf16, of the matrices but the router's. more: writes other metadata. A layer without a router
-    is dense, which llama.cpp's qwen3moe cannot have."""
+def write_gguf(path, c, weights, kind, more=lambda writer: writer.add_tokenizer_model("no_vocab"), **options):
+    """kind: f32, f16 or bf16, of the matrices but the router's. more: writes other metadata. options: of GGUFWriter. A
+    layer without a router is dense, which llama.cpp's qwen3moe cannot have."""
     def add(name, value):
         matrix = value.ndim > 1 and "ffn_gate_inp" not in name
         type_ = TYPES[kind if matrix else "f32"]
         g.add_tensor(name, gguf.quants.quantize(value, type_), raw_dtype=type_)
 
-    g = gguf.GGUFWriter(path, "qwen3moe")
+    g = gguf.GGUFWriter(path, "qwen3moe", **options)
     g.add_context_length(c["max_position_embeddings"])
     g.add_embedding_length(c["hidden_size"])
     g.add_block_count(c["num_hidden_layers"])
