@@ -5,7 +5,9 @@
  * layer's, without the experts that no token chose, the tokens' rows of the embedding, the head.
  * The rest are holes, which take no room.
  *
- *   test_real COMMAND FOLDER LAYER    FOLDER of golden/real: its layer-LAYER-DTYPE.safetensors */
+ *   test_real COMMAND FOLDER LAYER    FOLDER of golden/real: its layer-LAYER-DTYPE.safetensors
+ *   test_real COMMAND FOLDER LAYER FILE [STATUS OPTION WORDS]...    these taps instead: check's
+ *                                     exit status with an option, and what it must say */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
 
@@ -229,18 +231,30 @@ static void write_needed(const q3_config *c, const q3_tensors *taps)
 
 /* ==== The command ============================================================================= */
 
-/* Exit status of `check`, whose output is printed where it is not `want`. */
-static void check(const char *taps, int want)
+static bool said(const char *words)
+{
+    static char text[1 << 16];
+    FILE *file = fopen(folder_path("said"), "rb");
+    size_t size = file != NULL ? fread(text, 1, sizeof text - 1, file) : 0;
+    text[size] = 0;
+    if (file == NULL || fclose(file) != 0) stop("cannot read", "said");
+    return strstr(text, words) != NULL;
+}
+
+/* Exit status of `check`, and words in its output, which is printed where either is missing. */
+static void check(const char *taps, int want, const char *option, const char *words)
 {
     char line[2048];
-    if (snprintf(line, sizeof line, "'%s' check %s '%s' --layers %zu:%zu >%s 2>&1", command_path,
-                 folder.path, taps, layer, layer + 1, folder_path("said")) >= (int)sizeof line)
+    if (snprintf(line, sizeof line, "'%s' check %s '%s' --layers %zu:%zu %s >%s 2>&1", command_path,
+                 folder.path, taps, layer, layer + 1, option, folder_path("said")) >=
+        (int)sizeof line)
         stop("too long a line", taps);
     folder_expect("said");
     int status = system(line);
     status = status != -1 && (status & 0x7F) == 0 ? status >> 8 & 0xFF : -1;
     CHECKF(status == want, "%s: exit status %d, expected %d", line, status, want);
-    if (status == want) return;
+    CHECKF(said(words), "%s: expected to say %s", line, words);
+    if (status == want && said(words)) return;
     snprintf(line, sizeof line, "cat %s >&2", folder_path("said"));
     if (system(line) != 0) stop("cannot read", "said");
 }
@@ -256,18 +270,31 @@ static void copy_config(void)
     folder_write("config.json", text, size);
 }
 
+/* Hugging Face's own files, and one wrong weight, which is noticed. */
+static void check_layer(char path[2][1024])
+{
+    char name[NAME];
+    for (size_t d = 0; d < 2; d++) check(path[d], 0, "", "agrees");
+    snprintf(name, sizeof name, "model.layers.%zu.self_attn.k_norm.weight", layer);
+    write_rows(find(name), 0, 1, -1);
+    if (fflush(checkpoint.file) != 0) stop("no room for", "model.safetensors");
+    check(path[0], 1, "", "k_norm");
+}
+
 int main(int argc, char **argv)
 {
     static const char *const dtypes[] = {"bfloat16", "float32"};
-    char path[2][1024], name[NAME], own[64];
+    char path[2][1024], own[60];
     q3_model *model;
     q3_error error;
-    if (argc != 4) return fprintf(stderr, "usage: test_real COMMAND FOLDER LAYER\n"), 1;
+    if (argc < 4 || (argc > 4 && argc % 3 != 2))
+        return fprintf(stderr, "usage: see the head of test_real.c\n"), 1;
     command_path = argv[1];
     golden_folder = argv[2];
     layer = (size_t)atoi(argv[3]);
     const char *slash = strrchr(golden_folder, '/');
-    snprintf(own, sizeof own, "%.32s-%zu.tmp", slash != NULL ? slash + 1 : golden_folder, layer);
+    snprintf(own, sizeof own, "%.20s-%zu-%.20s.tmp", slash != NULL ? slash + 1 : golden_folder,
+             layer, argc > 4 ? strrchr(argv[4], '/') + 1 : "");
     folder_make(own);
     copy_config();
     if (q3_model_open(&model, folder.path, &error) != Q3_OK) stop("no config", error.text);
@@ -282,15 +309,12 @@ int main(int argc, char **argv)
     for (size_t d = 0; d < 2; d++)
         snprintf(path[d], sizeof path[d], "%s/layer-%zu-%s.safetensors", golden_folder, layer,
                  dtypes[d]);
-    q3_tensors *taps = open_taps(path[0]);
+    q3_tensors *taps = open_taps(argc > 4 ? argv[4] : path[0]);
     write_needed(c, taps);
     q3_tensors_close(taps);
-    for (size_t d = 0; d < 2; d++) check(path[d], 0);
-    /* One wrong weight is noticed. */
-    snprintf(name, sizeof name, "model.layers.%zu.self_attn.k_norm.weight", layer);
-    write_rows(find(name), 0, 1, -1);
-    if (fclose(checkpoint.file) != 0) stop("no room for", "model.safetensors");
-    check(path[0], 1);
+    if (argc == 4) check_layer(path);
+    for (int i = 5; i < argc; i += 3) check(argv[4], atoi(argv[i]), argv[i + 1], argv[i + 2]);
+    fclose(checkpoint.file);
     q3_model_close(model);
     free(checkpoint.tensors);
     folder_remove();
