@@ -130,11 +130,14 @@ open(target, "wb").write(data)
 END
 }
 
-# Status 2 and a line, and no report, from split_check.sh: NAME WORDS COMMAND...
+# Status 2 and a line, and no report, from split_check.sh: NAME WORDS COMMAND...; without `anew` in front of
+# them, with what the folder has of the last start.
 refused() {
-    local name=$1 words=$2 status=0
+    local anew=no name words status=0
+    if [ "$1" = anew ]; then anew=yes; shift; fi
+    name=$1 words=$2
     shift 2
-    rm -rf "$work/parts"
+    [ $anew = no ] || rm -rf "$work/parts"
     "$@" >"$work/said" 2>"$work/line" || status=$?
     if [ $status != 2 ] || [ -s "$work/said" ] || ! grep -q "$words" "$work/line"; then
         cat "$work/said" "$work/line"
@@ -173,14 +176,53 @@ END
 chmod +x "$work/dies"
 split=(scripts/record/split_check.sh)
 run=(golden/tiny "$taps-float32.safetensors")
-refused 'a lost part, parallel' 'layers 2:3: found no report' \
+refused anew 'a lost part, parallel' 'layers 2:3: found no report' \
     env QWEN3MOE="$work/dies" "${split[@]}" "${run[@]}" 5 "$work/parts"
-refused 'a lost part, slurm' 'layers 2:3: found no report' \
+refused anew 'a lost part, slurm' 'layers 2:3: found no report' \
     env QWEN3MOE="$work/dies" "${split[@]}" --slurm "${run[@]}" 5 "$work/parts"
-refused 'a job that Slurm refuses' 'layers 0:2: found no report' \
+refused anew 'a job that Slurm refuses' 'layers 0:2: found no report' \
     env SBATCH_PARTITION=none "${split[@]}" --slurm "${run[@]}" 2 "$work/parts"
-refused 'a part that is refused' 'layers 0:2: found no report' \
+refused anew 'a part that is refused' 'layers 0:2: found no report' \
     "${split[@]}" "${run[@]}" 2 "$work/parts" --dtype float8
-refused 'no jobs' 'JOBS: found 0' "${split[@]}" "${run[@]}" 0 "$work/parts"
-refused '--free' 'free: found with parts' "${split[@]}" "${run[@]}" 2 "$work/parts" --free
+refused anew 'no jobs' 'JOBS: found 0' "${split[@]}" "${run[@]}" 0 "$work/parts"
+refused anew '--free' 'free: found with parts' "${split[@]}" "${run[@]}" 2 "$work/parts" --free
+
+# A part that is lost is made by the next start, and no other: parallel and Slurm.
+cp "$taps-float32.safetensors" "$work/taps.safetensors"
+cat >"$work/once" <<END
+#!/bin/sh
+case "\$*" in *'--layers 2:3'*) [ ! -e '$work/deadly' ] || kill -9 \$\$ ;; esac
+exec '$QWEN3MOE' "\$@"
+END
+chmod +x "$work/once"
+run=(golden/tiny "$work/taps.safetensors" 5 "$work/parts" --all)
+"$QWEN3MOE" check golden/tiny "$work/taps.safetensors" --all --html "$work/one.html" >"$work/one"
+for how in '' --slurm; do
+    touch "$work/deadly"
+    # shellcheck disable=SC2086 # none or one
+    refused anew "a part that dies once ${how:-parallel}" 'layers 2:3: found no report' \
+        env QWEN3MOE="$work/once" "${split[@]}" $how "${run[@]}"
+    rm "$work/deadly"
+    for start in second third; do
+        touch "$work/before"
+        # shellcheck disable=SC2086
+        QWEN3MOE="$work/once" "${split[@]}" $how "${run[@]}" >"$work/merged"
+        diff <(without_command "$work/one") <(without_command "$work/merged") || failed "the $start start: another report"
+        cmp <(without_command "$work/one.html") <(without_command "$work/parts/report.html") ||
+            failed "the $start start: another page"
+        made=$(find "$work/parts" -name 'part-*.jsonl' -newer "$work/before" -printf '%f ')
+        expected=''
+        [ $start = third ] || expected='part-00002.jsonl '
+        [ "$made" = "$expected" ] || failed "the $start start made '$made', expected '$expected'"
+        echo "the $start start, ${how:-parallel}: made '$made', the report of one run"
+        passed=$((passed + 1))
+    done
+done
+refused 'parts of other options' 'found the parts of another run' \
+    env QWEN3MOE="$work/once" "${split[@]}" "${run[@]}" --strict
+touch "$work/taps.safetensors"
+refused 'taps that are newer' 'found newer than' env QWEN3MOE="$work/once" "${split[@]}" "${run[@]}"
+mkdir "$work/else"
+refused 'a folder of something else' 'expected a new folder' \
+    "${split[@]}" golden/tiny "$taps-float32.safetensors" 2 "$work/else"
 echo "split: $passed passed, 0 failed"

@@ -6,7 +6,8 @@
 #   scripts/record/split_check.sh [--slurm] MODEL BACKEND JOBS FOLDER [option of check]...
 #
 #   MODEL     the model's folder             BACKEND   the other implementation's taps (.safetensors)
-#   JOBS      how many ranges                FOLDER    is made: the parts, their logs and report.html
+#   JOBS      how many ranges                FOLDER    is made: the parts, their logs and report.html;
+#                                                      of a run that was interrupted: what is missing is made
 #   options   --strict, --accumulate X, --kv X, --router X, --require GLOB, --dtype X, --tokens IDS, --prompt TEXT,
 #             --all
 #
@@ -52,7 +53,7 @@ command -v $needed >/dev/null || stop "found no $needed, expected it installed"
 layers=$("$command" info --json "$model" | sed -n 's/.*"num_hidden_layers":\([0-9]*\).*/\1/p')
 [ -n "$layers" ] || stop "$model: found no number of layers"
 [ "$jobs" -le "$layers" ] || jobs=$layers
-mkdir "$folder" || stop "$folder: expected a new folder"
+[ -e "$folder/part.sh" ] || mkdir "$folder" || stop "$folder: expected a new folder, or one of this script's"
 folder=$(realpath "$folder")
 
 # Ranges as even as can be, without an empty one, and the program of part N.
@@ -61,7 +62,7 @@ for ((part = 0; part < jobs; part++)); do
     ranges+=("$((layers * part / jobs)):$((layers * (part + 1) / jobs))")
     parts+=("$folder/part-$(printf %05d $part).jsonl")
 done
-cat >"$folder/part.sh" <<END
+program=$(cat <<END
 #!/usr/bin/env bash
 # part.sh N: checks range N
 ranges=(${ranges[*]})
@@ -73,13 +74,32 @@ file=$(printf %q "$folder")/part-\$(printf %05d "\$1")
     echo "exit status \$?"
 } >"\$file.log" 2>&1
 END
+)
+if [ ! -e "$folder/part.sh" ]; then
+    echo "$program" >"$folder/part.sh.new"
+    mv "$folder/part.sh.new" "$folder/part.sh"
+elif [ "$program" != "$(cat "$folder/part.sh")" ]; then
+    stop "$folder: found the parts of another run, expected those of this one; remove it, or name another folder"
+fi
+
+# What is there of an earlier start is whole: a part is written whole or not at all.
+missing=()
+for ((part = 0; part < jobs; part++)); do
+    if [ ! -s "${parts[part]}" ]; then
+        missing+=("$part")
+    elif [ "$backend" -nt "${parts[part]}" ]; then
+        stop "$backend: found newer than ${parts[part]}, expected the file that was judged; remove $folder"
+    fi
+done
 
 # A part's own exit status says nothing that its file does not: check writes the file whole or not at all.
-if [ $slurm = yes ]; then
-    sbatch --quiet --wait --job-name=qwen3moe-check --array="0-$((jobs - 1))" --chdir="$folder" \
+if [ ${#missing[@]} = 0 ]; then
+    : # only the report is
+elif [ $slurm = yes ]; then
+    sbatch --quiet --wait --job-name=qwen3moe-check --array="$(IFS=,; echo "${missing[*]}")" --chdir="$folder" \
         --output="$folder/slurm-%a.log" --wrap="bash $(printf %q "$folder")/part.sh \$SLURM_ARRAY_TASK_ID" || true
 else
-    parallel --will-cite bash "$(printf %q "$folder")/part.sh" ::: $(seq 0 $((jobs - 1))) || true
+    parallel --will-cite bash "$(printf %q "$folder")/part.sh" ::: "${missing[@]}" || true
 fi
 
 lost=0

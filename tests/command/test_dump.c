@@ -694,7 +694,8 @@ static void test_resume(void)
     run("dump tiny --tokens 1,2,3,4,6 -o w/r --resume");
     CHECKF(last.status == 2 && strstr(last.err, ".state: tokens: found ") != NULL, "%s", last.err);
     shell("cp -R tiny changed && chmod +w changed/* && "
-          "dd if=/dev/zero of=changed/model.safetensors bs=1000 seek=100 count=3000 conv=notrunc 2>err.dd; rm err.dd");
+          "dd if=/dev/zero of=changed/model.safetensors bs=1000 seek=100 count=3000 conv=notrunc "
+          "2>err.dd; rm err.dd");
     run("dump changed --tokens 1,2,3,4,5 -o w/r --resume");
     CHECKF(last.status == 2 && strstr(last.err, ".state: weights: found ") != NULL, "%s", last.err);
     shell("sed 's/1e-06/1e-05/' tiny/config.json >changed/config.json");
