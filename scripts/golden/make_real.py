@@ -58,14 +58,14 @@ MODELS = {
 # The last layer has the final norm and the head behind it.
 RUNS = [
     ("Qwen3-30B-A3B", 0, 0, 5),
-    ("Qwen3-30B-A3B", 24, 40000, 3),
+    ("Qwen3-30B-A3B", 24, 40000, 10),
     ("Qwen3-30B-A3B-2507", 47, 262140, 11),
     ("Qwen3-235B-A22B", 0, 0, 3),
-    ("Qwen3-235B-A22B", 47, 40000, 1),
-    ("Qwen3-235B-A22B-2507", 93, 262140, 2),
+    ("Qwen3-235B-A22B", 47, 40000, 14),
+    ("Qwen3-235B-A22B-2507", 93, 262140, 70),
     ("Qwen3-Coder-480B-A35B", 0, 0, 1),
-    ("Qwen3-Coder-480B-A35B", 31, 40000, 1),
-    ("Qwen3-Coder-480B-A35B", 61, 262140, 6),
+    ("Qwen3-Coder-480B-A35B", 31, 40000, 95),
+    ("Qwen3-Coder-480B-A35B", 61, 262140, 1),
 ]
 
 # ---- what is stored -----------------------------------------------------------------------------
@@ -224,7 +224,12 @@ def make_input(config, layer, attempt):
         u = rule.bits(rule.key(SEED, f"input_ids.{attempt}"), 0, TOKENS)
         return (u % config["vocab_size"]).astype("int64").tolist(), None
     name = f"model.layers.{layer - 1}.output"
-    return [], torch.from_numpy(rule.fill(f"{SEED} {attempt}", name, (TOKENS, config["hidden_size"])))
+    hidden = torch.from_numpy(rule.fill(f"{SEED} {attempt}", name, (TOKENS, config["hidden_size"])))
+    # As behind trained layers: two channels that are much larger than the others, and one of the first token.
+    hidden[:, 5] *= 1024
+    hidden[:, 1000] *= -512
+    hidden[0, 77] *= 8192
+    return [], hidden
 
 
 @torch.no_grad()
