@@ -11,7 +11,7 @@ static size_t group_of(q3_tensor weight, bool *fp8)
     if (weight.dtype != Q3_QUANTIZED) return 0;
     const q3_quantized *w = weight.data;
     const q3_block_format *blocks = w->format;
-    *fp8 = blocks == NULL;
+    *fp8 = blocks == NULL; /* of a program's own format no blocks are known: 0 */
     if (*fp8) return w->block_columns;
     return blocks->elements == 256 ? 256 : 32; /* llama.cpp's Q8_K, or its Q8_0 and Q8_1 */
 }
@@ -85,11 +85,12 @@ static void to_fp8(float *x, size_t n, bool powers)
 /* llama.cpp's: 127 for the largest; the step of blocks of 32 is kept in float16. */
 static void to_q8(float *x, size_t n)
 {
-    double most = largest(x, n), step = (double)(float)(most / 127);
-    double kept = n <= 32 ? (double)q3_round(step, Q3_F16) : step;
-    for (size_t k = 0; k < n && step > 0; k++) {
-        double steps = (double)(float)((double)x[k] * (double)(float)(1 / step));
-        x[k] = (float)(((steps + 0x1.8p52) - 0x1.8p52) * kept);
+    double most = largest(x, n), inverse = most > 0 ? (double)(float)(127 / most) : 0;
+    double step = n <= 32 ? (double)q3_round((double)(float)(most / 127), Q3_F16)
+                : most > 0 ? (double)(float)(1 / inverse) : 0;
+    for (size_t k = 0; k < n; k++) {
+        double steps = (double)(float)((double)x[k] * inverse);
+        x[k] = (float)(((steps + 0x1.8p52) - 0x1.8p52) * step);
     }
 }
 
@@ -97,6 +98,11 @@ void q3_quantise_activations(float *x, size_t K, q3_tensor weight, change what, 
 {
     bool fp8 = false;
     size_t group = group_of(weight, &fp8);
+    if (what == OFF_SQUARED) {
+        bool any = q3_activation_errors(x, x, K, weight, (q3_accumulate)value);
+        for (size_t k = 0; k < K; k++) x[k] = any ? x[k] * x[k] : 0.0f;
+        return;
+    }
     if (group == 0 || fp8 == (what == GROUPED_Q8)) return;
     if (value > 0) group = (size_t)value;
     for (size_t first = 0; first < K; first += group) {

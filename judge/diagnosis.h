@@ -47,6 +47,7 @@ typedef enum change {
     /* Rows that meet a quantised weight: in groups that share a scale, v: of so many, 0: as the
      * weight's format says */
     GROUPED_FP8 /* (v) */, GROUPED_FP8_POWERS /* (v) */, GROUPED_Q8 /* (v) */,
+    OFF_SQUARED /* the square of how far off they may be; v: as declared */,
     STORED /* (v: format): where a fused kernel stores it; what lies between is not rounded */,
     /* Rows: of heads, of terms of a sum, of slots, of experts */
     FROM_PAIRS, TO_PAIRS, UPPER_KEPT, TRANSPOSED,
@@ -142,8 +143,8 @@ void q3_rounding_product(float *y, const float *a, const float *b, size_t n, q3_
 typedef enum quantised { NOT_QUANTISED, QUANTISED_FP8, QUANTISED_BLOCKS } quantised;
 /* What the weights are that the tensor in question may be computed from. */
 quantised q3_format_of_weights(const evidence *e);
-/* x[K] as a backend makes it for this weight (GROUPED_FP8 to GROUPED_Q8). As it is where the
- * weight's format is another. */
+/* x[K] as a backend makes it for this weight (GROUPED_FP8 to OFF_SQUARED). As it is, or 0 for
+ * OFF_SQUARED, where the weight's format is another. */
 void q3_quantise_activations(float *x, size_t K, q3_tensor weight, change what, double value);
 
 /* ==== Bounds of a mistaken operator (margins.c) =============================================== */

@@ -155,7 +155,7 @@ bool q3_take(operation *o, size_t i, q3_tap_id from)
     double *var = copy_var(o, i, e->T * row);
     if (copy == NULL || o->p->no_memory) return false;
     memcpy(copy, o->x[i], e->T * row * sizeof *copy);
-    if (by->what >= GROUPED_FP8 && by->what <= GROUPED_Q8) {
+    if (by->what >= GROUPED_FP8 && by->what <= OFF_SQUARED) {
         q3_tensor weight = weight_of(o, false, 0);
         for (size_t r = 0; r < o->rows[i]; r++)
             q3_quantise_activations(copy + r * o->n[i], o->n[i], weight, by->what, o->value);

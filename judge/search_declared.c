@@ -81,6 +81,38 @@ static void add_advice(diagnosis *d, const char *option)
     snprintf(d->text, sizeof d->text, "%s, explains 100 %% of elements", d->name);
 }
 
+/* Whether activations that are quantised, in whichever way, may be all that differs. */
+static bool try_quantised(diagnosis *d)
+{
+    const evidence *e = d->e;
+    quantised weights = q3_format_of_weights(e);
+    bool fp8 = weights == QUANTISED_FP8, found = false;
+    mistake squares = {.at = TAP_BIT(e->id), .edits = {{ARG_1, OFF_SQUARED, 0},
+                                                       {WEIGHT, SQUARED, 0},
+                                                       {RESULT, UNROUNDED, 0}},
+                       .value = fp8 ? Q3_ACCUMULATE_FP8 : Q3_ACCUMULATE_Q8};
+    pass p;
+    if (weights == NOT_QUANTISED) return false;
+    const float *sums = q3_pass_run(&p, e, &squares);
+    double *bound = calloc(e->T * e->row + 1, sizeof *bound);
+    evidence declared = *e;
+    declared.bound = bound;
+    for (size_t i = 0; sums != NULL && bound != NULL && i < e->T * e->row; i++) {
+        double more = (double)sums[i] > 0 ? 4 * q3_sqrt((double)sums[i]) : 0;
+        bound[i] = e->bound[i] < 0 ? e->bound[i] : e->bound[i] + more;
+    }
+    if (sums != NULL && bound != NULL && q3_agrees_everywhere(&declared, e->ours)) {
+        d->e = &declared;
+        found = q3_weigh(d, e->ours, fp8 ? "activations quantised, declare --accumulate fp8"
+                                         : "activations quantised, declare --accumulate q8");
+        d->e = e;
+    }
+    d->no_memory = d->no_memory || bound == NULL || p.no_memory;
+    q3_pass_free(&p);
+    free(bound);
+    return found;
+}
+
 void q3_search_declared(diagnosis *d)
 {
     const evidence *e = d->e;
@@ -92,7 +124,7 @@ void q3_search_declared(diagnosis *d)
                                                        {RESULT, UNROUNDED, 0}}};
     pass p;
     if (!map || d->rounding || (d->strength == FULL && !summed)) return;
-    if (!summed && (!without_direction(e) || !everywhere(e))) return;
+    if (!summed && (!without_direction(e) || !everywhere(e) || try_quantised(d))) return;
     const float *sums = q3_pass_run(&p, e, &squares);
     double *bound = calloc(e->T * e->row + 1, sizeof *bound);
     evidence declared = *e;
