@@ -27,13 +27,24 @@ static const struct { size_t count, of[5]; } tried[] = {
     [Q3_F32] = {5, {0, 1, 2, 3, 4}}, [Q3_BF16] = {1, {4}}, [Q3_F16] = {3, {3, 2, 4}},
 };
 
+/* Element i of a linear map of squares, without its bias. */
+static double product_sum(const evidence *e, const float *squares, size_t i)
+{
+    const q3_node *node = q3_graph_node(e->config, e->id, e->layer);
+    q3_tensor bias = q3_graph_bias(node, e->weights, e->layer);
+    float added = 0.0f;
+    if (bias.data != NULL) q3_widen(&added, bias, i % e->row, 1, e->dtype);
+    double sum = (double)squares[i] - (double)added;
+    return sum > 0 ? sum : 0;
+}
+
 /* bound[T,row]: the evidence's, and what the declaration adds to a sum of n products (12.7).
- * squares: of the products, as a linear map of squares gives them (a bias counts for nothing). */
+ * squares: of the products, as a linear map of squares gives them. */
 static void widen_bound(double *bound, const evidence *e, const float *squares,
                         const accumulator *a, size_t n)
 {
     for (size_t i = 0; i < e->T * e->row; i++) {
-        double sum = (double)squares[i] > 0 ? (double)squares[i] : 0, y = (double)e->ours[i];
+        double sum = product_sum(e, squares, i), y = (double)e->ours[i];
         double more = q3_operand_noise(sum, y);
         if (a->partial) more += q3_partial_noise(n, sum, y);
         bound[i] = e->bound[i] < 0 ? e->bound[i] : e->bound[i] + a->unit * more;
@@ -98,7 +109,7 @@ static bool try_quantised(diagnosis *d)
     evidence declared = *e;
     declared.bound = bound;
     for (size_t i = 0; sums != NULL && bound != NULL && i < e->T * e->row; i++) {
-        double more = (double)sums[i] > 0 ? 4 * q3_sqrt((double)sums[i]) : 0;
+        double more = 4 * q3_sqrt(product_sum(e, sums, i));
         bound[i] = e->bound[i] < 0 ? e->bound[i] : e->bound[i] + more;
     }
     if (sums != NULL && bound != NULL && q3_agrees_everywhere(&declared, e->ours)) {
