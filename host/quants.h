@@ -27,7 +27,8 @@ Q3_PRIVATE_API const q3_block_format *q3_block_find(uint32_t type);
 Q3_PRIVATE_API const q3_block_format *q3_block_at(size_t index);
 
 /* A weight of whole blocks at data. Each element is the float32 that the gguf package's dequantize
- * gives, bit for bit (but for the bits of a NaN), and is rounded to the run's dtype. */
+ * gives, bit for bit (but for the bits of a NaN), and is rounded to the run's dtype. Its `format`
+ * is this one; FP8's is NULL. */
 Q3_PRIVATE_API q3_quantized q3_block_weight(const q3_block_format *format, const void *data);
 
 /* e4m3 (no infinities; 0x7F and 0xFF are NaN), one byte an element, in rows of `columns`; times the

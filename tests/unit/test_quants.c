@@ -103,9 +103,9 @@ static void check_ranges(const char *name, const q3_quantized *weight, const dou
             weight->dequantize(got, weight, first, length);
             wrong += differ(got, want + first, length) + (got[length] != 77);
         }
-    q3_quantized behind = *weight; /* a tensor that begins at another element */
-    behind.first += 45;
-    behind.dequantize(got, &behind, 3, n - 48);
+    q3_quantized part, rest; /* tensors that begin at other elements */
+    q3_tensor_from(q3_tensor_from((q3_tensor){weight, Q3_QUANTIZED}, 40, &part), 5, &rest);
+    rest.dequantize(got, &rest, 3, n - 48);
     wrong += differ(got, want + 48, n - 48);
     CHECKF(wrong == 0, "%s: ranges differ", name);
     free(got);
@@ -211,6 +211,7 @@ static void test_format(const q3_tensors *file, const q3_block_format *format)
            "%s: %u elements in %u bytes", name, format->elements, format->bytes);
     uint8_t *bytes = block_of(count_of(blocks) + 1); /* at an odd address */
     const q3_quantized weight = q3_block_weight(format, bytes_of(blocks, bytes + 1));
+    CHECK(weight.format == format && weight.rounded);
     double *want = doubles_of(values), *added = doubles_of(sums);
     float *x = floats_of(tokens);
     size_t C = (size_t)tokens->shape[1], T = (size_t)sums->shape[1], N = (size_t)sums->shape[2];
@@ -235,6 +236,8 @@ static void test_blocks(const q3_tensors *file)
     CHECKF(formats == types, "%zu block types, %zu in the file", formats, types);
     CHECK(q3_block_find(0) == NULL && q3_block_find(1) == NULL && q3_block_find(30) == NULL);
     CHECK(q3_block_find(4) == NULL && q3_block_find(UINT32_MAX) == NULL);
+    const uint8_t bytes[4] = {0};
+    CHECK(q3_tensor_from((q3_tensor){bytes, Q3_BF16}, 1, NULL).data == bytes + 2);
 }
 
 /* ==== FP8 ===================================================================================== */
