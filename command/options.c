@@ -122,7 +122,7 @@ void print_help(const verb_row *verb)
 {
     if (verb == NULL) {
         puts("usage: qwen3moe VERB MODEL ... [options]\n\n"
-             "MODEL is a Hugging Face model folder of a Qwen3-MoE.\n");
+             "MODEL is a Hugging Face model folder of a Qwen3-MoE, or llama.cpp's GGUF file.\n");
         for (size_t i = 0; i < VERB_COUNT; i++)
             printf("  %-10s %s\n", verbs[i].name, verbs[i].help);
         puts("\nqwen3moe VERB --help prints a verb's options, qwen3moe --version the version.\n"

@@ -244,7 +244,7 @@ static bool read_type(reader *r, tensor *t, uint64_t *elements, uint64_t *bytes)
     if (*dtype != Q3_QUANTIZED) return true;
     t->format = q3_block_find((uint32_t)type);
     if (t->format == NULL)
-        return refuse_number(r, type, "the number of a type of weights (MODEL.md section 10)");
+        return refuse_number(r, type, "the number of a type of weights (MODEL.md section 11)");
     *elements = t->format->elements;
     *bytes = t->format->bytes;
     return true;

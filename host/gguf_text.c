@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* gguf_text.c - what a GGUF file's names and metadata mean here (MODEL.md section 10): names of
+/* gguf_text.c - what a GGUF file's names and metadata mean here (MODEL.md section 11): names of
  * tensors, the metadata as config.json, the tokenizer as tokenizer.json. Values are judged where
  * those are read, and messages have their keys; here is judged what config.json does not have, and
  * what llama.cpp does with it. */

@@ -573,13 +573,13 @@ static void test_tensors(void)
          "too many"},
         {{"blk.0.attn_q.weight", TYPE, 4, NULL},
          "blk.0.attn_q.weight: found 4, expected the number of a type of weights (MODEL.md section "
-         "10)"},
+         "11)"},
         {{"blk.0.attn_q.weight", TYPE, UINT32_MAX, NULL},
          "blk.0.attn_q.weight: found 4294967295, expected the number of a type of weights "
-         "(MODEL.md section 10)"},
+         "(MODEL.md section 11)"},
         {{"blk.0.attn_q.weight", TYPE, 24, NULL}, /* I8 */
          "blk.0.attn_q.weight: found 24, expected the number of a type of weights (MODEL.md "
-         "section 10)"},
+         "section 11)"},
         {{"blk.0.attn_q.weight", TYPE, 8, NULL},
          "blk.0.attn_q.weight: found 8, expected rows of whole blocks"},
         {{"blk.0.attn_q.weight", TYPE, F16, NULL},
