@@ -235,6 +235,14 @@ static size_t find_large(const float *values, size_t n, uint32_t least)
     return n;
 }
 
+/* Whether blocks of a GGUF file can hold what bfloat16 cannot: their scales are float16, but for
+ * MXFP4's powers of two. */
+static bool leaves_bfloat16(const q3_entry *entry)
+{
+    const q3_block_format *format = ((const q3_quantized *)entry->data)->format;
+    return format->type == 39;
+}
+
 /* Finite elements that become infinite in dtype: the first one's index, or count if there is none.
  * Only a wider range can overflow in a narrower one. */
 static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype dtype)
@@ -245,6 +253,7 @@ static uint64_t first_overflow(const q3_entry *entry, uint64_t count, q3_dtype d
     const uint8_t top = (uint8_t)(least >> 24);
     bool blocks = entry->dtype == Q3_QUANTIZED; /* GGUF's: float32 values */
     if (dtype == Q3_F32 || entry->dtype == Q3_F16 || entry->dtype == dtype) return count;
+    if (blocks && dtype == Q3_BF16 && !leaves_bfloat16(entry)) return count;
     for (uint64_t i = 0; i < count; i += AT_ONCE) {
         size_t n = count - i < AT_ONCE ? (size_t)(count - i) : AT_ONCE;
         const uint8_t *p = entry->data;
@@ -435,22 +444,6 @@ static q3_status walk_mlp(loader *l, const char *prefix, size_t width, q3_mlp *m
     return status;
 }
 
-/* The part of a tensor from element `first` on. */
-static q3_tensor slice(q3_tensor tensor, uint64_t first)
-{
-    size_t size = q3_dtype_size(tensor.dtype);
-    return (q3_tensor){(const uint8_t *)tensor.data + (size_t)first * size, tensor.dtype};
-}
-
-/* The same of a tensor of a GGUF file; *own describes it if it is quantised. */
-static q3_tensor slice_gguf(q3_tensor tensor, uint64_t first, q3_quantized *own)
-{
-    if (tensor.dtype != Q3_QUANTIZED) return slice(tensor, first);
-    memcpy(own, tensor.data, sizeof *own);
-    own->first = (size_t)first;
-    return (q3_tensor){own, Q3_QUANTIZED};
-}
-
 /* The experts of a layer as a GGUF file keeps them: a tensor for each matrix, of all experts. */
 static q3_status walk_gguf_experts(loader *l, const char *prefix, q3_mlp *experts)
 {
@@ -467,9 +460,9 @@ static q3_status walk_gguf_experts(loader *l, const char *prefix, q3_mlp *expert
     if (status != Q3_OK || l->walk != WALK_FILL) return status;
     q3_quantized *own = l->model->slices + 3 * (experts - l->model->experts);
     for (size_t e = 0; e < E; e++, own += 3)
-        experts[e] = (q3_mlp){slice_gguf(all[0], e * F * M, own),
-                              slice_gguf(all[1], e * F * M, own + 1),
-                              slice_gguf(all[2], e * F * M, own + 2)};
+        experts[e] = (q3_mlp){q3_tensor_from(all[0], (size_t)(e * F * M), own),
+                              q3_tensor_from(all[1], (size_t)(e * F * M), own + 1),
+                              q3_tensor_from(all[2], (size_t)(e * F * M), own + 2)};
     return Q3_OK;
 }
 
@@ -510,8 +503,9 @@ static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
     if (status == Q3_OK) status = visit(l, PLAIN, name, E, M, F, &down);
     if (status != Q3_OK || l->walk != WALK_FILL) return status;
     for (size_t e = 0; e < E; e++)
-        experts[e] = (q3_mlp){slice(gate_up, e * 2 * F * M), slice(gate_up, (e * 2 + 1) * F * M),
-                              slice(down, e * M * F)};
+        experts[e] = (q3_mlp){q3_tensor_from(gate_up, (size_t)(e * 2 * F * M), NULL),
+                              q3_tensor_from(gate_up, (size_t)((e * 2 + 1) * F * M), NULL),
+                              q3_tensor_from(down, (size_t)(e * M * F), NULL)};
     return Q3_OK;
 }
 

@@ -268,8 +268,8 @@ static bool read_axes(reader *r, tensor *t)
     if (!read_type(r, t, &block, &size)) return false;
     uint64_t columns = entry->shape[entry->rank - 1];
     if (columns % block != 0) return refuse_number(r, columns, "rows of whole blocks");
-    if (elements / block > INT64_MAX / size)
-        return refuse_number(r, elements, "fewer elements: 2^63 bytes are too many");
+    if (elements / block > INT64_MAX / size || (size_t)elements != elements)
+        return refuse_number(r, elements, "fewer elements: their bytes cannot be counted");
     t->bytes = elements / block * size;
     return true;
 }

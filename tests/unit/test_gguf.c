@@ -569,8 +569,8 @@ static void test_tensors(void)
          "blk.0.attn_q.weight: found 1152921504606846976, expected an axis above 0, and fewer than "
          "2^63 elements"},
         {{"blk.0.attn_q.weight", AXIS1, UINT64_C(1) << 59, NULL},
-         "blk.0.attn_q.weight: found 4611686018427387904, expected fewer elements: 2^63 bytes are "
-         "too many"},
+         "blk.0.attn_q.weight: found 4611686018427387904, expected fewer elements: their bytes "
+         "cannot be counted"},
         {{"blk.0.attn_q.weight", TYPE, 4, NULL},
          "blk.0.attn_q.weight: found 4, expected the number of a type of weights (MODEL.md section "
          "11)"},
