@@ -8,6 +8,7 @@
 #include "host/files.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +46,14 @@ static q3_status fail_file(q3_error *error, const char *verb, const char *path)
     if (errno == ENOSPC) reason = "no space left";
 #endif
     return q3_fail(error, Q3_ERROR_FILE, "cannot %s %.300s: %s", verb, path, reason);
+}
+
+/* A file that is there, but not in memory. */
+static q3_status fail_map(q3_error *error, const char *path, uint64_t size)
+{
+    return q3_fail(error, Q3_ERROR_MEMORY, "%.300s: cannot map its %" PRIu64 " bytes into memory%s",
+                   path, size, SIZE_MAX > UINT32_MAX ? ""
+                   : ", as this is a 32-bit program: take a 64-bit one");
 }
 
 /* ==== Files in ================================================================================ */
@@ -85,7 +94,7 @@ static bool map_file(q3_mapping *mapping, const char *path, q3_status *status, q
         section = CreateFileMappingA(file, NULL, PAGE_READONLY, 0, 0, NULL);
         base = section != NULL ? MapViewOfFile(section, FILE_MAP_READ, 0, 0, 0) : NULL;
         if (base == NULL)
-            *status = q3_fail(error, Q3_ERROR_MEMORY, "%.300s: cannot map it into memory", path);
+            *status = fail_map(error, path, (uint64_t)size.QuadPart);
     }
     if (section != NULL)
         CloseHandle(section); /* the view keeps it alive */
@@ -137,7 +146,7 @@ static bool map_file(q3_mapping *mapping, const char *path, q3_status *status, q
     if (base != MAP_FAILED)
         *mapping = (q3_mapping){base, (size_t)about.st_size, base, true};
     else if (regular)
-        *status = q3_fail(error, Q3_ERROR_MEMORY, "%.300s: cannot map it into memory", path);
+        *status = fail_map(error, path, (uint64_t)about.st_size);
     return regular;
 }
 
