@@ -180,14 +180,9 @@ struct q3_quantized {
     /* values[0..count) = elements first, first + 1, ... of the tensor, row-major. Any bytes give
      * some values; NaN and infinity too. Reads nothing but the weight, from any thread. */
     void (*dequantize)(double *values, const q3_quantized *weight, size_t first, size_t count);
-<<<<<<< HEAD
     const void *format;   /* of GGUF: the q3_block_format, from which the judge knows what backends
                            * make of activations; NULL otherwise */
     /* What dequantize looks at. */
-=======
-    /* What dequantize looks at, and the judge where it must know the format. */
-    const void *format;   /* of blocks (host/quants.h); NULL where dequantize needs none */
->>>>>>> aedd499 (The judge says the same of a model whose weights are behind a q3_quantized; a block's weight knows its format)
     const void *data;     /* the first block, as in the file, at any alignment */
     const void *scales;   /* of blocks that have theirs elsewhere, else NULL; row-major, */
     q3_dtype scale_dtype; /* little-endian float32, bfloat16 or float16 */
