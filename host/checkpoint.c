@@ -115,6 +115,11 @@ q3_dtype q3_model_dtype(const q3_model *model)
     return model->config.dtype;
 }
 
+bool q3_model_is_fp8(const q3_model *model)
+{
+    return model->config.fp8.used;
+}
+
 const char *q3_model_config_json(const q3_model *model)
 {
     return model->config.json;

@@ -121,6 +121,8 @@ Q3_PRIVATE_API char *q3_config_json(const q3_config *config);
 Q3_PRIVATE_API q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error);
 Q3_PRIVATE_API void q3_config_free(q3_config_file *file);
 
+/* Whether the model's config.json has quantization_config. */
+Q3_PRIVATE_API bool q3_model_is_fp8(const q3_model *model);
 /* Whether transformers (5.x, or 4.x) leaves the module of this name, a Linear's without ".weight",
  * as it is. */
 bool q3_fp8_keeps(const q3_fp8 *fp8, const char *module, bool version_5);

@@ -174,6 +174,11 @@ static void test_info(const q3_model *model)
              q3_tensors_metadata(golden, "config"), all, active, 2 * all, 2 * L * k * 2);
     run("info --json tiny");
     succeeds(want);
+    run("info \"$G/fp8\"");
+    CHECK(last.status == 0 && strstr(last.out, "\nweights bfloat16 430592\n") != NULL &&
+          strstr(last.out, "\nquantised fp8: the linear maps take a byte for each weight\n"));
+    run("info --json \"$G/fp8\"");
+    CHECK(last.status == 0 && strstr(last.out, ",\"quantised\":\"fp8\"}\n") != NULL);
     shell("mkdir bare && sed '/torch_dtype/d' tiny/config.json >bare/config.json && "
           "\"$Q\" info bare | tail -n 2");
     snprintf(want, sizeof want, "weights float32 %lu\nkey/value per token %lu\n", 4 * all,
