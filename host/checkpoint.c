@@ -64,7 +64,7 @@ void q3_model_close(q3_model *model)
 /* The metadata of a GGUF file, in place of its bytes. */
 static q3_status open_gguf(q3_model *model, const char *path, q3_error *error)
 {
-    char *json;
+    char *json = NULL;
     q3_unmap(&model->config_text);
     q3_status status = q3_gguf_open(&model->gguf, path, false, error);
     if (status == Q3_OK) status = q3_gguf_config(&json, model->gguf, error);

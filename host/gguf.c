@@ -444,7 +444,7 @@ static q3_status open_numbered(q3_gguf *g, const char *stem, uint64_t number, ui
 /* The file that is named, and where it is a part, all parts in its place. */
 static q3_status open_all(q3_gguf *g, const char *path, bool only_metadata, q3_error *error)
 {
-    uint64_t number, count;
+    uint64_t number = 0, count = 1;
     char ending[64];
     size_t length = strlen(path);
     q3_status status = open_part(g, path, &g->values, only_metadata, error);
