@@ -4,7 +4,7 @@
 #   scripts/ci/fuzz.sh [--seconds N] [TARGET]...
 #
 # --seconds N  for each target (4)
-# TARGET       json, config, safetensors, tokenizer, report, names, chat, gguf; all if none is named
+# TARGET       json, config, safetensors, tokenizer, report, names, chat, gguf, index; all if none is named
 #
 # Needs clang with its sanitizers and libFuzzer (Debian: clang libclang-rt-14-dev). Starts from tests/fuzz/corpus. What
 # fails is kept beside the working folder as fuzz-TARGET-...: put it into the corpus, where ctest runs it from then on.
@@ -21,7 +21,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ ${#targets[@]} -gt 0 ] || targets=(json config safetensors tokenizer report names chat gguf)
+[ ${#targets[@]} -gt 0 ] || targets=(json config safetensors tokenizer report names chat gguf index)
 here=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -6,6 +6,7 @@
  *
  * GOLDEN is the path of golden/. SPDX-License-Identifier: MIT */
 #include "host/files.h"
+#include "host/listing.h"
 #include "judge/backend.h"
 #include "judge/judge.h"
 
@@ -107,6 +108,36 @@ static void fuzz_safetensors(const uint8_t *data, size_t size)
     }
     if (status == Q3_OK) q3_tensors_close(tensors);
     remove(path);
+}
+
+/* Writes a file whole. */
+static void put_file(const char *path, const void *data, size_t size)
+{
+    FILE *file = fopen(path, "wb");
+    REQUIRE(file != NULL && fwrite(data, 1, size, file) == size && fclose(file) == 0);
+}
+
+/* An index of files, one of which is there; a folder's path need be no more than the beginning of
+ * its files' paths. Every tensor that is listed is found, and every file opened or refused. */
+static void fuzz_index(const uint8_t *data, size_t size)
+{
+    static const char shard[] = "8\0\0\0\0\0\0\0"
+        "{\"x\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}  \0\0\0";
+    q3_listing list = {0};
+    q3_error error = {""};
+    put_file("fuzz-model.safetensors.index.json", data, size);
+    put_file("fuzz-a", shard, sizeof shard);
+    q3_status status = q3_list_tensors(&list, "fuzz-", &error);
+    require_line(status, &error);
+    for (size_t i = 0; status == Q3_OK && i < list.count; i++) {
+        q3_found found;
+        const q3_item *item = q3_find_item(&list, list.items[i].name);
+        REQUIRE(item != NULL);
+        require_line(q3_find_entry(&found, &list, item, &error), &error);
+    }
+    q3_listing_free(&list);
+    remove("fuzz-model.safetensors.index.json");
+    remove("fuzz-a");
 }
 
 /* A GGUF file that is accepted: its config, its weights, its tokenizer and its template. */
@@ -241,7 +272,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static target *const all[] = {fuzz_json,   fuzz_config, fuzz_safetensors, fuzz_tokenizer,
-                                  fuzz_report, fuzz_names,  fuzz_chat,   fuzz_gguf};
+                                  fuzz_report, fuzz_names,  fuzz_chat,   fuzz_gguf,
+                                  fuzz_index};
     (void)all;
     NAMED(TARGET)(data, size);
     return 0;
@@ -251,7 +283,7 @@ static const struct { const char *name; target *run;
 } targets[] = {
     {"json", fuzz_json},           {"config", fuzz_config}, {"safetensors", fuzz_safetensors},
     {"tokenizer", fuzz_tokenizer}, {"report", fuzz_report}, {"names", fuzz_names},
-    {"chat", fuzz_chat},           {"gguf", fuzz_gguf},
+    {"chat", fuzz_chat},           {"gguf", fuzz_gguf},     {"index", fuzz_index},
 };
 
 static bool replay(const char *path)
