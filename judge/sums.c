@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LANES 16
 #define BLOCK ((size_t)1 << 22) /* results of a block of tokens at most: 32 MB */
 
 /* Rows of one weight: x[rows,K] with variances var[rows,K] (NULL: 0); results [rows,N], those that
@@ -22,24 +21,59 @@ typedef struct group {
     float *y;
 } group;
 
-static double fold(double lane[LANES])
+/* Rows of float32, each over a power of two of its own, `by`: the largest is about 1, and what is
+ * below 2^-126 of it counts for nothing. */
+typedef struct scaled {
+    float *rows;
+    double *by;
+} scaled;
+
+static bool scaled_init(scaled *s, size_t rows, size_t K)
 {
-    for (size_t s = LANES / 2; s > 0; s /= 2)
-        for (size_t l = 0; l < s; l++) lane[l] += lane[l + s];
-    return lane[0];
+    s->rows = malloc((rows * K + 1) * sizeof *s->rows);
+    s->by = malloc((rows + 1) * sizeof *s->by);
+    return s->rows != NULL && s->by != NULL;
 }
 
-/* sum w^2 var, or, with var NULL, sum (w x)^2. (A quantised weight of more than 24 bits is rounded
- * to float32 here: 2^-24 of a variance. Sizes and the map itself take it as it is.) */
-static double sum_squares(const float *w, const float *x, const double *var, size_t K)
+static void scaled_free(scaled *s)
 {
-    double lane[LANES] = {0};
-    for (size_t k = 0; k < K; k += LANES)
-        for (size_t l = 0; l < LANES && k + l < K; l++) {
-            double product = (double)w[k + l] * (var != NULL ? 1 : (double)x[k + l]);
-            lane[l] += product * product * (var != NULL ? var[k + l] : 1);
-        }
-    return fold(lane);
+    free(s->rows);
+    free(s->by);
+}
+
+/* Row r: x * x. (Of a row with an infinity or a NaN no scale is right, nor needed.) */
+static void square_row(scaled *s, size_t r, const float *x, size_t K)
+{
+    uint32_t largest = 0, infinite = 0x7F800000;
+    float to;
+    for (size_t k = 0; k < K; k++) {
+        uint32_t bits;
+        memcpy(&bits, &x[k], sizeof bits);
+        bits &= 0x7FFFFFFF;
+        if (bits > largest) largest = bits;
+    }
+    largest &= infinite; /* 2^e; a subnormal has 2^-126 */
+    if (largest == 0) largest = 1 << 23;
+    if (largest == infinite) largest = 127 << 23;
+    largest = (254U << 23) - largest; /* 2^-e, which for e = 127 is subnormal: half as much */
+    if (largest == 0) largest = 1 << 23;
+    memcpy(&to, &largest, sizeof to);
+    for (size_t k = 0; k < K; k++) s->rows[r * K + k] = x[k] * to * (x[k] * to);
+    s->by[r] = 1 / ((double)to * (double)to);
+}
+
+/* Row r: variances. */
+static void scale_row(scaled *s, size_t r, const double *var, size_t K)
+{
+    double largest = 0, by = 1;
+    uint64_t bits;
+    for (size_t k = 0; k < K; k++)
+        if (var[k] > largest && var[k] <= 0x1p1000) largest = var[k];
+    memcpy(&bits, &largest, sizeof bits);
+    bits &= UINT64_C(0x7FF) << 52;
+    if (largest >= 0x1p-1000) memcpy(&by, &bits, sizeof by);
+    for (size_t k = 0; k < K; k++) s->rows[r * K + k] = (float)(var[k] / by);
+    s->by[r] = by;
 }
 
 /* The sums of |w||x|, and of w x if y is wanted, in the kernels' tiles. */
@@ -64,26 +98,61 @@ static float *find_errors(const walk *w, const group *g, bool *none)
     return *none ? NULL : errors;
 }
 
+enum { AT_ONCE = 64 }; /* rows of a weight */
+
+/* results[rows,N]: columns first to first + n - 1 of the products' sums. */
+static void add_products(double *results, double *sums, const scaled *x, const scaled *w,
+                         const group *g, size_t first, size_t n)
+{
+    q3_dots dots = {.x = x->rows, .x_stride = g->K, .rows = w->rows, .row_stride = g->K,
+                    .T = g->rows, .N = n, .C = g->K, .dtype = Q3_F32, .sums = sums};
+    q3_run_dots(&dots);
+    for (size_t r = 0; r < g->rows; r++)
+        for (size_t o = 0; o < n; o++)
+            results[r * g->N + first + o] = sums[r * n + o] * x->by[r] * w->by[o];
+}
+
+/* sum (w terms)^2, unless terms is NULL, and sum w^2 var: rows of squares, in the kernels' tiles.
+ * Squares are rounded to float32, 2^-24 of a variance; so is a quantised weight of more bits. */
+static bool add_squares(walk *w, const group *g, const float *terms)
+{
+    scaled x = {NULL, NULL}, var = {NULL, NULL}, rows = {NULL, NULL};
+    double *sums = malloc((g->rows * AT_ONCE + 1) * sizeof *sums);
+    bool good = sums != NULL && scaled_init(&rows, AT_ONCE, g->K) &&
+        (terms == NULL || scaled_init(&x, g->rows, g->K)) &&
+        (g->spread == NULL || scaled_init(&var, g->rows, g->K));
+    for (size_t r = 0; good && r < g->rows; r++) {
+        if (terms != NULL) square_row(&x, r, terms + r * g->K, g->K);
+        if (g->spread != NULL) scale_row(&var, r, g->var + r * g->K, g->K);
+    }
+    for (size_t first = 0; good && first < g->N; first += AT_ONCE) {
+        size_t n = g->N - first < AT_ONCE ? g->N - first : AT_ONCE;
+        for (size_t o = 0; o < n; o++) {
+            q3_widen(w->weight_row, g->weight, (first + o) * g->K, g->K, w->dtype);
+            square_row(&rows, o, w->weight_row, g->K);
+        }
+        if (terms != NULL) add_products(g->squares, sums, &x, &rows, g, first, n);
+        if (g->spread != NULL) add_products(g->spread, sums, &var, &rows, g, first, n);
+    }
+    scaled_free(&x);
+    scaled_free(&var);
+    scaled_free(&rows);
+    free(sums);
+    return good;
+}
+
 static bool add_group(walk *w, const group *g)
 {
     bool none = false, squares = g->squares != NULL;
     float *errors = squares && q3_quantises(w->accumulate) ? find_errors(w, g, &none) : NULL;
-    const float *terms = errors != NULL ? errors : g->x;
     if (squares && q3_quantises(w->accumulate) && errors == NULL && !none) return false;
     if (g->size != NULL) add_sizes(g, w->dtype);
     if (none) memset(g->squares, 0, g->rows * g->N * sizeof *g->squares);
     squares = squares && !none;
-    for (size_t o = 0; o < g->N && (squares || g->spread != NULL); o++) {
-        q3_widen(w->weight_row, g->weight, o * g->K, g->K, w->dtype);
-        for (size_t r = 0; r < g->rows; r++) {
-            size_t at = r * g->K, to = r * g->N + o;
-            if (squares) g->squares[to] = sum_squares(w->weight_row, terms + at, NULL, g->K);
-            if (g->spread != NULL)
-                g->spread[to] = sum_squares(w->weight_row, g->x + at, g->var + at, g->K);
-        }
-    }
+    const float *terms = !squares ? NULL : errors != NULL ? errors : g->x;
+    bool good = (!squares && g->spread == NULL) || add_squares(w, g, terms);
     free(errors);
-    return true;
+    return good;
 }
 
 /* ==== A block of tokens ======================================================================= */
