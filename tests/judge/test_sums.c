@@ -5,7 +5,7 @@
 #include "judge/judge.h"
 #include "model.h"
 
-enum { T = 24, M = 2048, H = 4, HD = 32, Q = H * HD };
+enum { T = 8, M = 2048, H = 4, HD = 32, Q = H * HD };
 
 static const q3_config config = {
     .vocab_size = 40, .hidden_size = M, .intermediate_size = 8, .num_hidden_layers = 1,
