@@ -207,7 +207,6 @@ static q3_status put_named(const source *s)
         {"embedding_length", true, false, "hidden_size"},
         {"feed_forward_length", false, false, "intermediate_size"},
         {"attention.head_count", true, false, "num_attention_heads"},
-        {"attention.key_length", false, false, "head_dim"},
         {"attention.layer_norm_rms_epsilon", true, true, "rms_norm_eps"},
         {"rope.freq_base", false, true, "rope_theta"},
         {"expert_count", false, false, "num_experts"},
@@ -253,6 +252,8 @@ static q3_status put_sizes(const source *s, bool sparse)
     }
     put_key(s->json, "num_key_value_heads");
     q3_text_uint(s->json, key_heads);
+    put_key(s->json, "head_dim");
+    q3_text_uint(s->json, head);
     if (status != Q3_OK || !sparse) return status;
     status = read_size(s, "feed_forward_length", &ff);
     if (status == Q3_OK) status = read_size(s, "expert_used_count", &used);

@@ -19,7 +19,6 @@ ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path[1:1] = [os.path.join(ROOMS, "record")]
 import gguf
 import llama_cpp
-import numpy as np
 import record_llamacpp as recorder
 import rule
 
