@@ -96,7 +96,9 @@ def blocks_of(rng, name, kind):
     blocks = rng.integers(0, 256, (ordinary + len(SPECIAL), size), dtype=np.uint8)
     for b, block in enumerate(blocks):
         for i, at in enumerate(HALVES.get(name, [])):
-            bits = int(rng.integers(0x1000, 0x3000)) | int(rng.integers(0, 2)) << 15
+            # a minimum may be so much larger or smaller that a difference has more than 24 bits
+            low, high = (0x1000, 0x3000) if i == 0 else (0x0400, 0x5800)
+            bits = int(rng.integers(low, high)) | int(rng.integers(0, 2)) << 15
             if b >= ordinary:  # where there are two: each with another one
                 bits = SPECIAL[(b - ordinary + 4 * i) % len(SPECIAL)]
             block[at:at + 2] = bits & 0xFF, bits >> 8
