@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Checkpoints of the published layout at full size, which are holes but for their headers: as many files,
-tensors and bytes as are published; opened in 0.3 s and 64 MB; `info`, `dump`, `check` and an interrupted dump
+tensors and bytes as are published; opened in 0.3 s of processor time and 64 MB; `info`, `dump`, `check` and an interrupted dump
 work on single layers of them; a part needs its own layers' files alone; what a run keeps in memory is the same
 for 2 layers as for 10; what is wrong with an index of this size is said in one line.
 
@@ -14,6 +14,7 @@ program. Needs a file system that knows holes, and 2 GB of memory; takes 40 seco
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -91,8 +92,13 @@ class Giants:
 
     def opened(self, name, folder, layers):
         """The whole model, as a run over all layers opens it."""
-        times = [Run(self.bench, "open", folder, 1).good() for _ in range(3)]
-        seconds, own = min(float(t.out.split()[0]) for t in times), max(t.kilobytes for t in times)
+        seconds, own = [], 0
+        for _ in range(3): # processor time: whatever else the machine does
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            own = max(own, Run(self.bench, "open", folder, 1).good().kilobytes)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        seconds = min(seconds)
         expect(seconds < 0.3 and own < 64 << 10, f"{name}: opened in {seconds:.3f} s and {own} kB of its own")
         out = self.run("info", folder).good().out
         expect(f"(0-{layers - 1}): {layers} x" in out, f"{name}: info knows {layers} layers")
@@ -136,7 +142,7 @@ class Giants:
         for verb in ("dump", "check"):
             found = []
             for layers in ("0:2", "0:10" if verb == "dump" else "0:6"):
-                taps = f"{self.work}/taps-{layers}"
+                taps = f"{self.work}/long" # in the end that of 10 layers
                 arguments = ["dump", folder, "--tokens", tokens, "-o", taps]
                 if verb == "check":
                     arguments = ["check", folder, taps]
