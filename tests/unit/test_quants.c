@@ -302,6 +302,22 @@ static void test_fp8(const q3_tensors *file)
     free(want);
 }
 
+/* 28 bits, just above the middle of two bfloat16: by way of float32 it would be the middle. */
+static void read_middle(double *values, const q3_quantized *weight, size_t first, size_t count)
+{
+    (void)weight, (void)first;
+    for (size_t i = 0; i < count; i++) values[i] = 1 + 0x1p-8 + 0x1p-27;
+}
+
+static void test_one_rounding(void)
+{
+    const q3_quantized weight = {.dequantize = read_middle};
+    const int32_t ids[1] = {0};
+    float y[3];
+    q3_embedding(y, ids, (q3_tensor){&weight, Q3_QUANTIZED}, 1, 1, 3, Q3_BF16);
+    CHECK(y[0] == 1 + 0x1p-7f && y[2] == y[0]);
+}
+
 int main(int argc, char **argv)
 {
     static const struct { const char *name; void (*test)(const q3_tensors *); } files[] = {
@@ -320,5 +336,6 @@ int main(int argc, char **argv)
         files[i].test(file);
         q3_tensors_close(file);
     }
+    test_one_rounding();
     return t_done("quants");
 }
