@@ -153,6 +153,7 @@ typedef struct q3_config {
     bool norm_topk_prob;            /* the chosen probabilities are divided by their sum */
     bool attention_bias;            /* biases on q_proj, k_proj, v_proj and o_proj */
     bool tie_word_embeddings;       /* lm_head is embed_tokens */
+    bool dense;                     /* model_type "qwen3": E is 0; the modules' names are others */
     q3_rope rope;
     const size_t *mlp_only_layers;  /* layers that are dense, any order; may be NULL */
     size_t mlp_only_count;

@@ -341,16 +341,24 @@ static bool read_rope(const source *s, q3_config *config)
 
 /* ==== The other keys ========================================================================== */
 
-/* The sizes, each in its own range, and head_dim, whose default depends on two of them. */
+/* Qwen3's dense models: the same layers, all without experts. */
+static bool is_dense(const source *s)
+{
+    return is_string(s, find(s, "model_type"), "qwen3");
+}
+
+/* The sizes, each in its own range, and head_dim, whose default depends on two of them, or is 128
+ * (Qwen3Config). */
 static bool read_sizes(const source *s, q3_config *c)
 {
+    const bool dense = c->dense = is_dense(s);
     const struct { const char *key; size_t least, fallback, *out; } size[] = {
         {"vocab_size", 1, 151936, &c->vocab_size},
-        {"hidden_size", 1, 2048, &c->hidden_size},
-        {"intermediate_size", 1, 6144, &c->intermediate_size},
-        {"num_hidden_layers", 0, 24, &c->num_hidden_layers},
+        {"hidden_size", 1, dense ? 4096 : 2048, &c->hidden_size},
+        {"intermediate_size", 1, dense ? 22016 : 6144, &c->intermediate_size},
+        {"num_hidden_layers", 0, dense ? 32 : 24, &c->num_hidden_layers},
         {"num_attention_heads", 1, 32, &c->num_attention_heads},
-        {"num_key_value_heads", 1, 4, &c->num_key_value_heads},
+        {"num_key_value_heads", 1, dense ? 32 : 4, &c->num_key_value_heads},
         {"max_position_embeddings", 1, 32768, &c->max_position_embeddings},
         {"num_experts", 0, 128, &c->num_experts},
         {"num_local_experts", 0, 128, &c->num_experts}, /* the name in 5.x */
@@ -367,8 +375,9 @@ static bool read_sizes(const source *s, q3_config *c)
             return refuse_both(s, "num_experts", s, "num_local_experts");
     }
     if (c->num_hidden_layers > MOST_LAYERS) return refuse(s, "num_hidden_layers", "at most 65535");
-    if (!read_size(s, "head_dim", 1, c->hidden_size / c->num_attention_heads, &c->head_dim))
-        return false;
+    if (dense) c->num_experts = 0;
+    size_t width = dense ? 128 : c->hidden_size / c->num_attention_heads;
+    if (!read_size(s, "head_dim", 1, width, &c->head_dim)) return false;
     if (c->head_dim != 0 && c->head_dim % 2 == 0) return true;
     if (find(s, "head_dim") != 0) return refuse(s, "head_dim", "an even number");
     q3_fail(s->error, Q3_ERROR_INPUT, "%.200s: head_dim is missing, and hidden_size / "
@@ -415,6 +424,8 @@ static bool read_switches(const source *s, q3_config *c)
     if (!causal) return refuse(s, "is_causal", "true: 4.x ignores it");
     if (window != 0 && !q3_json_is_integer(s->j, window))
         return refuse(s, "sliding_window", SIZE_TEXT ", or null");
+    if (c->dense && windowed)
+        return refuse(s, "use_sliding_window", "false: a window in some layers is not computed");
     c->sliding_window = windowed && find(s, "sliding_window") == 0 ? 4096 : 0;
     if (windowed && window != 0 && !read_size(s, "sliding_window", 1, 0, &c->sliding_window))
         return false;
@@ -439,13 +450,24 @@ static bool read_switches(const source *s, q3_config *c)
 static bool check_fixed(const source *s)
 {
     static const char *const absent[] = {"per_layer_config", "attention_chunk_size"};
-    if (!is_string(s, find(s, "model_type"), "qwen3_moe"))
-        return refuse(s, "model_type", "\"qwen3_moe\"");
+    if (!is_string(s, find(s, "model_type"), "qwen3_moe") && !is_dense(s))
+        return refuse(s, "model_type", "\"qwen3_moe\" or \"qwen3\"");
     if (find(s, "hidden_act") != 0 && !is_string(s, find(s, "hidden_act"), "silu"))
         return refuse(s, "hidden_act", "\"silu\"");
     for (size_t i = 0; i < sizeof absent / sizeof *absent; i++)
         if (find_value(s, absent[i]) != 0) return refuse(s, absent[i], "no such key");
     return true;
+}
+
+/* Which layers of a dense model have a window: none. */
+static bool check_layer_types(const source *s)
+{
+    uint32_t list = find_value(s, "layer_types"), value = list + 1;
+    if (list == 0 || !is_dense(s)) return true; /* the other models do not know the key */
+    bool all = q3_json_type_of(s->j, list) == Q3_JSON_ARRAY;
+    for (uint32_t i = 0; all && i < s->j->nodes[list].count; i++, value = s->j->nodes[value].next)
+        all = is_string(s, value, "full_attention");
+    return all || refuse(s, "layer_types", "\"full_attention\" in every layer");
 }
 
 /* dtype (5.x) or torch_dtype (4.x); Q3_AUTO: neither. */
@@ -705,7 +727,7 @@ static void put_rope_scaling(q3_text *t, const q3_rope *r)
  *   floats    rms_norm_eps rope_theta, also where the file has an integer: 10000 becomes 10000.0
  *   booleans  norm_topk_prob attention_bias tie_word_embeddings; use_sliding_window: is there one
  *   others    mlp_only_layers: ascending, each once, layers that exist; sliding_window: null if
- *             none; hidden_act "silu"; model_type "qwen3_moe"; rope_scaling
+ *             none; hidden_act "silu"; model_type "qwen3_moe" or "qwen3"; rope_scaling
  * rope_scaling is null for the default type. Else it has rope_type, factor (float), and for
  *   yarn      attention_factor, mscale, mscale_all_dim (float, null where not given), beta_fast,
  *             beta_slow (float), original_max_position_embeddings (integer), truncate
@@ -731,7 +753,7 @@ char *q3_config_json(const q3_config *c)
     }
     q3_text_add(&t, "]");
     put_key(&t, "model_type");
-    q3_text_add(&t, "\"qwen3_moe\"");
+    q3_text_add(&t, c->dense ? "\"qwen3\"" : "\"qwen3_moe\"");
     put_uint(&t, "moe_intermediate_size", c->moe_intermediate_size);
     put_bool(&t, "norm_topk_prob", c->norm_topk_prob);
     put_uint(&t, "num_attention_heads", c->num_attention_heads);
@@ -760,7 +782,8 @@ q3_status q3_config_read(q3_config_file *file, const q3_json *j, q3_error *error
     source s = {j, 0, "", error};
     if (q3_json_type_of(j, 0) != Q3_JSON_OBJECT)
         return q3_json_fail(j, 0, "file", "a JSON object", error);
-    if (!check_fixed(&s) || !read_sizes(&s, &f.config) || !check_sizes(&s, &f.config) ||
+    if (!check_fixed(&s) || !check_layer_types(&s) || !read_sizes(&s, &f.config) ||
+        !check_sizes(&s, &f.config) ||
         !read_switches(&s, &f.config) || !read_dtype(&s, &f.dtype) || !read_rope(&s, &f.config))
         return Q3_ERROR_INPUT;
     q3_status status = read_mlp_only(&s, &f.config, &f.mlp_only_layers);

@@ -42,13 +42,13 @@ static void linear(q3_text *t, size_t depth, const char *name, uint64_t in, uint
 }
 
 /* RMSNorm; epsilon as Python prints it. */
-static void norm(q3_text *t, size_t depth, const char *name, size_t size, double eps)
+static void norm(q3_text *t, size_t depth, const char *name, const q3_config *c, size_t size)
 {
     named(t, depth, name);
-    q3_text_add(t, "Qwen3MoeRMSNorm((");
+    q3_text_add(t, c->dense ? "Qwen3RMSNorm((" : "Qwen3MoeRMSNorm((");
     q3_text_uint(t, size);
     q3_text_add(t, ",), eps=");
-    q3_text_real(t, eps);
+    q3_text_real(t, c->rms_norm_eps);
     q3_text_add(t, ")\n");
 }
 
@@ -86,13 +86,13 @@ static void decoder_layer(q3_text *t, const q3_config *c, bool sparse)
 {
     uint64_t q = (uint64_t)c->num_attention_heads * c->head_dim;
     uint64_t kv = (uint64_t)c->num_key_value_heads * c->head_dim;
-    line(t, 4, "(self_attn): Qwen3MoeAttention(");
+    line(t, 4, c->dense ? "(self_attn): Qwen3Attention(" : "(self_attn): Qwen3MoeAttention(");
     linear(t, 5, "q_proj", c->hidden_size, q, c->attention_bias);
     linear(t, 5, "k_proj", c->hidden_size, kv, c->attention_bias);
     linear(t, 5, "v_proj", c->hidden_size, kv, c->attention_bias);
     linear(t, 5, "o_proj", q, c->hidden_size, c->attention_bias);
-    norm(t, 5, "q_norm", c->head_dim, c->rms_norm_eps);
-    norm(t, 5, "k_norm", c->head_dim, c->rms_norm_eps);
+    norm(t, 5, "q_norm", c, c->head_dim);
+    norm(t, 5, "k_norm", c, c->head_dim);
     line(t, 4, ")");
     if (sparse) {
         line(t, 4, "(mlp): Qwen3MoeSparseMoeBlock(");
@@ -103,11 +103,11 @@ static void decoder_layer(q3_text *t, const q3_config *c, bool sparse)
         line(t, 5, ")");
         line(t, 4, ")");
     } else {
-        line(t, 4, "(mlp): Qwen3MoeMLP(");
+        line(t, 4, c->dense ? "(mlp): Qwen3MLP(" : "(mlp): Qwen3MoeMLP(");
         mlp(t, 4, c, c->intermediate_size);
     }
-    norm(t, 4, "input_layernorm", c->hidden_size, c->rms_norm_eps);
-    norm(t, 4, "post_attention_layernorm", c->hidden_size, c->rms_norm_eps);
+    norm(t, 4, "input_layernorm", c, c->hidden_size);
+    norm(t, 4, "post_attention_layernorm", c, c->hidden_size);
     line(t, 3, ")");
 }
 
@@ -123,7 +123,7 @@ static void decoder_layers(q3_text *t, const q3_config *c)
         bool sparse = q3_layer_is_sparse(c, first);
         end = first + 1;
         while (end < c->num_hidden_layers && q3_layer_is_sparse(c, end) == sparse) end++;
-        entries(t, 3, first, end, "Qwen3MoeDecoderLayer");
+        entries(t, 3, first, end, c->dense ? "Qwen3DecoderLayer" : "Qwen3MoeDecoderLayer");
         decoder_layer(t, c, sparse);
     }
     line(t, 2, ")");
@@ -132,8 +132,8 @@ static void decoder_layers(q3_text *t, const q3_config *c)
 char *q3_module_tree(const q3_config *config)
 {
     q3_text t = {0};
-    line(&t, 0, "Qwen3MoeForCausalLM(");
-    line(&t, 1, "(model): Qwen3MoeModel(");
+    line(&t, 0, config->dense ? "Qwen3ForCausalLM(" : "Qwen3MoeForCausalLM(");
+    line(&t, 1, config->dense ? "(model): Qwen3Model(" : "(model): Qwen3MoeModel(");
     named(&t, 2, "embed_tokens");
     q3_text_add(&t, "Embedding(");
     q3_text_uint(&t, config->vocab_size);
@@ -145,8 +145,9 @@ char *q3_module_tree(const q3_config *config)
     }
     q3_text_add(&t, ")\n");
     decoder_layers(&t, config);
-    norm(&t, 2, "norm", config->hidden_size, config->rms_norm_eps);
-    line(&t, 2, "(rotary_emb): Qwen3MoeRotaryEmbedding()");
+    norm(&t, 2, "norm", config, config->hidden_size);
+    line(&t, 2, config->dense ? "(rotary_emb): Qwen3RotaryEmbedding()"
+                            : "(rotary_emb): Qwen3MoeRotaryEmbedding()");
     line(&t, 1, ")");
     linear(&t, 1, "lm_head", config->hidden_size, config->vocab_size, false);
     line(&t, 0, ")");

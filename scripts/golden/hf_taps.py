@@ -93,7 +93,7 @@ def load_folder(folder, dtype):
         folder, dtype=dtype, attn_implementation="eager", output_loading_info=True, **options)
     problems = {k: v for k, v in info.items() if v}
     assert not problems, problems
-    assert isinstance(model, modeling.Qwen3MoeForCausalLM)
+    assert type(model).__name__ in ("Qwen3MoeForCausalLM", "Qwen3ForCausalLM")
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert all(p.dtype == dtype for p in model.parameters())
     return model.eval()
@@ -124,6 +124,7 @@ class Watch:
 
     def __init__(self, model):
         self.model, self.taps, self.handles = model, {}, []
+        self.modeling = sys.modules[type(model).__module__]
         self.layer = 0
 
     def keep(self, name, value):
@@ -234,7 +235,7 @@ class Watch:
         def forward(module, query, key, value, mask, scaling, dropout=0.0, **kwargs):
             out, probs = original(module, query, key, value, mask, scaling, dropout=dropout,
                                   **kwargs)
-            keys = modeling.repeat_kv(key, module.num_key_value_groups)
+            keys = self.modeling.repeat_kv(key, module.num_key_value_groups)
             scores = torch.matmul(query, keys.transpose(2, 3)) * scaling
             masked = scores + mask
             again = F.softmax(masked, dim=-1, dtype=torch.float32).to(query.dtype)
@@ -258,6 +259,7 @@ class Watch:
             self.hook_layer(i, layer)
         self.after(m.norm, "model.norm.output")
         self.after(self.model.lm_head, "lm_head.output")
+        modeling = self.modeling
         rotary, attention = modeling.apply_rotary_pos_emb, modeling.eager_attention_forward
         modeling.apply_rotary_pos_emb = self.rotary(rotary)
         modeling.eager_attention_forward = self.attention(attention)

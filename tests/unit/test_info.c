@@ -15,6 +15,7 @@ static const struct { const char *name; uint64_t parameters, active, key_value; 
     {"Qwen3-235B-A22B", 235093634560, 22190763520, 2 * 94 * 4 * 128},
     {"Qwen3-Coder-480B-A35B-Instruct", 480154875392, 35474765312, 2 * 62 * 8 * 128},
     {"mixed-sparse-step", 229136, 188816, 448},
+    {"Qwen3-8B", 8190735360, 8190735360, 73728},
     {"alternating", 109360, 97840, 320},
     {"biases", 60432, 48912, 128},
     {"dense-ends", 163472, 140432, 448},
