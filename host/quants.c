@@ -33,8 +33,6 @@
 #define JOINED(name, set) JOIN(name, set)
 #define NAME(name) JOINED(name, SET)
 
-#define PART 32 /* elements that are read at once */
-
 /* ==== Numbers ================================================================================= */
 
 static size_t least(size_t a, size_t b)
