@@ -200,11 +200,15 @@ const q3_block_format *q3_block_find(uint32_t type)
     return NULL;
 }
 
-/* As kernels.c has asked the processor. */
+/* As kernels.c has asked the processor, where there is kernels.c. */
 static bool has_vectors(void)
 {
-    const char *set = q3_best_kernels()->name;
-    return VECTORS && (strcmp(set, "avx2") == 0 || strcmp(set, "avx512") == 0);
+#if VECTORS && defined(Q3_KERNELS)
+    const char *set = Q3_KERNELS()->name;
+    return strcmp(set, "avx2") == 0 || strcmp(set, "avx512") == 0;
+#else
+    return false;
+#endif
 }
 
 /* ==== Weights ================================================================================= */

@@ -117,10 +117,10 @@ quantised q3_format_of_weights(const evidence *e)
     if (e->weights == NULL) return NOT_QUANTISED;
     const q3_layer *l = &e->weights->layers[e->layer];
     const q3_mlp *mlp = l->experts != NULL ? l->experts : &l->mlp;
-    const q3_tensor some[] = {l->q_proj, l->o_proj, mlp->gate_proj, mlp->down_proj,
-                              e->weights->lm_head};
+    const q3_tensor *const some[] = {&l->q_proj, &l->o_proj, &mlp->gate_proj, &mlp->down_proj,
+                                     &e->weights->lm_head};
     bool fp8 = false;
     for (size_t i = 0; i < sizeof some / sizeof some[0]; i++)
-        if (group_of(some[i], &fp8) != 0) return fp8 ? QUANTISED_FP8 : QUANTISED_BLOCKS;
+        if (group_of(*some[i], &fp8) != 0) return fp8 ? QUANTISED_FP8 : QUANTISED_BLOCKS;
     return NOT_QUANTISED;
 }

@@ -23,6 +23,7 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from transformers.models.qwen3_moe import modeling_qwen3_moe as modeling
 
 ROOMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path[1:1] = [os.path.join(ROOMS, room) for room in ("golden", "record")]
@@ -296,7 +297,7 @@ class Bench:
         for dtype in ("bfloat16", "float32"):
             with replaced(F, "linear", Linear(32)):
                 self.hf(f"split-k-{dtype}", "long", dtype, "sums over K in pieces of 32")
-        experts = hf_taps.modeling.Qwen3MoeExperts
+        experts = modeling.Qwen3MoeExperts
         with replaced(experts, "forward", combine_in_float32):
             self.hf("combined-float32", "tiny", "bfloat16", "silu(gate)*up and the experts' sum rounded once")
         order = []

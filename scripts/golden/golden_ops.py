@@ -16,10 +16,10 @@ import torch
 import transformers
 from torch import nn
 from transformers import Qwen3MoeConfig
+from transformers.models.qwen3_moe import modeling_qwen3_moe as modeling
 
 import hf_taps
 import rule
-from hf_taps import modeling
 
 INF, NAN = float("inf"), float("nan")
 

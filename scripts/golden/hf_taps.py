@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import save_file
-from transformers.models.qwen3_moe import modeling_qwen3_moe as modeling
 
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "record"))
 import rule
@@ -259,15 +258,15 @@ class Watch:
             self.hook_layer(i, layer)
         self.after(m.norm, "model.norm.output")
         self.after(self.model.lm_head, "lm_head.output")
-        modeling = self.modeling
-        rotary, attention = modeling.apply_rotary_pos_emb, modeling.eager_attention_forward
-        modeling.apply_rotary_pos_emb = self.rotary(rotary)
-        modeling.eager_attention_forward = self.attention(attention)
+        own = self.modeling
+        rotary, attention = own.apply_rotary_pos_emb, own.eager_attention_forward
+        own.apply_rotary_pos_emb = self.rotary(rotary)
+        own.eager_attention_forward = self.attention(attention)
         try:
             yield
         finally:
-            modeling.apply_rotary_pos_emb = rotary
-            modeling.eager_attention_forward = attention
+            own.apply_rotary_pos_emb = rotary
+            own.eager_attention_forward = attention
             for handle in self.handles:
                 handle.remove()
 

@@ -21,7 +21,6 @@ The taps of one prompt, each run with another way of multiplying:
 import json
 import os
 import sys
-import tempfile
 
 if __name__ == "__main__":
     os.environ.update(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_ENABLE_INSTRUCTIONS="AVX2")

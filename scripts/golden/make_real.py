@@ -30,11 +30,11 @@ if __name__ == "__main__":  # as in make_golden.py
 import numpy as np
 import torch
 import transformers
+from transformers.models.qwen3_moe import modeling_qwen3_moe as modeling
 
 import hf_taps
 import make_golden
 import rule
-from hf_taps import modeling
 
 REAL = os.path.join(make_golden.GOLDEN, "real")
 SEED = "real"

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from transformers.models.qwen3_moe import modeling_qwen3_moe as modeling
 
 import hf_taps
-from hf_taps import modeling
 
 
 def norm_forward(self, x):
