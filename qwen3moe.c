@@ -531,27 +531,25 @@ static void quantized_sums(double *sums, const q3_dots *d, size_t row, size_t t,
     for (size_t i = 0; i < tokens; i++) sums[i] = fold(lane[i]);
 }
 
-static void sums_of(double *sums, const q3_dots *d, size_t row, size_t t, size_t tokens, bool size)
-{
-    if (d->rows == NULL && d->weight.dtype == Q3_QUANTIZED)
-        quantized_sums(sums, d, row, t, tokens, size);
-    else
-        row_sums(sums, d, row, t, tokens, size);
-}
-
 /* Order   16 lanes over c; the bias last, before the one rounding. A row of the weight is read once
  *         for all tokens, TOKENS of which share its widened piece; each sum is the one that T = 1
  *         gives. */
 static void plain_dots(const q3_dots *d)
 {
+    bool quantized = d->rows == NULL && d->weight.dtype == Q3_QUANTIZED;
     for (size_t o = 0; o < d->N; o++) {
         float b = 0.0f;
         if (d->bias.data != NULL) q3_widen(&b, d->bias, o, 1, d->dtype);
         for (size_t t0 = 0; t0 < d->T; t0 += TOKENS) {
             size_t tokens = least(TOKENS, d->T - t0);
             double sum[TOKENS] = {0}, size[TOKENS];
-            if (d->sums != NULL || d->y != NULL) sums_of(sum, d, o, t0, tokens, false);
-            if (d->sizes != NULL) sums_of(size, d, o, t0, tokens, true);
+            if (quantized) {
+                if (d->sums != NULL || d->y != NULL) quantized_sums(sum, d, o, t0, tokens, false);
+                if (d->sizes != NULL) quantized_sums(size, d, o, t0, tokens, true);
+            } else {
+                if (d->sums != NULL || d->y != NULL) row_sums(sum, d, o, t0, tokens, false);
+                if (d->sizes != NULL) row_sums(size, d, o, t0, tokens, true);
+            }
             for (size_t t = 0; t < tokens; t++) {
                 if (d->sums != NULL) d->sums[(t0 + t) * d->N + o] = sum[t];
                 if (d->sizes != NULL) d->sizes[(t0 + t) * d->N + o] = size[t];
