@@ -174,12 +174,10 @@ q3_status q3_list_gguf(q3_listing *list, const q3_gguf *gguf, const char *path, 
     return Q3_OK;
 }
 
-/* Opens a shard and compares it with the index. */
-static q3_status open_shard(q3_listing *list, size_t number, q3_error *error)
+/* A shard holds what the index puts there, and nothing else. */
+static q3_status compare_shard(const q3_listing *list, size_t number, q3_error *error)
 {
-    q3_shard *s = &list->shards[number];
-    q3_status status = q3_tensors_open(&s->tensors, s->path, error);
-    if (status != Q3_OK) return status;
+    const q3_shard *s = &list->shards[number];
     for (size_t i = 0; i < q3_tensors_count(s->tensors); i++) {
         const q3_entry *entry = q3_tensors_at(s->tensors, i);
         const q3_item *it = q3_find_item(list, entry->name);
@@ -197,6 +195,19 @@ static q3_status open_shard(q3_listing *list, size_t number, q3_error *error)
                            it->name);
     }
     return Q3_OK;
+}
+
+/* It stays closed unless it is as the index has it. */
+static q3_status open_shard(q3_listing *list, size_t number, q3_error *error)
+{
+    q3_shard *s = &list->shards[number];
+    q3_status status = q3_tensors_open(&s->tensors, s->path, error);
+    if (status == Q3_OK) status = compare_shard(list, number, error);
+    if (status != Q3_OK) {
+        q3_tensors_close(s->tensors);
+        s->tensors = NULL;
+    }
+    return status;
 }
 
 q3_status q3_find_entry(q3_found *found, q3_listing *list, const q3_item *item, q3_error *error)
