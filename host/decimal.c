@@ -100,10 +100,10 @@ static uint64_t nearest(const decimal *d)
     big num = {{0}, 0}, den = {{1}, 1};
     uint64_t q = 0;
     int exponent = 0;
+    if (d->count == 0) return 0; /* whatever its exponent */
     for (size_t i = 0; i < d->count; i++) multiply_add(&num, 10, d->digits[i]);
     for (int64_t i = 0; i < d->exponent; i++) multiply_add(&num, 10, 0);
     for (int64_t i = 0; i > d->exponent; i--) multiply_add(&den, 10, 0);
-    if (d->count == 0) return 0;
     for (; compare_big(&num, &den) >= 0; exponent++) multiply_add(&den, 2, 0);
     for (; compare_big(&num, &den) < 0; exponent--) multiply_add(&num, 2, 0);
     int bits = exponent >= -1022 ? 53 : 53 + exponent + 1022;
