@@ -48,6 +48,7 @@ static q3_status fail_file(q3_error *error, const char *verb, const char *path)
     return q3_fail(error, Q3_ERROR_FILE, "cannot %s %.300s: %s", verb, path, reason);
 }
 
+#if defined(_WIN32) || defined(Q3_HAS_MMAP)
 /* A file that is there, but not in memory. */
 static q3_status fail_map(q3_error *error, const char *path, uint64_t size)
 {
@@ -55,6 +56,7 @@ static q3_status fail_map(q3_error *error, const char *path, uint64_t size)
                    path, size, SIZE_MAX > UINT32_MAX ? ""
                    : ", as this is a 32-bit program: take a 64-bit one");
 }
+#endif
 
 /* ==== Files in ================================================================================ */
 
