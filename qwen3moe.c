@@ -164,14 +164,15 @@ static void exact_elements(double *values, const q3_quantized *weight, size_t fi
     for (size_t i = 0; i < count; i++) values[i] = (double)q3_round(values[i], dtype);
 }
 
+/* The same as float32 values of dtype `to`. */
 static void widen_quantized(float *values, const q3_quantized *weight, size_t first, size_t count,
-                            q3_dtype dtype)
+                            q3_dtype dtype, q3_dtype to)
 {
     double exact[SPAN];
     for (size_t i = 0; i < count; i += SPAN) {
         size_t n = least(SPAN, count - i);
         exact_elements(exact, weight, first + i, n, dtype);
-        for (size_t k = 0; k < n; k++) values[i + k] = q3_round(exact[k], Q3_F32);
+        for (size_t k = 0; k < n; k++) values[i + k] = q3_round(exact[k], to);
     }
 }
 
@@ -180,7 +181,7 @@ void q3_widen(float *values, q3_tensor tensor, size_t first, size_t count, q3_dt
 {
     const uint8_t *p = tensor.data;
     if (tensor.dtype == Q3_QUANTIZED) {
-        widen_quantized(values, tensor.data, first, count, dtype);
+        widen_quantized(values, tensor.data, first, count, dtype, Q3_F32);
         return;
     }
     if (tensor.dtype == Q3_BF16) {
@@ -625,18 +626,6 @@ void q3_run_dots(const q3_dots *dots)
 
 /* ==== Operators (MODEL.md section 4) ========================================================== */
 
-/* n elements, rounded once. */
-static void embed_quantized(float *y, const q3_quantized *embed_tokens, size_t first, size_t n,
-                            q3_dtype dtype)
-{
-    double exact[SPAN];
-    for (size_t i = 0; i < n; i += SPAN) {
-        size_t some = least(SPAN, n - i);
-        exact_elements(exact, embed_tokens, first + i, some, dtype);
-        for (size_t k = 0; k < some; k++) y[i + k] = q3_round(exact[k], dtype);
-    }
-}
-
 /* y[t,:] = embed_tokens[ids[t],:]
  * Shapes  y: f32[T,M]; ids: [T] in [0, V); embed_tokens: [V,M].
  * Source  nn.Embedding. No scale; a padding id has no effect.
@@ -647,8 +636,8 @@ void q3_embedding(float *y, const int32_t *ids, q3_tensor embed_tokens, size_t T
     for (size_t t = 0; t < T; t++) {
         Q3_CHECK(ids[t] >= 0 && (size_t)ids[t] < V);
         if (embed_tokens.dtype == Q3_QUANTIZED) {
-            embed_quantized(y + t * M, embed_tokens.data, (size_t)ids[t] * M, M, dtype);
-            continue;
+            widen_quantized(y + t * M, embed_tokens.data, (size_t)ids[t] * M, M, dtype, dtype);
+            continue; /* rounded once */
         }
         q3_widen(y + t * M, embed_tokens, (size_t)ids[t] * M, M, Q3_F32);
         for (size_t m = t * M; m < (t + 1) * M; m++) y[m] = q3_round((double)y[m], dtype);

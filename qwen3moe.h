@@ -3,7 +3,7 @@
  *
  * A small reference that other implementations are judged against: it computes what Hugging Face
  * transformers computes in eager mode (4.56, 4.57, 5.6 or later), rounding where Hugging Face
- * stores a tensor, and nowhere else. Not for serving, training, quantised inference or threads.
+ * stores a tensor, and nowhere else. Not for serving, training, quantised arithmetic or threads.
  *
  * Numbers. Activations are float32. A run has a dtype D: in a bfloat16 or float16 run every stored
  * value is a float32 that D can hold. Inside an operator the arithmetic is float64, and each stored
