@@ -19,7 +19,8 @@ typedef struct given {
     float norm[T * M], q[T * Q];
 } given;
 
-/* theirs: each `step` products are added exactly, then to the running sum, which is rounded. */
+/* theirs: each `step` products are added exactly, then to the running sum, which is rounded to
+ * float32 and to 16 bits. */
 static void make(given *g, const fixture *f, size_t step)
 {
     static float embedding[T * M], w[M];
@@ -38,7 +39,7 @@ static void make(given *g, const fixture *f, size_t step)
                 double part = 0;
                 for (size_t k = i; k < i + step; k++)
                     part += (double)w[k] * (double)g->norm[t * M + k];
-                sum = q3_round((double)sum + part, g->dtype);
+                sum = q3_round((double)(float)((double)sum + part), g->dtype);
             }
             g->q[t * Q + o] = sum;
         }
@@ -81,6 +82,17 @@ static void expect(const given *g, const fixture *f, q3_accumulate accumulate, b
     q3_report_close(report);
 }
 
+/* Row 5 of q_proj: token 0's products rise beyond float16 half way, and come back. */
+static void make_a_peak(const given *g, const fixture *f)
+{
+    uint8_t *row = (uint8_t *)(uintptr_t)f->layers[0].q_proj.data + 2 * 5 * M;
+    for (size_t k = 0; k < M; k++) {
+        bool positive = (g->norm[k] > 0) == (k < M / 2);
+        row[2 * k] = 0x80; /* 256 or -256 */
+        row[2 * k + 1] = positive ? 0x43 : 0xC3;
+    }
+}
+
 int main(void)
 {
     static fixture f;
@@ -104,6 +116,13 @@ int main(void)
         for (size_t t = 0; t < T; t++) g.q[t * Q + 5] *= 2; /* one channel */
         expect(&g, &f, cases[i].sums, false, "channel 5 alone");
     }
+    /* No declaration allows a sum that overflowed: the cause is named, and no option. */
+    g.dtype = Q3_F16;
+    make_a_peak(&g, &f);
+    make(&g, &f, 1);
+    CHECK(g.q[5] - g.q[5] != 0);
+    expect(&g, &f, Q3_ACCUMULATE_F16_SUMS, false, "sums accumulated in float16");
+    expect(&g, &f, Q3_ACCUMULATE_F32, false, "sums accumulated in float16, explains 100 % of");
     fixture_close(&f);
     return t_done("sums");
 }
