@@ -1491,8 +1491,8 @@ static void lay_out(q3_state *s, q3_arena *arena, const q3_config *c, const q3_r
 {
     size_t T = run->chunk, M = c->hidden_size, hd = c->head_dim, E = c->num_experts;
     size_t A = E > 0 ? c->num_experts_per_tok : 1, f = sizeof(float);
-    size_t wide = largest(c->intermediate_size, E > 0 ? c->moe_intermediate_size : 0);
-    size_t inner = largest(c->intermediate_size, E > 0 ? A * c->moe_intermediate_size : 0);
+    size_t F = E > 0 ? c->moe_intermediate_size : 0;
+    size_t inner = largest(c->intermediate_size, A * F); /* a layer without experts may be wider */
     size_t key_values = c->num_key_value_heads * hd;
     size_t cache = run->end_layer - run->first_layer;
     if (cache != 0 && run->rows > SIZE_MAX / cache) arena->too_large = true;
@@ -1517,7 +1517,7 @@ static void lay_out(q3_state *s, q3_arena *arena, const q3_config *c, const q3_r
     s->gate = take(arena, T, inner, f);
     s->up = take(arena, T, inner, f);
     s->down = take(arena, T, A * M, f);
-    s->gathered = take(arena, T, M + wide, f);
+    s->gathered = take(arena, T, M + F, f);
     bool head = run->end_layer == c->num_hidden_layers;
     s->logits = take(arena, head ? logit_room(run) : 0, c->vocab_size, f);
 }

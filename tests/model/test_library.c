@@ -12,6 +12,8 @@
 #include "qwen3moe.h"
 #include "t.h"
 
+#include <fenv.h>
+
 /* The call, which fails and is given the pointer `e`, has the same status with a message and
  * without one. */
 #define FAILS(status, call) \
@@ -199,21 +201,95 @@ static void test_logit_rows(const char *golden)
     q3_model_close(model);
 }
 
+/* Ids outside the vocabulary, and more tokens than there is room for: what is refused leaves the
+ * state as it was. Each row goes on from those before it. */
 static void forward_fails(const char *golden)
 {
-    static const int32_t good[] = {1, 2, 3, 4}, low[] = {-7}, high[] = {1 << 30};
+    static const struct {
+        int32_t ids[4];
+        size_t count;
+        const char *text; /* NULL: accepted */
+    } calls[] = {
+        {{-7}, 1, "token 0: found id -7, expected 0 to 2039"},
+        {{2040}, 1, "token 0: found id 2040, expected 0 to 2039"},
+        {{0, 1 << 30}, 2, "token 1: found id 1073741824, expected 0 to 2039"},
+        {{0, 1, INT32_MIN, -1}, 4, "token 2: found id -2147483648, expected 0 to 2039"},
+        {{0, 2, 3, 2039}, 4, NULL},
+        {{1, 2, 3}, 3, "tokens: found 3 more, expected at most 2"},
+        {{1, 2040}, 2, "token 5: found id 2040, expected 0 to 2039"},
+        {{1, 2}, 2, NULL},
+        {{1}, 1, "tokens: found 1 more, expected at most 0"}};
     void *memory;
     q3_model *model = open_model(golden);
     q3_state *state = make_state(model, q3_model_config(model)->num_hidden_layers, &memory);
-    q3_input input = {.tokens = low, .count = 1};
-    FAILS(Q3_ERROR_INPUT, q3_forward(state, &input, NULL, NULL, e));
-    input.tokens = high;
-    FAILS(Q3_ERROR_INPUT, q3_forward(state, &input, NULL, NULL, e));
-    input = (q3_input){.tokens = good, .count = 4};
-    CHECK(q3_forward(state, &input, NULL, NULL, NULL) == Q3_OK);
-    FAILS(Q3_ERROR_INPUT, q3_forward(state, &input, NULL, NULL, e)); /* two rows are left */
-    CHECK(q3_cached(state) == 4);
+    size_t done = 0;
+    CHECK(q3_model_config(model)->vocab_size == 2040);
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        q3_input input = {.tokens = calls[i].ids, .count = calls[i].count};
+        q3_error error = {{0}};
+        if (calls[i].text == NULL) {
+            CHECK(q3_forward(state, &input, NULL, NULL, NULL) == Q3_OK);
+            done += calls[i].count;
+        } else {
+            CHECK(q3_forward(state, &input, NULL, NULL, NULL) == Q3_ERROR_INPUT);
+            CHECK(q3_forward(state, &input, NULL, NULL, &error) == Q3_ERROR_INPUT);
+            CHECK_TEXT(error.text, calls[i].text);
+        }
+        CHECK(q3_cached(state) == done);
+    }
     free(memory);
+    q3_model_close(model);
+}
+
+/* A caller's rounding mode: found at once, by what begins a state and by each call. */
+static void mode_fails(const char *golden)
+{
+    void *memory;
+    q3_model *model = open_model(golden);
+    q3_state *state = make_state(model, 1, &memory);
+#if defined(FE_UPWARD) && defined(FE_TONEAREST)
+    static const int32_t ids[] = {1};
+    static const char text[] =
+        "arithmetic: found another rounding mode, expected to nearest, ties to even";
+    q3_input input = {.tokens = ids, .count = 1};
+    q3_error error = {{0}};
+    if (fesetround(FE_UPWARD) == 0) {
+        void *other;
+        q3_status status = q3_forward(state, &input, NULL, NULL, &error);
+        q3_status silent = q3_forward(state, &input, NULL, NULL, NULL);
+        const char *broken = q3_selftest();
+        bool none = make_state(model, 1, &other) == NULL;
+        fesetround(FE_TONEAREST);
+        CHECK(status == Q3_ERROR_ARITHMETIC && silent == Q3_ERROR_ARITHMETIC && none);
+        CHECK_TEXT(error.text, text);
+        CHECK(broken != NULL && strcmp(broken, text + strlen("arithmetic: ")) == 0);
+        CHECK(q3_cached(state) == 0 && q3_selftest() == NULL);
+        CHECK(q3_forward(state, &input, NULL, NULL, &error) == Q3_OK);
+        free(other);
+    }
+#endif
+    CHECK(state != NULL);
+    free(memory);
+    q3_model_close(model);
+}
+
+/* Sizes whose arrays together are more than memory can be have none. */
+static void sizes_fail(const char *golden)
+{
+    q3_model *model = open_model(golden);
+    q3_config config = *q3_model_config(model);
+    q3_run run = {Q3_F32, 0, config.num_hidden_layers, 0, 6, 4, 0};
+    CHECK(q3_state_size(&config, &run) != 0);
+    config.vocab_size = SIZE_MAX / 8; /* 4 tokens' logits are 2 SIZE_MAX bytes */
+    CHECK(q3_state_size(&config, &run) == 0);
+    config.vocab_size = SIZE_MAX / 20; /* they alone would fit */
+    CHECK(q3_state_size(&config, &run) != 0);
+    config = *q3_model_config(model);
+    config.hidden_size = SIZE_MAX / 3;
+    CHECK(q3_state_size(&config, &run) == 0);
+    config = *q3_model_config(model);
+    config.num_hidden_layers = run.end_layer = SIZE_MAX / 5; /* times 6 rows */
+    CHECK(q3_state_size(&config, &run) == 0);
     q3_model_close(model);
 }
 
@@ -338,6 +414,8 @@ int main(int argc, char **argv)
     test_fill(argv[1]);
     test_logit_rows(argv[1]);
     forward_fails(argv[1]);
+    mode_fails(argv[1]);
+    sizes_fail(argv[1]);
     model_fails(argv[1]);
     files_fail();
     texts_fail(argv[1]);

@@ -510,6 +510,40 @@ static void check_refused(void)
     }
 }
 
+/* rope_scaling and rope_parameters that differ in one key alone are two meanings, and refused. */
+static void check_both_spellings(void)
+{
+    static const struct { const char *type, *key, *other; } keys[] = {
+        {"yarn", "factor", "3"}, {"yarn", "original_max_position_embeddings", "3"},
+        {"yarn", "attention_factor", "0"}, {"yarn", "attention_factor", "3"},
+        {"yarn", "beta_fast", "3"}, {"yarn", "beta_slow", "3"}, {"yarn", "mscale", "3"},
+        {"yarn", "mscale_all_dim", "3"}, {"yarn", "truncate", "false"},
+        {"llama3", "low_freq_factor", "3"}, {"llama3", "high_freq_factor", "3"}};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        bool yarn = keys[i].type[0] == 'y';
+        const char *other = yarn ? "\"factor\":4" : "\"factor\":4,\"low_freq_factor\":1,"
+                                   "\"high_freq_factor\":8,\"original_max_position_embeddings\":512";
+        char changed[256], add[640];
+        const char *key = strstr(other, keys[i].key);
+        size_t at = key == NULL ? strlen(other) : (size_t)(key - 1 - other);
+        const char *rest = key == NULL ? "" : strchr(key, ',') == NULL ? "" : strchr(key, ',');
+        snprintf(changed, sizeof changed, "%.*s%s\"%s\":%s%s", (int)at, other,
+                 key == NULL ? "," : "", keys[i].key, keys[i].other, rest);
+        for (int same = 0; same < 2; same++) {
+            q3_error error;
+            snprintf(add, sizeof add, "\"rope_scaling\":{\"rope_type\":\"%s\",%s},"
+                     "\"rope_parameters\":{\"rope_type\":\"%s\",%s}", keys[i].type, changed,
+                     keys[i].type, same ? changed : other);
+            write_config(add, "");
+            q3_model *model = open_config(&error);
+            CHECKF((model != NULL) == same, "{%s}: %s", add, error.text);
+            const char *said = "rope_scaling and rope_parameters: found ";
+            CHECKF(same || strstr(error.text, said) != NULL, "{%s}: %s", add, error.text);
+            q3_model_close(model);
+        }
+    }
+}
+
 /* ==== fields, files, golden configurations ==================================================== */
 
 /* Every field of a configuration in which no two values are alike. */
@@ -588,9 +622,10 @@ static void check_golden(const char *golden)
         "mlp-only", "negative-router", "no-experts", "no-renormalise", "odd-sizes",
         "one-expert-of-many", "one-expert-renormalised", "one-kv-head", "positions", "rope-absent",
         "rope-dynamic", "rope-dynamic-short", "rope-linear", "rope-llama3", "rope-yarn",
-        "rope-yarn-attention-factor", "rope-yarn-mscale", "rope-yarn-not-truncated", "sparse-step",
-        "spelling-5", "spelling-5-yarn", "step-and-mlp-only", "tied", "wide-router", "window",
-        "window-ignored", "window-three"};
+        "rope-yarn-attention-factor", "rope-yarn-high", "rope-yarn-mscale",
+        "rope-yarn-not-truncated", "sparse-step", "spelling-5", "spelling-5-yarn",
+        "step-and-mlp-only", "tied", "wide-dense", "wide-router", "window", "window-ignored",
+        "window-three"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char path[512];
         q3_model *model = NULL;
@@ -696,6 +731,7 @@ int main(int argc, char **argv)
     folder_make("test_config.tmp");
     check_accepted();
     check_refused();
+    check_both_spellings();
     check_fields();
     check_files();
     check_golden(argv[1]);
