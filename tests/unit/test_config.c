@@ -521,8 +521,9 @@ static void check_both_spellings(void)
         {"llama3", "low_freq_factor", "3"}, {"llama3", "high_freq_factor", "3"}};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         bool yarn = keys[i].type[0] == 'y';
-        const char *other = yarn ? "\"factor\":4" : "\"factor\":4,\"low_freq_factor\":1,"
-                                   "\"high_freq_factor\":8,\"original_max_position_embeddings\":512";
+        const char *other = yarn ? "\"factor\":4"
+            : "\"factor\":4,\"low_freq_factor\":1,\"high_freq_factor\":8,"
+              "\"original_max_position_embeddings\":512";
         char changed[256], add[640];
         const char *key = strstr(other, keys[i].key);
         size_t at = key == NULL ? strlen(other) : (size_t)(key - 1 - other);
