@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* command.h - what the files of the `qwen3moe` command share. Private: one file a verb,
- * options.c and session.c for all. */
+ * options.c, outputs.c and session.c for all. */
 #ifndef Q3_COMMAND_H
 #define Q3_COMMAND_H
 
@@ -28,6 +28,8 @@ typedef struct command_line {
     const char *operand;              /* second operand, or NULL */
     const char **operands;            /* all of them, in order */
     size_t operand_count;
+    size_t file_count;                /* so many of them are read as files or folders */
+    bool has_model;                   /* the first is one */
     const char *value[OPTION_COUNT];  /* NULL: not given; "" for an option without a value */
     const char **taps;                /* every --taps, in order */
     size_t tap_count;
@@ -76,6 +78,12 @@ q3_status integer_option(const command_line *command, option_id option, uint64_t
 /* The value of a decimal option; `absent` if it was not given. */
 q3_status number_option(const command_line *command, option_id option, double absent, double *value,
                         q3_error *error);
+
+/* ==== What is written (outputs.c) ============================================================= */
+
+/* Before any work: no output is an input, a file of the model that no earlier run wrote, or
+ * standard output under another name. */
+q3_status check_outputs(const command_line *command, q3_error *error);
 
 /* ==== Tokens, model, progress (session.c) ===================================================== */
 
@@ -127,6 +135,8 @@ q3_status session_check_tokens(const q3_session *session, const token_list *toke
                                q3_error *error);
 
 bool is_terminal(FILE *file);
+/* What was printed so far has reached its place, or an error says so. */
+q3_status check_printed(q3_error *error);
 
 /* Work of which something is shown; what is set, the rest zeros. */
 typedef struct progress {

@@ -106,6 +106,10 @@ static size_t keep_top_p(token_sampler *s, size_t kept, double *mass)
 static q3_status choose(token_sampler *s, const float *logits, int32_t *id, q3_error *error)
 {
     if (s->greedy) {
+        for (size_t i = 0; i < s->vocab_size; i++)
+            if (logits[i] != logits[i])
+                return q3_fail(error, Q3_ERROR_INPUT,
+                               "logits: found NaN for id %zu, expected numbers", i);
         *id = (int32_t)q3_argmax(logits, s->vocab_size);
         return Q3_OK;
     }
@@ -137,21 +141,21 @@ typedef struct token_output {
     size_t printed;
 } token_output;
 
-/* An id behind a blank, or the bytes of the token, which may be a part of a character. */
+/* An id behind a blank, or the bytes of the token, which may be a part of a character. Where they
+ * cannot be written the rest need not be computed. */
 static q3_status print_token(token_output *out, int32_t id, q3_error *error)
 {
     uint8_t *bytes;
     size_t length;
     if (out->tokenizer == NULL) {
         printf("%s%ld", out->printed++ > 0 ? " " : "", (long)id);
-        return Q3_OK;
+        return check_printed(error);
     }
     q3_status status = q3_tokenizer_decode(out->tokenizer, &id, 1, &bytes, &length, error);
     if (status != Q3_OK) return status;
     fwrite(bytes, 1, length, stdout);
-    fflush(stdout);
     free(bytes);
-    return Q3_OK;
+    return check_printed(error);
 }
 
 /* Whether id is one of ids[count]. */
@@ -207,7 +211,8 @@ static q3_status continue_prompt(q3_session *session, const token_list *tokens, 
     }
     if (status != Q3_OK) return status;
     putchar('\n');
-    fflush(stdout);
+    status = check_printed(error);
+    if (status != Q3_OK) return status;
     fprintf(stderr, "prompt: %zu tokens in %ld ms; generated: %zu tokens in %ld ms\n",
             tokens->count, (long)((middle - begin) * 1000 / CLOCKS_PER_SEC), made,
             (long)((clock() - middle) * 1000 / CLOCKS_PER_SEC));

@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef _WIN32
+#if defined(_WIN32)
 #include <fcntl.h>
 #include <io.h>
+#elif defined(__unix__) || defined(__APPLE__)
+#include <signal.h>
 #endif
 
 /* Called by Q3_CHECK in this build. */
@@ -20,8 +22,10 @@ void q3_abort(const char *file, int line, const char *text)
 /* What was printed reached its place, or an error says so. */
 static int finish(q3_status status, q3_error *error)
 {
-    if ((status == Q3_OK || status == VERB_DIFFERS) && (fflush(stdout) != 0 || ferror(stdout)))
-        status = q3_fail(error, Q3_ERROR_FILE, "cannot write standard output");
+    if (status == Q3_OK || status == VERB_DIFFERS) {
+        q3_status printed = check_printed(error);
+        if (printed != Q3_OK) status = printed;
+    }
     if (status == Q3_OK) return 0;
     if (status == VERB_DIFFERS) return 1;
     fflush(stdout);
@@ -34,6 +38,9 @@ int main(int argc, char **argv)
     q3_error error = {""};
 #ifdef _WIN32
     _setmode(_fileno(stdout), _O_BINARY);
+#endif
+#ifdef SIGPIPE
+    signal(SIGPIPE, SIG_IGN); /* a pipe that nobody reads is an error like any other */
 #endif
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
         printf("qwen3moe %s\n", q3_version());

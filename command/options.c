@@ -166,7 +166,8 @@ const verb_row *find_verb(const char *name, q3_error *error)
 
 q3_status run_verb(const verb_row *verb, const command_line *command, q3_error *error)
 {
-    return verb->run(command, error);
+    q3_status status = check_outputs(command, error);
+    return status == Q3_OK ? verb->run(command, error) : status;
 }
 
 /* The verb's option that the argument names; *value is what stands behind = in it, or NULL. */
@@ -222,6 +223,9 @@ static q3_status take_operand(command_line *command, const verb_row *verb, const
     if (command->operand_count == 0) command->model = text;
     if (command->operand_count == 1) command->operand = text;
     command->operands[command->operand_count++] = text;
+    command->has_model = strcmp(verb->first, "MODEL") == 0;
+    bool text_follows = (verb->bit & (GENERATE | TOKENIZE)) != 0;
+    command->file_count = text_follows ? 1 : command->operand_count;
     return Q3_OK;
 }
 

@@ -254,6 +254,12 @@ bool is_terminal(FILE *file)
     return isatty(fileno(file)) != 0;
 }
 
+q3_status check_printed(q3_error *error)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout)) return Q3_OK;
+    return q3_fail(error, Q3_ERROR_FILE, "cannot write standard output");
+}
+
 void show_progress(progress *shown, size_t done, size_t all)
 {
     char left[40] = "";

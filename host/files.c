@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <windows.h>
 #elif defined(__unix__) || defined(__APPLE__)
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -163,11 +164,36 @@ bool q3_is_folder(const char *path)
     return stat(path, &about) == 0 && S_ISDIR(about.st_mode);
 }
 
+static bool is_one(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
 bool q3_same_file(const char *a, const char *b)
 {
     struct stat x, y;
-    bool both = stat(a, &x) == 0 && stat(b, &y) == 0;
-    return strcmp(a, b) == 0 || (both && x.st_dev == y.st_dev && x.st_ino == y.st_ino);
+    return strcmp(a, b) == 0 || (stat(a, &x) == 0 && stat(b, &y) == 0 && is_one(&x, &y));
+}
+
+q3_status q3_folder_holds(bool *holds, const char *folder, const char *path, q3_error *error)
+{
+    struct stat file, other;
+    const struct dirent *entry;
+    *holds = false;
+    if (stat(path, &file) != 0 || !q3_is_folder(folder)) return Q3_OK;
+    errno = 0;
+    DIR *names = opendir(folder);
+    if (names == NULL) return fail_file(error, "read", folder);
+    while (!*holds && (entry = readdir(names)) != NULL)
+        *holds = fstatat(dirfd(names), entry->d_name, &other, 0) == 0 && is_one(&file, &other);
+    closedir(names);
+    return Q3_OK;
+}
+
+bool q3_stream_is(int stream, const char *path)
+{
+    struct stat x, y;
+    return fstat(stream, &x) == 0 && S_ISREG(x.st_mode) && stat(path, &y) == 0 && is_one(&x, &y);
 }
 
 #else
@@ -196,6 +222,29 @@ bool q3_is_folder(const char *path)
 bool q3_same_file(const char *a, const char *b)
 {
     return strcmp(a, b) == 0;
+}
+
+#endif
+
+#if !defined(Q3_HAS_MMAP)
+
+/* By the folder that the path names. */
+q3_status q3_folder_holds(bool *holds, const char *folder, const char *path, q3_error *error)
+{
+    char *before = q3_join(path, "", "");
+    if (before == NULL) return q3_no_memory(error, path);
+    size_t length = strlen(path);
+    while (length > 0 && strchr("/\\", path[length - 1]) == NULL) length--;
+    before[length > 1 ? length - 1 : length] = 0;
+    *holds = q3_exists(path) && q3_same_file(length > 0 ? before : ".", folder);
+    free(before);
+    return Q3_OK;
+}
+
+bool q3_stream_is(int stream, const char *path)
+{
+    (void)stream, (void)path;
+    return false;
 }
 
 #endif
@@ -449,6 +498,19 @@ static bool replace_file(const char *from, const char *to)
 
 #endif
 
+bool q3_is_earlier(const char *path, const char *mark)
+{
+    char head[513];
+    errno = 0;
+    FILE *file = can_replace(path) ? fopen(path, "rb") : NULL;
+    if (file == NULL) return errno == ENOENT;
+    size_t length = fread(head, 1, sizeof head - 1, file), room = strlen(mark);
+    bool found = length == 0 && !ferror(file);
+    for (size_t i = 0; !found && i + room <= length; i++) found = memcmp(head + i, mark, room) == 0;
+    fclose(file);
+    return found;
+}
+
 /* Memory alone; the file is closed by then. */
 static void output_free(q3_output *output)
 {
@@ -600,12 +662,14 @@ q3_status q3_output_commit(q3_output *output, q3_error *error)
     return Q3_OK;
 }
 
-/* The new file is there already: under the other path's name too, if they are one. */
+/* The new file is there already: under the other path's name too, if they are one. What a path
+ * names that lies where it is now would be lost. */
 bool q3_output_is(const q3_output *output, const char *path)
 {
     if (output->file == NULL || strcmp(path, "-") == 0) return strcmp(output->path, path) == 0;
     char *other = q3_join(path, output->temporary + strlen(output->path), "");
     bool is = q3_same_file(output->path, path) ||
+              q3_same_file(output->temporary, path) ||
               (other != NULL && q3_same_file(output->temporary, other));
     free(other);
     return is;

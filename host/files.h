@@ -45,6 +45,16 @@ Q3_PRIVATE_API bool q3_is_folder(const char *path);
 /* Whether both paths are one existing file; where the system does not tell, whether they are
  * spelled alike. */
 Q3_PRIVATE_API bool q3_same_file(const char *a, const char *b);
+/* *holds: path is a file of this folder, under whatever name; a link from elsewhere counts, where
+ * the system tells. Error: the folder cannot be listed. */
+Q3_PRIVATE_API q3_status q3_folder_holds(bool *holds, const char *folder, const char *path,
+                                         q3_error *error);
+/* Whether standard input (0) or standard output (1) is this file; false where the system does not
+ * tell. */
+Q3_PRIVATE_API bool q3_stream_is(int stream, const char *path);
+/* Whether nothing would be lost at path: there is nothing, an empty file, or one in whose first 512
+ * bytes this mark stands. */
+Q3_PRIVATE_API bool q3_is_earlier(const char *path, const char *mark);
 
 /* ==== Files out =============================================================================== */
 
@@ -66,7 +76,7 @@ Q3_PRIVATE_API q3_status q3_output_put(q3_output *output, uint64_t offset, const
 /* Closes the file and puts it in the place of path; on an error nothing is left of it. The output
  * is gone in any case. */
 Q3_PRIVATE_API q3_status q3_output_commit(q3_output *output, q3_error *error);
-/* Whether path, however it is spelled, is where the output will stand. */
+/* Whether path, however it is spelled, is where the output will stand, or stands until then. */
 Q3_PRIVATE_API bool q3_output_is(const q3_output *output, const char *path);
 /* Removes the file. NULL is allowed. */
 Q3_PRIVATE_API void q3_output_abandon(q3_output *output);

@@ -409,6 +409,27 @@ static void part_ending(char ending[64], uint64_t number, uint64_t count)
     snprintf(ending, 64, "-%05lu-of-%05lu.gguf", (unsigned long)number + 1, (unsigned long)count);
 }
 
+q3_status q3_gguf_has_part(bool *has, const char *path, const char *file, q3_error *error)
+{
+    char ending[64];
+    size_t length = strlen(path), room = strlen("-00001-of-00001.gguf");
+    const char *end = path + (length < room ? length : length - room);
+    unsigned long number = length < room ? 0 : strtoul(end + strlen("-"), NULL, 10);
+    unsigned long count = length < room ? 0 : strtoul(end + strlen("-00001-of-"), NULL, 10);
+    *has = false;
+    part_ending(ending, number - 1, count);
+    if (strcmp(end, ending) != 0) return Q3_OK;
+    char *other = q3_join(path, "", "");
+    if (other == NULL) return q3_no_memory(error, path);
+    for (uint64_t i = 0; i < count && !*has; i++) {
+        part_ending(ending, i, count);
+        memcpy(other + length - room, ending, room);
+        *has = q3_same_file(other, file);
+    }
+    free(other);
+    return Q3_OK;
+}
+
 /* All tensors are there. */
 static q3_status check_total(const q3_gguf *g, q3_error *error)
 {
