@@ -120,7 +120,8 @@ static bool read_rope_type(const source *s, bool required, q3_rope_type *type)
         const char *name = q3_rope_name((q3_rope_type)i);
         if (!is_string(s, node, name)) continue;
         *type = (q3_rope_type)i;
-        return other == 0 || is_string(s, other, name) || refuse_both(s, "rope_type", s, "type");
+        if (other != 0 && !is_string(s, other, name)) return refuse_both(s, "rope_type", s, "type");
+        return true;
     }
     return refuse(s, key, "\"default\", \"linear\", \"dynamic\", \"yarn\" or \"llama3\"");
 }
@@ -185,8 +186,8 @@ static bool read_llama3(const source *s, q3_rope *rope)
 static bool read_theta(const source *s, q3_rope *rope)
 {
     static const char what[] = "a number above 1, up to 1e30";
-    return read_real(s, "rope_theta", 1.0, GREAT, what, &rope->rope_theta) &&
-           (rope->rope_theta > 1.0 || refuse(s, "rope_theta", what));
+    if (!read_real(s, "rope_theta", 1.0, GREAT, what, &rope->rope_theta)) return false;
+    return rope->rope_theta == 1.0 ? refuse(s, "rope_theta", what) : true;
 }
 
 /* Both versions rotate whole heads of this model; a file that asks for less is refused. */
@@ -194,8 +195,8 @@ static bool check_no_partial_rotation(const source *s)
 {
     double factor = 1.0;
     uint32_t node = find(s, "partial_rotary_factor");
-    return node == 0 || (q3_json_double(s->j, node, &factor) && factor == 1.0) ||
-           refuse(s, "partial_rotary_factor", "1, or no such key");
+    if (node == 0 || (q3_json_double(s->j, node, &factor) && factor == 1.0)) return true;
+    return refuse(s, "partial_rotary_factor", "1, or no such key");
 }
 
 /* The parameters in a rope_scaling or rope_parameters object s, without rope_theta. */
@@ -237,8 +238,7 @@ static bool dynamic_fits(const q3_rope *rope, double hd, size_t most, size_t len
     if (length <= most) return true;
     if (!(hd >= 4)) return false;
     double growth = rope->factor * (double)length / (double)most - (rope->factor - 1.0);
-    return growth > 0 &&
-           q3_log(rope->rope_theta) + q3_log(growth) * (hd / (hd - 2.0)) < 79.0;
+    return q3_log(rope->rope_theta) + q3_log(growth) * (hd / (hd - 2.0)) < 79.0;
 }
 
 /* Both ends of the ramp, in dimensions, become integers. */
@@ -431,9 +431,9 @@ static bool read_switches(const source *s, q3_config *c)
         return false;
     c->rms_norm_eps = 1e-6;
     if (find(s, "rms_norm_eps") != 0 &&
-        (!read_real(s, "rms_norm_eps", 0.0, FLT_MAX, eps, &c->rms_norm_eps) ||
-         (q3_json_is_integer(s->j, find(s, "rms_norm_eps")) && !refuse(s, "rms_norm_eps", eps))))
+        !read_real(s, "rms_norm_eps", 0.0, FLT_MAX, eps, &c->rms_norm_eps))
         return false;
+    if (q3_json_is_integer(s->j, find(s, "rms_norm_eps"))) return refuse(s, "rms_norm_eps", eps);
     c->pad_token_id = -1;
     if (pad == 0) return true;
     if (!q3_json_is_integer(s->j, pad) || !q3_json_double(s->j, pad, &value) ||
@@ -467,7 +467,7 @@ static bool check_layer_types(const source *s)
     bool all = q3_json_type_of(s->j, list) == Q3_JSON_ARRAY;
     for (uint32_t i = 0; all && i < s->j->nodes[list].count; i++, value = s->j->nodes[value].next)
         all = is_string(s, value, "full_attention");
-    return all || refuse(s, "layer_types", "\"full_attention\" in every layer");
+    return all ? true : refuse(s, "layer_types", "\"full_attention\" in every layer");
 }
 
 /* dtype (5.x) or torch_dtype (4.x); Q3_AUTO: neither. */

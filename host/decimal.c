@@ -41,7 +41,8 @@ static decimal read_decimal(const uint8_t *p, const uint8_t *end)
     return d;
 }
 
-/* At or above 2^1024 - 2^970, whose 309 digits start like this, the nearest float64 is infinity. */
+/* At or above 2^1024 - 2^970, whose 309 digits start like this, the nearest float64 is infinity. (A
+ * number that starts like it is refused, whatever follows.) */
 bool q3_decimal_too_large(const uint8_t *p, const uint8_t *end)
 {
     static const char limit[] = "1797693134862315807937289714053034150799341327100378269361737789";
@@ -134,7 +135,8 @@ static decimal step_up(decimal d)
 
 /* The shortest decimal that reads back as the positive number with these bits, and of those the
  * nearest. The candidates of each length are the neighbours below and above: a power of two can be
- * nearer to a neighbour that does not read back than to one that does. */
+ * nearer to a neighbour that does not read back than to one that does. One that ends in 0 was a
+ * candidate of the length before, so that no result does. */
 static decimal shortest(uint64_t bits)
 {
     int e = (int)(bits >> 52);
@@ -183,10 +185,6 @@ size_t q3_json_repr(double value, char out[32])
     bits &= UINT64_MAX >> 1;
     decimal d = {.count = 1};
     if (bits != 0) d = shortest(bits);
-    while (d.count > 1 && d.digits[d.count - 1] == 0) {
-        d.count--;
-        d.exponent++;
-    }
     int e = (int)d.exponent + (int)d.count - 1;  /* of the first digit */
     bool plain = e >= -4 && e < 16;
     int before = !plain ? 1 : e >= 0 ? e + 1 : 1;            /* digits before the point */

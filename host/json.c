@@ -92,12 +92,12 @@ static uint32_t add_node(parser *p, size_t start, size_t end)
     return n;
 }
 
-/* The four digits after \u at p; -1 if they are not four hexadecimal digits. */
-static int32_t hex4(const uint8_t *p, size_t n)
+/* The four bytes at p, after \u; -1 if they are not four hexadecimal digits. */
+static int32_t hex4(const uint8_t *p)
 {
     int32_t value = 0;
     for (size_t i = 0; i < 4; i++) {
-        int c = i < n ? p[i] : 0;
+        int c = p[i];
         int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
                   : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
         if (digit < 0) return -1;
@@ -115,11 +115,11 @@ static size_t read_escape(const uint8_t *p, size_t n, uint32_t *code)
         *code = (uint8_t)to[simple - from];
         return 2;
     }
-    int32_t high = n >= 6 && p[1] == 'u' ? hex4(p + 2, n - 2) : -1;
+    int32_t high = n >= 6 && p[1] == 'u' ? hex4(p + 2) : -1;
     if (high < 0 || (high >= 0xDC00 && high <= 0xDFFF)) return 0;
     *code = (uint32_t)high;
     if (high < 0xD800 || high > 0xDFFF) return 6;
-    int32_t low = n >= 12 && p[6] == '\\' && p[7] == 'u' ? hex4(p + 8, n - 8) : -1;
+    int32_t low = n >= 12 && p[6] == '\\' && p[7] == 'u' ? hex4(p + 8) : -1;
     if (low < 0xDC00 || low > 0xDFFF) return 0;
     *code = 0x10000 + ((uint32_t)(high - 0xD800) << 10) + (uint32_t)(low - 0xDC00);
     return 12;
@@ -366,8 +366,8 @@ static q3_status fail_twice(const parser *p, uint32_t key)
  * in each; a is scratch. False without memory. */
 static bool sort_buckets(const q3_json *j, uint64_t *a, uint64_t *b, size_t n)
 {
-    unsigned shift = 63;
-    while (shift > 32 && UINT64_MAX >> shift < n) shift--;
+    unsigned shift = 63; /* stays above 32: the text has less than 2^32 bytes, a member five */
+    while (UINT64_MAX >> shift < n) shift--;
     size_t count = (size_t)(UINT64_MAX >> shift) + 1, *end = calloc(count, sizeof *end);
     if (end == NULL) return false;
     for (size_t i = 0; i < n; i++) end[a[i] >> shift]++;

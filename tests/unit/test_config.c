@@ -4,6 +4,7 @@
  * file is refused. Argument: the golden folder. */
 #define _POSIX_C_SOURCE 200809L
 #include "folder.h"
+#include "host/files.h"
 #include "qwen3moe.h"
 #include "t.h"
 
@@ -322,6 +323,18 @@ static const struct { const char *add, *drop, *want; } refused[] = {
     {"\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":null}", "",
      "quantization_config.weight_block_size: found null, expected two integers from 1 to "
      "2147483647"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[-1,1]}", "",
+     "quantization_config.weight_block_size: found an array, expected two integers from 1 to "
+     "2147483647"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[1,1.5]}", "",
+     "quantization_config.weight_block_size: found an array, expected two integers from 1 to "
+     "2147483647"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[0,128]}", "",
+     "quantization_config.weight_block_size: found an array, expected two integers from 1 to "
+     "2147483647"},
+    {"\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[1,2147483648]}", "",
+     "quantization_config.weight_block_size: found an array, expected two integers from 1 to "
+     "2147483647"},
     {"\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128]}", "",
      "quantization_config.weight_block_size: found an array, expected two integers from 1 to "
      "2147483647"},
@@ -359,6 +372,7 @@ static const struct { const char *add, *drop, *want; } refused[] = {
      "per_layer_config: found an object, expected no such key"},
     {"\"attention_chunk_size\":8", "", "attention_chunk_size: found 8, expected no such key"},
     {"\"is_causal\":false", "", "is_causal: found false, expected true: 4.x ignores it"},
+    {"\"is_causal\":1", "", "is_causal: found 1, expected true or false"},
     {"\"pad_token_id\":50", "",
      "pad_token_id: found 50, expected an integer from -vocab_size to vocab_size - 1, or null"},
     {"\"pad_token_id\":-51", "",
@@ -410,6 +424,10 @@ static const struct { const char *add, *drop, *want; } refused[] = {
      "rope_scaling.partial_rotary_factor: found 0.25, expected 1, or no such key"},
     {"\"rope_parameters\":{\"rope_theta\":1e6,\"partial_rotary_factor\":0.25}", "",
      "rope_parameters.partial_rotary_factor: found 0.25, expected 1, or no such key"},
+    {"\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":2.0,\"x\":{}}", "",
+     "rope_scaling: found an object, expected one set of parameters for all layers"},
+    {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.0,\"rope_theta\":\"1e6\"}", "",
+     "rope_scaling.rope_theta: found \"1e6\", expected a number above 1, up to 1e30"},
     {"\"rope_scaling\":{}", "", "rope_scaling.rope_type: found nothing, expected \"default\", "
      "\"linear\", \"dynamic\", \"yarn\" or \"llama3\""},
     {"\"rope_scaling\":{\"factor\":2.0}", "", "rope_scaling.rope_type: found nothing, expected "
@@ -467,6 +485,13 @@ static const struct { const char *add, *drop, *want; } refused[] = {
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,\"original_max_position_embeddings\":0}",
      "", "rope_scaling.original_max_position_embeddings: found 0, expected an integer from 1 to "
      "2147483647"},
+    {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0,"
+     "\"original_max_position_embeddings\":2147483648}", "",
+     "rope_scaling.original_max_position_embeddings: found 2147483648, expected an integer from 1 "
+     "to 2147483647"},
+    {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0},\"original_max_position_embeddings\":-1"
+     , "", "original_max_position_embeddings: found -1, expected no such key, or the same as in "
+     "rope_scaling"},
     {"\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2.0},\"original_max_position_embeddings\":512",
      "", "original_max_position_embeddings: found 512, expected no such key, or the same as in "
      "rope_scaling"},
@@ -508,6 +533,31 @@ static void check_refused(void)
                (unsigned long)i, refused[i].add, error.text, want);
         q3_model_close(model);
     }
+}
+
+/* What a set of parameters may be that no file has, but somebody's edit of one. */
+static void check_fits(void)
+{
+    static const struct { q3_rope rope; bool fits; } cases[] = {
+        {{.type = Q3_ROPE_DEFAULT, .rope_theta = 1e6}, true},
+        {{.type = Q3_ROPE_DEFAULT, .rope_theta = 1.0}, false},
+        {{.type = Q3_ROPE_DEFAULT, .rope_theta = 1e31}, false},
+        {{.type = Q3_ROPE_LINEAR, .rope_theta = 1e6, .factor = 1.0}, true},
+        {{.type = Q3_ROPE_LINEAR, .rope_theta = 1e6, .factor = 0.5}, false},
+        {{.type = Q3_ROPE_LINEAR, .rope_theta = 1e6, .factor = 1e31}, false},
+        {{.type = Q3_ROPE_YARN, .rope_theta = 1e6, .factor = 2.0, .beta_fast = 32.0,
+          .beta_slow = 1.0, .original_max_position_embeddings = 512}, true},
+        {{.type = Q3_ROPE_YARN, .rope_theta = 1e6, .factor = 2.0, .beta_fast = 32.0,
+          .beta_slow = 1e-31, .original_max_position_embeddings = 512}, false},
+        {{.type = Q3_ROPE_YARN, .rope_theta = 1e6, .factor = 2.0, .beta_fast = 1e31,
+          .beta_slow = 1.0, .original_max_position_embeddings = 512}, false},
+        {{.type = Q3_ROPE_DYNAMIC, .rope_theta = 1e6, .factor = 2.0}, true},
+        {{.type = Q3_ROPE_DYNAMIC, .rope_theta = 1e6, .factor = 1e30}, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        CHECKF(q3_rope_fits(&cases[i].rope, 8, 4096, 1 << 20) == cases[i].fits, "case %lu",
+               (unsigned long)i);
+    CHECK(q3_rope_fits(&cases[9].rope, 2, 4096, 4096));
+    CHECK(!q3_rope_fits(&cases[9].rope, 2, 4096, 4097));
 }
 
 /* rope_scaling and rope_parameters that differ in one key alone are two meanings, and refused. */
@@ -733,6 +783,7 @@ int main(int argc, char **argv)
     check_accepted();
     check_refused();
     check_both_spellings();
+    check_fits();
     check_fields();
     check_files();
     check_golden(argv[1]);
