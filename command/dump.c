@@ -275,7 +275,7 @@ static q3_status describe(resumable *run, run_texts *texts, const command_line *
     const q3_entry *hidden = source->hidden;
     for (size_t i = 4; metadata[i] != NULL; i += 2) /* behind format and producer */
         resumable_add(run, metadata[i], metadata[i + 1]);
-    snprintf(texts->layers, sizeof texts->layers, "%zu:%zu", session->run.first_layer,
+    q3_print(texts->layers, sizeof texts->layers, "%zu:%zu", session->run.first_layer,
              session->run.end_layer);
     sha256_init(&sum);
     for (size_t i = 0; i < tokens->count; i++)
@@ -322,7 +322,7 @@ static q3_status write_file(const command_line *command, q3_session *session, co
     run_texts texts = {.layers = ""};
     size_t next;
     char start[24];
-    snprintf(start, sizeof start, "%zu", session->run.start);
+    q3_print(start, sizeof start, "%zu", session->run.start);
     const char *metadata[] = {
         "format", "qwen3moe-taps-1", "producer", "qwen3moe", "dtype",
         q3_dtype_name(session->run.dtype),

@@ -108,7 +108,7 @@ q3_status resumable_save(const resumable *run, size_t next, q3_error *error)
     const q3_entry entry = hidden_entry(run);
     resumable with = *run;
     q3_writer *writer = NULL;
-    snprintf(number, sizeof number, "%zu", next);
+    q3_print(number, sizeof number, "%zu", next);
     fingerprint(weights, run, next);
     resumable_add(&with, "weights", weights);
     resumable_add(&with, "next", number);

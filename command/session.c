@@ -273,7 +273,7 @@ void show_progress(progress *shown, size_t done, size_t all)
     if (done > shown->before && done < all) {
         double each = difftime(now, shown->begin) / (double)(done - shown->before);
         double seconds = each * (double)(all - done);
-        snprintf(left, sizeof left, seconds < 100 ? ", %.0f s left" : ", %.0f min left",
+        q3_print(left, sizeof left, seconds < 100 ? ", %.0f s left" : ", %.0f min left",
                  seconds < 100 ? seconds : seconds / 60);
     }
     fprintf(stderr, "\r%s %zu of %zu%-18s%s", shown->what, done, all, left,

@@ -171,7 +171,7 @@ static q3_status read_string(const q3_json *j, uint32_t node, size_t index, cons
 {
     char thing[64];
     uint32_t value = q3_json_find(j, node, key);
-    snprintf(thing, sizeof thing, "messages[%lu].%s", (unsigned long)index, key);
+    q3_print(thing, sizeof thing, "messages[%lu].%s", (unsigned long)index, key);
     if (value == 0 || q3_json_type_of(j, value) != Q3_JSON_STRING)
         return q3_json_fail(j, value, thing, "a string", error);
     if (strcmp(key, "role") == 0 && q3_json_equal(j, value, "tool"))
@@ -210,7 +210,7 @@ static q3_status read_messages(const q3_json *j, const style *template, message 
     size_t used = 0;
     for (size_t i = 0; i < j->nodes[0].count; i++, node = j->nodes[node].next) {
         char thing[48];
-        snprintf(thing, sizeof thing, "messages[%lu]", (unsigned long)i);
+        q3_print(thing, sizeof thing, "messages[%lu]", (unsigned long)i);
         if (q3_json_type_of(j, node) != Q3_JSON_OBJECT)
             return q3_json_fail(j, node, thing, "an object", error);
         q3_status s = read_string(j, node, i, "role", memory, &used, &messages[i].role, error);

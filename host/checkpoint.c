@@ -321,10 +321,10 @@ static q3_status fill(loader *l, const char *path, const q3_entry *entry, kind w
     }
     if (what == PLAIN && l->seen == Q3_AUTO) {
         l->seen = entry->dtype;
-        snprintf(l->seen_name, sizeof l->seen_name, "%s", entry->name);
+        q3_print(l->seen_name, sizeof l->seen_name, "%s", entry->name);
     } else if (what == PLAIN && l->other == Q3_AUTO && entry->dtype != l->seen) {
         l->other = entry->dtype;
-        snprintf(l->other_name, sizeof l->other_name, "%s", entry->name);
+        q3_print(l->other_name, sizeof l->other_name, "%s", entry->name);
     }
     *out = (q3_tensor){entry->data, entry->dtype};
     return Q3_OK;
@@ -369,7 +369,7 @@ static q3_status visit_in(loader *l, const char *prefix, const char *name, uint6
                           q3_tensor *out)
 {
     char whole[128];
-    snprintf(whole, sizeof whole, "%s%s", prefix, name);
+    q3_print(whole, sizeof whole, "%s%s", prefix, name);
     return visit(l, PLAIN, whole, a, b, 0, out);
 }
 
@@ -400,7 +400,7 @@ static q3_status find_kind(loader *l, const char *module, kind *what)
     char module_5[128];
     *what = PLAIN;
     if (!l->near.used) return Q3_OK;
-    snprintf(module_5, sizeof module_5, "%s", module);
+    q3_print(module_5, sizeof module_5, "%s", module);
     char *at = strstr(module_5, experts);
     if (at != NULL) at[sizeof experts - 1] = 0;
     bool kept_4 = q3_fp8_keeps(&l->near, module, false);
@@ -421,15 +421,15 @@ static q3_status visit_linear(loader *l, const char *prefix, const char *name, u
     char whole[128];
     q3_tensor values = {0}, scales = {0};
     kind what;
-    snprintf(whole, sizeof whole, "%s%s", prefix, name);
+    q3_print(whole, sizeof whole, "%s%s", prefix, name);
     size_t length = strlen(whole);
     q3_status status = find_kind(l, whole, &what);
-    snprintf(whole + length, sizeof whole - length, ".weight");
+    q3_print(whole + length, sizeof whole - length, ".weight");
     if (status == Q3_OK) status = visit(l, what, whole, a, b, 0, &values);
     *out = values;
     if (status != Q3_OK || what == PLAIN) return status;
     size_t rows = l->near.block_rows, columns = l->near.block_columns;
-    snprintf(whole + length, sizeof whole - length, ".weight_scale_inv");
+    q3_print(whole + length, sizeof whole - length, ".weight_scale_inv");
     status = visit(l, SCALES, whole, (a + rows - 1) / rows, (b + columns - 1) / columns, 0,
                    &scales);
     if (status != Q3_OK || l->walk != WALK_FILL) return status;
@@ -459,7 +459,7 @@ static q3_status walk_gguf_experts(loader *l, const char *prefix, q3_mlp *expert
     q3_status status = Q3_OK;
     for (size_t i = 0; i < 3 && status == Q3_OK; i++) {
         char name[128];
-        snprintf(name, sizeof name, "%s%s", prefix, names[i]);
+        q3_print(name, sizeof name, "%s%s", prefix, names[i]);
         status = visit(l, PLAIN, name, E, i < 2 ? F : M, i < 2 ? M : F, &all[i]);
     }
     if (status != Q3_OK || l->walk != WALK_FILL) return status;
@@ -476,7 +476,7 @@ static q3_status check_packed(loader *l, const char *prefix, const char *name)
 {
     char module[128];
     kind what;
-    snprintf(module, sizeof module, "%s0.gate_proj", prefix);
+    q3_print(module, sizeof module, "%s0.gate_proj", prefix);
     q3_status status = find_kind(l, module, &what);
     if (status != Q3_OK || what == PLAIN) return status;
     return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found packed experts in an fp8 "
@@ -494,17 +494,17 @@ static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
     char name[128];
     q3_status status = Q3_OK;
     if (l->model->gguf != NULL) return walk_gguf_experts(l, prefix, experts);
-    snprintf(name, sizeof name, "%sgate_up_proj", prefix);
+    q3_print(name, sizeof name, "%sgate_up_proj", prefix);
     if (q3_find_item(l->list, name) == NULL) {
         for (size_t e = 0; status == Q3_OK && e < E; e++) {
-            snprintf(name, sizeof name, "%s%lu.", prefix, (unsigned long)e);
+            q3_print(name, sizeof name, "%s%lu.", prefix, (unsigned long)e);
             status = walk_mlp(l, name, (size_t)F, experts != NULL ? &experts[e] : &unused);
         }
         return status;
     }
     status = check_packed(l, prefix, name);
     if (status == Q3_OK) status = visit(l, PLAIN, name, E, 2 * F, M, &gate_up);
-    snprintf(name, sizeof name, "%sdown_proj", prefix);
+    q3_print(name, sizeof name, "%sdown_proj", prefix);
     if (status == Q3_OK) status = visit(l, PLAIN, name, E, M, F, &down);
     if (status != Q3_OK || l->walk != WALK_FILL) return status;
     for (size_t e = 0; e < E; e++)
@@ -536,7 +536,7 @@ static q3_status walk_layer(loader *l, size_t i, q3_layer *layer, q3_mlp *expert
         {"post_attention_layernorm.weight", M, 0, &layer->post_attention_layernorm, ALWAYS}};
     char prefix[64];
     q3_status status = Q3_OK;
-    snprintf(prefix, sizeof prefix, "model.layers.%lu.", (unsigned long)i);
+    q3_print(prefix, sizeof prefix, "model.layers.%lu.", (unsigned long)i);
     choose_near(l, prefix);
     for (size_t t = 0; status == Q3_OK && t < sizeof tensor / sizeof *tensor; t++) {
         if (tensor[t].what == LINEAR)
@@ -547,13 +547,13 @@ static q3_status walk_layer(loader *l, size_t i, q3_layer *layer, q3_mlp *expert
     }
     if (status != Q3_OK) return status;
     if (!q3_layer_is_sparse(c, i)) {
-        snprintf(prefix, sizeof prefix, "model.layers.%lu.mlp.", (unsigned long)i);
+        q3_print(prefix, sizeof prefix, "model.layers.%lu.mlp.", (unsigned long)i);
         return walk_mlp(l, prefix, c->intermediate_size, &layer->mlp);
     }
     status = visit_in(l, prefix, "mlp.gate.weight", c->num_experts, M, &layer->gate);
     layer->experts = experts;
     if (l->walk == WALK_FILL) q3_hints_experts(&l->model->hints, i);
-    snprintf(prefix, sizeof prefix, "model.layers.%lu.mlp.experts.", (unsigned long)i);
+    q3_print(prefix, sizeof prefix, "model.layers.%lu.mlp.experts.", (unsigned long)i);
     return status != Q3_OK ? status : walk_experts(l, prefix, experts);
 }
 

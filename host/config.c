@@ -44,7 +44,7 @@ static uint32_t find_value(const source *s, const char *key)
 static bool refuse(const source *s, const char *key, const char *expected)
 {
     char thing[96];
-    snprintf(thing, sizeof thing, "%s%s", s->prefix, key);
+    q3_print(thing, sizeof thing, "%s%s", s->prefix, key);
     q3_json_fail(s->j, find(s, key), thing, expected, s->error);
     return false;
 }

@@ -544,7 +544,7 @@ q3_status q3_output_open(q3_output **output, const char *path, q3_error *error)
     q3_status found = new_output(&new, path, standard, error);
     if (found != Q3_OK) return found;
     for (unsigned i = 0; !standard && i < 1000 && new->file == NULL; i++) {
-        snprintf(number, sizeof number, "%u", i);
+        q3_print(number, sizeof number, "%u", i);
         free(new->temporary);
         new->temporary = q3_join(path, ".tmp", number);
         if (new->temporary == NULL) break;

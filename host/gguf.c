@@ -159,7 +159,7 @@ static bool read_value(reader *r, q3_gguf_value *v)
     uint64_t type = 0, count = 1;
     if (!take_text(r, &v->key)) return false;
     if (v->key.length == 0) return refuse_number(r, 0, "a key of at least one byte");
-    snprintf(r->thing, sizeof r->thing, "%.*s", shown(v->key), (const char *)v->key.bytes);
+    q3_print(r->thing, sizeof r->thing, "%.*s", shown(v->key), (const char *)v->key.bytes);
     if (!take_number(r, 4, &type)) return false;
     v->array = type == Q3_GGUF_ARRAY;
     if (v->array && (!take_number(r, 4, &type) || !take_number(r, 8, &count))) return false;
@@ -183,7 +183,7 @@ static int compare_values(const void *a, const void *b)
 static bool read_values(reader *r, uint64_t count, q3_buffer *values)
 {
     for (uint64_t i = 0; i < count; i++) {
-        snprintf(r->thing, sizeof r->thing, "metadata value %" PRIu64, i);
+        q3_print(r->thing, sizeof r->thing, "metadata value %" PRIu64, i);
         if (!make_room(r, values, sizeof(q3_gguf_value))) return false;
         if (!read_value(r, (q3_gguf_value *)values->data + values->count)) return false;
         values->count++;
@@ -226,7 +226,7 @@ static bool read_alignment(reader *r, const q3_buffer *values, uint64_t *alignme
     const q3_gguf_value *v = find_in(values, key);
     *alignment = 32;
     if (v == NULL) return true;
-    snprintf(r->thing, sizeof r->thing, "%s", key);
+    q3_print(r->thing, sizeof r->thing, "%s", key);
     bool is = q3_gguf_integer(v, alignment) && v->type == Q3_GGUF_U32;
     if (is && *alignment != 0 && (*alignment & (*alignment - 1)) == 0) return true;
     return refuse_number(r, is ? *alignment : 0, "a power of two of type uint32");
@@ -282,7 +282,7 @@ static bool read_tensor(reader *r, tensor *t, uint64_t alignment, uint64_t *end)
     if (name.length == 0 || name.length >= NAME_ROOM || memchr(name.bytes, 0, name.length) != NULL)
         return refuse_number(r, name.length, "a name of 1 to 63 bytes, none of them 0");
     memcpy(t->name, name.bytes, name.length);
-    snprintf(r->thing, sizeof r->thing, "%s", t->name);
+    q3_print(r->thing, sizeof r->thing, "%s", t->name);
     t->part = r->gguf->part_count - 1;
     if (!read_axes(r, t) || !take_number(r, 8, &t->offset)) return false;
     if (t->offset != *end)
@@ -300,7 +300,7 @@ static bool read_tensors(reader *r, uint64_t count, uint64_t alignment)
     size_t first = tensors->count;
     uint64_t end = 0;
     for (uint64_t i = 0; i < count; i++) {
-        snprintf(r->thing, sizeof r->thing, "tensor %" PRIu64, i);
+        q3_print(r->thing, sizeof r->thing, "tensor %" PRIu64, i);
         if (!make_room(r, tensors, sizeof(tensor))) return false;
         tensor *t = (tensor *)tensors->data + tensors->count;
         memset(t, 0, sizeof *t);
@@ -311,13 +311,13 @@ static bool read_tensors(reader *r, uint64_t count, uint64_t alignment)
     left = left > gap ? left - gap : 0;
     for (size_t i = first; i < tensors->count; i++) {
         tensor *t = (tensor *)tensors->data + i;
-        snprintf(r->thing, sizeof r->thing, "%s", t->name);
+        q3_print(r->thing, sizeof r->thing, "%s", t->name);
         if (t->offset > left || t->bytes > left - t->offset)
             return refuse_number(r, left, "more bytes of tensors: the file ends within this one");
         t->shown.data = r->data + r->at + gap + t->offset;
         t->shown.size = (size_t)t->bytes;
     }
-    snprintf(r->thing, sizeof r->thing, "file");
+    q3_print(r->thing, sizeof r->thing, "file");
     return left <= end || refuse_number(r, left, "no bytes of tensors behind the last one's end");
 }
 
@@ -325,7 +325,7 @@ static bool read_tensors(reader *r, uint64_t count, uint64_t alignment)
 static bool read_part(reader *r, q3_buffer *values, bool only_metadata)
 {
     uint64_t version = 0, tensors = 0, count = 0, alignment;
-    snprintf(r->thing, sizeof r->thing, "header");
+    q3_print(r->thing, sizeof r->thing, "header");
     const uint8_t *magic = take(r, 4, 1);
     if (magic == NULL || !take_number(r, 4, &version)) return false;
     if (memcmp(magic, "GGUF", 4) != 0) {
@@ -333,12 +333,12 @@ static bool read_part(reader *r, q3_buffer *values, bool only_metadata)
                 r->path, (const char *)magic);
         return false;
     }
-    snprintf(r->thing, sizeof r->thing, "version");
+    q3_print(r->thing, sizeof r->thing, "version");
     if (version != 0 && version % 0x1000000 == 0)
         return refuse_number(r, version, "2 or 3, little-endian: big-endian files are not read");
     if (version < VERSION_FIRST || version > VERSION_LAST)
         return refuse_number(r, version, "2 or 3");
-    snprintf(r->thing, sizeof r->thing, "header");
+    q3_print(r->thing, sizeof r->thing, "header");
     if (!take_number(r, 8, &tensors) || !take_number(r, 8, &count) ||
         !read_values(r, count, values) || !read_alignment(r, values, &alignment))
         return false;
@@ -406,7 +406,7 @@ static q3_status read_split(const q3_buffer *values, const char *path, uint64_t 
 /* What the name of a part ends with, as llama.cpp's gguf-split writes it. */
 static void part_ending(char ending[64], uint64_t number, uint64_t count)
 {
-    snprintf(ending, 64, "-%05lu-of-%05lu.gguf", (unsigned long)number + 1, (unsigned long)count);
+    q3_print(ending, 64, "-%05lu-of-%05lu.gguf", (unsigned long)number + 1, (unsigned long)count);
 }
 
 q3_status q3_gguf_has_part(bool *has, const char *path, const char *file, q3_error *error)

@@ -53,11 +53,11 @@ static q3_status fail_at(const parser *p, size_t at, const char *expected)
     char found[24];
     uint8_t c = at < p->length ? p->j.text[at] : 0;
     if (at >= p->length)
-        snprintf(found, sizeof found, "the end of the text");
+        q3_print(found, sizeof found, "the end of the text");
     else if (c >= 0x20 && c < 0x7F)
-        snprintf(found, sizeof found, "'%c'", c);
+        q3_print(found, sizeof found, "'%c'", c);
     else
-        snprintf(found, sizeof found, "byte 0x%02X", c);
+        q3_print(found, sizeof found, "byte 0x%02X", c);
     return q3_fail(p->error, Q3_ERROR_INPUT, "%.200s: byte %zu: found %s, expected %.200s",
                    p->j.name, at, found, expected);
 }
@@ -355,11 +355,11 @@ static void sort_keys(const q3_json *j, uint64_t **a, uint64_t **b, size_t n)
 static q3_status fail_twice(const parser *p, uint32_t key)
 {
     const q3_json_node *n = &p->j.nodes[key];
-    bool fits = n->end - n->start <= 80;
+    char found[84];
+    q3_shorten(found, sizeof found, (const char *)p->j.text + n->start, n->end - n->start);
     return q3_fail(p->error, Q3_ERROR_INPUT,
-                   "%.200s: byte %lu: found the key %.*s again, expected each key once", p->j.name,
-                   (unsigned long)n->start, fits ? (int)(n->end - n->start) : 5,
-                   fits ? (const char *)p->j.text + n->start : "\"...\"");
+                   "%.200s: byte %lu: found the key %s again, expected each key once", p->j.name,
+                   (unsigned long)n->start, found);
 }
 
 /* Sorts the n entries of a into b by way of buckets of their hashes' highest bits, about one entry
@@ -425,13 +425,10 @@ q3_status q3_json_fail(const q3_json *j, uint32_t node, const char *thing, const
     q3_json_type type = q3_json_type_of(j, node);
     const char *kind = node == 0 ? "nothing" : type == Q3_JSON_OBJECT ? "an object"
                      : type == Q3_JSON_ARRAY ? "an array" : NULL;
-    const char *text = kind != NULL ? kind : (const char *)j->text + n->start;
-    size_t length = kind != NULL ? strlen(kind) : n->end - n->start;
-    bool whole = length <= 80;
-    for (length = whole ? length : 80; !whole && ((uint8_t)text[length] & 0xC0u) == 0x80; length--)
-        continue;
-    return q3_fail(error, Q3_ERROR_INPUT, "%.120s: %.120s: found %.*s%s, expected %.140s", j->name,
-                   thing, (int)length, text, whole ? "" : "...", expected);
+    char found[84];
+    q3_shorten(found, sizeof found, (const char *)j->text + n->start, n->end - n->start);
+    return q3_fail(error, Q3_ERROR_INPUT, "%.120s: %.120s: found %s, expected %.140s", j->name,
+                   thing, kind != NULL ? kind : found, expected);
 }
 
 uint32_t q3_json_find(const q3_json *j, uint32_t object, const char *key)

@@ -28,7 +28,7 @@ static q3_status fail(const loader *l, uint32_t node, const char *where, const c
 {
     char thing[160];
     const char *dot = where[0] != 0 && key[0] != 0 ? "." : "";
-    snprintf(thing, sizeof thing, "%.60s%s%.60s", where, dot, key);
+    q3_print(thing, sizeof thing, "%.60s%s%.60s", where, dot, key);
     return q3_json_fail(&l->j, node, thing, expected, l->error);
 }
 
@@ -48,7 +48,7 @@ static q3_status expect(const loader *l, uint32_t object, const char *where, con
                                  memcmp(l->j.text + value->start, p, n) == 0)
             return Q3_OK;
         if (!absent)
-            out += (size_t)snprintf(expected + out, sizeof expected - out, "%s%.*s",
+            out += q3_print(expected + out, sizeof expected - out, "%s%.*s",
                                     out > 0 ? " or " : "", (int)n, p);
         p += n + (p[n] == '|');
     }
@@ -67,11 +67,11 @@ static q3_status only_keys(const loader *l, uint32_t node, const char *where, co
         for (const char *p = keys; *p != 0 && !known;) {
             size_t n = strcspn(p, " ");
             char word[32];
-            snprintf(word, sizeof word, "%.*s", (int)n, p);
+            q3_print(word, sizeof word, "%.*s", (int)n, p);
             known = q3_json_equal(&l->j, k, word);
             p += n + (p[n] == ' ');
         }
-        snprintf(expected, sizeof expected, "only the keys %.100s", keys);
+        q3_print(expected, sizeof expected, "only the keys %.100s", keys);
         if (!known) return fail(l, k, where[0] != 0 ? where : "top level", "", expected);
     }
     return Q3_OK;
@@ -260,7 +260,7 @@ static q3_status load_vocabulary(loader *l, uint32_t vocab)
     if (wrong == 0) return Q3_OK;
     char thing[64];
     int shown = (int)(j->nodes[wrong].end - j->nodes[wrong].start);
-    snprintf(thing, sizeof thing, "model.vocab[%.*s]", shown < 40 ? shown : 0,
+    q3_print(thing, sizeof thing, "model.vocab[%.*s]", shown < 40 ? shown : 0,
              (const char *)j->text + j->nodes[wrong].start);
     return fail(l, wrong + 1, thing, "", "an id from 0 to 2147483647 that no other token has");
 }
@@ -331,7 +331,7 @@ static q3_status read_merges(loader *l, uint32_t merges, q3_pair *pairs, size_t 
             wrong = "two tokens that are in vocab, as their join is";
         if (wrong != NULL) {
             char thing[48];
-            snprintf(thing, sizeof thing, "model.merges[%lu]", (unsigned long)i);
+            q3_print(thing, sizeof thing, "model.merges[%lu]", (unsigned long)i);
             return fail(l, node, thing, "", wrong);
         }
         rank++;
@@ -476,7 +476,7 @@ static q3_status load_all_added(loader *l, uint32_t list)
     char where[48];
     if (list == 0) return Q3_OK;
     for (size_t i = 0; i < l->j.nodes[list].count; i++, node = l->j.nodes[node].next) {
-        snprintf(where, sizeof where, "added_tokens[%lu]", (unsigned long)i);
+        q3_print(where, sizeof where, "added_tokens[%lu]", (unsigned long)i);
         q3_status s = load_added(l, node, where, &next);
         if (s != Q3_OK) return s;
     }

@@ -130,12 +130,12 @@ static void name_units(char *text, size_t room, unit_kind kind, size_t first, si
 {
     static const char *const names[UNIT_KINDS] = {"token", "key", "head", "expert"};
     const char *name = names[kind];
-    if (wrong == 1) snprintf(text, room, " (%s %zu only)", name, first);
+    if (wrong == 1) q3_print(text, room, " (%s %zu only)", name, first);
     else if (last - first + 1 == wrong && last + 1 == all)
-        snprintf(text, room, " (%ss from %zu on)", name, first);
+        q3_print(text, room, " (%ss from %zu on)", name, first);
     else if (last - first + 1 == wrong)
-        snprintf(text, room, " (%ss %zu to %zu)", name, first, last);
-    else snprintf(text, room, " (%zu of %zu %ss, first %zu)", wrong, all, name, first);
+        q3_print(text, room, " (%ss %zu to %zu)", name, first, last);
+    else q3_print(text, room, " (%zu of %zu %ss, first %zu)", wrong, all, name, first);
 }
 
 /* Whether each unit is explained by the mistake's y or by ours, and which are by y alone. */
@@ -203,13 +203,13 @@ static bool weigh(diagnosis *d, const claim *c, const char *text, const char *ca
     d->strength = s;
     d->distance = away;
     d->by_mistake = false;
-    snprintf(d->name, sizeof d->name, "%s", text);
-    snprintf(d->cause, sizeof d->cause, "%s", cause);
+    q3_print(d->name, sizeof d->name, "%s", text);
+    q3_print(d->cause, sizeof d->cause, "%s", cause);
     if (d->rounding)
-        snprintf(d->text, sizeof d->text, "%s, explains %.0f %% of the rounding", text,
+        q3_print(d->text, sizeof d->text, "%s, explains %.0f %% of the rounding", text,
                  100 * (1 - away / d->own_distance));
     else
-        snprintf(d->text, sizeof d->text, "%s%s, explains 100 %% of elements", text, where);
+        q3_print(d->text, sizeof d->text, "%s%s, explains 100 %% of elements", text, where);
     return true;
 }
 

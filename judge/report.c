@@ -68,7 +68,7 @@ static q3_status read_parts(q3_report *sides[2], const q3_report_part *parts, si
 static q3_report *new_side(const char *name)
 {
     q3_report *r = calloc(1, sizeof *r);
-    if (r != NULL) snprintf(r->name, sizeof r->name, "%s", name);
+    if (r != NULL) q3_print(r->name, sizeof r->name, "%s", name);
     return r;
 }
 

@@ -150,6 +150,8 @@ void q3_report_tally(const q3_report *r, size_t counts[Q3_VERDICT_COUNT]);
 /* The texts below may hold names from a file, as they stand there: the writer cleans or escapes. */
 
 void q3_report_add_count(q3_text *out, const char *before, uint64_t value, const char *after);
+/* A text as it may be shown, in an element or between double quotes of HTML or XML. */
+void q3_report_add_escaped(q3_text *out, const char *text);
 /* "121 of 125 taps of the layers, 5 of 5 layers reached, lm_head not judged" */
 void q3_report_add_coverage(q3_text *out, const q3_report *r);
 /* "agrees", "differs: TAP" or "could not judge"; and the sentence that says why. */

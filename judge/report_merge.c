@@ -55,7 +55,7 @@ static q3_status take_weights(q3_report *r, const q3_judged_run *run, const char
             return q3_fail(error, Q3_ERROR_INPUT,
                            "%s: layer %zu: found weights %.40s, expected %s as in another part",
                            place, run->first_layer + i, text, known);
-        snprintf(known, Q3_FINGERPRINT_SIZE, "%s", text);
+        q3_print(known, Q3_FINGERPRINT_SIZE, "%s", text);
     }
     return Q3_OK;
 }
@@ -166,7 +166,7 @@ q3_status q3_report_take(q3_report *sides[2], const q3_report_part *part, q3_err
         report_line line;
         at += length + 1;
         if (length == 0) continue;
-        snprintf(place, sizeof place, "%.100s: line %zu", part->name, number);
+        q3_print(place, sizeof place, "%.100s: line %zu", part->name, number);
         status = q3_report_read_line(&line, place, begin, length, error);
         if (status != Q3_OK) break;
         const char *side = line.is_run ? line.run.side : line.f.side;

@@ -118,7 +118,7 @@ static void try_order(judging *j, trial *r, const float *ours, const float *choi
     if (!q3_read_rows(&r->sorted, j->b, r->tensor, r->id, choice, ours)) out_of_memory(j);
     size_t used = strlen(r->f.note);
     if (r->sorted == NULL) return;
-    snprintf(r->f.note + used, sizeof r->f.note - used, "%s%s", used > 0 ? ", " : "", order);
+    q3_print(r->f.note + used, sizeof r->f.note - used, "%s%s", used > 0 ? ", " : "", order);
 }
 
 /* Of two readings of the axes the closer one; experts' rows that lie expert by expert; and those of
@@ -329,16 +329,16 @@ static void excuse(const judging *j, trial *r, uint64_t taps)
     bool unknown = b->past_unknown && attended && differs;
     bool lost = j->past_lost && attended && unjudged;
     if (unknown)
-        snprintf(f->reason, sizeof f->reason,
+        q3_print(f->reason, sizeof f->reason,
                  "the run begins at position %zu, and which keys came before is not known: record "
                  "past_key_values, or metadata past",
                  b->start);
     else if (lost)
-        snprintf(f->reason, sizeof f->reason,
+        q3_print(f->reason, sizeof f->reason,
                  "%zu keys came before the run and are not in the file: record past_key_values",
                  b->past);
     else if (differs && r->doubtful_rows)
-        snprintf(f->reason, sizeof f->reason,
+        q3_print(f->reason, sizeof f->reason,
                  "which tokens its %zu rows are of is not known: record logit_positions",
                  b->T - r->tensor->first);
     else return;
@@ -394,7 +394,7 @@ static void set_apart(judging *j, trial *r)
     r->f.gain = 0;
     r->f.token_bins = r->f.channel_bins = 0;
     r->f.verdict = Q3_VERDICT_UNJUDGED;
-    snprintf(r->f.reason, sizeof r->f.reason,
+    q3_print(r->f.reason, sizeof r->f.reason,
              "the residual is not in it, which is kept apart: record output + residual");
 }
 

@@ -119,7 +119,7 @@ static const struct {
     {"{\"__metadata__\":{\"a\\u0000\":\"b\"}}", 0, 0,
      "__metadata__: found \"a\\u0000\", expected strings without zero bytes"},
     {"{" T("a\\nb", "F32", "2", 0, 4) "}", 0, 4,
-     "a?b: found 4 bytes of data, expected 8 for its shape"},
+     "a\\nb: found 4 bytes of data, expected 8 for its shape"},
 };
 
 static void check_bad(void)
