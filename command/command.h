@@ -85,7 +85,7 @@ q3_status number_option(const command_line *command, option_id option, double ab
  * standard output under another name. */
 q3_status check_outputs(const command_line *command, q3_error *error);
 
-/* ==== Tokens, model, progress (session.c) ===================================================== */
+/* ==== Tokens, model (session.c) =============================================================== */
 
 /* Tokens of a run, owned (free). */
 typedef struct token_list {
@@ -133,6 +133,28 @@ void session_close(q3_session *session);
 /* Every id is in the vocabulary, there is at least one, and start + count positions exist. */
 q3_status session_check_tokens(const q3_session *session, const token_list *tokens, size_t more,
                                q3_error *error);
+
+/* ==== What is printed (output.c) ============================================================== */
+
+/* q3_message to a file: texts stand in it as they may be shown, and at most 1023 bytes of them. */
+void say(FILE *file, const char *format, ...) Q3_PRINTF(2, 3);
+/* A finished text to standard output: a report, an object of JSON. */
+void say_text(const char *text);
+
+/* Data on its way to standard output; zeros. */
+typedef struct data_output {
+    bool begun, terminal;
+    uint8_t held[4]; /* of a character whose end may come yet */
+    size_t count;
+} data_output;
+
+/* The bytes as they are; on a terminal, which must not be told by a file what to do, as they may be
+ * shown, but for the ends of lines and tabs. */
+void say_data(data_output *out, const uint8_t *bytes, size_t length);
+/* There is no more. */
+void end_data(data_output *out);
+
+/* ==== Progress (session.c) ==================================================================== */
 
 bool is_terminal(FILE *file);
 /* What was printed so far has reached its place, or an error says so. */

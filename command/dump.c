@@ -391,9 +391,9 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
         bytes += elements * q3_dtype_size(e->dtype);
     }
     bool standard = strcmp(command->value[OPTION_OUTPUT], "-") == 0; /* which then holds the file */
-    fprintf(standard ? stderr : stdout, "%s: %zu tensors of %zu tokens, %s, %llu bytes of data\n",
-            standard ? "standard output" : command->value[OPTION_OUTPUT], plan->count, T,
-            q3_dtype_name(session->run.dtype), (unsigned long long)bytes);
+    say(standard ? stderr : stdout, "%.800s: %zu tensors of %zu tokens, %s, %llu bytes of data\n",
+        standard ? "standard output" : command->value[OPTION_OUTPUT], plan->count, T,
+        q3_dtype_name(session->run.dtype), (unsigned long long)bytes);
     return Q3_OK;
 }
 

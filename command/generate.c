@@ -139,6 +139,7 @@ static q3_status choose(token_sampler *s, const float *logits, int32_t *id, q3_e
 typedef struct token_output {
     q3_tokenizer *tokenizer; /* NULL: ids */
     size_t printed;
+    data_output text;
 } token_output;
 
 /* An id behind a blank, or the bytes of the token, which may be a part of a character. Where they
@@ -148,12 +149,12 @@ static q3_status print_token(token_output *out, int32_t id, q3_error *error)
     uint8_t *bytes;
     size_t length;
     if (out->tokenizer == NULL) {
-        printf("%s%ld", out->printed++ > 0 ? " " : "", (long)id);
+        say(stdout, "%s%ld", out->printed++ > 0 ? " " : "", (long)id);
         return check_printed(error);
     }
     q3_status status = q3_tokenizer_decode(out->tokenizer, &id, 1, &bytes, &length, error);
     if (status != Q3_OK) return status;
-    fwrite(bytes, 1, length, stdout);
+    say_data(&out->text, bytes, length);
     free(bytes);
     return check_printed(error);
 }
@@ -210,12 +211,13 @@ static q3_status continue_prompt(q3_session *session, const token_list *tokens, 
         status = q3_forward(session->state, &input, NULL, NULL, error);
     }
     if (status != Q3_OK) return status;
-    putchar('\n');
+    end_data(&out->text);
+    say(stdout, "\n");
     status = check_printed(error);
     if (status != Q3_OK) return status;
-    fprintf(stderr, "prompt: %zu tokens in %ld ms; generated: %zu tokens in %ld ms\n",
-            tokens->count, (long)((middle - begin) * 1000 / CLOCKS_PER_SEC), made,
-            (long)((clock() - middle) * 1000 / CLOCKS_PER_SEC));
+    say(stderr, "prompt: %zu tokens in %ld ms; generated: %zu tokens in %ld ms\n",
+        tokens->count, (long)((middle - begin) * 1000 / CLOCKS_PER_SEC), made,
+        (long)((clock() - middle) * 1000 / CLOCKS_PER_SEC));
     return Q3_OK;
 }
 
@@ -224,7 +226,7 @@ q3_status verb_generate(const command_line *command, q3_error *error)
     q3_session session;
     token_sampler sampler = {0};
     token_list tokens = {NULL, 0};
-    token_output out = {NULL, 0};
+    token_output out = {0};
     uint64_t n = 64;
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;

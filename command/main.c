@@ -15,7 +15,7 @@
 /* Called by Q3_CHECK in this build. */
 void q3_abort(const char *file, int line, const char *text)
 {
-    fprintf(stderr, "qwen3moe: %s:%d: broken precondition: %s\n", file, line, text);
+    say(stderr, "qwen3moe: %s:%d: broken precondition: %s\n", file, line, text);
     abort();
 }
 
@@ -29,7 +29,7 @@ static int finish(q3_status status, q3_error *error)
     if (status == Q3_OK) return 0;
     if (status == VERB_DIFFERS) return 1;
     fflush(stdout);
-    fprintf(stderr, "qwen3moe: %s\n", error->text);
+    say(stderr, "qwen3moe: %s\n", error->text);
     return 2;
 }
 
@@ -43,7 +43,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN); /* a pipe that nobody reads is an error like any other */
 #endif
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
-        printf("qwen3moe %s\n", q3_version());
+        say(stdout, "qwen3moe %s\n", q3_version());
         return finish(Q3_OK, &error);
     }
     if (argc == 2 && strcmp(argv[1], "--help") == 0) {

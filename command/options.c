@@ -121,23 +121,24 @@ static const verb_row verbs[] = {
 void print_help(const verb_row *verb)
 {
     if (verb == NULL) {
-        puts("usage: qwen3moe VERB MODEL ... [options]\n\n"
-             "MODEL is a Hugging Face model folder of a Qwen3-MoE, or llama.cpp's GGUF file.\n");
+        say_text("usage: qwen3moe VERB MODEL ... [options]\n\n"
+                 "MODEL is a Hugging Face model folder of a Qwen3-MoE, or llama.cpp's GGUF file.\n"
+                 "\n");
         for (size_t i = 0; i < VERB_COUNT; i++)
-            printf("  %-10s %s\n", verbs[i].name, verbs[i].help);
-        puts("\nqwen3moe VERB --help prints a verb's options, qwen3moe --version the version.\n"
-             "Exit status: 0 done or agrees, 1 differs, 2 bad usage, bad input or nothing to "
-             "judge.");
+            say(stdout, "  %-10s %s\n", verbs[i].name, verbs[i].help);
+        say_text("\nqwen3moe VERB --help prints a verb's options, qwen3moe --version the version.\n"
+                 "Exit status: 0 done or agrees, 1 differs, 2 bad usage, bad input or nothing to "
+                 "judge.\n");
         return;
     }
-    printf("usage: qwen3moe %s%s%s%s%s [options]\n\n%s\n\n", verb->name,
-           verb->first != NULL ? " " : "", verb->first != NULL ? verb->first : "",
-           verb->operand != NULL ? " " : "", verb->operand != NULL ? verb->operand : "",
-           verb->help);
+    say(stdout, "usage: qwen3moe %s%s%s%s%s [options]\n\n%s\n\n", verb->name,
+        verb->first != NULL ? " " : "", verb->first != NULL ? verb->first : "",
+        verb->operand != NULL ? " " : "", verb->operand != NULL ? verb->operand : "",
+        verb->help);
     for (size_t i = 0; i < OPTION_COUNT; i++) {
         if ((options[i].verbs & verb->bit) == 0) continue;
-        printf("  %s%s%s\n      %s\n", options[i].name, options[i].value != NULL ? " " : "",
-               options[i].value != NULL ? options[i].value : "", options[i].help);
+        say(stdout, "  %s%s%s\n      %s\n", options[i].name, options[i].value != NULL ? " " : "",
+            options[i].value != NULL ? options[i].value : "", options[i].help);
     }
 }
 

@@ -20,11 +20,11 @@ static void print_number(double value)
 {
     char text[32];
     if (value - value != 0.0) {
-        fputs("null", stdout);
+        say(stdout, "null");
         return;
     }
     q3_json_repr(value, text);
-    fputs(text, stdout);
+    say(stdout, "%s", text);
 }
 
 typedef struct scoring {
@@ -54,9 +54,9 @@ static void score_logits(void *user, const q3_tap *tap)
         }
         s->total += nll;
         if (!s->lines) continue;
-        printf("{\"position\":%zu,\"id\":%ld,\"nll\":", position, (long)id);
+        say(stdout, "{\"position\":%zu,\"id\":%ld,\"nll\":", position, (long)id);
         print_number(nll);
-        puts("}");
+        say(stdout, "}\n");
     }
     s->status = check_printed(s->error);
 }
@@ -73,11 +73,11 @@ static q3_status score_tokens(const q3_session *session, const token_list *token
     if (status == Q3_OK) status = s.status;
     if (status != Q3_OK || lines) return status;
     double mean = s.total / (double)(tokens->count - 1);
-    printf("tokens %zu\nmean ", tokens->count - 1);
+    say(stdout, "tokens %zu\nmean ", tokens->count - 1);
     print_number(mean);
-    printf("\nperplexity ");
+    say(stdout, "\nperplexity ");
     print_number(q3_exp(mean));
-    putchar('\n');
+    say(stdout, "\n");
     return Q3_OK;
 }
 

@@ -276,7 +276,7 @@ void show_progress(progress *shown, size_t done, size_t all)
         q3_print(left, sizeof left, seconds < 100 ? ", %.0f s left" : ", %.0f min left",
                  seconds < 100 ? seconds : seconds / 60);
     }
-    fprintf(stderr, "\r%s %zu of %zu%-18s%s", shown->what, done, all, left,
-            done == all ? "\n" : "");
+    say(stderr, "\r%s %zu of %zu%-18s", shown->what, done, all, left);
+    if (done == all) say(stderr, "\n");
     fflush(stderr);
 }

@@ -19,8 +19,8 @@ static q3_status print_ids(const q3_tokenizer *tokenizer, const char *name, size
     if (status != Q3_OK && line > 0)
         return q3_fail(error, status, "%s: line %zu: %.400s", name, line, inner.text);
     if (status != Q3_OK) return q3_fail(error, status, "%s: %.400s", name, inner.text);
-    for (size_t i = 0; i < count; i++) printf("%s%ld", i > 0 ? " " : "", (long)ids[i]);
-    putchar('\n');
+    for (size_t i = 0; i < count; i++) say(stdout, "%s%ld", i > 0 ? " " : "", (long)ids[i]);
+    say(stdout, "\n");
     free(ids);
     return Q3_OK;
 }
@@ -87,7 +87,9 @@ static q3_status decode_ids(const q3_tokenizer *tokenizer, const char *name, con
     q3_status status = q3_tokenizer_decode(tokenizer, ids, count, &bytes, &size, &inner);
     free(ids);
     if (status != Q3_OK) return q3_fail(error, status, "%s: %.400s", name, inner.text);
-    fwrite(bytes, 1, size, stdout);
+    data_output out = {0};
+    say_data(&out, bytes, size);
+    end_data(&out);
     free(bytes);
     return Q3_OK;
 }
@@ -135,8 +137,11 @@ q3_status verb_tokenize(const command_line *command, q3_error *error)
     if (status == Q3_OK && !rendered) status = open_tokenizer(&tokenizer, command, error);
     if (status == Q3_OK) status = read_input(command, &name, &bytes, &length, error);
     if (status == Q3_OK) {
-        if (rendered)
-            fwrite(bytes, 1, length, stdout);
+        if (rendered) {
+            data_output out = {0};
+            say_data(&out, bytes, length);
+            end_data(&out);
+        }
         else if (command->value[OPTION_DECODE] != NULL)
             status = decode_ids(tokenizer, name, bytes, length, error);
         else if (command->value[OPTION_JSONL] != NULL)

@@ -7,6 +7,8 @@
 rooms    nothing includes leftwards: core, then host with the tokenizer, then judge, then command
 text     100 columns, no tabs, no blanks at the end of a line; hexadecimal digits of C in upper case
 licence  SPDX line in each source file
+printing nothing of the product prints but through the functions that show names as they may be shown
+         (host/format.c, command/output.c), and nothing reads or writes numbers as the locale has them
 paths    each path of this project that a document names exists
 numbers  what documents say in numbers is what the files say that programs wrote (NUMBERS)
 
@@ -84,6 +86,39 @@ def licence(path, text):
         yield f"{path}: found no SPDX-License-Identifier"
 
 
+# ---- printing ----
+
+# printf's family prints names as they are, cuts characters in two, and writes numbers as the C library and
+# the locale have them; the others read such numbers, or write where nobody has looked at the text.
+FORBIDDEN = re.compile(r"\b(v?(?:f|s|sn|vsn|d|as)?w?printf|puts|putchar|perror|strto[dfl]d?|ato[fil]|f?s?scanf|"
+                       r"setlocale|isprint)\s*\(")
+RAW = re.compile(r"\b(fputs|fputc|putc|fwrite)\s*\(")
+RAW_IN = ("command/output.c", "host/files.c")
+DIRECTIVE = re.compile(r"%[-+#0]*[0-9*]*(?:\.[0-9*]*)?(?:hh|h|ll|l|j|z|t|L)?[a-zA-Z]")
+KNOWN = re.compile(r"%[-0]*\d*(?:(?:\.(?:\d+|\*))?s|(?:ll|l|z)?[uxX]|(?:ll|l)?d|c|(?:\.\d+)?g|\.0f)$")
+
+
+OWN = {"judge/mistakes.c": ("%n", "%v", "%o")}  # of its table's texts, which no format reads
+
+
+def printing(path, text):
+    if room(path) is None or not path.endswith((".c", ".h")) or path.startswith(WIDE):
+        return
+    blank = lambda match: re.sub(r"[^\n]", " ", match[0])
+    text = re.sub(r'"(?:\\.|[^"\\\n])*"|/\*.*?\*/', lambda m: blank(m) if m[0][0] == "/" else m[0], text, flags=re.S)
+    for number, line in enumerate(text.split("\n"), 1):
+        bare = re.sub(r'"(?:\\.|[^"\\])*"', '""', line)
+        for found in FORBIDDEN.findall(bare):
+            yield f"{path}:{number}: {found}, expected q3_print, q3_fail or say"
+        for found in RAW.findall(bare):
+            if path not in RAW_IN:
+                yield f"{path}:{number}: {found}, expected say, say_text or say_data"
+        for literal in re.findall(r'"((?:\\.|[^"\\])*)"', line):
+            for found in DIRECTIVE.findall(literal.replace("%%", "")):
+                if not KNOWN.match(found) and found not in OWN.get(path, ()):
+                    yield f"{path}:{number}: {found}, expected a directive that host/format.c has"
+
+
 def paths(path, text, exists):
     if not path.endswith(".md"):
         return
@@ -144,6 +179,11 @@ def planted():
         rooms("host/x.c", '#include "../judge/graph.h"\n'),
         text_rules("judge/x.c", "x" * (WIDTH + 1)), text_rules("judge/x.c", "\tx"),
         text_rules("judge/x.c", "x "), text_rules("judge/x.c", "y = 0xff;"),
+        *(printing(name, code) for name, code in (
+            ("judge/x.c", 'x = snprintf(a, 1, "x");'), ("host/x.c", "y = strtod(a, b);"),
+            ("command/x.c", "fputs(name, stdout);"), ("qwen3moe.c", "printf(name);"),
+            ("judge/x.c", 'q3_print(a, 1, "%.1f", x);'), ("host/x.c", 'q3_fail(e, 1, "%a", x);'),
+            ("host/x.c", '"/*"; vsnprintf(a, b, c, d); "*/"'))),
         licence("judge/x.c", "int x;"), paths("README.md", "see `scripts/ci/none.sh`", lambda name: False),
         *numbers_planted(),
     )
@@ -171,6 +211,7 @@ def main():
         if only_rooms:
             continue
         wrong += text_rules(path, text)
+        wrong += printing(path, text)
         wrong += licence(path, text)
         beside = os.path.join(ROOT, os.path.dirname(path))  # names may count from the document's folder
         wrong += paths(path, text, lambda name: os.path.exists(os.path.join(ROOT, name))
