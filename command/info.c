@@ -28,9 +28,9 @@ q3_status verb_info(const command_line *command, q3_error *error)
         if (command->value[OPTION_JSON] == NULL) {
             say_text(tree);
             say(stdout, "\nparameters %llu\nactive per token %llu\nweights %s %llu\n"
-                "key/value per token %llu\n%s",
-                parameters, active, q3_dtype_name(dtype), parameters * size, cache,
-                fp8 ? "quantised fp8: the linear maps take a byte for each weight\n" : "");
+                "key/value per token %llu\n",
+                parameters, active, q3_dtype_name(dtype), parameters * size, cache);
+            say_text(fp8 ? "quantised fp8: the linear maps take a byte for each weight\n" : "");
         } else {
             say_text("{\"config\":");
             say_text(q3_model_config_json(model));
