@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* command.h - what the files of the `qwen3moe` command share. Private: one file a verb,
- * options.c, outputs.c and session.c for all. */
+ * options.c, overwrite.c, output.c and session.c for all. */
 #ifndef Q3_COMMAND_H
 #define Q3_COMMAND_H
 
@@ -79,7 +79,7 @@ q3_status integer_option(const command_line *command, option_id option, uint64_t
 q3_status number_option(const command_line *command, option_id option, double absent, double *value,
                         q3_error *error);
 
-/* ==== What is written (outputs.c) ============================================================= */
+/* ==== What is written (overwrite.c) =========================================================== */
 
 /* Before any work: no output is an input, a file of the model that no earlier run wrote, or
  * standard output under another name. */

@@ -219,6 +219,10 @@ static q3_status source_open(dump_source *source, const command_line *command,
     if (status == Q3_OK) status = check_dtype(source, session, error);
     if (status == Q3_OK) status = q3_backend_read(&source->file, error);
     if (status == Q3_OK) status = source_hidden(source, session, tokens, T, error);
+    if (status == Q3_OK) status = q3_backend_bind(&source->file, *T, error);
+    if (status == Q3_OK && source->file.past > 0)
+        status = q3_fail(error, Q3_ERROR_INPUT, "%s: found a run behind %zu keys, expected one "
+                         "that begins with an empty cache", path, source->file.past);
     return status == Q3_OK ? source_ids(&source->file, tokens, error) : status;
 }
 

@@ -39,6 +39,7 @@ int main(int argc, char **argv)
 #ifdef _WIN32
     _setmode(_fileno(stdout), _O_BINARY);
 #endif
+    q3_keep_streams();
 #ifdef SIGPIPE
     signal(SIGPIPE, SIG_IGN); /* a pipe that nobody reads is an error like any other */
 #endif

@@ -128,7 +128,8 @@ void print_help(const verb_row *verb)
             say(stdout, "  %-10s %s\n", verbs[i].name, verbs[i].help);
         say_text("\nqwen3moe VERB --help prints a verb's options, qwen3moe --version the version.\n"
                  "Exit status: 0 done or agrees, 1 differs, 2 bad usage, bad input or nothing to "
-                 "judge.\n");
+                 "judge.\nNo output replaces a file that is read; in the model's folder it is a "
+                 "new file, or one\nthat an earlier run wrote.\n");
         return;
     }
     say(stdout, "usage: qwen3moe %s%s%s%s%s [options]\n\n%s\n\n", verb->name,

@@ -22,7 +22,7 @@ static q3_status print_ids(const q3_tokenizer *tokenizer, const char *name, size
     for (size_t i = 0; i < count; i++) say(stdout, "%s%ld", i > 0 ? " " : "", (long)ids[i]);
     say(stdout, "\n");
     free(ids);
-    return Q3_OK;
+    return ferror(stdout) ? check_printed(error) : Q3_OK;
 }
 
 /* Each line a JSON string, LF or CRLF at its end; a last line without one counts too. */

@@ -49,7 +49,10 @@ Q3_PRIVATE_API bool q3_same_file(const char *a, const char *b);
  * the system tells. Error: the folder cannot be listed. */
 Q3_PRIVATE_API q3_status q3_folder_holds(bool *holds, const char *folder, const char *path,
                                          q3_error *error);
-/* Whether standard input (0) or standard output (1) is this file; false where the system does not
+/* Before any file is opened: a standard stream that is closed stays so. A file that took its number
+ * would be read or printed to. */
+Q3_PRIVATE_API void q3_keep_streams(void);
+/* Whether standard input (0), output (1) or error (2) is this file; false where the system does not
  * tell. */
 Q3_PRIVATE_API bool q3_stream_is(int stream, const char *path);
 /* Whether nothing would be lost at path: there is nothing, an empty file, or one in whose first 512

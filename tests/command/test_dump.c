@@ -569,6 +569,10 @@ static const from_case from_cases[] = {
      0},
     {"\"start\":\"18446744073709551617\"", "", {{0}},
      "metadata start: found 18446744073709551617, expected 0 to 1048575", 0},
+    {"\"past\":\"0\",\"start\":\"5\"", "", {{0}}, NULL, 5},
+    {"\"past\":\"5\",\"start\":\"5\"", "", {{0}},
+     "found a run behind 5 keys, expected one that begins with an empty cache", 0},
+    {"\"past\":\"\"", "", {{0}}, "metadata past: found , expected 0 to 0 keys before the run", 0},
     {"\"dtype\":\"\"", "", {{0}},
      "metadata dtype: found , expected float32, bfloat16 or float16", 0},
 };

@@ -235,6 +235,9 @@ static void test_streams(void)
     }
     shell("\"$Q\" dump M --tokens 1 -o /dev/stdout >x; cat x; rm x; cmp two kept/two");
     CHECKF(last.size == 0 && last.status == 0, "%s", last.out);
+    shell("\"$Q\" diff a b --html /dev/stderr 2>x; grep -c 'expected another file than standard "
+          "error$' x; rm x; ls -A /dev | grep '^std.*tmp'");
+    CHECK_TEXT(last.out, "1\n");
     shell("\"$Q\" dump M --tokens 1 -o /dev/stdout | cat");
     CHECKF(last.size == 0 && strstr(last.err, "cannot write /dev/stdout: it is a ") != NULL, "%s",
            last.err);
@@ -325,6 +328,31 @@ static void test_unwritten(void)
           "(exit $s)");
     fails_with("cannot write standard output");
     CHECK_TEXT(last.out, "h\nj\nu\n");
+}
+
+/* A stream that is closed is no number for a file to take: the report would be printed into it, or
+ * the message. Nothing is left where nothing could be said. */
+static void test_closed_stream(void)
+{
+    static const char *const reports[] = {"--json", "--html", "--junit"};
+    char line[300];
+    for (size_t i = 0; i < COUNT(reports); i++) {
+        snprintf(line, sizeof line, "\"$Q\" diff a b %s x >t && mv x good && "
+                 "\"$Q\" diff a b %s x >&-; s=$?; cmp x good; rm x t good; (exit $s)", reports[i],
+                 reports[i]);
+        shell(line);
+        fails("cannot write standard output");
+        snprintf(line, sizeof line, "\"$Q\" diff a b %s x >t && mv x good && \"$Q\" diff a b %s x "
+                 ">t <&- 2>&- && cmp x good; rm x t good", reports[i], reports[i]);
+        shell(line);
+        succeeds("");
+    }
+    shell("\"$Q\" dump M --tokens 1,2 -o x >&- <&-; s=$?; cmp x a; rm x; (exit $s)");
+    fails("cannot write standard output");
+    shell("\"$Q\" dump M --tokens 1,9999 -o x >&- <&- 2>&-; s=$?; ls x*; (exit $s)");
+    CHECK(last.status == 2 && last.size == 0);
+    shell("\"$Q\" tokenize M <&-");
+    fails_with("cannot read standard input: ");
 }
 
 /* A pipe that nobody reads any more: the reports are written all the same. */
@@ -428,6 +456,7 @@ int main(int argc, char **argv)
     test_apart();
     test_unopened();
     test_unwritten();
+    test_closed_stream();
     test_closed_pipe();
     test_generate();
     test_no_numbers();

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* outputs.c - what a command line writes destroys nothing: no output is an input, or a file of the
- * model that no earlier run wrote, however its path is spelled. */
+/* overwrite.c - what a command line writes destroys nothing: no output is an input, or a file of
+ * the model that no earlier run wrote, however its path is spelled. */
 #include "command/command.h"
 
 #include "host/gguf.h"
@@ -61,8 +61,10 @@ static q3_status check_named(const command_line *command, const char *name, cons
     for (size_t i = 0; !read && (input = input_at(command, i)) != NULL; i++)
         read = q3_same_file(path, input);
     if (read) return fail_output(name, path, "a file that is not read", error);
-    if (!q3_stream_is(1, path)) return Q3_OK;
-    return fail_output(name, path, "another file than standard output", error);
+    if (q3_stream_is(1, path))
+        return fail_output(name, path, "another file than standard output", error);
+    if (!q3_stream_is(2, path)) return Q3_OK;
+    return fail_output(name, path, "another file than standard error", error);
 }
 
 /* No file of the model's folder, and nothing in the place of an unfinished run, that no earlier run
