@@ -429,10 +429,10 @@ q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, s
 {
     work w = {.t = tokenizer, .nfc = {.properties = tokenizer->properties}};
     const uint8_t *bytes = length > 0 ? text : (const uint8_t *)"";
-    q3_status status = check_utf8(bytes, length, error);
-    if (status != Q3_OK) return status;
     if (length >= Q3_NONE)
         return q3_fail(error, Q3_ERROR_INPUT, "text: found 4 GiB or more, expected less");
+    q3_status status = check_utf8(bytes, length, error);
+    if (status != Q3_OK) return status;
     /* A short text is not worth a cache; without memory for one there is none. */
     for (w.cache_size = 64; w.cache_size < length / 64 && w.cache_size < 16384;) w.cache_size *= 2;
     if (length > 2048) w.cache = calloc(w.cache_size, sizeof *w.cache);

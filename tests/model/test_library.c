@@ -13,6 +13,9 @@
 #include "t.h"
 
 #include <fenv.h>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 /* The call, which fails and is given the pointer `e`, has the same status with a message and
  * without one. */
@@ -268,6 +271,19 @@ static void mode_fails(const char *golden)
         free(other);
     }
 #endif
+#if defined(__SSE2__)
+    /* Subnormals taken for zero, and made zero. */
+    static const unsigned flags[] = {0x40, 0x8000, 0x8040};
+    for (size_t i = 0; i < 3; i++) {
+        unsigned before = _mm_getcsr();
+        _mm_setcsr(before | flags[i]);
+        const char *flushed = q3_selftest();
+        _mm_setcsr(before);
+        CHECK(flushed != NULL);
+        if (flushed != NULL)
+            CHECK_TEXT(flushed, "found subnormals flushed to zero, expected them kept");
+    }
+#endif
     CHECK(state != NULL);
     free(memory);
     q3_model_close(model);
@@ -290,6 +306,8 @@ static void sizes_fail(const char *golden)
     config = *q3_model_config(model);
     config.num_hidden_layers = run.end_layer = SIZE_MAX / 5; /* times 6 rows */
     CHECK(q3_state_size(&config, &run) == 0);
+    run.first_layer = run.end_layer = 1; /* none of them */
+    CHECK(q3_state_size(&config, &run) != 0);
     q3_model_close(model);
 }
 
