@@ -50,6 +50,15 @@ q3_status verb_diff(const command_line *command, q3_error *error);
 q3_status verb_report(const command_line *command, q3_error *error);
 q3_status verb_selftest(const command_line *command, q3_error *error);
 
+/* ==== The operating system (system.c) ========================================================= */
+
+/* First in main. Arguments become UTF-8; output is bytes; a signal that ends the command removes
+ * the files that it was writing, and one because a mapped file was cut is an error of that file. */
+q3_status system_begin(int *argc, char ***argv, q3_error *error);
+/* The files that are being written, where nobody else will. */
+void remove_temporaries(void);
+bool is_terminal(FILE *file);
+
 /* ==== The command line (options.c) ============================================================ */
 
 typedef struct verb_row verb_row;
@@ -156,7 +165,6 @@ void end_data(data_output *out);
 
 /* ==== Progress (session.c) ==================================================================== */
 
-bool is_terminal(FILE *file);
 /* What was printed so far has reached its place, or an error says so. */
 q3_status check_printed(q3_error *error);
 

@@ -394,7 +394,7 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
         for (size_t r = 0; r < e->rank; r++) elements *= e->shape[r];
         bytes += elements * q3_dtype_size(e->dtype);
     }
-    bool standard = strcmp(command->value[OPTION_OUTPUT], "-") == 0; /* which then holds the file */
+    bool standard = q3_is_standard(command->value[OPTION_OUTPUT]); /* which then holds the file */
     say(standard ? stderr : stdout, "%.800s: %zu tensors of %zu tokens, %s, %llu bytes of data\n",
         standard ? "standard output" : command->value[OPTION_OUTPUT], plan->count, T,
         q3_dtype_name(session->run.dtype), (unsigned long long)bytes);
@@ -409,8 +409,9 @@ q3_status verb_dump(const command_line *command, q3_error *error)
     dump_plan plan = {NULL, NULL, 0, NULL, NULL};
     if (command->value[OPTION_OUTPUT] == NULL)
         return q3_fail(error, Q3_ERROR_INPUT, "-o is missing: the file to write");
-    if (command->value[OPTION_RESUME] != NULL && strcmp(command->value[OPTION_OUTPUT], "-") == 0)
-        return q3_fail(error, Q3_ERROR_INPUT, "--resume: found -o -, expected a file");
+    if (command->value[OPTION_RESUME] != NULL && q3_is_standard(command->value[OPTION_OUTPUT]))
+        return q3_fail(error, Q3_ERROR_INPUT, "--resume: found -o %.300s, expected a file",
+                       command->value[OPTION_OUTPUT]);
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
     bool given = command->value[OPTION_TOKENS] != NULL || command->value[OPTION_PROMPT] != NULL;

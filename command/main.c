@@ -5,17 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(_WIN32)
-#include <fcntl.h>
-#include <io.h>
-#elif defined(__unix__) || defined(__APPLE__)
-#include <signal.h>
-#endif
-
 /* Called by Q3_CHECK in this build. */
 void q3_abort(const char *file, int line, const char *text)
 {
     say(stderr, "qwen3moe: %s:%d: broken precondition: %s\n", file, line, text);
+    remove_temporaries();
     abort();
 }
 
@@ -36,13 +30,8 @@ static int finish(q3_status status, q3_error *error)
 int main(int argc, char **argv)
 {
     q3_error error = {""};
-#ifdef _WIN32
-    _setmode(_fileno(stdout), _O_BINARY);
-#endif
-    q3_keep_streams();
-#ifdef SIGPIPE
-    signal(SIGPIPE, SIG_IGN); /* a pipe that nobody reads is an error like any other */
-#endif
+    q3_status status = system_begin(&argc, &argv, &error);
+    if (status != Q3_OK) return finish(status, &error);
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
         say(stdout, "qwen3moe %s\n", q3_version());
         return finish(Q3_OK, &error);
@@ -54,7 +43,7 @@ int main(int argc, char **argv)
     const verb_row *verb = find_verb(argc > 1 ? argv[1] : NULL, &error);
     if (verb == NULL) return finish(Q3_ERROR_INPUT, &error);
     command_line command;
-    q3_status status = read_command_line(&command, verb, argc, argv, &error);
+    status = read_command_line(&command, verb, argc, argv, &error);
     if (status == Q3_OK && command.value[OPTION_HELP] != NULL)
         print_help(verb);
     else if (status == Q3_OK)

@@ -45,7 +45,7 @@ q3_status open_outputs(report_outputs *outputs, const command_line *command, q3_
         const char *path = command->value[kinds[i].option];
         if (path == NULL) continue;
         status = q3_output_open(&outputs->file[i], path, error);
-        outputs->standard = outputs->standard || strcmp(path, "-") == 0;
+        outputs->standard = outputs->standard || q3_is_standard(path);
     }
     if (status == Q3_OK) status = check_apart(outputs, command, error);
     if (status != Q3_OK) abandon_outputs(outputs);

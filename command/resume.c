@@ -10,8 +10,13 @@
 q3_status resumable_open(resumable *run, const q3_session *session, const char *file,
                          q3_error *error)
 {
-    *run = (resumable){.session = session, .part = q3_join(file, ".part", ""),
-                       .path = q3_join(file, ".part", ".state")};
+    char *target = q3_resolve(file); /* as q3_output_go_on has it */
+    *run = (resumable){.session = session};
+    if (target != NULL) {
+        run->part = q3_join(target, ".part", "");
+        run->path = q3_join(target, ".part", ".state");
+    }
+    free(target);
     if (run->part == NULL || run->path == NULL) return q3_no_memory(error, file);
     resumable_add(run, "format", "qwen3moe-unfinished-1");
     resumable_add(run, "producer", "qwen3moe " Q3_VERSION);
@@ -123,7 +128,7 @@ q3_status resumable_save(const resumable *run, size_t next, q3_error *error)
 
 void resumable_remove(const resumable *run)
 {
-    remove(run->path);
+    q3_remove(run->path);
 }
 
 void resumable_close(resumable *run)

@@ -1,20 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* session.c - what the verbs share: tokens and chats in, a loaded model, progress. */
-#define _POSIX_C_SOURCE 200809L /* isatty, fileno */
 #include "command/command.h"
 
 #include "host/gguf.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#ifdef _WIN32
-#include <io.h>
-#define isatty _isatty
-#define fileno _fileno
-#else
-#include <unistd.h>
-#endif
 
 /* ==== Tokens ================================================================================== */
 
@@ -248,11 +239,6 @@ void session_close(q3_session *session)
 }
 
 /* ==== Progress ================================================================================ */
-
-bool is_terminal(FILE *file)
-{
-    return isatty(fileno(file)) != 0;
-}
 
 q3_status check_printed(q3_error *error)
 {

@@ -274,6 +274,25 @@ q3_status q3_chat_render(const void *chat_template, size_t template_length, cons
     return Q3_OK;
 }
 
+/* chat_template.jinja: a regular file, as all of a model's folder. */
+static q3_status read_template(const char *path, uint8_t **text, size_t *length, q3_error *error)
+{
+    q3_mapping file = {0};
+    q3_status s = q3_map(&file, path, error);
+    if (s != Q3_OK) return s;
+    uint8_t *copy = malloc(file.size + 1);
+    if (copy == NULL) {
+        s = q3_no_memory(error, path);
+    } else {
+        if (file.size > 0) memcpy(copy, file.data, file.size);
+        copy[file.size] = 0;
+        *text = copy;
+        *length = file.size;
+    }
+    q3_unmap(&file);
+    return s;
+}
+
 /* chat_template of tokenizer_config.json at path. */
 static q3_status read_config(const char *path, uint8_t **text, size_t *length, q3_error *error)
 {
@@ -320,7 +339,7 @@ q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *length, q
     if (own == NULL || config == NULL)
         s = q3_no_memory(error, folder);
     else if (q3_exists(own))
-        s = q3_read_whole(text, length, own, error);
+        s = read_template(own, text, length, error);
     else
         s = read_config(config, text, length, error);
     free(own);

@@ -4,7 +4,8 @@
 
     scripts/ci/check_style.py [--rooms]     --rooms: the first check alone
 
-rooms    nothing includes leftwards: core, then host with the tokenizer, then judge, then command
+rooms    nothing includes leftwards: core, then host with the tokenizer, then judge, then command; no file but SYSTEM
+         includes a header of the operating system
 text     100 columns, no tabs, no blanks at the end of a line; hexadecimal digits of C in upper case
 licence  SPDX line in each source file
 printing nothing of the product prints but through the functions that show names as they may be shown
@@ -26,6 +27,11 @@ ALLOWED = {
     "judge": {"core", "host", "judge"},
     "command": {"core", "host", "judge", "command"},
 }
+
+# What includes headers of the operating system, and the headers that all may include: of C11, and of processors.
+SYSTEM = ("host/system.c", "command/system.c")
+STANDARD = set("""assert ctype errno fenv float inttypes limits locale math setjmp signal stdarg stdbool stddef stdint stdio
+stdlib string time stdatomic immintrin arm_neon cpuid""".split())
 
 
 def read(path):
@@ -49,6 +55,9 @@ def rooms(path, text):
     if here is None:
         return
     for number, line in enumerate(text.split("\n"), 1):
+        found = re.match(r"\s*#\s*include\s*<([^>]+)\.h>", line)
+        if found and found[1] not in STANDARD and path not in SYSTEM:
+            yield f"{path}:{number}: includes {found[1]}.h, expected that of {' and '.join(SYSTEM)} alone"
         found = re.match(r'\s*#\s*include\s*"([^"]+)"', line)
         if not found:
             continue
@@ -176,7 +185,7 @@ def planted():
         rooms("host/x.c", '#include "judge/judge.h"\n'),
         rooms("qwen3moe.c", '#include "host/text.h"\n'),
         rooms("judge/x.c", '#include "command/command.h"\n'),
-        rooms("host/x.c", '#include "../judge/graph.h"\n'),
+        rooms("host/x.c", '#include "../judge/graph.h"\n'), rooms("command/x.c", "# include <unistd.h>\n"),
         text_rules("judge/x.c", "x" * (WIDTH + 1)), text_rules("judge/x.c", "\tx"),
         text_rules("judge/x.c", "x "), text_rules("judge/x.c", "y = 0xff;"),
         *(printing(name, code) for name, code in (
