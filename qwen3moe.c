@@ -1315,9 +1315,17 @@ static void run_dense(const pass *p, const q3_mlp *w)
 
 bool q3_layer_is_sparse(const q3_config *config, size_t layer)
 {
-    for (size_t i = 0; i < config->mlp_only_count; i++)
-        if (config->mlp_only_layers[i] == layer) return false;
-    return config->num_experts > 0 && (layer + 1) % config->decoder_sparse_step == 0;
+    size_t low = 0, high = config->mlp_only_count;
+    if (config->num_experts == 0 || (layer + 1) % config->decoder_sparse_step != 0) return false;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (config->mlp_only_layers[middle] == layer) return false;
+        if (config->mlp_only_layers[middle] < layer)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return true;
 }
 
 /* Attention and its residual sum, then experts or a dense MLP and theirs. */
@@ -1533,6 +1541,8 @@ static void check_run(const q3_config *config, const q3_run *run)
     Q3_CHECK(run->first_layer <= run->end_layer && run->end_layer <= config->num_hidden_layers);
     Q3_CHECK(run->chunk >= 1 && run->chunk <= run->rows && run->rows <= Q3_MAX_POSITIONS);
     Q3_CHECK(run->start <= Q3_MAX_POSITIONS - run->rows && run->logit_rows <= run->chunk);
+    for (size_t i = 1; i < config->mlp_only_count; i++)
+        Q3_CHECK(config->mlp_only_layers[i - 1] < config->mlp_only_layers[i]);
 }
 
 size_t q3_state_size(const q3_config *config, const q3_run *run)

@@ -160,7 +160,7 @@ typedef struct q3_config {
     bool tie_word_embeddings;       /* lm_head is embed_tokens */
     bool dense;                     /* model_type "qwen3": E is 0; the modules' names are others */
     q3_rope rope;
-    const size_t *mlp_only_layers;  /* layers that are dense, any order; may be NULL */
+    const size_t *mlp_only_layers;  /* layers that are dense, ascending, each once; may be NULL */
     size_t mlp_only_count;
 } q3_config;
 

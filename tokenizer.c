@@ -59,7 +59,7 @@ bool q3_token_is(const q3_tokenizer *t, uint32_t i, uint8_t kind, const uint8_t 
 uint32_t q3_find_token(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size_t n)
 {
     uint64_t hash = q3_token_hash(t, kind, p, n);
-    size_t s = hash & t->slot_mask;
+    size_t s = (size_t)hash & t->slot_mask;
     while (t->slots[s].token != Q3_NONE && (t->slots[s].tag != (uint32_t)(hash >> 32) ||
                                             !q3_token_is(t, t->slots[s].token, kind, p, n)))
         s = (s + 1) & t->slot_mask;
@@ -68,7 +68,7 @@ uint32_t q3_find_token(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, si
 
 size_t q3_pair_slot(const q3_tokenizer *t, uint32_t left, uint32_t right)
 {
-    return mix(t->pair_seed, (uint64_t)left << 32 | right) & t->pair_mask;
+    return (size_t)mix(t->pair_seed, (uint64_t)left << 32 | right) & t->pair_mask;
 }
 
 /* What left and right make: the rank of the merge in the high half, the token in the low one;

@@ -58,7 +58,7 @@ static q3_status sampler_open(token_sampler *s, const command_line *command, siz
                        "--top-p: found %.40s, expected a number above 0, at most 1",
                        value[OPTION_TOP_P]);
     if (s->greedy) return Q3_OK;
-    s->candidates = malloc(vocab_size * sizeof *s->candidates);
+    s->candidates = calloc(vocab_size, sizeof *s->candidates);
     return s->candidates != NULL ? Q3_OK : q3_no_memory(error, "candidates of the vocabulary");
 }
 

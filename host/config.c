@@ -385,7 +385,8 @@ static bool read_sizes(const source *s, q3_config *c)
     return false;
 }
 
-/* Sizes that must fit each other, and tensors whose bytes must fit 63 bits. */
+/* Sizes that must fit each other, tensors whose bytes must fit 63 bits, and what a size_t counts:
+ * the bytes of a matrix in float32, those of a token's row in float64. */
 static bool check_sizes(const source *s, const q3_config *c)
 {
     const struct { const char *key; uint64_t rows, cols, experts; } tensor[] = {
@@ -403,7 +404,12 @@ static bool check_sizes(const source *s, const q3_config *c)
         uint64_t experts = tensor[i].experts > 0 ? tensor[i].experts : 1;
         if (elements > INT64_MAX / 4 / experts)
             return refuse(s, tensor[i].key, "a smaller one: its tensors would not fit 64 bits");
+        if (elements > SIZE_MAX / 4 || tensor[i].rows > SIZE_MAX / 16)
+            return refuse(s, tensor[i].key, "a smaller one: its tensor would not fit 32 bits");
     }
+    uint64_t wide = c->num_experts > 0 ? c->num_experts_per_tok : 0;
+    if (wide * c->moe_intermediate_size > SIZE_MAX / 16)
+        return refuse(s, "num_experts_per_tok", "fewer: a token's tensors would not fit 32 bits");
     return true;
 }
 
@@ -587,6 +593,13 @@ static bool read_blocks(const source *s, q3_fp8 *fp8)
     return true;
 }
 
+/* For qsort and bsearch: by name. */
+static int compare_kept(const void *a, const void *b)
+{
+    const char *const *x = a, *const *y = b;
+    return strcmp(*x, *y);
+}
+
 /* Names of modules that are not quantised. 4.x looks for each as a text inside the module's name,
  * 5.x takes it as a regular expression at its beginning, or as its end. */
 static q3_status read_kept(const source *s, q3_fp8 *fp8)
@@ -610,6 +623,7 @@ static q3_status read_kept(const source *s, q3_fp8 *fp8)
                                 "as regular expressions", s->error);
         fp8->kept[fp8->kept_count++] = name;
     }
+    if (count > 0) qsort(fp8->kept, count, sizeof *fp8->kept, compare_kept);
     return Q3_OK;
 }
 
@@ -631,23 +645,52 @@ static q3_status read_quantization(const source *s, q3_fp8 *fp8)
     return read_kept(&in, fp8);
 }
 
-/* Whether a module's name begins with what 5.x takes as a regular expression. */
-static bool begins_with(const char *module, const char *pattern)
+/* Of names [*low, *high), which are sorted and begin with the same `at` bytes, those that go on with
+ * this one. */
+static void go_on(const q3_fp8 *fp8, size_t *low, size_t *high, size_t at, uint8_t byte)
 {
-    for (; *pattern != 0; module++, pattern++)
-        if (*module == 0 || (*pattern != *module && *pattern != '.')) return false;
-    return true;
+    size_t ends[2];
+    for (size_t side = 0; side < 2; side++) { /* the first one not below it; the first one above */
+        size_t first = *low, end = *high;
+        while (first < end) {
+            size_t middle = first + (end - first) / 2;
+            uint8_t have = (uint8_t)fp8->kept[middle][at];
+            if (have < byte || (side == 1 && have == byte))
+                first = middle + 1;
+            else
+                end = middle;
+        }
+        ends[side] = first;
+    }
+    *low = ends[0];
+    *high = ends[1];
+}
+
+/* Whether text begins with one of names [low, high), which all match the `at` bytes before it;
+ * pattern: '.' in a name stands for any byte. */
+static bool begins(const q3_fp8 *fp8, size_t low, size_t high, size_t at, const char *text,
+                   bool pattern)
+{
+    for (; low < high && fp8->kept[low][at] != 0; at++, text++) {
+        size_t first = low, end = high;
+        if (*text == 0) return false;
+        go_on(fp8, &low, &high, at, (uint8_t)*text);
+        if (!pattern || *text == '.') continue;
+        go_on(fp8, &first, &end, at, '.');
+        if (begins(fp8, first, end, at + 1, text + 1, true)) return true;
+    }
+    return low < high; /* the shortest name ends here */
 }
 
 bool q3_fp8_keeps(const q3_fp8 *fp8, const char *module, bool version_5)
 {
+    size_t n = fp8->kept_count;
     if (!fp8->listed) return strcmp(module, "lm_head") == 0;
-    for (size_t i = 0; i < fp8->kept_count; i++) {
-        const char *name = fp8->kept[i];
-        size_t length = strlen(module), end = strlen(name);
-        bool found = version_5 ? begins_with(module, name) ||
-                                 (end <= length && strcmp(module + (length - end), name) == 0)
-                               : strstr(module, name) != NULL;
+    if (version_5 && begins(fp8, 0, n, 0, module, true)) return true;
+    for (; *module != 0 && n > 0; module++) {
+        bool found = version_5
+                   ? bsearch(&module, fp8->kept, n, sizeof *fp8->kept, compare_kept) != NULL
+                   : begins(fp8, 0, n, 0, module, false);
         if (found) return true;
     }
     return false;

@@ -152,7 +152,7 @@ typedef struct q3_fp8 {
     bool used;         /* there is one */
     bool listed;       /* modules_to_not_convert is there; else lm_head alone is kept */
     size_t block_rows, block_columns; /* of a weight, that share a scale */
-    const char **kept; /* [kept_count], owned */
+    const char **kept; /* [kept_count], owned; by name */
     size_t kept_count;
     char *texts;       /* owned: theirs */
 } q3_fp8;

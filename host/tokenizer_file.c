@@ -346,7 +346,7 @@ static q3_status load_merges(loader *l, uint32_t merges)
     q3_tokenizer *t = l->t;
     size_t n = l->j.nodes[merges].count;
     for (t->pair_mask = 15; t->pair_mask / 4 * 3 <= n;) t->pair_mask = 2 * t->pair_mask + 1;
-    t->pairs = malloc((t->pair_mask + 1) * sizeof *t->pairs);
+    t->pairs = calloc(t->pair_mask + 1, sizeof *t->pairs);
     q3_pair *pairs = malloc((n + 1) * sizeof *pairs);
     t->first_pairs = malloc(256 * 256 * sizeof *t->first_pairs);
     t->joins = calloc(t->count + 1, sizeof *t->joins);
@@ -455,8 +455,8 @@ static q3_status index_added(loader *l)
 {
     q3_tokenizer *t = l->t;
     uint32_t count = 1;
-    t->added_nodes = malloc((l->added_used + 1) * sizeof *t->added_nodes);
-    uint32_t *queue = malloc((l->added_used + 1) * sizeof *queue);
+    t->added_nodes = calloc(l->added_used + 1, sizeof *t->added_nodes);
+    uint32_t *queue = calloc(l->added_used + 1, sizeof *queue);
     q3_status s = t->added_nodes == NULL || queue == NULL ? q3_no_memory(l->error, l->j.name)
                                                           : Q3_OK;
     for (uint32_t i = 0; i < t->added_count && s == Q3_OK; i++)
@@ -506,8 +506,8 @@ static q3_status load(loader *l, size_t length)
     t->pool = malloc(length + 1);
     t->offsets = calloc(all + 1, sizeof *t->offsets);
     t->ids = malloc((all + 1) * sizeof *t->ids);
-    t->slots = malloc((t->slot_mask + 1) * sizeof *t->slots);
-    t->added = malloc((extra + 1) * sizeof *t->added);
+    t->slots = calloc(t->slot_mask + 1, sizeof *t->slots);
+    t->added = calloc(extra + 1, sizeof *t->added);
     t->added_text = malloc(length + 1);
     if (t->pool == NULL || t->offsets == NULL || t->ids == NULL || t->slots == NULL ||
         t->added == NULL || t->added_text == NULL)

@@ -651,7 +651,7 @@ static void judge_logits(judging *j)
     w->layer = 0;
     if ((layouts == 1 && judge_brief(j, &tap)) || j->status != Q3_OK) return;
     size_t T = w->T - w->past, V = w->config->vocab_size;
-    float *values = tap.data = layouts > 0 ? malloc(T * V * sizeof *values) : NULL;
+    float *values = tap.data = layouts > 0 ? calloc(T, V * sizeof *values) : NULL;
     if (values != NULL) q3_logits_rows(values, w, w->past, T);
     else if (layouts > 0) out_of_memory(j);
     if (j->status == Q3_OK) judge_whole(j, &tap);

@@ -52,7 +52,7 @@ static void keep(void *user, const q3_tap *tap)
     *e = (q3_entry){r->names[r->count], tap->id == Q3_TAP_TOPK_INDICES ? Q3_I32 : Q3_F32, tap->rank,
                     {0}, NULL};
     q3_tap_name(r->names[r->count++], tap->id, tap->layer);
-    for (size_t i = 0; i < tap->rank; i++) count *= e->shape[i] = tap->shape[i];
+    for (size_t i = 0; i < tap->rank; i++) e->shape[i] = tap->shape[i], count *= tap->shape[i];
     void *copy = malloc(count * 4);
     if (copy == NULL) exit(1);
     e->data = memcpy(copy, tap->data, count * 4);

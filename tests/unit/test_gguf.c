@@ -142,7 +142,7 @@ static void put_info(gguf_file *f, size_t i, int type, uint64_t offset, const fa
     }
     if (what == AXIS0) axes[0] = value;
     if (what == AXIS1) axes[1] = value;
-    gguf_bytes(f, what == NAME ? wrong->name : name, what == NAME ? value : strlen(name));
+    gguf_bytes(f, what == NAME ? wrong->name : name, what == NAME ? (size_t)value : strlen(name));
     gguf_number(f, what == RANK ? value : rank, 4);
     for (size_t k = 0; k < rank; k++) gguf_number(f, axes[k], 8);
     gguf_number(f, what == TYPE ? value : (uint64_t)type, 4);

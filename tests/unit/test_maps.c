@@ -80,7 +80,7 @@ static void test_round(const q3_kernels *kernels)
     uint64_t state = 7;
     for (int d = Q3_F32; d <= Q3_F16; d++) {
         for (uint64_t e = 0; e < 2047; e++) {
-            size_t n = 67 + e % 9; /* every tail */
+            size_t n = 67 + (size_t)(e % 9); /* every tail */
             for (size_t i = 0; i < n; i++) {
                 uint64_t u = next_random(&state), fraction = next_random(&state) >> 12;
                 /* Subnormal results have fewer bits: their middles too. */
@@ -238,12 +238,12 @@ static void test_attention(const q3_kernels *kernels)
     const q3_kernels *before = q3_use_kernels(q3_plain_kernels());
     for (unsigned c = 0; c < 240; c++) {
         uint64_t u = next_random(&state);
-        size_t share = 1 + u % 5, K = 1 + (u >> 8) % 3;
-        q3_attention a = {.H = share * K, .K = K, .hd = 2 + 2 * ((u >> 16) % 40),
-                          .T = 1 + (u >> 24) % 20, .first = (u >> 32) % 90,
+        size_t share = 1 + (size_t)(u % 5), K = 1 + (size_t)((u >> 8) % 3);
+        q3_attention a = {.H = share * K, .K = K, .hd = 2 + 2 * (size_t)((u >> 16) % 40),
+                          .T = 1 + (size_t)((u >> 24) % 20), .first = (size_t)((u >> 32) % 90),
                           .dtype = (q3_dtype)(c % 3)};
-        if (c % 2 != 0) a.window = 1 + (u >> 40) % 60;
-        if (c % 16 == 0) a.hd = 128, a.T = 1 + (u >> 24) % 90;
+        if (c % 2 != 0) a.window = 1 + (size_t)((u >> 40) % 60);
+        if (c % 16 == 0) a.hd = 128, a.T = 1 + (size_t)((u >> 24) % 90);
         unsigned odd = c % 4 != 0 ? 0xFFF : (unsigned)(u >> 48 & 0xFFF);
         done += check_attention(kernels, a, odd, &state);
     }
