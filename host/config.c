@@ -645,8 +645,8 @@ static q3_status read_quantization(const source *s, q3_fp8 *fp8)
     return read_kept(&in, fp8);
 }
 
-/* Of names [*low, *high), which are sorted and begin with the same `at` bytes, those that go on with
- * this one. */
+/* Of names [*low, *high), which are sorted and begin with the same `at` bytes, those that go on
+ * with this one. */
 static void go_on(const q3_fp8 *fp8, size_t *low, size_t *high, size_t at, uint8_t byte)
 {
     size_t ends[2];

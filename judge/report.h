@@ -93,6 +93,7 @@ struct q3_report {
     q3_judged_run run;     /* its texts are owned; its layers are those of the first run read */
     bool *covered;         /* [run.layers]: some run judged it */
     q3_text_list commands; /* owned, each once, sorted: the runs' command lines */
+    size_t command_room;
     char (*fingerprints)[Q3_FINGERPRINT_SIZE]; /* [run.layers], owned; "": not known */
     char fingerprint[Q3_FINGERPRINT_SIZE];     /* of all layers that were run; "": not known */
     report_entry *entries; /* in the order of computation; what is no tap, behind */

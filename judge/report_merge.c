@@ -60,25 +60,43 @@ static q3_status take_weights(q3_report *r, const q3_judged_run *run, const char
     return Q3_OK;
 }
 
-/* Command lines, sorted, so that it does not matter which part is read first. */
+/* Command lines as they come. */
 static q3_status take_command(q3_report *r, const char *command, const char *place, q3_error *error)
 {
     q3_text_list *list = &r->commands;
-    size_t at = 0;
-    while (at < list->count && strcmp(list->items[at], command) < 0) at++;
-    bool known = at < list->count && strcmp(list->items[at], command) == 0;
-    if (known || command[0] == 0) return Q3_OK;
-    const char **more = realloc(list->items, (list->count + 1) * sizeof *more);
+    q3_buffer items = {list->items, list->count, r->command_room};
+    if (command[0] == 0) return Q3_OK;
     char *copy = q3_join(command, "", "");
-    if (more != NULL) list->items = more;
-    if (more == NULL || copy == NULL) {
+    bool room = q3_reserve(&items, 1, sizeof *list->items);
+    list->items = items.data;
+    r->command_room = items.capacity;
+    if (copy == NULL || !room) {
         free(copy);
         return q3_no_memory(error, place);
     }
-    memmove(more + at + 1, more + at, (list->count - at) * sizeof *more);
-    more[at] = copy;
-    list->count++;
+    list->items[list->count++] = copy;
     return Q3_OK;
+}
+
+/* For qsort. */
+static int by_text(const void *a, const void *b)
+{
+    const char *const *x = a, *const *y = b;
+    return strcmp(*x, *y);
+}
+
+/* Each command line once, sorted, so that it does not matter which part is read first. */
+static void sort_commands(q3_text_list *list)
+{
+    size_t kept = 0;
+    qsort(list->items, list->count, sizeof *list->items, by_text);
+    for (size_t i = 0; i < list->count; i++) {
+        if (kept > 0 && strcmp(list->items[kept - 1], list->items[i]) == 0)
+            free((void *)(uintptr_t)list->items[i]);
+        else
+            list->items[kept++] = list->items[i];
+    }
+    list->count = kept;
 }
 
 static void swap_texts(const char **a, const char **b)
@@ -130,6 +148,7 @@ static q3_status take_run(q3_report *r, q3_judged_run *run, const char *place, q
 static q3_status end_run(q3_report *r, q3_error *error)
 {
     if (r->commands.count > 0) {
+        sort_commands(&r->commands);
         char *first = q3_join(r->commands.items[0], "", "");
         if (first == NULL) return q3_no_memory(error, r->name);
         free((void *)(uintptr_t)r->run.command);
