@@ -278,7 +278,7 @@ static bool limit_bounds(const diagnosis *d, const float *y, double *bound, doub
         for (size_t i = t * e->row; i < (t + 1) * e->row; i++) {
             bool finite = y[i] - y[i] == 0.0f;
             bound[i] = finite ? bound[i] + carry * q3_ulp((double)y[i], stored_in(e)) : 0;
-            if (size > 0 && !(bound[i] == 0 || bound[i] < size)) bound[i] = -1;
+            if (size > 0 && !(bound[i] < size)) bound[i] = -1;
             if (e->bound[i] < 0) continue;
             bool own = q3_agrees(e, i, e->ours[i]);
             judged++, said += bound[i] >= 0;

@@ -740,7 +740,7 @@ static void check_eos_case(const char *config, const char *generation, size_t co
     char text[64];
     q3_model *model = NULL;
     q3_error error = {""};
-    const int32_t *ids = NULL;
+    const int32_t *ids = NULL, *before = NULL;
     size_t found = 77;
     folder_empty();
     snprintf(text, sizeof text, "%s%s", config[0] != 0 ? ",\"eos_token_id\":" : "", config);
@@ -750,6 +750,8 @@ static void check_eos_case(const char *config, const char *generation, size_t co
     for (int again = 0; model != NULL && again < 2; again++) {
         q3_status status = q3_model_eos(model, &ids, &found, &error);
         CHECK((status == Q3_OK) == (want == NULL));
+        CHECK(again == 0 || ids == before); /* what it gave stays valid, and is found once */
+        before = ids;
         if (want == NULL)
             CHECKF(found == count && (count == 0 || (ids[0] == first && ids[count - 1] == last)),
                    "{%s} {%s}", config, generation != NULL ? generation : "");
