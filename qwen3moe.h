@@ -107,7 +107,10 @@ typedef enum q3_status {
     Q3_ERROR_ARITHMETIC = -4 /* this compiler or processor does not do what is said above */
 } q3_status;
 
-/* One line of text, without a newline, ended by 0. Untouched where a function returns Q3_OK. */
+/* One line of text, without a newline, ended by 0. Untouched where a function returns Q3_OK. It is
+ * UTF-8, whole characters, and fit for a terminal whatever a file or a name held: a character that
+ * controls one, turns the text's direction, separates lines or has no width, and a byte that is not
+ * UTF-8, stands in it as \n, \r, \t, \x1B or \u{202E}. A backslash stays as it is. */
 typedef struct q3_error { char text[512]; } q3_error;
 
 typedef enum q3_dtype {
