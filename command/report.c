@@ -65,7 +65,10 @@ static q3_status print_text(const command_line *command, const q3_report *report
     unsigned flags = command->value[OPTION_ALL] != NULL ? Q3_REPORT_ALL : 0;
     if (is_terminal(stdout)) flags |= Q3_REPORT_COLOUR;
     q3_status status = q3_report_text(report, flags, &text, &length, error);
-    if (status == Q3_OK) say_text(text);
+    if (status == Q3_OK) {
+        say_text(text);
+        status = check_printed(error); /* now: what follows may end the program */
+    }
     free(text);
     return status;
 }
