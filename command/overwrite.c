@@ -85,7 +85,7 @@ static q3_status check_output(const command_line *command, const output_row *row
     bool beside = row->suffix != NULL;
     const char *value = command->value[beside ? OPTION_OUTPUT : row->option];
     const char *name = option_name(beside ? OPTION_OUTPUT : row->option);
-    if (command->value[row->option] == NULL || value == NULL || strcmp(value, "-") == 0)
+    if (command->value[row->option] == NULL || value == NULL || q3_is_standard(value))
         return Q3_OK;
     char *path = q3_join(value, beside ? row->suffix : "", "");
     if (path == NULL) return q3_no_memory(error, value);

@@ -228,13 +228,15 @@ static void test_streams(void)
         shell(line);
         CHECKF(last.size == 0 && strstr(last.err, ": found here/x, expected another file than "
                                                   "standard output\n") != NULL, "%s", last.err);
-        snprintf(line, sizeof line, "\"$Q\" diff a b %s /dev/stdout >x; cat x", outputs[i]);
+        snprintf(line, sizeof line, "\"$Q\" diff a b %s /dev/stdout >x; \"$Q\" diff a b %s - >y; "
+                 "sed -i 's|/dev/stdout|-|' x; cmp x y; rm x y", outputs[i],
+                 outputs[i]);
         shell(line);
-        CHECKF(last.size == 0 && strstr(last.err, ": found /dev/stdout, expected another file than "
-                                                  "standard output\n") != NULL, "%s", last.err);
+        succeeds("");
     }
-    shell("\"$Q\" dump M --tokens 1 -o /dev/stdout >x; cat x; rm x; cmp two kept/two");
-    CHECKF(last.size == 0 && last.status == 0, "%s", last.out);
+    shell("\"$Q\" dump M --tokens 1,2 -o /dev/stdout 2>try.err >x && cmp x a && rm x && "
+          "cmp two kept/two");
+    succeeds("");
     shell("\"$Q\" diff a b --html /dev/stderr 2>x; grep -c 'expected another file than standard "
           "error$' x; rm x; ls -A /dev | grep '^std.*tmp'");
     CHECK_TEXT(last.out, "1\n");
@@ -309,8 +311,8 @@ static void test_unwritten(void)
         shell(line);
         unsigned blocks = (unsigned)atoi(last.out); /* one too few for the page */
         CHECKF(last.status == 0 && blocks > 8, "%s: %s", last.line, last.err);
-        snprintf(line, sizeof line, "(ulimit -f %u; exec \"$Q\" %s --json j --html h --junit u >t2);"
-                 " cmp t t2; rm -f h* j* u*", blocks, lines[v]);
+        snprintf(line, sizeof line, "(ulimit -f %u; exec \"$Q\" %s --json j --html h "
+                 "--junit u >t2); cmp t t2; rm -f h* j* u*", blocks, lines[v]);
         shell(line); /* ended by a signal, maybe, but the text is there */
         CHECKF(last.size == 0, "%s: %s", lines[v], last.out);
         snprintf(line, sizeof line, "(trap '' XFSZ; ulimit -f %u; exec \"$Q\" %s --json j --html h "
