@@ -71,6 +71,7 @@ if [ -z "$work" ]; then
 fi
 mkdir -p "$work" && work=$(cd "$work" && pwd) || exit 1
 venv=$work/venv
+export LC_ALL=C.UTF-8 # names of files, for Wine
 export WINEPREFIX="$work/wine" WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml=" DISPLAY=
 export ZIG_GLOBAL_CACHE_DIR="$work/zig" ZIG_LOCAL_CACHE_DIR="$work/zig"
 
