@@ -134,7 +134,7 @@ typedef struct failure {
     const char *arguments, *message;
 } failure;
 
-static void all_fail(const failure *failures, size_t count)
+static inline void all_fail(const failure *failures, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         run("%s", failures[i].arguments);
@@ -153,7 +153,7 @@ static q3_tensors *open_tensors(const char *path)
     exit(1);
 }
 
-static q3_tensors *open_golden(const char *file)
+static inline q3_tensors *open_golden(const char *file)
 {
     char path[1024];
     snprintf(path, sizeof path, "%s/hf/tiny/%s.safetensors", golden_path, file);
@@ -168,7 +168,7 @@ static const q3_entry *find(const q3_tensors *tensors, const char *name)
     exit(1);
 }
 
-static int32_t *ids_of(const q3_tensors *tensors, const char *name, size_t *count)
+static inline int32_t *ids_of(const q3_tensors *tensors, const char *name, size_t *count)
 {
     const q3_entry *entry = find(tensors, name);
     *count = (size_t)entry->shape[0];
@@ -182,7 +182,7 @@ static int32_t *ids_of(const q3_tensors *tensors, const char *name, size_t *coun
     return ids;
 }
 
-static float *floats_of(const q3_tensors *tensors, const char *name, size_t *count)
+static inline float *floats_of(const q3_tensors *tensors, const char *name, size_t *count)
 {
     const q3_entry *entry = find(tensors, name);
     *count = 1;
@@ -194,7 +194,7 @@ static float *floats_of(const q3_tensors *tensors, const char *name, size_t *cou
 }
 
 /* ids as text with this between them. Valid until the next call. */
-static const char *spell(const int32_t *ids, size_t count, const char *between)
+static inline const char *spell(const int32_t *ids, size_t count, const char *between)
 {
     static char text[8192];
     size_t at = 0;
@@ -219,7 +219,7 @@ static void set_up(int argc, char **argv)
 }
 
 /* golden/tiny with its weights, for a float32 run. */
-static q3_model *load_tiny(void)
+static inline q3_model *load_tiny(void)
 {
     q3_model *model;
     q3_error error;
