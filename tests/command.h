@@ -194,7 +194,7 @@ static inline float *floats_of(const q3_tensors *tensors, const char *name, size
 }
 
 /* ids as text with this between them. Valid until the next call. */
-static inline const char *spell(const int32_t *ids, size_t count, const char *between)
+static const char *spell(const int32_t *ids, size_t count, const char *between)
 {
     static char text[8192];
     size_t at = 0;

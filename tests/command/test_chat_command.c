@@ -48,11 +48,12 @@ static void test_tokenize(void)
 /* --user, --chat and the ids of what they render are one prompt. */
 static void test_generate(void)
 {
-    static const char *const prompts[] = {
-        "--chat w/user",
-        "--tokens 2001,399,266,198,40,77,258,1794,1248,2002,198,2001,524,596,473,198",
-        "--user --no-thinking 'In the beginning'"};
-    char want[256];
+    static const int32_t ids[] = {2001, 399, 266, 198, 40, 77, 258, 1794, 1248, 2002, 198, 2001,
+                                  524, 596, 473, 198};
+    char want[256], tokens[256];
+    const char *const prompts[] = {"--chat w/user", tokens,
+                                   "--user --no-thinking 'In the beginning'"};
+    snprintf(tokens, sizeof tokens, "--tokens %.200s", spell(ids, COUNT(ids), ","));
     run("generate tiny --user 'In the beginning' -n 6 --ids");
     CHECKF(last.status == 0 && last.size > 8, "%s", last.err);
     snprintf(want, sizeof want, "%.250s", last.out);
