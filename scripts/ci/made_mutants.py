@@ -227,22 +227,28 @@ class Maker:
 
 
 def new_parser():
+    """None where there is none."""
     try:
         import tree_sitter, tree_sitter_c
     except ImportError:
-        sys.exit("made_mutants.py: needs tree_sitter and tree_sitter_c: pip install tree-sitter tree-sitter-c")
+        return None
     return tree_sitter.Parser(tree_sitter.Language(tree_sitter_c.language()))
 
 
 def make_all(root):
     """All mutants of all files, those of a file in the order of their places."""
     parser = new_parser()
+    if parser is None:
+        sys.exit("made_mutants.py: needs tree_sitter and tree_sitter_c: pip install tree-sitter tree-sitter-c")
     return [mutant for file in sources(root) for mutant in Maker(root, file, parser).named()]
 
 
 def functions(root, file):
-    """(name, begin, end) of the bodies of a file's functions, in characters."""
-    maker = Maker(root, file, new_parser())
+    """(name, begin, end) of the bodies of a file's functions, in characters; none without a parser."""
+    parser = new_parser()
+    if parser is None:
+        return []
+    maker = Maker(root, file, parser)
     return [(name, len(maker.source[:begin].decode()), len(maker.source[:end].decode()))
             for name, begin, end in maker.functions]
 

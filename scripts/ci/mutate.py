@@ -18,13 +18,14 @@ each time.
 --alone  the made ones without those of the list
 TEXT     only the mutants whose line "FILE: what is wrong" holds one of them
 
-Needs CMake, Ninja, a C compiler and what made_mutants.py needs. Works on copies in a temporary folder. Prints
+Needs CMake, Ninja, a C compiler, and for --made what made_mutants.py needs. Works on copies in a temporary folder. Prints
 a line for each mutant: seconds, the test that failed, the mutant. A mutant of the list that does not compile is an
 error.
 
 Where the time goes, and what keeps it short: the copies build the libraries as shared ones, so that a mutant
 costs one compilation and one link; a test is stopped at the first check that fails; tests that never call the
-function that a mutant changes are left out (they are run once with libraries that say what is called); and the others
+function that a mutant changes are left out (if there are many mutants, and what made_mutants.py needs, they are run
+once with libraries that say what is called); and the others
 run one by one until one fails: first the one that the list names, for a mutant that else meets many before it, then
 in the order of what they cost for the chance that they notice (class Order). A mutant that the first do not notice
 meets every one. Those that compare with our own earlier bits (label "bits") come last: they see any change and cannot tell a
@@ -40,6 +41,7 @@ FAILED = re.compile(rb"^\S+:\d+: (failed|broken precondition): ", re.M)  # tests
 FLAGS = "-O2 -Werror=int-conversion -Werror=incompatible-pointer-types"  # arguments of other types show by themselves
 # Whose functions are called too often to say so: every test may reach them.
 INNER = ("qwen3moe.c", "kernels", "host/quant")
+MANY = 40  # mutants for which it pays to know what each test calls
 EXPLAINED = 5.0  # seconds of tests that an explained survivor meets
 LEFT_OUT = ("no code", "same code", "same as another")
 BAD = ("NOT NOTICED", "NOTICED AFTER ALL", "DOES NOT COMPILE", "BROKEN RUN")
@@ -202,7 +204,7 @@ def copy_tree(where):
 class Copy:
     """One copy of the tree with its own build, and the tests' commands in it."""
 
-    def __init__(self, tree, where):
+    def __init__(self, tree, where, reached):
         self.folder, self.build = where, os.path.join(where, "build")
         self.tests, self.dirty = {}, None
         self.right, self.code = {}, set()  # the libraries' objects without a mutant: their times, their digests
@@ -211,7 +213,7 @@ class Copy:
         text = shared_libraries(open(lists, encoding="utf-8").read())
         open(lists, "w", encoding="utf-8").write(text + REACHED_CMAKE)
         self.write("reached.c", REACHED)
-        self.configure(True)
+        self.configure(reached)
         outputs = subprocess.run(["ninja", "-t", "targets", "all"], cwd=self.build, capture_output=True,
                                  text=True, check=True).stdout
         outputs = {line.rsplit(": ", 1)[0] for line in outputs.splitlines()}
@@ -220,6 +222,7 @@ class Copy:
         self.targets = sorted(named & outputs)  # the programs that tests start
 
     def configure(self, reached):
+        self.says_reached = reached
         self.run("cmake", "-G", "Ninja", "-S", self.folder, "-B", self.build, "-DCMAKE_BUILD_TYPE=None",
                  f"-DCMAKE_C_FLAGS={FLAGS} -ffile-prefix-map={self.folder}=.",
                  "-DCMAKE_POSITION_INDEPENDENT_CODE=ON", "-DCMAKE_LINK_DEPENDS_NO_SHARED=ON",
@@ -402,7 +405,7 @@ def baseline(copies):
     os.mkdir(where)
 
     def run(copy):
-        functions = copy.functions()
+        functions = copy.functions() if copy.says_reached else {}
         while True:
             with lock:
                 if not queue:
@@ -423,7 +426,7 @@ def baseline(copies):
             reached[name] = {functions.get((library, int(place, 16)), "?") for library, place in places}
 
     in_each(copies, run)
-    known = {f for copy in copies for f in copy.functions().values()}
+    known = {f for copy in copies if copy.says_reached for f in copy.functions().values()}
     return times, reached, known
 
 
@@ -438,9 +441,10 @@ def in_each(copies, function):
 class Run:
     """All mutants, tried in copies of the tree: results are (seconds, test or outcome, mutant)."""
 
-    def __init__(self, tree, options, survivors):
+    def __init__(self, tree, options, survivors, wanted):
         self.tree, self.survivors, self.limit = tree, survivors, options.limit
-        self.copies = [Copy(tree, os.path.join(WORK, str(k))) for k in range(options.j)]
+        reached = sum(m.function is not None for m in wanted) > MANY
+        self.copies = [Copy(tree, os.path.join(WORK, str(k)), reached) for k in range(options.j)]
         in_each(self.copies, Copy.prepare)
         self.times, self.reached, self.known = baseline(self.copies)
         in_each(self.copies, Copy.ready)
@@ -540,7 +544,7 @@ def summary(options, results, bits, wanted, seconds):
     """Prints what came out; the exit status."""
     bad = [r for r in results if r[1] in BAD]
     if options.slow:
-        for seconds_of_one, killer, mutant in sorted(results, reverse=True)[:10]:
+        for seconds_of_one, killer, mutant in sorted(results, key=lambda r: -r[0])[:10]:
             print(f"slow: {seconds_of_one:6.1f} s  {killer:<16}  {mutant.name}")
     for _, killer, mutant in bad:
         print(f"{killer}: {mutant.name}")
@@ -569,19 +573,19 @@ def main():
         copy_tree(tree)
         lists = os.path.join(tree, "scripts", "ci")
         survivors = read_survivors(os.path.join(lists, "survivors.txt"))
-        listed = read_list(os.path.join(lists, "mutants.txt"))
+        listed = [] if options.alone else read_list(os.path.join(lists, "mutants.txt"))
+        listed = [m for m in listed if any(text in m.name for text in options.text)]
         all_made = made(tree) if options.made else None
         stale = find_stale(listed, all_made, survivors, tree)
-        listed = listed if stale else place_listed(listed, tree)
-        wanted = ([] if options.alone else listed) + ([m for m in all_made if in_slice(m, options.made)]
-                                                      if options.made else [])
-        wanted = [m for m in wanted if any(text in m.name for text in options.text)]
+        wanted = listed if stale else place_listed(listed, tree)
+        if options.made:
+            wanted += [m for m in all_made if in_slice(m, options.made) and any(t in m.name for t in options.text)]
         print(f"{len(wanted)} mutants, {stale} lines stale")
         if stale or not wanted:
             return 1
         if options.quick:
             return 0
-        run = Run(tree, options, survivors)
+        run = Run(tree, options, survivors, wanted)
         print("tests, s: " + " ".join(f"{n} {t:.2f}" for n, t in sorted(run.times.items(), key=lambda i: i[1])))
         for m in wanted:
             if m.first is not None and m.first not in run.times:
