@@ -40,6 +40,9 @@ static pid_t start(const char *const *arguments, int ignored)
 {
     pid_t child = fork();
     if (child != 0) return child;
+    /* Shells start what runs in the background without some of them. */
+    static const int all[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGXCPU, SIGXFSZ};
+    for (size_t i = 0; i < COUNT(all); i++) signal(all[i], SIG_DFL);
     if (ignored != 0) signal(ignored, SIG_IGN);
     if (chdir(FOLDER) != 0 || freopen("out", "wb", stdout) == NULL ||
         freopen("err", "wb", stderr) == NULL || freopen("/dev/null", "rb", stdin) == NULL)
