@@ -64,7 +64,8 @@ void free(void *block)
 /* ==== What is called ========================================================================== */
 
 static char tiny[512], tokenizer_path[600], small_path[600];
-static const char keys[] = "{\"a\":1,\"b\":2,\"c\":3,\"d\":4,\"e\":5,\"f\":6,\"g\":7,\"h\":8,\"i\":9}";
+static const char keys[] =
+    "{\"a\":1,\"b\":2,\"c\":3,\"d\":4,\"e\":5,\"f\":6,\"g\":7,\"h\":8,\"i\":9}";
 
 static q3_status read_json(q3_error *error)
 {
@@ -108,7 +109,8 @@ static q3_status encode_with(const char *path, q3_error *error)
     q3_status status = q3_tokenizer_open(&tokenizer, path, error);
     if (status == Q3_OK)
         status = q3_tokenizer_encode(tokenizer, text, 2980, &ids, &count, error);
-    if (status == Q3_OK) status = q3_tokenizer_decode(tokenizer, ids, count, &bytes, &length, error);
+    if (status == Q3_OK)
+        status = q3_tokenizer_decode(tokenizer, ids, count, &bytes, &length, error);
     free(ids);
     ids = NULL;
     if (status == Q3_OK)
