@@ -148,7 +148,7 @@ static void add_tap(file *f, const truth *m, q3_tap_id id, size_t layer, choices
                     .data = f->pool + f->used};
     if (how & 16) e->dtype = Q3_F64;
     if (id == Q3_TAP_TOPK_INDICES) e->dtype = how & 16 ? Q3_I64 : Q3_I32;
-    for (size_t k = 0; k < rank; k++) count *= e->shape[k] = m->shape[id][order[k]];
+    for (size_t k = 0; k < rank; k++) count *= (size_t)(e->shape[k] = m->shape[id][order[k]]);
     REQUIRE(count <= 512 && f->used + 8 * count <= POOL && f->count < MOST);
     permute(y, m->tap[layer][id], m->shape[id], rank, order);
     q3_tap_name(f->names[f->count], id, layer);

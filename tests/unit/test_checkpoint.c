@@ -506,6 +506,17 @@ static void check_faults(void)
     write_tensors("model.safetensors", &list, -1);
     expect("gate without up", Q3_AUTO, "model.safetensors: model.layers.2.mlp.experts.gate_up_proj"
            ": found shape [3,5,6], expected [3,10,6]");
+    /* as many as fit no table: the file's shape says so first */
+    make_tensors(&list, false, true, false);
+    write_tensors("model.safetensors", &list, -1);
+    const char *number = strstr(config_text, "\"num_experts\":3") + strlen("\"num_experts\":");
+    char config[sizeof config_text + 16];
+    int n = snprintf(config, sizeof config, "%.*s2147483647%s}", (int)(number - config_text),
+                     config_text, number + 1);
+    folder_write("config.json", config, (size_t)n);
+    expect("2147483647 experts", Q3_AUTO, "model.safetensors: model.layers.0.mlp.experts."
+           "gate_up_proj: found shape [3,10,6], expected [2147483647,10,6]");
+    write_config("");
     make_tensors(&list, false, true, false);
     drop(&list, "model.layers.2.mlp.experts.gate_up_proj");
     write_tensors("model.safetensors", &list, -1);
