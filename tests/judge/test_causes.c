@@ -414,6 +414,14 @@ static void test_tokens(void)
         q3_report *r = report_of(&run, &f, 1);
         snprintf(piece, sizeof piece, "\n            first: %s, channel 3: ours 0", shown[t]);
         holds(r, 0, piece);
+        /* The page's script has them as they may be shown. */
+        char *html;
+        size_t length;
+        q3_error error;
+        CHECK(q3_report_html(r, &html, &length, &error) == Q3_OK);
+        CHECK(strstr(html, "\"token_text\":[\" \\\"In\\\"\",\" \\\"\\\\n\\\\t\\\\\\\"\\\\\\\\"
+                           "\\\\x1B[31m\\\\x7F\\\"\",") != NULL);
+        free(html);
         q3_report_close(r);
     }
 }
