@@ -373,10 +373,9 @@ static const struct { const char *add, *drop, *want; } refused[] = {
     {"\"attention_chunk_size\":8", "", "attention_chunk_size: found 8, expected no such key"},
     {"\"is_causal\":false", "", "is_causal: found false, expected true: 4.x ignores it"},
     {"\"is_causal\":1", "", "is_causal: found 1, expected true or false"},
-    {"\"pad_token_id\":1111111111111111111111"
-     "11111111111111111111111111111111111111111111", "", "pad_token_id: found 1111111111111111111111"
-     "11111111111111111111111111111111111111111111, expected an integer from -vocab_size to "
-     "vocab_size - 1, or null"},
+    {"\"pad_token_id\":111111111111111111111111111111111111111111111111111111111111111111", "",
+     "pad_token_id: found 111111111111111111111111111111111111111111111111111111111111111111, "
+     "expected an integer from -vocab_size to vocab_size - 1, or null"},
     {"\"pad_token_id\":50", "",
      "pad_token_id: found 50, expected an integer from -vocab_size to vocab_size - 1, or null"},
     {"\"pad_token_id\":-51", "",
