@@ -4,9 +4,12 @@
  * command/test_signals.c. */
 #define _POSIX_C_SOURCE 200809L
 #include "host/files.h"
+#include "host/system.h"
 
 #include "folder.h"
 #include "t.h"
+
+#include <errno.h>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <fcntl.h>
@@ -248,6 +251,25 @@ static void test_stream(void)
 
 #endif
 
+/* ==== Why not ================================================================================= */
+
+static void test_reasons(void)
+{
+    static const struct { int number; const char *verb, *want; } cases[] = {
+        {0, "read", "cannot read a/b: the system gives no reason"},
+        {ENOENT, "read", "cannot read a/b: no such file"},
+        {ENOENT, "create", "cannot create a/b: no such folder"},
+        {EACCES, "read", "cannot read a/b: permission denied"},
+        {ENOTDIR, "read", "cannot read a/b: a part of the path is a file, not a folder"},
+        {EISDIR, "write", "cannot write a/b: it is a folder"},
+        {ENOSPC, "write", "cannot write a/b: no space left"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        errno = cases[i].number;
+        CHECK(q3_fail_file(&error, cases[i].verb, "a/b") == Q3_ERROR_FILE);
+        CHECK_TEXT(error.text, cases[i].want);
+    }
+}
+
 int main(void)
 {
     folder_make("files.tmp");
@@ -264,5 +286,6 @@ int main(void)
     printf("this system has none of POSIX: pipes, permissions and links were not tested\n");
 #endif
     folder_remove();
+    test_reasons();
     return t_done("files");
 }
