@@ -270,6 +270,9 @@ static void test_streams(void)
     shell("echo before >w/a; \"$Q\" check tiny w/taps --json /dev/fd/3 3>>w/a >w/b; "
           "sh plain.sh w/a && { echo before; cat w/lines.plain; } | cmp - w/a.plain");
     succeeds("");
+    /* Behind what was printed. */
+    shell("\"$Q\" check tiny w/taps --json /dev/fd/3 3>&1 | tail -n 1 | cut -c1-8");
+    succeeds("{\"tap\":\"\n");
     shell("rm pipe plain.sh w/*");
 }
 
@@ -310,6 +313,10 @@ static void test_links(void)
     succeeds(NULL);
     shell("cmp first w/far/a && test -L w/link && ls w w/far");
     CHECK_TEXT(last.out, "w:\nfar\nlink\nlink2\nring\n\nw/far:\na\n");
+    shell("(ulimit -f 220; exec \"$Q\" dump tiny --tokens 1,2,3,4,5 -o w/link --resume)");
+    fails_with("cannot write w/link: ");
+    shell("ls w/far; rm w/far/*.part*");
+    succeeds("a\na.part\na.part.state\n");
     run("dump tiny --tokens 1,2 -o w/ring");
     fails_with("cannot write w/ring: ");
     shell("rm -r w/* first");
