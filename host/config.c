@@ -404,10 +404,12 @@ static bool check_sizes(const source *s, const q3_config *c)
         uint64_t experts = tensor[i].experts > 0 ? tensor[i].experts : 1;
         if (elements > INT64_MAX / 4 / experts)
             return refuse(s, tensor[i].key, "a smaller one: its tensors would not fit 64 bits");
+        /* depends on the machine */
         if (elements > SIZE_MAX / 4 || tensor[i].rows > SIZE_MAX / 16)
             return refuse(s, tensor[i].key, "a smaller one: its tensor would not fit 32 bits");
     }
     uint64_t wide = c->num_experts > 0 ? c->num_experts_per_tok : 0;
+    /* depends on the machine */
     if (wide * c->moe_intermediate_size > SIZE_MAX / 16)
         return refuse(s, "num_experts_per_tok", "fewer: a token's tensors would not fit 32 bits");
     return true;

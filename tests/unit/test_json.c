@@ -199,7 +199,7 @@ static void test_access(void)
 {
     static const char text[] =
         " { \"a\" : [1, -0, 5.0, 18446744073709551615, 18446744073709551616, \"5\", 1e2, 1E2],\t"
-        "\"b\\u00e9\" :{}, \"\\ud83d\\ude00\\u0000\\/\" : \"x\\n\\\"\\\\\" ,\r\n"
+        "\"b\\u00E9\" :{}, \"\\ud83d\\ude00\\u0000\\/\" : \"x\\n\\\"\\\\\" ,\r\n"
         "\"n\":null,\"t\":true,\"f\":false,\"\":[], \"\xC3\xA9\": \"\xC3\xA9\" } ";
     q3_error error;
     q3_status status;
