@@ -21,10 +21,12 @@ static q3_status parse_token_list(const char *text, token_list *tokens, q3_error
         uint64_t id;
         const char *end = p + strcspn(p, ",");
         if (!parse_integer(p, end, &id) || id > INT32_MAX) {
+            char found[44];
             free(ids);
+            q3_shorten(found, sizeof found, p, (size_t)(end - p));
             return q3_fail(error, Q3_ERROR_INPUT,
-                           "--tokens: found \"%.*s\" at place %zu, expected ids such as 1,2,3",
-                           (int)(end - p < 40 ? end - p : 40), p, i + 1);
+                           "--tokens: found \"%s\" at place %zu, expected ids such as 1,2,3",
+                           found, i + 1);
         }
         ids[i] = (int32_t)id;
         p = end + 1;

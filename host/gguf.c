@@ -104,12 +104,6 @@ size_t q3_gguf_size(q3_gguf_type type)
     return type < Q3_GGUF_TYPES ? size[type] : 0;
 }
 
-/* How many bytes of a text messages show. */
-static int shown(q3_span t)
-{
-    return (int)(t.length < 60 ? t.length : 60);
-}
-
 q3_span q3_gguf_string(const uint8_t *data)
 {
     return (q3_span){data + 8, (size_t)q3_gguf_load(data, 8)};
@@ -159,7 +153,7 @@ static bool read_value(reader *r, q3_gguf_value *v)
     uint64_t type = 0, count = 1;
     if (!take_text(r, &v->key)) return false;
     if (v->key.length == 0) return refuse_number(r, 0, "a key of at least one byte");
-    q3_print(r->thing, sizeof r->thing, "%.*s", shown(v->key), (const char *)v->key.bytes);
+    q3_shorten(r->thing, 64, (const char *)v->key.bytes, v->key.length);
     if (!take_number(r, 4, &type)) return false;
     v->array = type == Q3_GGUF_ARRAY;
     if (v->array && (!take_number(r, 4, &type) || !take_number(r, 8, &count))) return false;
@@ -192,8 +186,9 @@ static bool read_values(reader *r, uint64_t count, q3_buffer *values)
     if (count > 0) qsort(values->data, values->count, sizeof *v, compare_values);
     for (size_t i = 1; i < values->count; i++) {
         if (compare_values(&v[i - 1], &v[i]) != 0) continue;
-        q3_fail(r->error, Q3_ERROR_INPUT, "%.200s: %.*s: found twice, expected each key once",
-                r->path, shown(v[i].key), (const char *)v[i].key.bytes);
+        q3_shorten(r->thing, 64, (const char *)v[i].key.bytes, v[i].key.length);
+        q3_fail(r->error, Q3_ERROR_INPUT, "%.200s: %s: found twice, expected each key once",
+                r->path, r->thing);
         return false;
     }
     return true;

@@ -26,7 +26,7 @@ static void put_member(q3_text *t, const q3_json *j, uint32_t key)
 static void key_name(char name[64], const q3_json *j, uint32_t key)
 {
     size_t n = j->nodes[key].end - j->nodes[key].start - 2;
-    q3_print(name, 64, "%.*s", (int)(n < 64 ? n : 63),
+    q3_print(name, 64, "%.*s", (int)(n < 100 ? n : 100),
              (const char *)j->text + j->nodes[key].start + 1);
 }
 
