@@ -596,6 +596,11 @@ static void check_both_spellings(void)
             q3_model_close(model);
         }
     }
+    q3_error error;
+    write_config("\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"attention_factor\":1},"
+                 "\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":4,"
+                 "\"attention_factor\":2}", "");
+    CHECK(open_config(&error) == NULL);
 }
 
 /* ==== fields, files, golden configurations ==================================================== */
