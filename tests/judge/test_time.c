@@ -214,6 +214,30 @@ static void work_report(size_t n)
     q3_report_close(report);
 }
 
+/* Sorting takes no command line away, and leaves none twice. */
+static void test_commands(void)
+{
+    static const char *const commands[] = {"diff 2", "diff 1", "diff 2"};
+    const q3_finding f = {.name = "x", .verdict = Q3_VERDICT_EXACT, .given_as = "x"};
+    q3_report *report = NULL;
+    char *text = NULL;
+    size_t length;
+    made = (q3_text){0};
+    for (size_t i = 0; i < 3; i++) {
+        const q3_judged_run run = {
+            .model = "a", .file = "b", .dtype = Q3_F32, .command = commands[i]};
+        q3_report_put_run(&made, &run);
+    }
+    q3_report_put_finding(&made, &f);
+    const q3_report_part part = {"lines", made.data, made.size};
+    CHECK(q3_report_read(&report, &part, 1, false, NULL) == Q3_OK);
+    CHECK(q3_report_text(report, Q3_REPORT_ALL, &text, &length, NULL) == Q3_OK);
+    CHECK(text != NULL && strstr(text, "diff 1 (and 1 more)") != NULL);
+    free(text);
+    q3_report_close(report);
+    free(made.data);
+}
+
 /* ==== The clock =============================================================================== */
 
 static double least_time(const timed *t, size_t n)
@@ -253,6 +277,7 @@ int main(void)
         CHECKF(four <= 9 * one + CLOCKS_PER_SEC / 50.0,
                "%s: %.0f ticks, %.0f for four times as many", cases[i].name, one, four);
     }
+    test_commands();
     folder_remove();
     return t_done("time");
 }
