@@ -1481,9 +1481,9 @@ typedef struct q3_arena {
 /* The next piece: rows * columns elements of this size, on a cache line of its own. */
 static void *take(q3_arena *arena, size_t rows, size_t columns, size_t size)
 {
-    const size_t step = 64;
+    const size_t step = 64, most = SIZE_MAX / step * step; /* `used` is a multiple of step too */
     if (arena->too_large || (columns != 0 && rows > SIZE_MAX / columns) ||
-        rows * columns > (SIZE_MAX - step - arena->used) / size) {
+        rows * columns > (most - arena->used) / size) {
         arena->too_large = true;
         return NULL;
     }

@@ -308,6 +308,15 @@ static void sizes_fail(const char *golden)
     CHECK(q3_state_size(&config, &run) == 0);
     run.first_layer = run.end_layer = 1; /* none of them */
     CHECK(q3_state_size(&config, &run) != 0);
+    /* Keys and values that leave less than a cache line of all memory there can be. */
+    config.num_attention_heads = config.num_key_value_heads = 1;
+    config.head_dim = 2;
+    run = (q3_run){.dtype = Q3_F32, .rows = 1, .chunk = 1};
+    for (size_t layers = SIZE_MAX / 16 - 1000; layers <= SIZE_MAX / 16; layers++) {
+        config.num_hidden_layers = run.end_layer = layers;
+        size_t size = q3_state_size(&config, &run);
+        CHECK(size == 0 || size / 16 >= layers);
+    }
     q3_model_close(model);
 }
 
