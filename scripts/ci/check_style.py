@@ -6,6 +6,7 @@
 
 rooms    nothing includes leftwards: core, then host with the tokenizer, then judge, then command; no file but SYSTEM
          includes a header of the operating system
+outside  the product includes no header of a loader, a process or a network, and reads no environment or locale
 text     100 columns, no tabs, no blanks at the end of a line; hexadecimal digits of C in upper case
 licence  SPDX line in each source file
 printing nothing of the product prints but through the functions that show names as they may be shown
@@ -64,6 +65,17 @@ def rooms(path, text):
         there = room(found[1]) or room(os.path.normpath(os.path.join(os.path.dirname(path), found[1])))
         if there not in ALLOWED[here]:
             yield f"{path}:{number}: {here} includes {found[1]}, expected only {sorted(ALLOWED[here])}"
+
+
+# What SECURITY.md promises: no code from files, no network, neither environment nor locale.
+OUTSIDE = re.compile(r"#\s*include <(dlfcn|spawn|sys/socket|sys/wait|netdb|netinet/\w+|arpa/\w+|winsock2?|locale|pthread)"
+                       r"\.h>|\b(getenv|setlocale|system|popen|dlopen|LoadLibrary\w?|exec[lv]\w*|fork|socket)\(")
+
+
+def outside(path, text):
+    for number, line in enumerate(text.split("\n"), 1):
+        if room(path) is not None and OUTSIDE.search(line):
+            yield f"{path}:{number}: {OUTSIDE.search(line)[0]}, which SECURITY.md excludes"
 
 
 def text_rules(path, text):
@@ -186,6 +198,7 @@ def planted():
         rooms("qwen3moe.c", '#include "host/text.h"\n'),
         rooms("judge/x.c", '#include "command/command.h"\n'),
         rooms("host/x.c", '#include "../judge/graph.h"\n'), rooms("command/x.c", "# include <unistd.h>\n"),
+        outside("host/x.c", "#include <dlfcn.h>\n"), outside("qwen3moe.c", 'x = getenv("A");\n'),
         text_rules("judge/x.c", "x" * (WIDTH + 1)), text_rules("judge/x.c", "\tx"),
         text_rules("judge/x.c", "x "), text_rules("judge/x.c", "y = 0xff;"),
         *(printing(name, code) for name, code in (
@@ -219,6 +232,7 @@ def main():
         wrong += rooms(path, text)
         if only_rooms:
             continue
+        wrong += outside(path, text)
         wrong += text_rules(path, text)
         wrong += printing(path, text)
         wrong += licence(path, text)
