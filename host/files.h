@@ -47,8 +47,8 @@ Q3_PRIVATE_API q3_status q3_read_whole(uint8_t **bytes, size_t *length, const ch
 /* Whether something stands at path, readable or not. */
 Q3_PRIVATE_API bool q3_exists(const char *path);
 Q3_PRIVATE_API bool q3_is_folder(const char *path);
-/* Whether both paths are one existing file; where the system does not tell, whether they are
- * spelled alike. */
+/* Whether both paths are one existing file; where a system knows no identity, whether they are
+ * spelled alike. True where the system fails to tell: who asks would write on one of them. */
 Q3_PRIVATE_API bool q3_same_file(const char *a, const char *b);
 /* *holds: path is a file of this folder, under whatever name; a link from elsewhere counts, where
  * the system tells. Error: the folder cannot be listed. */

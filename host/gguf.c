@@ -543,17 +543,23 @@ const q3_gguf_tensor *q3_gguf_tensor_of(const q3_gguf *gguf, const char *name)
     return t != NULL ? &t->shown : NULL;
 }
 
-bool q3_is_gguf(const char *path, const q3_mapping *file)
+static bool ends_in_gguf(const char *path)
 {
     size_t length = strlen(path);
-    return (length > 5 && strcmp(path + length - 5, ".gguf") == 0) ||
-           (file->size >= 4 && memcmp(file->data, "GGUF", 4) == 0);
+    return length > 5 && strcmp(path + length - 5, ".gguf") == 0;
+}
+
+bool q3_is_gguf(const char *path, const q3_mapping *file)
+{
+    return ends_in_gguf(path) || (file->size >= 4 && memcmp(file->data, "GGUF", 4) == 0);
 }
 
 bool q3_names_gguf(const char *path)
 {
     q3_mapping file;
-    if (q3_is_folder(path) || q3_map(&file, path, NULL) != Q3_OK) return false;
+    if (q3_is_folder(path)) return false;
+    if (ends_in_gguf(path)) return true; /* though it may be one that cannot be read */
+    if (q3_map(&file, path, NULL) != Q3_OK) return false;
     bool is = q3_is_gguf(path, &file);
     q3_unmap(&file);
     return is;

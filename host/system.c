@@ -391,25 +391,44 @@ static bool is_one(const struct stat *a, const struct stat *b)
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
+/* After a call that failed: no file can be reached by the path; else it is not known. */
+static bool is_nowhere(void)
+{
+    return errno == ENOENT || errno == ENOTDIR || errno == EACCES || errno == ELOOP ||
+        errno == ENAMETOOLONG;
+}
+
 bool q3_same_file(const char *a, const char *b)
 {
     struct stat x, y;
-    return strcmp(a, b) == 0 || (stat(a, &x) == 0 && stat(b, &y) == 0 && is_one(&x, &y));
+    if (strcmp(a, b) == 0) return true;
+    if (stat(a, &x) != 0 || stat(b, &y) != 0) return !is_nowhere();
+    return is_one(&x, &y);
 }
 
 q3_status q3_folder_holds(bool *holds, const char *folder, const char *path, q3_error *error)
 {
     struct stat file, other;
     const struct dirent *entry;
+    int why = 0;
     *holds = false;
-    if (stat(path, &file) != 0 || !q3_is_folder(folder)) return Q3_OK;
-    errno = 0;
-    DIR *names = opendir(folder);
-    if (names == NULL) return q3_fail_file(error, "read", folder);
-    while (!*holds && (entry = readdir(names)) != NULL)
-        *holds = fstatat(dirfd(names), entry->d_name, &other, 0) == 0 && is_one(&file, &other);
+    if (stat(path, &file) != 0)
+        return is_nowhere() ? Q3_OK : q3_fail_file(error, "read", path);
+    if (stat(folder, &other) != 0)
+        return is_nowhere() ? Q3_OK : q3_fail_file(error, "read", folder);
+    DIR *names = S_ISDIR(other.st_mode) ? opendir(folder) : NULL;
+    if (names == NULL)
+        return S_ISDIR(other.st_mode) ? q3_fail_file(error, "read", folder) : Q3_OK;
+    do {
+        errno = 0;
+        entry = readdir(names);
+        bool known = entry != NULL && fstatat(dirfd(names), entry->d_name, &other, 0) == 0;
+        *holds = known && is_one(&file, &other);
+        if (!known && !is_nowhere()) why = errno; /* 0 behind the last */
+    } while (entry != NULL && why == 0 && !*holds);
     closedir(names);
-    return Q3_OK;
+    errno = why;
+    return why == 0 ? Q3_OK : q3_fail_file(error, "read", folder);
 }
 
 /* What takes the number can be read only where the stream is written, and the other way round. */
@@ -422,7 +441,9 @@ void q3_keep_streams(void)
 bool q3_stream_is(int stream, const char *path)
 {
     struct stat x, y;
-    return fstat(stream, &x) == 0 && S_ISREG(x.st_mode) && stat(path, &y) == 0 && is_one(&x, &y);
+    if (fstat(stream, &x) != 0) return errno != EBADF;
+    if (!S_ISREG(x.st_mode)) return false;
+    return stat(path, &y) == 0 ? is_one(&x, &y) : !is_nowhere();
 }
 
 bool q3_remove(const char *path)

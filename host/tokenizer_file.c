@@ -240,9 +240,10 @@ static q3_status load_vocabulary(loader *l, uint32_t vocab)
     const q3_json *j = &l->j;
     q3_tokenizer *t = l->t;
     size_t n = j->nodes[vocab].count;
-    uint64_t *keys = malloc((2 * n + 1) * sizeof *keys), *a = keys, *b = keys + n, id;
+    uint64_t *keys = malloc((2 * n + 1) * sizeof *keys), id;
     bool sorted = true;
     if (keys == NULL) return q3_no_memory(l->error, l->j.name);
+    uint64_t *a = keys, *b = keys + n;
     uint32_t k = vocab + 1;
     for (size_t i = 0; i < n; i++, k++, k++) {
         if (!q3_json_uint(j, k + 1, &id) || id > INT32_MAX) break;

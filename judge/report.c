@@ -183,7 +183,7 @@ void q3_report_sentence(const q3_report *r, q3_error *line)
     q3_text sentence = {0};
     bool first = r->second == NULL || q3_report_own_outcome(r) == q3_report_outcome(r);
     q3_report_add_sentence(&sentence, first ? r : r->second);
-    q3_fail(line, Q3_OK, "%s", sentence.data != NULL ? sentence.data : "");
+    q3_fail(line, Q3_OK, "%s", sentence.data != NULL ? sentence.data : "not enough memory");
     free(sentence.data);
 }
 

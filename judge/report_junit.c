@@ -40,6 +40,7 @@ static void add_case(q3_text *out, const q3_report *r, const report_entry *e)
     result is = result_of(r, f);
     q3_text_add(&group, r->run.side[0] != 0 ? r->run.side : "qwen3moe");
     if (q3_tap_in_layer(e->id)) q3_text_count(&group, ".layers.", f->layer);
+    if (group.failed) out->failed = true;
     q3_text_add(out, "<testcase");
     add_attribute(out, "classname", group.data != NULL ? group.data : "");
     add_attribute(out, "name", f->name);

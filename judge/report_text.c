@@ -153,6 +153,7 @@ static void add_program(q3_text *out, const q3_report *r)
         q3_report_add_count(&command, " (and ", r->commands.count - 1, " more)");
     q3_text_add(&version, "qwen3moe ");
     q3_text_add(&version, r->run.version);
+    if (command.failed || version.failed) out->failed = true;
     if (r->run.command[0] != 0 && command.data != NULL) add_field(out, "command", command.data);
     if (r->run.version[0] != 0 && version.data != NULL) add_field(out, "version", version.data);
     free(command.data);

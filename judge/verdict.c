@@ -26,6 +26,7 @@ void q3_trial_free(trial *r)
     free(r->weight);
     free(r->channel_differ);
     free(r->head_differ);
+    q3_figures_free(&r->g);
     memset(r, 0, sizeof *r);
 }
 

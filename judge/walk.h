@@ -150,6 +150,8 @@ bool q3_figures_begin(figures *g, q3_finding *f, q3_dtype dtype, size_t T, size_
 /* One row of n elements: token t; heads = n / channels gives the place's second entry. */
 void q3_figures_row(figures *g, size_t t, const float *ours, const float *theirs, size_t n);
 void q3_figures_end(figures *g);
+/* Where it comes to no end. After q3_figures_end there is nothing left to free. */
+void q3_figures_free(figures *g);
 /* Puts an element that differs in its place among the finding's worst, by its difference over its
  * bound: in ulp, where nothing is allowed. */
 void q3_keep_worst(q3_finding *f, const q3_element *e);
