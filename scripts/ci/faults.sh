@@ -18,10 +18,11 @@ cmake --build "$work/build" -j 2 --target test_faults >"$work/log" 2>&1 || { cat
 cd "$work"
 
 # What the product calls of libc is in wrapped.txt, so that it can fail, or cannot fail: it reads and writes memory
-# alone, tells a time, or asks whether a terminal is there. abort ends the program.
-cannot_fail='abort clock difftime fileno isatty memchr memcmp memcpy memmove memset qsort snprintf strchr strcmp
-strcspn strerror strlen strncmp strpbrk strrchr strspn strstr strtol time vsnprintf __errno_location __cpu_model
-stdin stdout stderr'
+# alone, tells a time, asks whether a terminal is there, or belongs to signals, write and _exit with them.
+cannot_fail='abort bcmp clock difftime dirfd fileno isatty memchr memcmp memcpy memmove memset qsort snprintf stpcpy
+strcat strchr strcmp strcpy strcspn strerror strlen strncmp strpbrk strrchr strspn strstr strtol strtoul time
+vsnprintf __errno_location __cpu_model stdin stdout stderr q3_abort _GLOBAL_OFFSET_TABLE_
+_exit raise sigaction sigaddset sigemptyset sigfillset signal __sysv_signal sigprocmask write'
 nm -u build/libq3_loud.a build/libq3_judge.a build/CMakeFiles/test_faults.dir/command/*.o |
     awk '$1 == "U" { print $2 }' | grep -v '^__asan_\|^__ubsan_\|^__sanitizer_\|^___asan_' | sort -u >called
 nm build/libq3_loud.a build/libq3_judge.a build/CMakeFiles/test_faults.dir/command/*.o |
