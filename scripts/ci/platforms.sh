@@ -322,6 +322,8 @@ whole()
 run_whole()
 {
     local name=$1 compiler=$3 start result=tested build=$work/$1
+    # Its own C library, not one that is linked in: a test puts its functions in the place of malloc.
+    local libraries=/usr/i686-linux-gnu/lib
     shift 3
     start=$(date +%s)
     rm -rf "$build"
@@ -329,7 +331,8 @@ run_whole()
         echo "found no $compiler, expected it installed (--install)"
         result=missing
     elif ! { cmake -S "$root" -B "$build" -DCMAKE_C_COMPILER="$compiler" -DCMAKE_C_FLAGS="$*" \
-        -DCMAKE_EXE_LINKER_FLAGS=-static -DQ3_WERROR=ON && cmake --build "$build"; }; then
+        -DCMAKE_EXE_LINKER_FLAGS="-Wl,--dynamic-linker=$libraries/ld-linux.so.2,-rpath,$libraries" \
+        -DQ3_WERROR=ON && cmake --build "$build"; }; then
         result=not-built
     elif ! (cd "$build" && ctest --output-on-failure); then
         result=differs
