@@ -1608,26 +1608,26 @@ size_t q3_cached(const q3_state *state)
 /* ==== Self-test (MODEL.md section 2) =============================================================
  * What flags cannot promise: some compilers announce nothing, another library may have set the
  * processor's modes, or a caller the rounding mode. Inputs are volatile, so that nothing is
- * folded. & where && would do: a branch that no sound machine takes could not be tested. */
+ * folded. */
 
 /* Subnormals kept, rounding to nearest; a few instructions, also run at each call of q3_forward. */
 static const char *broken_mode(void)
-{
+{ /* depends on the machine */
     volatile float smallest_normal = FLT_MIN, half = 0.5f;
     volatile double one = 1.0, tiny = 0x1p-53, more = 0x1.8p-53, smallest_double = DBL_MIN;
     volatile float flushed = smallest_normal * half;
     volatile double flushed_double = smallest_double * 0.5;
     volatile double down = one + tiny, up = one + more, minus = -one - more;
-    if ((flushed != float_of(0x00400000u)) | (flushed == 0.0f) | (flushed_double == 0.0))
+    if (flushed != float_of(0x00400000u) || flushed == 0.0f || flushed_double == 0.0)
         return "found subnormals flushed to zero, expected them kept";
-    if ((down != 1.0) | (up != 1.0 + 0x1p-52) | (minus != -1.0 - 0x1p-52))
+    if (down != 1.0 || up != 1.0 + 0x1p-52 || minus != -1.0 - 0x1p-52)
         return "found another rounding mode, expected to nearest, ties to even";
     return NULL;
 }
 
 /* A sum whose last bit depends on its order. */
 static bool lanes_hold(void)
-{
+{ /* depends on the machine */
     float w[77], x[77];
     uint32_t u = 12345;
     for (size_t i = 0; i < 77; i++) {
@@ -1639,16 +1639,15 @@ static bool lanes_hold(void)
     double sums[2];
     q3_dots dots = {.x = x, .rows = w, .T = 2, .N = 1, .C = 77, .sums = sums}; /* both tokens x */
     kernels()->dots(&dots);
-    return (bits_of(dot(w, x, 77)) == UINT64_C(0xC207C2BA2F049B16)) &
-           (bits_of(sums[0]) == UINT64_C(0xC207C2BA2F049B16)) &
-           (bits_of(sums[1]) == bits_of(sums[0]));
+    return bits_of(dot(w, x, 77)) == UINT64_C(0xC207C2BA2F049B16) &&
+           bits_of(sums[0]) == UINT64_C(0xC207C2BA2F049B16) && bits_of(sums[1]) == bits_of(sums[0]);
 }
 
 static bool sums_as_written(void)
-{
+{ /* depends on the machine */
     volatile double one = 1.0, tiny = 0x1p-60, big = 0x1p53;
     volatile double rest = (one + tiny) - one, steps = ((big + one) + one) + one;
-    return (rest == 0.0) & (steps == big);
+    return rest == 0.0 && steps == big;
 }
 
 static bool nan_is_unequal(void)
@@ -1657,42 +1656,40 @@ static bool nan_is_unequal(void)
     return nan != nan;
 }
 
-/* The hardest argument of sine, and one of each other function. */
 /* An argument of exp that is as near to one multiple of ln 2 as to the next. */
 static double half_way(double i)
 {
     return (i - 11.5) * 0x1.62e42fefa39efp-1;
 }
 
+/* The hardest argument of sine, and one of each other function. */
 static bool functions_hold(void)
-{
+{ /* depends on the machine */
     volatile float hard = 0x1.33333p13f, three = 3.0f;
     volatile double one = 1.0;
     double many[24];
     for (size_t i = 0; i < 24; i++) many[i] = half_way(one * (double)i);
     kernels()->exp(many, many, 24);
-    bool same = true;
     for (size_t i = 0; i < 24; i++)
-        same &= bits_of(many[i]) == bits_of(q3_exp(half_way(one * (double)i)));
-    return same & (q3_sin(hard) == float_of(0xBEB1FA5Du)) &
-           (q3_cos(three) == float_of(0xBF7D7026u)) &
-           (bits_of(q3_exp(-one)) == UINT64_C(0x3FD78B56362CEF38)) &
-           (q3_round(q3_silu(-1.5 * one), Q3_F32) == float_of(0xBE8C1A51u)) &
-           (q3_pow(1e6f, 0.296875f * (float)one) == float_of(0x4271B7F3u)) &
-           (bits_of(q3_sqrt(2.0 * one)) == UINT64_C(0x3FF6A09E667F3BCD));
+        if (bits_of(many[i]) != bits_of(q3_exp(half_way(one * (double)i)))) return false;
+    return q3_sin(hard) == float_of(0xBEB1FA5Du) && q3_cos(three) == float_of(0xBF7D7026u) &&
+           bits_of(q3_exp(-one)) == UINT64_C(0x3FD78B56362CEF38) &&
+           q3_round(q3_silu(-1.5 * one), Q3_F32) == float_of(0xBE8C1A51u) &&
+           q3_pow(1e6f, 0.296875f * (float)one) == float_of(0x4271B7F3u) &&
+           bits_of(q3_sqrt(2.0 * one)) == UINT64_C(0x3FF6A09E667F3BCD);
 }
 
 /* Ties, just above a tie, and a subnormal. */
 static bool rounding_holds(void)
-{
+{ /* depends on the machine */
     volatile double one = 1.0, above = 0x1p-40;
-    return (q3_round(one * 0x1.01p0, Q3_BF16) == 1.0f) &
-           (q3_round(one * 0x1.03p0, Q3_BF16) == 0x1.04p0f) &
-           (q3_round(one * 0x1.01p0 + above, Q3_BF16) == 0x1.02p0f) &
-           (q3_round(one * 0x1.002p0, Q3_F16) == 1.0f) &
-           (q3_round(-one * 0x1.006p0, Q3_F16) == -0x1.008p0f) &
-           (q3_round(one * 0x1.8p-24 + above, Q3_F16) == 0x1p-23f) &
-           (q3_round(one * 0x1.000001p0, Q3_F32) == 1.0f);
+    return q3_round(one * 0x1.01p0, Q3_BF16) == 1.0f &&
+           q3_round(one * 0x1.03p0, Q3_BF16) == 0x1.04p0f &&
+           q3_round(one * 0x1.01p0 + above, Q3_BF16) == 0x1.02p0f &&
+           q3_round(one * 0x1.002p0, Q3_F16) == 1.0f &&
+           q3_round(-one * 0x1.006p0, Q3_F16) == -0x1.008p0f &&
+           q3_round(one * 0x1.8p-24 + above, Q3_F16) == 0x1p-23f &&
+           q3_round(one * 0x1.000001p0, Q3_F32) == 1.0f;
 }
 
 static bool modes_hold(void)
