@@ -152,6 +152,8 @@ static int run_apart(const inject_hooks *hooks)
 static bool same_but_numbers(const char *a, const char *b)
 {
     while (*a != 0 && *b != 0) {
+        if (*a == '-') a++; /* a child's clock begins again */
+        if (*b == '-') b++;
         if (isdigit((unsigned char)*a) && isdigit((unsigned char)*b)) {
             a += strspn(a, "0123456789");
             b += strspn(b, "0123456789");
@@ -166,8 +168,10 @@ static bool same_but_numbers(const char *a, const char *b)
 static bool is_one_line(const folder_file *text)
 {
     const unsigned char *bytes = (const unsigned char *)text->bytes;
-    if (text->size < 12 || strncmp(text->bytes, "qwen3moe: ", 10) != 0) return false;
-    for (size_t i = 0; i < text->size; i++) {
+    size_t said = messages.size; /* before the call that failed */
+    if (status_without == 2 || strncmp(text->bytes, messages.bytes, said) != 0) said = 0;
+    if (text->size < said + 12 || strncmp(text->bytes + said, "qwen3moe: ", 10) != 0) return false;
+    for (size_t i = said; i < text->size; i++) {
         bool control = bytes[i] < 0x20 || bytes[i] == 0x7F ||
                        (bytes[i] == 0xC2 && bytes[i + 1] < 0xA0);
         if (control != (i + 1 == text->size) || (control && bytes[i] != '\n')) return false;
