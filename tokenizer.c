@@ -461,7 +461,7 @@ q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_t *ids,
 {
     const q3_tokenizer *t = tokenizer;
     q3_buffer out = {0};
-    bool room = q3_reserve(&out, 1, 1);
+    bool room = true;
     for (size_t i = 0; i < count && room; i++) {
         uint32_t k = q3_find_id(t, 0, t->vocabulary, ids[i]);
         k = k != Q3_NONE ? k : q3_find_id(t, t->vocabulary, t->count, ids[i]);
@@ -471,9 +471,9 @@ q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_t *ids,
                            "ids[%zu]: found %ld, expected the id of a token", i, (long)ids[i]);
         }
         size_t n = t->offsets[k + 1] - t->offsets[k] - 1;
-        room = q3_reserve(&out, n + 1, 1) && q3_append(&out, t->pool + t->offsets[k] + 1, n);
+        room = q3_append(&out, t->pool + t->offsets[k] + 1, n);
     }
-    if (!room) {
+    if (!room || !q3_reserve(&out, 1, 1)) {
         free(out.data);
         return q3_no_memory(error, "tokenizer");
     }

@@ -204,6 +204,29 @@ static void test_logit_rows(const char *golden)
     q3_model_close(model);
 }
 
+/* The plain kernels have no attention of their own: without taps too it goes token by token, to the
+ * same bits. */
+static void test_plain(const char *golden)
+{
+    static const int32_t ids[] = {40, 77, 258, 1794};
+    q3_model *model = open_model(golden);
+    size_t end = q3_model_config(model)->num_hidden_layers;
+    size_t V = q3_model_config(model)->vocab_size;
+    q3_input input = {.tokens = ids, .count = 4, .logit_rows = 4};
+    q3_state *states[2];
+    void *memory[2];
+    for (size_t i = 0; i < 2; i++) {
+        const q3_kernels *before = q3_use_kernels(i == 1 ? q3_plain_kernels() : NULL);
+        states[i] = make_state(model, end, &memory[i]);
+        CHECK(q3_forward(states[i], &input, NULL, NULL, NULL) == Q3_OK);
+        q3_use_kernels(before);
+    }
+    CHECK(memcmp(q3_logits(states[0]), q3_logits(states[1]), 4 * V * sizeof(float)) == 0);
+    free(memory[0]);
+    free(memory[1]);
+    q3_model_close(model);
+}
+
 /* Ids outside the vocabulary, and more tokens than there is room for: what is refused leaves the
  * state as it was. Each row goes on from those before it. */
 static void forward_fails(const char *golden)
@@ -392,6 +415,17 @@ static void files_fail(void)
     }
     q3_writer_abandon(writer);
 
+    /* What was not written is zero, and does not fit. */
+    CHECK(q3_writer_open(&writer, folder_path("out.safetensors"), entries, 2, NULL, NULL) == Q3_OK);
+    if (limit_files(1 << 16)) {
+        q3_error error = {{0}};
+        q3_status status = q3_writer_commit(writer, &error);
+        CHECK(limit_files(0));
+        CHECK(status == Q3_ERROR_FILE && error.text[0] != 0);
+    } else {
+        q3_writer_abandon(writer);
+    }
+
     /* A folder has come to stand where the file is to go. */
     for (int with = 0; with < 2; with++) {
         q3_error error = {{0}};
@@ -440,6 +474,7 @@ int main(int argc, char **argv)
     test_hidden(argv[1]);
     test_fill(argv[1]);
     test_logit_rows(argv[1]);
+    test_plain(argv[1]);
     forward_fails(argv[1]);
     mode_fails(argv[1]);
     sizes_fail(argv[1]);

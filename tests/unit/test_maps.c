@@ -228,6 +228,19 @@ static bool check_attention(const q3_kernels *kernels, q3_attention a, unsigned 
     return done;
 }
 
+/* The scratch holds the scores of a group's rows with 2^17 keys or more, but not all that goes with
+ * them: not done, with half as many done. */
+static void test_most_keys(const q3_kernels *kernels)
+{
+    const size_t most = (size_t)1 << 19;
+    float *rows = calloc(2 * most, sizeof *rows), y[8];
+    q3_attention a = {.y = y, .q = rows, .k = rows, .v = rows, .H = 4, .K = 1, .hd = 2, .T = 1};
+    size_t keys = most;
+    for (a.first = keys - 1; rows != NULL && !kernels->attend(&a); a.first = keys - 1) keys /= 2;
+    CHECKF(keys > 1 << 15 && keys < most, "%s: %lu keys", kernels->name, (unsigned long)keys);
+    free(rows);
+}
+
 /* Groups and tokens that fill vectors and that do not, windows smaller and larger than a tile, head
  * dimensions on and off the lanes, more rows than a tile has; infinities, NaN and overflow in each
  * argument. More keys than the scratch holds: not done. */
@@ -248,8 +261,14 @@ static void test_attention(const q3_kernels *kernels)
         done += check_attention(kernels, a, odd, &state);
     }
     CHECKF(done > 150, "%s: %lu of 240", kernels->name, (unsigned long)done);
+    /* So many keys that a tile has fewer rows. */
+    q3_attention many = {.H = 16, .K = 1, .hd = 2, .T = 4, .first = 33000};
+    CHECK(check_attention(kernels, many, 0xFFF, &state));
     q3_attention few = {.H = 64, .K = 1, .hd = 16, .T = 1, .first = (size_t)1 << 20};
     CHECK(!kernels->attend(&few));
+    q3_attention deep = {.H = 64, .K = 1, .hd = 4098, .T = 1};
+    CHECK(!kernels->attend(&deep));
+    test_most_keys(kernels);
     q3_use_kernels(before);
 }
 

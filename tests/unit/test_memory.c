@@ -103,7 +103,8 @@ static q3_status encode_with(const char *path, q3_error *error)
     int32_t *ids = NULL;
     uint8_t *bytes = NULL;
     size_t count, length;
-    for (size_t i = 0; i < sizeof text; i++) text[i] = "the \xC3\xA9\xC3\xA8 of<end>123"[i % 20];
+    for (size_t i = 0; i < sizeof text; i++)
+        text[i] = "the \xC3\xA9" "e\xCC\x81of<end>123"[i % 20];
     for (size_t i = 3000; i < 3100; i++) text[i] = 'a'; /* a long piece */
     text[sizeof text - 1] = text[2999] = text[3100] = text[3101] = ' ';
     q3_status status = q3_tokenizer_open(&tokenizer, path, error);
@@ -116,6 +117,26 @@ static q3_status encode_with(const char *path, q3_error *error)
     if (status == Q3_OK)
         status = q3_tokenizer_encode(tokenizer, text + 3000, 100, &ids, &count, error);
     free(ids);
+    free(bytes);
+    q3_tokenizer_free(tokenizer);
+    return status;
+}
+
+/* More ids than a text of this length mostly has, of added tokens and of whole pieces; no ids. */
+static q3_status encode_short(q3_error *error)
+{
+    static const char *const texts[] = {"<a<a<a<a<a<a<a<a<a<a<a<a", "0123456789012345"};
+    q3_tokenizer *tokenizer = NULL;
+    int32_t *ids = NULL;
+    uint8_t *bytes = NULL;
+    size_t count, length;
+    q3_status status = q3_tokenizer_open(&tokenizer, small_path, error);
+    for (size_t i = 0; i < 2 && status == Q3_OK; i++, ids = NULL) {
+        status = q3_tokenizer_encode(tokenizer, texts[i], strlen(texts[i]), &ids, &count, error);
+        free(ids);
+    }
+    if (status == Q3_OK)
+        status = q3_tokenizer_decode(tokenizer, NULL, 0, &bytes, &length, error);
     free(bytes);
     q3_tokenizer_free(tokenizer);
     return status;
@@ -168,12 +189,25 @@ static q3_status write_tensors(q3_error *error)
     return status;
 }
 
+/* What goes to standard output is kept in memory until it is committed. */
+static q3_status keep_tensors(q3_error *error)
+{
+    static const int64_t values[4] = {1, 2, 3, 4};
+    const q3_entry entry = {.name = "a", .dtype = Q3_I64, .rank = 1, .shape = {4}};
+    q3_writer *writer = NULL;
+    q3_status status = q3_writer_open(&writer, "-", &entry, 1, NULL, error);
+    if (status == Q3_OK) status = q3_writer_integers(writer, 0, 0, values, 4, error);
+    q3_writer_abandon(writer);
+    return status;
+}
+
 static void test_readers(void)
 {
     static const struct { const char *name; q3_status (*call)(q3_error *); } cases[] = {
         {"json", read_json}, {"config", read_config}, {"model", load_model},
-        {"tokenizer", encode_tiny}, {"another tokenizer", encode_small}, {"chat", render},
-        {"tensors", write_tensors}};
+        {"tokenizer", encode_tiny}, {"another tokenizer", encode_small},
+        {"short tokens", encode_short}, {"chat", render},
+        {"tensors", write_tensors}, {"tensors for a stream", keep_tensors}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         q3_error error = {""};
         CHECKF(cases[i].call(&error) == Q3_OK, "%s: %s", cases[i].name, error.text);
@@ -213,6 +247,15 @@ static void test_kernels(void)
         left = SIZE_MAX;
         CHECK(memcmp(y, want, tokens[i] * N * sizeof *y) == 0);
     }
+    q3_attention attention = {.y = y, .q = x, .k = x, .v = w, .T = 8, .H = 4, .K = 2, .hd = 16,
+                              .dtype = Q3_F32};
+    if (q3_best_kernels()->attend == NULL) return;
+    CHECK(q3_best_kernels()->attend(&attention));
+    failed = false;
+    left = 0;
+    bool done = q3_best_kernels()->attend(&attention);
+    left = SIZE_MAX;
+    CHECK(done != failed);
 }
 
 int main(int argc, char **argv)

@@ -102,6 +102,19 @@ static void test_contraction(void)
     free(merges.data);
 }
 
+/* Bytes without a token are dropped, from pieces of any length. */
+static void test_dropped(void)
+{
+    static const char text[] = "zazzazzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz";
+    static const int32_t two[] = {7, 7};
+    q3_tokenizer *t = make("\"a\":7", "", "", false);
+    check_ids(t, text, 5, two, 2);
+    check_ids(t, text, sizeof text - 1, two, 2);
+    check_ids(t, text + 5, 3, two, 0);
+    check_ids(t, text + 5, sizeof text - 6, two, 0);
+    q3_tokenizer_free(t);
+}
+
 /* ==== Hash tables ============================================================================= */
 
 static uint32_t next_random(uint64_t *seed)
@@ -315,6 +328,7 @@ static void test_heap(void)
 int main(void)
 {
     test_contraction();
+    test_dropped();
     test_colliding_tokens();
     test_equal_tags();
     test_colliding_pairs();
