@@ -1488,7 +1488,7 @@ static void *take(q3_arena *arena, size_t rows, size_t columns, size_t size)
         return NULL;
     }
     void *piece = arena->base == NULL ? NULL : arena->base + arena->used;
-    arena->used += (rows * columns * size + step - 1) / step * step;
+    arena->used += (rows * columns * size + (step - 1)) / step * step;
     return piece;
 }
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Proofs with Frama-C that there is no run-time error: tests/formal.
 
-    scripts/ci/formal.py [--only TEXT] [--keep FOLDER]      TEXT: rows that contain it
+    scripts/ci/formal.py [--only TEXT] [--no-plants]        TEXT: rows that contain it
 
 eva    tests/formal/operators.c runs the operators of qwen3moe.c: sizes as in CASES, every value
 wp     tests/formal/sizes.acsl has contracts and loop invariants, each before the line that follows "-- ":
@@ -35,7 +35,8 @@ LEGEND = {"embedding": "T V M", "rmsnorm": "T M", "linear": "T N C", "rope_table
           "conversions": "n"}
 
 # What the tools do not prove, by row: how many, and README.md says why.
-UNPROVED = {"conversions": 1, "rmsnorm": 1, "rope_table": 1, "q3_gguf_load": 1, "q3_json_uint": 1}
+UNPROVED = {"conversions": 1, "rmsnorm": 1, "rope_table": 1, "host/gguf.c: q3_gguf_load": 1,
+            "host/json.c: q3_json_uint": 1, "host/json.c: q3_utf8_decode": 1}
 
 PREPARED = """#define _Alignof(type) 8
 /*@ assigns \\nothing; ensures \\false; */
@@ -97,12 +98,12 @@ def annotate(text, blocks, name):
     return "\n".join(lines) + "\n", functions
 
 
-def wp(folder, name, text, blocks):
+def wp(folder, name, text, blocks, seconds=10):
     """By function: how many goals are proved, and which are not."""
     annotated, functions = annotate(text, blocks, name)
     (folder / "annotated.c").write_text(PREPARED + PROTOTYPES.get(name, "") + annotated)
     output = run(["frama-c", *flags(folder), "-wp", "-wp-rte", "-warn-unsigned-overflow", "-wp-prover", "z3,cvc4",
-                  "-wp-timeout", "20", "-wp-par", "1", "-wp-fct", ",".join(functions), str(folder / "annotated.c")], folder)
+                  "-wp-timeout", str(seconds), "-wp-par", "1", "-wp-fct", ",".join(functions), str(folder / "annotated.c")], folder)
     rows = {function: [0, []] for function in functions}
     for verdict, goal in re.findall(r"^\[wp\] \[(.+?)\] Goal typed_(\w+)", output, re.M):
         owner = max((f for f in functions if goal.startswith(f)), key=len, default=None)
@@ -166,7 +167,7 @@ def plant(folder):
                 mine = re.search(r"(\w+)\(", block.split("\n", 1)[0])[1] == function
             if mine:
                 keep.append(block.replace(old, new))
-        if not wp(folder, name, text, keep)[function][1]:
+        if not wp(folder, name, text, keep, 5)[function][1]:
             missed.append(f"wp: {name}: {new}")
     print(f"{len(PLANTED_EVA) + len(PLANTED_WP)} planted errors, "
           f"{len(PLANTED_EVA) + len(PLANTED_WP) - len(missed)} noticed")
@@ -195,12 +196,16 @@ def main():
             if args.only not in "wp " + source:
                 continue
             for function, (proved, left) in wp(folder, source, (ROOT / source).read_text(), blocks).items():
-                rows.append((function, f"{source}: {function}", "WP", "all", f"{proved} goals", left))
-    print("| function | tool | sizes | proved | not proved |\n|---|---|---|---|---|")
+                name = f"{source}: {function}"
+                rows.append((name, name, "WP", "all", f"{proved} goals", left))
+    table = ["| function | tool | sizes | proved | not proved |", "|---|---|---|---|---|"]
     for case, functions, tool, sizes, proved, left in rows:
-        print(f"| {functions} | {tool} | {sizes} | {proved} | {len(left) or ''} |", flush=True)
+        table.append(f"| {functions} | {tool} | {sizes} | {proved} | {len(left) or ''} |")
         if len(left) != UNPROVED.get(case, 0):
             wrong += [f"{case}: not proved: {what}" for what in left] or [f"{case}: all is proved, UNPROVED says else"]
+    print("\n".join(table))
+    if not args.only and "\n".join(table) + "\n\n" not in (FORMAL / "README.md").read_text():
+        wrong.append("tests/formal/README.md has another table")
     print("\n".join(wrong), end="\n" if wrong else "")
     print(f"{len(rows)} rows, {sum(len(row[-1]) for row in rows)} properties not proved")
     return 1 if wrong else 0
