@@ -8,7 +8,7 @@ right (then the code is mended) or stands in analyze.txt with the reason why it 
 the text of the line, so that the entry goes when the line changes. An entry that nothing finds is a
 failure too. First each tool is shown files with planted bugs, each of which it must find.
 SPDX-License-Identifier: MIT"""
-import argparse, collections, concurrent.futures, pathlib, re, shutil, subprocess, sys, tempfile, time
+import argparse, collections, concurrent.futures, os, pathlib, re, shutil, subprocess, sys, tempfile, time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = pathlib.Path(__file__).resolve().parent
@@ -163,7 +163,9 @@ def main():
     if not args.files and not args.only:
         unused = [f"analyze.txt: nothing finds {' | '.join(key)}" for key, used in known.items() if not used]
     print("".join(problem + "\n" for problem in unused), end="")
-    print(f"{len(sources)} files; " + ", ".join(f"{tool} {took:.0f} s" for tool, took in seconds.items()))
+    spent = os.times()
+    print(f"{len(sources)} files; " + ", ".join(f"{tool} {took:.0f} s" for tool, took in seconds.items())
+          + f"; {spent.children_user + spent.children_system:.0f} s of one core")
     print(f"{len(set(problems))} findings, {sum(known.values())} known to be none")
     return 1 if problems or unused else 0
 
