@@ -197,6 +197,7 @@ enum { STEPS = 1000, SEEDS = 8 };
  * collide. */
 static bool index_tokens(q3_tokenizer *t, size_t from)
 {
+    /* not reached: no file is known whose tokens collide with each seed */
     for (; t->slot_seed < SEEDS; t->slot_seed++, from = 0) {
         size_t i = from, steps = 0;
         if (from == 0) memset(t->slots, 0xFF, (t->slot_mask + 1) * sizeof *t->slots);
@@ -218,6 +219,7 @@ static bool index_tokens(q3_tokenizer *t, size_t from)
  * pair. False if they collide. */
 static bool index_pairs(q3_tokenizer *t, const q3_pair *merges, size_t n)
 {
+    /* not reached: no file is known whose pairs collide with each seed */
     for (; t->pair_seed < SEEDS; t->pair_seed++) {
         size_t i = 0, steps = 0;
         memset(t->pairs, 0xFF, (t->pair_mask + 1) * sizeof *t->pairs); /* Q3_NO_MERGE */
@@ -356,7 +358,7 @@ static q3_status load_merges(loader *l, uint32_t merges)
         return q3_no_memory(l->error, l->j.name);
     }
     q3_status status = read_merges(l, merges, pairs, &n);
-    if (status == Q3_OK && !index_pairs(t, pairs, n))
+    if (status == Q3_OK && !index_pairs(t, pairs, n)) /* not reached: see there */
         status = fail(l, merges, "model.merges", "", "pairs that do not collide when hashed");
     memset(t->first_pairs, 0xFF, 256 * 256 * sizeof *t->first_pairs);
     for (size_t i = 0; i < n && status == Q3_OK; i++) {
@@ -514,7 +516,7 @@ static q3_status load(loader *l, size_t length)
         t->added == NULL || t->added_text == NULL)
         return q3_no_memory(l->error, l->j.name);
     s = load_vocabulary(l, vocab);
-    if (s == Q3_OK && !index_tokens(t, 0))
+    if (s == Q3_OK && !index_tokens(t, 0)) /* not reached: see there */
         s = fail(l, vocab, "model.vocab", "", "keys that do not collide in a hash table");
     for (size_t i = 0; i < 256 && s == Q3_OK; i++) {
         uint8_t byte = (uint8_t)i;
@@ -522,7 +524,7 @@ static q3_status load(loader *l, size_t length)
     }
     s = s != Q3_OK ? s : load_merges(l, merges);
     s = s != Q3_OK ? s : load_all_added(l, added);
-    if (s == Q3_OK && !index_tokens(t, t->vocabulary))
+    if (s == Q3_OK && !index_tokens(t, t->vocabulary)) /* not reached: likewise */
         s = fail(l, added, "added_tokens", "", "contents that do not collide in a hash table");
     return s;
 }

@@ -27,7 +27,8 @@ README = os.path.join(ROOT, "tests", "README.md")
 MARK = re.compile(r"/\* (not reached: .*?|depends on the machine )\*/", re.S)
 # Every side taken, or excused.
 WHOLE = ["qwen3moe.c", "kernels.c", "kernels_attention.h", "kernels_dots.h", "kernels_maps.h", "kernels_quantized.h",
-         "kernels_tiles.h", "tokenizer.c", "host/safetensors.c", "host/json.c", "host/decimal.c", "host/config.c"]
+         "kernels_tiles.h", "tokenizer.c", "host/tokenizer_file.c", "host/nfc.c", "host/nfc.h", "host/safetensors.c",
+         "host/json.c", "host/decimal.c", "host/config.c"]
 
 
 SECTION = """

@@ -63,7 +63,7 @@ void free(void *block)
 
 /* ==== What is called ========================================================================== */
 
-static char tiny[512], tokenizer_path[600], small_path[600];
+static char tiny[512], tokenizer_path[600], small_path[600], gguf_path[600];
 static const char keys[] =
     "{\"a\":1,\"b\":2,\"c\":3,\"d\":4,\"e\":5,\"f\":6,\"g\":7,\"h\":8,\"i\":9}";
 
@@ -104,8 +104,9 @@ static q3_status encode_with(const char *path, q3_error *error)
     uint8_t *bytes = NULL;
     size_t count, length;
     for (size_t i = 0; i < sizeof text; i++)
-        text[i] = "the \xC3\xA9" "e\xCC\x81of<end>123"[i % 20];
+        text[i] = "the \xC3\xA9" "e\xCC\x81\xCC\xA3<end>123"[i % 20];
     for (size_t i = 3000; i < 3100; i++) text[i] = 'a'; /* a long piece */
+    memcpy(text + 3000, "e\xCC\x81", 3);
     text[sizeof text - 1] = text[2999] = text[3100] = text[3101] = ' ';
     q3_status status = q3_tokenizer_open(&tokenizer, path, error);
     if (status == Q3_OK)
@@ -228,6 +229,24 @@ static void test_readers(void)
     }
 }
 
+/* A GGUF file without a tokenizer is an error with memory, and without. */
+static void test_gguf(void)
+{
+    bool memory = false;
+    for (size_t n = 0; n < 8; n++) {
+        q3_tokenizer *tokenizer = NULL;
+        q3_error error = {""};
+        long before = blocks;
+        left = n;
+        q3_status status = q3_tokenizer_open(&tokenizer, gguf_path, &error);
+        left = SIZE_MAX;
+        CHECK(status == Q3_ERROR_MEMORY || status == Q3_ERROR_INPUT);
+        CHECK(tokenizer == NULL && error.text[0] != 0 && blocks == before);
+        memory |= status == Q3_ERROR_MEMORY;
+    }
+    CHECK(memory == failed);
+}
+
 /* ==== Kernels ================================================================================= */
 
 /* Products and attention are the same without memory for a faster way. */
@@ -267,9 +286,12 @@ int main(int argc, char **argv)
     snprintf(tiny, sizeof tiny, "%.500s/tiny", argv[1]);
     snprintf(tokenizer_path, sizeof tokenizer_path, "%s/tokenizer.json", tiny);
     snprintf(small_path, sizeof small_path, "%.500s/tokenizer/small.json", argv[1]);
+    snprintf(gguf_path, sizeof gguf_path, "%.500s/gguf/q4_k_m.gguf", argv[1]);
     folder_make("memory.tmp");
     folder_write("config.json", config, sizeof config - 1);
     test_readers();
+    failed = false;
+    test_gguf();
     test_kernels();
     folder_remove();
     return t_done("memory");

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* tokenizer.c where golden files do not reach: letters that could be taken for a contraction,
- * tokens made to collide in its hash tables, ids with gaps, a heap as full as it gets. Files are
- * made here; the ids follow from them by the definition of byte-level BPE. (Hugging Face tokenizers
- * 0.23.3 gives the same for all but the collisions, where it was not asked.) */
+/* tokenizer.c and nfc.c where golden files do not reach: letters that could be taken for a
+ * contraction, bytes without a token, tokens made to collide in its hash tables, ids with gaps, a
+ * heap as full as it gets. Files are made here; the ids follow from them by the definition of
+ * byte-level BPE. (Hugging Face tokenizers 0.23.3 gives the same for all but the collisions, where
+ * it was not asked.) */
 #include "host/json.h"
 #include "host/text.h"
 #include "host/tokenizer.h"
@@ -115,6 +116,37 @@ static void test_dropped(void)
     q3_tokenizer_free(t);
 }
 
+/* Merges of what is no letter of a byte: such files are read, and no text has a use for them. */
+static void test_no_letters(void)
+{
+    static const int32_t one[] = {0};
+    q3_tokenizer *t = make("\"a\":0,\"\\u6F22\":1,\"\\u6F22a\":2,\"a\\u6F22\":3",
+                           "[\"\\u6F22\",\"a\"],[\"a\",\"\\u6F22\"]", "", false);
+    check_ids(t, "a", 1, one, 1);
+    check_ids(t, "\xE6\xBC\xA2" "a", 4, one, 1);
+    CHECK(q3_token_id(t, "\xE6\xBC\xA2" "a", 4) == 2);
+    q3_tokenizer_free(t);
+}
+
+/* NFC: a syllable takes a final consonant in, and no other mark. */
+static void test_syllable(void)
+{
+    static const char *const texts[][2] = {{"\xEA\xB0\x80\xE1\x86\xA8", "\xEA\xB0\x81"},
+                                           {"\xEA\xB0\x80\xCC\x81", "\xEA\xB0\x80\xCC\x81"}};
+    uint16_t *properties = q3_properties();
+    q3_nfc nfc = {.properties = properties};
+    for (size_t i = 0; i < 2; i++) {
+        const uint8_t *p = (const uint8_t *)texts[i][0];
+        size_t n = strlen(texts[i][0]);
+        CHECK(q3_normalise(&nfc, &p, &n));
+        CHECK(n == strlen(texts[i][1]) && memcmp(p, texts[i][1], n) == 0);
+    }
+    free(nfc.out.data);
+    free(nfc.codes.data);
+    free(nfc.scratch.data);
+    free(properties);
+}
+
 /* ==== Hash tables ============================================================================= */
 
 static uint32_t next_random(uint64_t *seed)
@@ -123,15 +155,15 @@ static uint32_t next_random(uint64_t *seed)
     return (uint32_t)(*seed >> 33);
 }
 
-/* So many words of seven letters, different ones, that have the first seed's slot 0 in common. */
-static void colliding(char (*words)[8], size_t count, size_t mask)
+/* So many words of seven letters, different ones, that have a slot of the first seed in common. */
+static void colliding(char (*words)[8], size_t count, size_t mask, size_t slot)
 {
     const q3_tokenizer first = {.slot_seed = 0};
     uint64_t seed = 7;
     for (size_t i = 0; i < count;) {
         for (size_t k = 0; k < 7; k++) words[i][k] = (char)('a' + next_random(&seed) % 26);
         words[i][7] = 0;
-        if ((q3_token_hash(&first, 0, (const uint8_t *)words[i], 7) & mask) == 0) i++;
+        if ((q3_token_hash(&first, 0, (const uint8_t *)words[i], 7) & mask) == slot) i++;
     }
 }
 
@@ -141,7 +173,7 @@ static void test_colliding_tokens(void)
 {
     enum { MOST = 1100, MASK = 2047 };
     static char words[MOST][8];
-    colliding(words, MOST, MASK);
+    colliding(words, MOST, MASK, 0);
     for (size_t count = 990; count <= MOST; count += MOST - 990) {
         q3_text vocab = {0};
         for (size_t i = 0; i < count; i++) put_token(&vocab, words[i], 7, i);
@@ -156,6 +188,22 @@ static void test_colliding_tokens(void)
         q3_tokenizer_free(t);
         free(vocab.data);
     }
+}
+
+/* A chain that a search would not end at: it runs into another one. */
+static void test_colliding_chains(void)
+{
+    enum { FIRST_CHAIN = 40, BOTH = 1040, MASK = 2047 };
+    static char words[BOTH][8];
+    q3_text vocab = {0};
+    colliding(words, FIRST_CHAIN, MASK, 990);
+    colliding(words + FIRST_CHAIN, BOTH - FIRST_CHAIN, MASK, 0);
+    for (size_t i = 0; i < BOTH; i++) put_token(&vocab, words[i], 7, i);
+    if (vocab.failed) exit(2);
+    q3_tokenizer *t = make(vocab.data, "", "", true);
+    CHECK(t->slot_mask == MASK && t->slot_seed == 1);
+    q3_tokenizer_free(t);
+    free(vocab.data);
 }
 
 /* Two words in one slot whose hashes have the same upper half; a word that one of them begins. */
@@ -329,7 +377,10 @@ int main(void)
 {
     test_contraction();
     test_dropped();
+    test_no_letters();
+    test_syllable();
     test_colliding_tokens();
+    test_colliding_chains();
     test_equal_tags();
     test_colliding_pairs();
     test_gaps();
