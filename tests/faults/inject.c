@@ -180,9 +180,10 @@ static bool fork_here(const site *s, inject_kind kind, inject_mode mode, FILE *s
 {
     int error = errno, status = 0;
     busy = true;
+    bool files_fail = mode == INJECT_FROM_ON && kind != INJECT_ALLOCATE;
     fault = (inject_fault){kind, mode, s->now, s->now == 1,
-                           reasons[kind][(s->now + s->key + mode) % 3], stream == stdout,
-                           stream == stderr};
+                           reasons[kind][(s->now + s->key + mode) % 3],
+                           files_fail || stream == stdout, stream == stderr};
     pid_t child = fork();
     if (child == 0) {
         phase = FAULTED;

@@ -40,7 +40,7 @@ typedef struct inject_fault {
     size_t call;         /* of its site, from 1 on */
     bool first;          /* of the site's faults */
     int error;           /* errno */
-    bool on_output;      /* it is a write to standard output */
+    bool on_output;      /* it may be a write to standard output */
     bool on_messages;    /* or to standard error */
 } inject_fault;
 

@@ -221,6 +221,10 @@ static void print_report(const q3_report *report)
         free(text);
     }
     q3_report_sentence(report, &line);
+    if (strcmp(line.text, "not enough memory") == 0) {
+        inject_heal();
+        q3_report_sentence(report, &line);
+    }
     printf("%s\n", line.text);
 }
 
@@ -230,7 +234,7 @@ static void use_judge(const q3_model *model, const q3_tensors *given)
     q3_judge *judge = NOWHERE;
     q3_report *report = NOWHERE, *again = NOWHERE;
     q3_dtype dtype = Q3_AUTO;
-    static const char *const require[] = {"*layers.0.*"};
+    static const char *const require[] = {"*layers.0.self_attn*"};
     const q3_judge_options options = {.require = require, .require_count = 1, .end_layer = 1};
     int32_t ids[16];
     char *lines = NOWHERE;
@@ -250,7 +254,7 @@ static void use_judge(const q3_model *model, const q3_tensors *given)
     }
     TRY(q3_judge_tokens(judge, ids, T, &error), true);
     TRY(q3_judge_prepare(judge, &dtype, &error), dtype == Q3_AUTO);
-    if (dtype == Q3_AUTO) dtype = Q3_F32;
+    if (dtype == Q3_AUTO) dtype = Q3_BF16;
     TRY(q3_judge_run(judge, q3_model_weights(model), dtype, &report, &error), report == NULL);
     print_report(report);
     TRY(q3_report_lines(report, &lines, &length, &error), lines == NULL);
@@ -269,18 +273,18 @@ int judge_main(int argc, char **argv)
     q3_model *model = NOWHERE;
     q3_tensors *given = NULL;
     q3_report *report = NOWHERE;
-    q3_dtype dtype = Q3_F32;
+    q3_dtype dtype = Q3_BF16;
     char path[1200];
-    snprintf(path, sizeof path, "%s/fp8", folder);
+    snprintf(path, sizeof path, "%s/tiny", folder);
     inject_stop(); /* library_main has these */
     if (q3_model_open(&model, path, NULL) != Q3_OK ||
-        q3_model_load(model, &dtype, 0, 2, NULL) != Q3_OK ||
-        q3_tensors_open(&given, path_of(folder, "taps-float32.safetensors"), NULL) != Q3_OK)
+        q3_model_load(model, &dtype, 0, 1, NULL) != Q3_OK ||
+        q3_tensors_open(&given, path_of(folder, "front.safetensors"), NULL) != Q3_OK)
         return 3;
     inject_go_on();
     use_judge(model, given);
-    TRY(q3_diff(&report, path_of(folder, "wrong-scale.safetensors"),
-                path_of(folder, "taps-float32.safetensors"), NULL, NULL, NULL, &error),
+    TRY(q3_diff(&report, path_of(folder, "other.safetensors"),
+                path_of(folder, "front.safetensors"), NULL, NULL, NULL, &error),
         report == NULL);
     print_report(report);
     q3_report_close(report);
