@@ -13,8 +13,8 @@
 
 #define SAYS_NOTHING 1e100 /* a variance that no tensor stays within */
 
-#define BEHIND_INPUT ((uint64_t)1 << 63) /* beside the taps' bits: what is behind the layer's
-                                          * input is not given */
+/* Beside the taps' bits: what is behind the layer's input is not given. */
+#define BEHIND_INPUT ((uint64_t)1 << 63)
 
 /* Whether tensors that are what a residual sum adds, without the stream, were recorded so (vLLM's
  * layers return the two apart) or computed so, which is a mistake (MODEL.md 12.12). */
@@ -37,10 +37,8 @@ typedef struct judging {
     row_bound scratch;            /* a row's bounds; owned */
     float *probs_row;             /* [E] */
     bool seen[Q3_TAP_COUNT];      /* in this layer */
-    uint64_t between[Q3_TAP_COUNT]; /* of this layer, behind each tap, itself too: bit id of what
-                                     * is not given */
-    q3_layer_tap *earlier, *list;    /* not given, behind what this layer starts from; room for a
-                                      * finding's */
+    uint64_t between[Q3_TAP_COUNT]; /* of this layer, from each tap on: bits of what is missing */
+    q3_layer_tap *earlier, *list; /* missing behind what this layer starts from; for a finding */
     size_t earlier_count;
     told_causes told[Q3_TAP_COUNT][2]; /* by tap, and whether it is a rounding */
     double budget;                /* multiplications that searches for causes have left */
@@ -731,9 +729,7 @@ static void see_tap(void *user, const q3_tap *tap)
         memcpy(w->input_var, w->var[tap->id], count * sizeof *w->input_var);
         j->earlier_count = list_taps(j, j->earlier, j->between[tap->id], 0);
     }
-    if (tap->id != Q3_TAP_LAYER) return;
-    end_layer(j);
-    show(j, "check: layer", tap->layer + 1);
+    if (tap->id == Q3_TAP_LAYER) end_layer(j), show(j, "check: layer", tap->layer + 1);
 }
 
 /* ==== Memory and the run ====================================================================== */
@@ -780,13 +776,13 @@ static void judging_free(judging *j)
 
 static q3_status make_state(judging *j, const q3_run *whole)
 {
-    q3_run own = *whole, *run = &own;
-    run->logit_rows = 1; /* the fewest; judge_logits has its own */
-    size_t size = q3_state_size(j->w.config, run);
+    q3_run run = *whole;
+    run.logit_rows = 1; /* the fewest; judge_logits has its own */
+    size_t size = q3_state_size(j->w.config, &run);
     j->memory = size == 0 ? NULL : malloc(size);
     if (j->memory == NULL)
         return q3_fail(j->error, Q3_ERROR_MEMORY, "no memory for a state of %zu bytes", size);
-    j->state = q3_state_init(j->memory, size, j->w.config, j->w.weights, run);
+    j->state = q3_state_init(j->memory, size, j->w.config, j->w.weights, &run);
     if (j->state == NULL)
         return q3_fail(j->error, Q3_ERROR_ARITHMETIC, "arithmetic: %s", q3_selftest());
     return Q3_OK;
