@@ -236,10 +236,13 @@ static void put_text(writer *w, const directive *d, const char *text)
     char piece[Q3_SHOWN];
     size_t length = 0, begin = w->used;
     if (text == NULL) text = "(null)";
-    while ((!d->bounded || length < d->precision) && text[length] != 0) length++;
+    if (!d->bounded) length = strlen(text);
+    while (d->bounded && length < d->precision && text[length] != 0) length++;
     for (int i = 0; i < 3 && !d->star && length > 0 && ((uint8_t)text[length] & 0xC0u) == 0x80; i++)
         length--;
-    for (size_t at = 0; at < length;) {
+    size_t whole = !w->shown && length < w->room - w->used ? length : 0; /* at once: as most are */
+    put(w, text, whole);
+    for (size_t at = whole; at < length;) {
         at += take(piece, w, text + at, length - at);
         size_t n = strlen(piece);
         if (d->bounded && !d->star && w->used - begin + n > d->precision) break;
@@ -341,7 +344,9 @@ static size_t write_format(writer *w, const char *format, va_list given)
     for (const char *p = format; *p != 0 && w->room > 0;) {
         const char *end = strchr(p, '%');
         size_t length = end != NULL ? (size_t)(end - p) : strlen(p);
-        for (size_t i = 0; i < length; i++) put(w, p + i, 1);
+        bool whole = length < w->room - w->used;
+        put(w, p, whole ? length : 0);
+        for (size_t i = whole ? length : 0; i < length; i++) put(w, p + i, 1);
         p += length;
         if (*p == 0) break;
         p++;
