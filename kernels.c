@@ -243,12 +243,12 @@ static const q3_kernels sets[] = {TABLE(baseline), TABLE(avx2), TABLE(avx512)};
 static bool has_f16c(void)
 {
     unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29); /* depends on the machine */
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29);
 }
 
 /* How many of them this processor runs: each has all that the one before it has. */
 static size_t ask_for_sets(void)
-{ /* depends on the machine */
+{
     if (!has_f16c()) return 1;
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
     bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&

@@ -353,9 +353,8 @@ INLINE void NAME(any_few)(double *lanes, size_t T, const uint8_t *const w[FEW_RO
                           const double *x, size_t steps, bool first, size_t ahead,
                           uint32_t mask, const enum NAME(way) way, size_t n)
 {
-    switch (n) { /* not reached: none of them, n is 1 to FEW */
-        CASE(1); CASE(2); CASE(3); CASE(4);
-        CASE(5); CASE(6); CASE(7); CASE(8); /* depends on the machine */
+    switch (n) {
+        CASE(1); CASE(2); CASE(3); CASE(4); CASE(5); CASE(6); CASE(7); CASE(8);
     }
 }
 #undef CASE
@@ -664,10 +663,9 @@ INLINE void NAME(lane_tile)(double *waiting, size_t i, const double *w, const do
 INLINE void NAME(any_lane)(double *waiting, size_t i, const double *w, const double *x,
                            size_t steps, ask next, size_t n)
 {
-    switch (n) { /* not reached: none of them, n is 1 to TILE */
-        CASE(1); CASE(2); CASE(3); CASE(4); CASE(5);
-        CASE(6); CASE(7); CASE(8); CASE(9); /* depends on the machine */
-        CASE(10); CASE(11); CASE(12); /* depends on the machine */
+    switch (n) {
+        CASE(1); CASE(2); CASE(3); CASE(4); CASE(5); CASE(6);
+        CASE(7); CASE(8); CASE(9); CASE(10); CASE(11); CASE(12);
     }
 }
 #undef CASE

@@ -89,7 +89,7 @@ static size_t round_up(size_t n, size_t step)
  * it takes. */
 static size_t tile_lay_out(tile *t, double *base, size_t rows)
 {
-    const size_t sizes[] = {VALUES * t->depth, /* not below width */
+    const size_t sizes[] = {round_up(VALUES * (t->width > t->depth ? t->width : t->depth), LINE),
                             rows * t->room, rows * t->depth, rows * t->width, rows * VALUES, rows};
     double **pieces[] = {&t->wide, &t->panel, &t->q, &t->sums, &t->probs, &t->max};
     size_t used = 0;

@@ -88,17 +88,14 @@ static uint32_t load16(const uint8_t *p)
 {
     uint16_t u;
     memcpy(&u, p, 2);
-    if (big_endian()) return (uint32_t)((u >> 8 | u << 8) & 0xFFFF); /* depends on the machine */
-    return u;
+    return big_endian() ? (uint32_t)((u >> 8 | u << 8) & 0xFFFF) : u;
 }
 
 static uint32_t load32(const uint8_t *p)
 {
     uint32_t u;
     memcpy(&u, p, 4);
-    if (big_endian()) /* depends on the machine */
-        return u >> 24 | (u >> 8 & 0xFF00) | (u << 8 & 0xFF0000) | u << 24;
-    return u;
+    return big_endian() ? u >> 24 | (u >> 8 & 0xFF00) | (u << 8 & 0xFF0000) | u << 24 : u;
 }
 
 /* ==== Conversions (MODEL.md section 2) ======================================================== */
@@ -1078,7 +1075,7 @@ void q3_expert_linear(float *y, const float *x, const int32_t *ids, const q3_mlp
     for (size_t e = 0; e < E; e++) {
         size_t n = 0;
         for (size_t slot = 0; slot < T * A; slot++) {
-            if ((size_t)ids[slot] != e) continue;
+            if (ids[slot] < 0 || (size_t)ids[slot] != e) continue;
             size_t row = projection == Q3_DOWN_PROJ ? slot : slot / A;
             Q3_CHECK(n < T);
             memcpy(in + n++ * C, x + row * C, C * sizeof *in);
@@ -1087,7 +1084,7 @@ void q3_expert_linear(float *y, const float *x, const int32_t *ids, const q3_mlp
         q3_linear(out, in, projection_of(&experts[e], projection), no_bias, n, N, C, dtype);
         n = 0;
         for (size_t slot = 0; slot < T * A; slot++)
-            if ((size_t)ids[slot] == e)
+            if (ids[slot] >= 0 && (size_t)ids[slot] == e)
                 memcpy(y + slot * N, out + n++ * N, N * sizeof *y);
     }
 }
@@ -1315,17 +1312,9 @@ static void run_dense(const pass *p, const q3_mlp *w)
 
 bool q3_layer_is_sparse(const q3_config *config, size_t layer)
 {
-    size_t low = 0, high = config->mlp_only_count;
-    if (config->num_experts == 0 || (layer + 1) % config->decoder_sparse_step != 0) return false;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (config->mlp_only_layers[middle] == layer) return false;
-        if (config->mlp_only_layers[middle] < layer)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return true;
+    for (size_t i = 0; i < config->mlp_only_count; i++)
+        if (config->mlp_only_layers[i] == layer) return false;
+    return config->num_experts > 0 && (layer + 1) % config->decoder_sparse_step == 0;
 }
 
 /* Attention and its residual sum, then experts or a dense MLP and theirs. */
@@ -1387,7 +1376,6 @@ static void say(q3_error *error, const char *text)
     if (error == NULL) return;
     size_t at = 0;
     while (error->text[at] != 0) at++;
-    /* not reached: no message of this file is that long */
     for (; *text != 0 && at + 1 < sizeof error->text; text++) error->text[at++] = *text;
     error->text[at] = 0;
 }
@@ -1481,14 +1469,14 @@ typedef struct q3_arena {
 /* The next piece: rows * columns elements of this size, on a cache line of its own. */
 static void *take(q3_arena *arena, size_t rows, size_t columns, size_t size)
 {
-    const size_t step = 64, most = SIZE_MAX / step * step; /* `used` is a multiple of step too */
+    const size_t step = 64;
     if (arena->too_large || (columns != 0 && rows > SIZE_MAX / columns) ||
-        rows * columns > (most - arena->used) / size) {
+        rows * columns > (SIZE_MAX - step - arena->used) / size) {
         arena->too_large = true;
         return NULL;
     }
     void *piece = arena->base == NULL ? NULL : arena->base + arena->used;
-    arena->used += (rows * columns * size + (step - 1)) / step * step;
+    arena->used += (rows * columns * size + step - 1) / step * step;
     return piece;
 }
 
@@ -1503,8 +1491,8 @@ static void lay_out(q3_state *s, q3_arena *arena, const q3_config *c, const q3_r
 {
     size_t T = run->chunk, M = c->hidden_size, hd = c->head_dim, E = c->num_experts;
     size_t A = E > 0 ? c->num_experts_per_tok : 1, f = sizeof(float);
-    size_t F = E > 0 ? c->moe_intermediate_size : 0;
-    size_t inner = largest(c->intermediate_size, A * F); /* a layer without experts may be wider */
+    size_t wide = largest(c->intermediate_size, E > 0 ? c->moe_intermediate_size : 0);
+    size_t inner = largest(c->intermediate_size, E > 0 ? A * c->moe_intermediate_size : 0);
     size_t key_values = c->num_key_value_heads * hd;
     size_t cache = run->end_layer - run->first_layer;
     if (cache != 0 && run->rows > SIZE_MAX / cache) arena->too_large = true;
@@ -1529,7 +1517,7 @@ static void lay_out(q3_state *s, q3_arena *arena, const q3_config *c, const q3_r
     s->gate = take(arena, T, inner, f);
     s->up = take(arena, T, inner, f);
     s->down = take(arena, T, A * M, f);
-    s->gathered = take(arena, T, M + F, f);
+    s->gathered = take(arena, T, M + wide, f);
     bool head = run->end_layer == c->num_hidden_layers;
     s->logits = take(arena, head ? logit_room(run) : 0, c->vocab_size, f);
 }
@@ -1541,8 +1529,6 @@ static void check_run(const q3_config *config, const q3_run *run)
     Q3_CHECK(run->first_layer <= run->end_layer && run->end_layer <= config->num_hidden_layers);
     Q3_CHECK(run->chunk >= 1 && run->chunk <= run->rows && run->rows <= Q3_MAX_POSITIONS);
     Q3_CHECK(run->start <= Q3_MAX_POSITIONS - run->rows && run->logit_rows <= run->chunk);
-    for (size_t i = 1; i < config->mlp_only_count; i++)
-        Q3_CHECK(config->mlp_only_layers[i - 1] < config->mlp_only_layers[i]);
 }
 
 size_t q3_state_size(const q3_config *config, const q3_run *run)
@@ -1612,7 +1598,7 @@ size_t q3_cached(const q3_state *state)
 
 /* Subnormals kept, rounding to nearest; a few instructions, also run at each call of q3_forward. */
 static const char *broken_mode(void)
-{ /* depends on the machine */
+{
     volatile float smallest_normal = FLT_MIN, half = 0.5f;
     volatile double one = 1.0, tiny = 0x1p-53, more = 0x1.8p-53, smallest_double = DBL_MIN;
     volatile float flushed = smallest_normal * half;
@@ -1627,7 +1613,7 @@ static const char *broken_mode(void)
 
 /* A sum whose last bit depends on its order. */
 static bool lanes_hold(void)
-{ /* depends on the machine */
+{
     float w[77], x[77];
     uint32_t u = 12345;
     for (size_t i = 0; i < 77; i++) {
@@ -1644,7 +1630,7 @@ static bool lanes_hold(void)
 }
 
 static bool sums_as_written(void)
-{ /* depends on the machine */
+{
     volatile double one = 1.0, tiny = 0x1p-60, big = 0x1p53;
     volatile double rest = (one + tiny) - one, steps = ((big + one) + one) + one;
     return rest == 0.0 && steps == big;
@@ -1656,15 +1642,15 @@ static bool nan_is_unequal(void)
     return nan != nan;
 }
 
+/* The hardest argument of sine, and one of each other function. */
 /* An argument of exp that is as near to one multiple of ln 2 as to the next. */
 static double half_way(double i)
 {
     return (i - 11.5) * 0x1.62e42fefa39efp-1;
 }
 
-/* The hardest argument of sine, and one of each other function. */
 static bool functions_hold(void)
-{ /* depends on the machine */
+{
     volatile float hard = 0x1.33333p13f, three = 3.0f;
     volatile double one = 1.0;
     double many[24];
@@ -1681,7 +1667,7 @@ static bool functions_hold(void)
 
 /* Ties, just above a tie, and a subnormal. */
 static bool rounding_holds(void)
-{ /* depends on the machine */
+{
     volatile double one = 1.0, above = 0x1p-40;
     return q3_round(one * 0x1.01p0, Q3_BF16) == 1.0f &&
            q3_round(one * 0x1.03p0, Q3_BF16) == 0x1.04p0f &&
@@ -1724,7 +1710,6 @@ const char *q3_selftest_check(size_t index, bool *holds)
 const char *q3_selftest(void)
 {
     for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
-        /* not reached: a test can set the modes, and break nothing else */
         if (!checks[i].holds()) return i == 0 ? broken_mode() : checks[i].broken;
     return NULL;
 }

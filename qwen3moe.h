@@ -36,17 +36,12 @@
  * every build). Bad input (a file, a config, a token) returns a status and fills q3_error with one
  * line that names the thing, what was found and what was expected; outputs are then untouched.
  * Every `error` argument may be NULL: the status alone is then told. The library never prints or
- * exits, and reads neither environment nor locale. It handles no signal, which matters to files:
- * weights and tensors are read where their file is mapped, and a file that somebody cuts, or whose
- * disk fails, while it is open stops the program there: SIGBUS on POSIX, EXCEPTION_IN_PAGE_ERROR on
- * Windows, which a program may handle (the command does: one line, and exit status 2). What is
- * changed in place may be read as it was or as it is; replace files by renaming another one. And a
- * program that ends by a signal leaves what a q3_writer has begun. Fields of structs are to be read
- * only, unless said otherwise; their layout may change.
+ * exits, and reads neither environment nor locale. Fields of structs are to be read only, unless
+ * said otherwise; their layout may change.
  *
- * Threads. There is no shared state: no variable of the library ever changes but those that
- * q3_use_kernels and the command set, the latter before it opens anything. Functions that take
- * values and arrays alone may run at any time in any thread. Of the objects:
+ * Threads. There is no shared state: no variable of the library ever changes but the one that
+ * q3_use_kernels sets, which programs need not call. Functions that take values and arrays alone
+ * may run at any time in any thread. Of the objects:
  *   q3_config, q3_weights, what they point to   never changed; any number of states may share them
  *   q3_model      q3_model_open, _load, _eos, _close: one thread; the others: any number
  *   q3_state      one thread at a time
@@ -107,10 +102,7 @@ typedef enum q3_status {
     Q3_ERROR_ARITHMETIC = -4 /* this compiler or processor does not do what is said above */
 } q3_status;
 
-/* One line of text, without a newline, ended by 0. Untouched where a function returns Q3_OK. It is
- * UTF-8, whole characters, and fit for a terminal whatever a file or a name held: a character that
- * controls one, turns the text's direction, separates lines or has no width, and a byte that is not
- * UTF-8, stands in it as \n, \r, \t, \x1B or \u{202E}. A backslash stays as it is. */
+/* One line of text, without a newline, ended by 0. Untouched where a function returns Q3_OK. */
 typedef struct q3_error { char text[512]; } q3_error;
 
 typedef enum q3_dtype {
@@ -163,7 +155,7 @@ typedef struct q3_config {
     bool tie_word_embeddings;       /* lm_head is embed_tokens */
     bool dense;                     /* model_type "qwen3": E is 0; the modules' names are others */
     q3_rope rope;
-    const size_t *mlp_only_layers;  /* layers that are dense, ascending, each once; may be NULL */
+    const size_t *mlp_only_layers;  /* layers that are dense, any order; may be NULL */
     size_t mlp_only_count;
 } q3_config;
 

@@ -59,7 +59,7 @@ bool q3_token_is(const q3_tokenizer *t, uint32_t i, uint8_t kind, const uint8_t 
 uint32_t q3_find_token(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, size_t n)
 {
     uint64_t hash = q3_token_hash(t, kind, p, n);
-    size_t s = (size_t)hash & t->slot_mask;
+    size_t s = hash & t->slot_mask;
     while (t->slots[s].token != Q3_NONE && (t->slots[s].tag != (uint32_t)(hash >> 32) ||
                                             !q3_token_is(t, t->slots[s].token, kind, p, n)))
         s = (s + 1) & t->slot_mask;
@@ -68,7 +68,7 @@ uint32_t q3_find_token(const q3_tokenizer *t, uint8_t kind, const uint8_t *p, si
 
 size_t q3_pair_slot(const q3_tokenizer *t, uint32_t left, uint32_t right)
 {
-    return (size_t)mix(t->pair_seed, (uint64_t)left << 32 | right) & t->pair_mask;
+    return mix(t->pair_seed, (uint64_t)left << 32 | right) & t->pair_mask;
 }
 
 /* What left and right make: the rank of the merge in the high half, the token in the low one;
@@ -429,10 +429,10 @@ q3_status q3_tokenizer_encode(const q3_tokenizer *tokenizer, const void *text, s
 {
     work w = {.t = tokenizer, .nfc = {.properties = tokenizer->properties}};
     const uint8_t *bytes = length > 0 ? text : (const uint8_t *)"";
-    if (length >= Q3_NONE)
-        return q3_fail(error, Q3_ERROR_INPUT, "text: found 4 GiB or more, expected less");
     q3_status status = check_utf8(bytes, length, error);
     if (status != Q3_OK) return status;
+    if (length >= Q3_NONE)
+        return q3_fail(error, Q3_ERROR_INPUT, "text: found 4 GiB or more, expected less");
     /* A short text is not worth a cache; without memory for one there is none. */
     for (w.cache_size = 64; w.cache_size < length / 64 && w.cache_size < 16384;) w.cache_size *= 2;
     if (length > 2048) w.cache = calloc(w.cache_size, sizeof *w.cache);
@@ -461,7 +461,7 @@ q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_t *ids,
 {
     const q3_tokenizer *t = tokenizer;
     q3_buffer out = {0};
-    bool room = true;
+    bool room = q3_reserve(&out, 1, 1);
     for (size_t i = 0; i < count && room; i++) {
         uint32_t k = q3_find_id(t, 0, t->vocabulary, ids[i]);
         k = k != Q3_NONE ? k : q3_find_id(t, t->vocabulary, t->count, ids[i]);
@@ -471,9 +471,9 @@ q3_status q3_tokenizer_decode(const q3_tokenizer *tokenizer, const int32_t *ids,
                            "ids[%zu]: found %ld, expected the id of a token", i, (long)ids[i]);
         }
         size_t n = t->offsets[k + 1] - t->offsets[k] - 1;
-        room = q3_append(&out, t->pool + t->offsets[k] + 1, n);
+        room = q3_reserve(&out, n + 1, 1) && q3_append(&out, t->pool + t->offsets[k] + 1, n);
     }
-    if (!room || !q3_reserve(&out, 1, 1)) {
+    if (!room) {
         free(out.data);
         return q3_no_memory(error, "tokenizer");
     }

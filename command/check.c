@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* check.c - `qwen3moe check`: judges another implementation's tensors. */
 #include "command/command.h"
-#include "host/gguf.h"
 #include "judge/judge.h"
 
 #include <stdlib.h>
@@ -58,19 +57,11 @@ static q3_status give_tokens(q3_judge *judge, const command_line *command, q3_er
     return status;
 }
 
-/* The model's tokenizer, for the text of the tokens; NULL where it has none, or one of another
- * kind. A system that fails is an error all the same: else the report would be another one. */
-static q3_status find_tokenizer(q3_tokenizer **tokenizer, const command_line *command,
-                                q3_error *error)
+/* The model's tokenizer, for the text of the tokens; NULL where there is none that can be read. */
+static q3_tokenizer *find_tokenizer(const command_line *command)
 {
-    q3_error why;
-    char *path = q3_join(command->model, "/", "tokenizer.json");
-    if (path == NULL) return q3_no_memory(error, command->model);
-    bool there = q3_names_gguf(command->model) || q3_exists(path);
-    free(path);
-    q3_status status = there ? open_tokenizer(tokenizer, command, &why) : Q3_OK;
-    if (status == Q3_OK || status == Q3_ERROR_INPUT) return Q3_OK;
-    return q3_fail(error, status, "%s", why.text);
+    q3_tokenizer *tokenizer;
+    return open_tokenizer(&tokenizer, command, NULL) == Q3_OK ? tokenizer : NULL;
 }
 
 /* One file under judgement. */
@@ -175,11 +166,9 @@ q3_status verb_check(const command_line *command, q3_error *error)
     q3_status status = read_options(&options, command, error);
     if (status == Q3_OK) status = open_outputs(&outputs, command, error);
     if (status != Q3_OK) return status;
-    q3_tokenizer *tokenizer = NULL;
-    status = find_tokenizer(&tokenizer, command, error);
+    q3_tokenizer *tokenizer = find_tokenizer(command);
     options.tokenizer = tokenizer;
-    if (status == Q3_OK)
-        status = check_sides(sides, count, command, &options, &outputs, error);
+    status = check_sides(sides, count, command, &options, &outputs, error);
     for (size_t i = 0; i < count; i++) side_close(&sides[i]);
     q3_tokenizer_free(tokenizer);
     abandon_outputs(&outputs);

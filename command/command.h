@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* command.h - what the files of the `qwen3moe` command share. Private: one file a verb,
- * options.c, overwrite.c, output.c and session.c for all. */
+ * options.c and session.c for all. */
 #ifndef Q3_COMMAND_H
 #define Q3_COMMAND_H
 
@@ -28,8 +28,6 @@ typedef struct command_line {
     const char *operand;              /* second operand, or NULL */
     const char **operands;            /* all of them, in order */
     size_t operand_count;
-    size_t file_count;                /* so many of them are read as files or folders */
-    bool has_model;                   /* the first is one */
     const char *value[OPTION_COUNT];  /* NULL: not given; "" for an option without a value */
     const char **taps;                /* every --taps, in order */
     size_t tap_count;
@@ -49,15 +47,6 @@ q3_status verb_check(const command_line *command, q3_error *error);
 q3_status verb_diff(const command_line *command, q3_error *error);
 q3_status verb_report(const command_line *command, q3_error *error);
 q3_status verb_selftest(const command_line *command, q3_error *error);
-
-/* ==== The operating system (system.c) ========================================================= */
-
-/* First in main. Arguments become UTF-8; output is bytes; a signal that ends the command removes
- * the files that it was writing, and one because a mapped file was cut is an error of that file. */
-q3_status system_begin(int *argc, char ***argv, q3_error *error);
-/* The files that are being written, where nobody else will. */
-void remove_temporaries(void);
-bool is_terminal(FILE *file);
 
 /* ==== The command line (options.c) ============================================================ */
 
@@ -88,13 +77,7 @@ q3_status integer_option(const command_line *command, option_id option, uint64_t
 q3_status number_option(const command_line *command, option_id option, double absent, double *value,
                         q3_error *error);
 
-/* ==== What is written (overwrite.c) =========================================================== */
-
-/* Before any work: no output is an input, a file of the model that no earlier run wrote, or
- * standard output under another name. */
-q3_status check_outputs(const command_line *command, q3_error *error);
-
-/* ==== Tokens, model (session.c) =============================================================== */
+/* ==== Tokens, model, progress (session.c) ===================================================== */
 
 /* Tokens of a run, owned (free). */
 typedef struct token_list {
@@ -143,30 +126,7 @@ void session_close(q3_session *session);
 q3_status session_check_tokens(const q3_session *session, const token_list *tokens, size_t more,
                                q3_error *error);
 
-/* ==== What is printed (output.c) ============================================================== */
-
-/* q3_message to a file: texts stand in it as they may be shown, and at most 1023 bytes of them. */
-void say(FILE *file, const char *format, ...) Q3_PRINTF(2, 3);
-/* A finished text to standard output: a report, an object of JSON. */
-void say_text(const char *text);
-
-/* Data on its way to standard output; zeros. */
-typedef struct data_output {
-    bool begun, terminal;
-    uint8_t held[4]; /* of a character whose end may come yet */
-    size_t count;
-} data_output;
-
-/* The bytes as they are; on a terminal, which must not be told by a file what to do, as they may be
- * shown, but for the ends of lines and tabs. */
-void say_data(data_output *out, const uint8_t *bytes, size_t length);
-/* There is no more. */
-void end_data(data_output *out);
-
-/* ==== Progress (session.c) ==================================================================== */
-
-/* What was printed so far has reached its place, or an error says so. */
-q3_status check_printed(q3_error *error);
+bool is_terminal(FILE *file);
 
 /* Work of which something is shown; what is set, the rest zeros. */
 typedef struct progress {

@@ -4,7 +4,6 @@
 
 #include "host/sha256.h"
 #include "host/taps.h"
-#include "judge/backend.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -144,98 +143,101 @@ static q3_status write_ids(q3_writer *writer, const dump_plan *plan, const q3_se
     return status;
 }
 
-/* What --from gives: the hidden states that layer A starts from, read as check reads a file. */
+/* What --from gives: the hidden states that layer A starts from. */
 typedef struct dump_source {
-    backend file;
-    const q3_entry *hidden; /* NULL: no --from */
+    q3_tensors *file;
+    const q3_entry *hidden;
 } dump_source;
 
-/* The dtype that the file says, if it says one, is the run's; other systems write none. */
-static q3_status check_dtype(const dump_source *source, const q3_session *session, q3_error *error)
+/* A file without the key passes: other systems write none. */
+static q3_status check_metadata(const q3_tensors *file, const char *path, const char *key,
+                                const char *expected, q3_error *error)
 {
-    q3_dtype found = source->file.dtype, expected = session->run.dtype;
-    if (found == Q3_AUTO || expected == Q3_AUTO || found == expected) return Q3_OK;
-    return q3_fail(error, Q3_ERROR_INPUT, "%s: metadata dtype: found %s, expected %s",
-                   source->file.name, q3_dtype_name(found), q3_dtype_name(expected));
+    const char *found = q3_tensors_metadata(file, key);
+    if (found == NULL || strcmp(found, expected) == 0) return Q3_OK;
+    return q3_fail(error, Q3_ERROR_INPUT, "%s: metadata %s: found %.160s, expected %.160s", path,
+                   key, found, expected);
 }
 
 /* The ids of --from, where it has any: taken if none were given, else they must be the same. */
-static q3_status source_ids(const backend *file, token_list *tokens, q3_error *error)
+static q3_status source_ids(const dump_source *source, const char *path, token_list *tokens,
+                            size_t T, q3_error *error)
 {
-    for (size_t t = 0; t < tokens->count && file->ids != NULL; t++)
-        if (file->ids[t] != tokens->ids[t])
+    const q3_entry *ids = q3_tensors_find(source->file, "input_ids");
+    bool given = tokens->count != 0;
+    if (ids == NULL || ids->rank != 1 || ids->shape[0] != T ||
+        (ids->dtype != Q3_I64 && ids->dtype != Q3_I32))
+        return Q3_OK;
+    if (!given) tokens->ids = malloc(T * sizeof *tokens->ids);
+    if (tokens->ids == NULL) return q3_no_memory(error, path);
+    tokens->count = T;
+    for (size_t t = 0; t < T; t++) {
+        int64_t id;
+        q3_entry_integers(&id, ids, t, 1);
+        if (given && id != tokens->ids[t])
             return q3_fail(error, Q3_ERROR_INPUT,
-                           "%s: input_ids: found %ld for token %zu, expected %ld as given",
-                           file->name, (long)file->ids[t], t, (long)tokens->ids[t]);
-    if (file->ids == NULL || tokens->count != 0) return Q3_OK;
-    tokens->ids = malloc(file->T * sizeof *tokens->ids);
-    if (tokens->ids == NULL) return q3_no_memory(error, file->name);
-    memcpy(tokens->ids, file->ids, file->T * sizeof *tokens->ids);
-    tokens->count = file->T;
-    return Q3_OK;
-}
-
-/* The hidden states: *T rows, one a token. */
-static q3_status source_hidden(dump_source *source, const q3_session *session,
-                               const token_list *tokens, size_t *T, q3_error *error)
-{
-    const backend *file = &source->file;
-    char name[Q3_TAP_NAME_SIZE];
-    size_t M = session->config->hidden_size;
-    q3_tap_name(name, Q3_TAP_LAYER, session->run.first_layer - 1);
-    const q3_entry *hidden = q3_tensors_find(file->file, name);
-    if (hidden == NULL)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: missing", file->name, name);
-    bool floats = hidden->dtype <= Q3_F16 || hidden->dtype == Q3_F64;
-    if (!floats || hidden->rank != 2 || hidden->shape[0] == 0 ||
-        hidden->shape[0] > Q3_MAX_POSITIONS || hidden->shape[1] != M)
-        return q3_fail(error, Q3_ERROR_INPUT,
-                       "%s: %s: found another shape or integers, expected floats [T,%zu]",
-                       file->name, name, M);
-    *T = (size_t)hidden->shape[0];
-    if (tokens->count != 0 && tokens->count != *T)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found %zu rows, expected %zu, one a token",
-                       file->name, name, *T, tokens->count);
-    if (file->T != 0 && file->T != *T)
-        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found %zu rows, expected %zu as the file "
-                       "has %s", file->name, name, *T, file->T,
-                       file->ids != NULL ? "input_ids" : "position_ids");
-    source->hidden = hidden;
+                           "%s: input_ids: found %lld for token %zu, expected %ld as given", path,
+                           (long long)id, t, (long)tokens->ids[t]);
+        if (!given) tokens->ids[t] = id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
+    }
     return Q3_OK;
 }
 
 /* Opens --from, checks that it is of this model and these tokens, and takes its ids. */
-static q3_status source_open(dump_source *source, const command_line *command,
-                             const q3_session *session, token_list *tokens, size_t *T,
-                             q3_error *error)
+static q3_status source_open(dump_source *source, const command_line *command, q3_session *session,
+                             token_list *tokens, size_t *T, q3_error *error)
 {
     const char *path = command->value[OPTION_FROM];
+    char name[Q3_TAP_NAME_SIZE];
+    size_t M = session->config->hidden_size;
     if (path == NULL)
         return q3_fail(error, Q3_ERROR_INPUT,
                        "--from is missing: a file with the output of layer %zu, to start from",
                        session->run.first_layer - 1);
-    q3_status status = q3_backend_init(&source->file, session->config, path, error);
-    if (status == Q3_OK) status = q3_backend_add_file(&source->file, path, error);
-    if (status == Q3_OK) status = check_dtype(source, session, error);
-    if (status == Q3_OK) status = q3_backend_read(&source->file, error);
-    if (status == Q3_OK) status = source_hidden(source, session, tokens, T, error);
-    if (status == Q3_OK) status = q3_backend_bind(&source->file, *T, error);
-    if (status == Q3_OK && source->file.past > 0)
-        status = q3_fail(error, Q3_ERROR_INPUT, "%s: found a run behind %zu keys, expected one "
-                         "that begins with an empty cache", path, source->file.past);
-    return status == Q3_OK ? source_ids(&source->file, tokens, error) : status;
+    q3_status status = q3_tensors_open(&source->file, path, error);
+    if (status == Q3_OK)
+        status = check_metadata(source->file, path, "config", q3_model_config_json(session->model),
+                                error);
+    if (status == Q3_OK && session->run.dtype != Q3_AUTO)
+        status = check_metadata(source->file, path, "dtype", q3_dtype_name(session->run.dtype),
+                                error);
+    if (status != Q3_OK) return status;
+    q3_tap_name(name, Q3_TAP_LAYER, session->run.first_layer - 1);
+    const q3_entry *hidden = source->hidden = q3_tensors_find(source->file, name);
+    if (hidden == NULL)
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: missing", path, name);
+    if (hidden->rank != 2 || hidden->shape[0] == 0 || hidden->shape[0] > Q3_MAX_POSITIONS ||
+        hidden->shape[1] != M || hidden->dtype == Q3_I32 || hidden->dtype == Q3_I64)
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "%s: %s: found another shape or integers, expected floats [T,%zu]", path,
+                       name, M);
+    *T = (size_t)hidden->shape[0];
+    if (tokens->count != 0 && tokens->count != *T)
+        return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found %zu rows, expected %zu, one a token",
+                       path, name, *T, tokens->count);
+    return source_ids(source, path, tokens, *T, error);
 }
 
-/* --start, else where --from says that it starts, else 0; if both are there they must agree. */
+/* --start, else what --from's metadata says, else 0; if both are there they must agree. */
 static q3_status read_start(const command_line *command, const dump_source *source,
                             q3_session *session, q3_error *error)
 {
-    uint64_t absent = source->file.start, start;
+    const char *given = source->file != NULL ? q3_tensors_metadata(source->file, "start") : NULL;
+    uint64_t absent = 0, start;
+    for (const char *p = given; p != NULL && *p != 0; p++) {
+        if (*p < '0' || *p > '9' || absent > Q3_MAX_POSITIONS)
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: metadata start: found %.40s, expected a position below %zu",
+                           command->value[OPTION_FROM], given, Q3_MAX_POSITIONS);
+        absent = absent * 10 + (uint64_t)(*p - '0');
+    }
     q3_status status = integer_option(command, OPTION_START, 0, Q3_MAX_POSITIONS - 1, absent,
                                       &start, error);
-    if (status == Q3_OK && source->file.has_start && start != absent)
-        return q3_fail(error, Q3_ERROR_INPUT, "--start: found %llu, expected %llu as in %s",
-                       (unsigned long long)start, (unsigned long long)absent, source->file.name);
+    if (status == Q3_OK && given != NULL && start != absent)
+        return q3_fail(error, Q3_ERROR_INPUT,
+                       "--start: found %llu, expected %llu as in the metadata of %s",
+                       (unsigned long long)start, (unsigned long long)absent,
+                       command->value[OPTION_FROM]);
     session->run.start = (size_t)(start < Q3_MAX_POSITIONS ? start : Q3_MAX_POSITIONS);
     return status;
 }
@@ -279,7 +281,7 @@ static q3_status describe(resumable *run, run_texts *texts, const command_line *
     const q3_entry *hidden = source->hidden;
     for (size_t i = 4; metadata[i] != NULL; i += 2) /* behind format and producer */
         resumable_add(run, metadata[i], metadata[i + 1]);
-    q3_print(texts->layers, sizeof texts->layers, "%zu:%zu", session->run.first_layer,
+    snprintf(texts->layers, sizeof texts->layers, "%zu:%zu", session->run.first_layer,
              session->run.end_layer);
     sha256_init(&sum);
     for (size_t i = 0; i < tokens->count; i++)
@@ -326,7 +328,7 @@ static q3_status write_file(const command_line *command, q3_session *session, co
     run_texts texts = {.layers = ""};
     size_t next;
     char start[24];
-    q3_print(start, sizeof start, "%zu", session->run.start);
+    snprintf(start, sizeof start, "%zu", session->run.start);
     const char *metadata[] = {
         "format", "qwen3moe-taps-1", "producer", "qwen3moe", "dtype",
         q3_dtype_name(session->run.dtype),
@@ -384,7 +386,9 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
     session->run.rows = T;
     session->run.chunk = chunk < T ? (size_t)chunk : T;
     status = session_load_layers(session, command, error);
-    if (status == Q3_OK) status = check_dtype(source, session, error);
+    if (status == Q3_OK && source->file != NULL)
+        status = check_metadata(source->file, command->value[OPTION_FROM], "dtype",
+                                q3_dtype_name(session->run.dtype), error);
     if (status == Q3_OK) status = plan_make(plan, command, session, tokens, T, error);
     if (status == Q3_OK) status = write_file(command, session, plan, tokens, source, T, error);
     if (status != Q3_OK) return status;
@@ -394,10 +398,10 @@ static q3_status dump(const command_line *command, q3_session *session, token_li
         for (size_t r = 0; r < e->rank; r++) elements *= e->shape[r];
         bytes += elements * q3_dtype_size(e->dtype);
     }
-    bool standard = q3_is_standard(command->value[OPTION_OUTPUT]); /* which then holds the file */
-    say(standard ? stderr : stdout, "%.800s: %zu tensors of %zu tokens, %s, %llu bytes of data\n",
-        standard ? "standard output" : command->value[OPTION_OUTPUT], plan->count, T,
-        q3_dtype_name(session->run.dtype), (unsigned long long)bytes);
+    bool standard = strcmp(command->value[OPTION_OUTPUT], "-") == 0; /* which then holds the file */
+    fprintf(standard ? stderr : stdout, "%s: %zu tensors of %zu tokens, %s, %llu bytes of data\n",
+            standard ? "standard output" : command->value[OPTION_OUTPUT], plan->count, T,
+            q3_dtype_name(session->run.dtype), (unsigned long long)bytes);
     return Q3_OK;
 }
 
@@ -405,13 +409,12 @@ q3_status verb_dump(const command_line *command, q3_error *error)
 {
     q3_session session;
     token_list tokens = {NULL, 0};
-    dump_source source = {.file = {.dtype = Q3_AUTO}};
+    dump_source source = {NULL, NULL};
     dump_plan plan = {NULL, NULL, 0, NULL, NULL};
     if (command->value[OPTION_OUTPUT] == NULL)
         return q3_fail(error, Q3_ERROR_INPUT, "-o is missing: the file to write");
-    if (command->value[OPTION_RESUME] != NULL && q3_is_standard(command->value[OPTION_OUTPUT]))
-        return q3_fail(error, Q3_ERROR_INPUT, "--resume: found -o %.300s, expected a file",
-                       command->value[OPTION_OUTPUT]);
+    if (command->value[OPTION_RESUME] != NULL && strcmp(command->value[OPTION_OUTPUT], "-") == 0)
+        return q3_fail(error, Q3_ERROR_INPUT, "--resume: found -o -, expected a file");
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;
     bool given = command->value[OPTION_TOKENS] != NULL || command->value[OPTION_PROMPT] != NULL;
@@ -422,7 +425,7 @@ q3_status verb_dump(const command_line *command, q3_error *error)
                          "no tokens: give --tokens 1,2,3 or --prompt TEXT");
     if (status == Q3_OK) status = dump(command, &session, &tokens, &source, &plan, error);
     plan_free(&plan);
-    q3_backend_close(&source.file);
+    q3_tensors_close(source.file);
     free(tokens.ids);
     session_close(&session);
     return status;

@@ -58,7 +58,7 @@ static q3_status sampler_open(token_sampler *s, const command_line *command, siz
                        "--top-p: found %.40s, expected a number above 0, at most 1",
                        value[OPTION_TOP_P]);
     if (s->greedy) return Q3_OK;
-    s->candidates = calloc(vocab_size, sizeof *s->candidates);
+    s->candidates = malloc(vocab_size * sizeof *s->candidates);
     return s->candidates != NULL ? Q3_OK : q3_no_memory(error, "candidates of the vocabulary");
 }
 
@@ -106,10 +106,6 @@ static size_t keep_top_p(token_sampler *s, size_t kept, double *mass)
 static q3_status choose(token_sampler *s, const float *logits, int32_t *id, q3_error *error)
 {
     if (s->greedy) {
-        for (size_t i = 0; i < s->vocab_size; i++)
-            if (logits[i] != logits[i])
-                return q3_fail(error, Q3_ERROR_INPUT,
-                               "logits: found NaN for id %zu, expected numbers", i);
         *id = (int32_t)q3_argmax(logits, s->vocab_size);
         return Q3_OK;
     }
@@ -139,24 +135,23 @@ static q3_status choose(token_sampler *s, const float *logits, int32_t *id, q3_e
 typedef struct token_output {
     q3_tokenizer *tokenizer; /* NULL: ids */
     size_t printed;
-    data_output text;
 } token_output;
 
-/* An id behind a blank, or the bytes of the token, which may be a part of a character. Where they
- * cannot be written the rest need not be computed. */
+/* An id behind a blank, or the bytes of the token, which may be a part of a character. */
 static q3_status print_token(token_output *out, int32_t id, q3_error *error)
 {
     uint8_t *bytes;
     size_t length;
     if (out->tokenizer == NULL) {
-        say(stdout, "%s%ld", out->printed++ > 0 ? " " : "", (long)id);
-        return check_printed(error);
+        printf("%s%ld", out->printed++ > 0 ? " " : "", (long)id);
+        return Q3_OK;
     }
     q3_status status = q3_tokenizer_decode(out->tokenizer, &id, 1, &bytes, &length, error);
     if (status != Q3_OK) return status;
-    say_data(&out->text, bytes, length);
+    fwrite(bytes, 1, length, stdout);
+    fflush(stdout);
     free(bytes);
-    return check_printed(error);
+    return Q3_OK;
 }
 
 /* Whether id is one of ids[count]. */
@@ -211,13 +206,11 @@ static q3_status continue_prompt(q3_session *session, const token_list *tokens, 
         status = q3_forward(session->state, &input, NULL, NULL, error);
     }
     if (status != Q3_OK) return status;
-    end_data(&out->text);
-    say(stdout, "\n");
-    status = check_printed(error);
-    if (status != Q3_OK) return status;
-    say(stderr, "prompt: %zu tokens in %ld ms; generated: %zu tokens in %ld ms\n",
-        tokens->count, (long)((middle - begin) * 1000 / CLOCKS_PER_SEC), made,
-        (long)((clock() - middle) * 1000 / CLOCKS_PER_SEC));
+    putchar('\n');
+    fflush(stdout);
+    fprintf(stderr, "prompt: %zu tokens in %ld ms; generated: %zu tokens in %ld ms\n",
+            tokens->count, (long)((middle - begin) * 1000 / CLOCKS_PER_SEC), made,
+            (long)((clock() - middle) * 1000 / CLOCKS_PER_SEC));
     return Q3_OK;
 }
 
@@ -226,7 +219,7 @@ q3_status verb_generate(const command_line *command, q3_error *error)
     q3_session session;
     token_sampler sampler = {0};
     token_list tokens = {NULL, 0};
-    token_output out = {0};
+    token_output out = {NULL, 0};
     uint64_t n = 64;
     q3_status status = session_open(&session, command, error);
     if (status != Q3_OK) return status;

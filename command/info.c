@@ -25,21 +25,17 @@ q3_status verb_info(const command_line *command, q3_error *error)
     if (status == Q3_OK) {
         unsigned long long parameters = counts.parameters, active = counts.active_per_token;
         unsigned long long cache = counts.key_value_elements_per_token * size;
-        if (command->value[OPTION_JSON] == NULL) {
-            say_text(tree);
-            say(stdout, "\nparameters %llu\nactive per token %llu\nweights %s %llu\n"
-                "key/value per token %llu\n",
-                parameters, active, q3_dtype_name(dtype), parameters * size, cache);
-            say_text(fp8 ? "quantised fp8: the linear maps take a byte for each weight\n" : "");
-        } else {
-            say_text("{\"config\":");
-            say_text(q3_model_config_json(model));
-            say(stdout, ",\"parameters\":%llu,\"active_per_token\":%llu,"
-                "\"weights_dtype\":\"%s\",\"weights_bytes\":%llu,"
-                "\"key_value_bytes_per_token\":%llu%s}\n",
-                parameters, active, q3_dtype_name(dtype), parameters * size, cache,
-                fp8 ? ",\"quantised\":\"fp8\"" : "");
-        }
+        if (command->value[OPTION_JSON] == NULL)
+            printf("%s\nparameters %llu\nactive per token %llu\nweights %s %llu\n"
+                   "key/value per token %llu\n%s",
+                   tree, parameters, active, q3_dtype_name(dtype), parameters * size, cache,
+                   fp8 ? "quantised fp8: the linear maps take a byte for each weight\n" : "");
+        else
+            printf("{\"config\":%s,\"parameters\":%llu,\"active_per_token\":%llu,"
+                   "\"weights_dtype\":\"%s\",\"weights_bytes\":%llu,"
+                   "\"key_value_bytes_per_token\":%llu%s}\n",
+                   q3_model_config_json(model), parameters, active, q3_dtype_name(dtype),
+                   parameters * size, cache, fp8 ? ",\"quantised\":\"fp8\"" : "");
     }
     free(tree);
     q3_model_close(model);

@@ -121,25 +121,23 @@ static const verb_row verbs[] = {
 void print_help(const verb_row *verb)
 {
     if (verb == NULL) {
-        say_text("usage: qwen3moe VERB MODEL ... [options]\n\n"
-                 "MODEL is a Hugging Face model folder of a Qwen3-MoE, or llama.cpp's GGUF file.\n"
-                 "\n");
+        puts("usage: qwen3moe VERB MODEL ... [options]\n\n"
+             "MODEL is a Hugging Face model folder of a Qwen3-MoE, or llama.cpp's GGUF file.\n");
         for (size_t i = 0; i < VERB_COUNT; i++)
-            say(stdout, "  %-10s %s\n", verbs[i].name, verbs[i].help);
-        say_text("\nqwen3moe VERB --help prints a verb's options, qwen3moe --version the version.\n"
-                 "Exit status: 0 done or agrees, 1 differs, 2 bad usage, bad input or nothing to "
-                 "judge.\nNo output replaces a file that is read; in the model's folder it is a "
-                 "new file, or one\nthat an earlier run wrote.\n");
+            printf("  %-10s %s\n", verbs[i].name, verbs[i].help);
+        puts("\nqwen3moe VERB --help prints a verb's options, qwen3moe --version the version.\n"
+             "Exit status: 0 done or agrees, 1 differs, 2 bad usage, bad input or nothing to "
+             "judge.");
         return;
     }
-    say(stdout, "usage: qwen3moe %s%s%s%s%s [options]\n\n%s\n\n", verb->name,
-        verb->first != NULL ? " " : "", verb->first != NULL ? verb->first : "",
-        verb->operand != NULL ? " " : "", verb->operand != NULL ? verb->operand : "",
-        verb->help);
+    printf("usage: qwen3moe %s%s%s%s%s [options]\n\n%s\n\n", verb->name,
+           verb->first != NULL ? " " : "", verb->first != NULL ? verb->first : "",
+           verb->operand != NULL ? " " : "", verb->operand != NULL ? verb->operand : "",
+           verb->help);
     for (size_t i = 0; i < OPTION_COUNT; i++) {
         if ((options[i].verbs & verb->bit) == 0) continue;
-        say(stdout, "  %s%s%s\n      %s\n", options[i].name, options[i].value != NULL ? " " : "",
-            options[i].value != NULL ? options[i].value : "", options[i].help);
+        printf("  %s%s%s\n      %s\n", options[i].name, options[i].value != NULL ? " " : "",
+               options[i].value != NULL ? options[i].value : "", options[i].help);
     }
 }
 
@@ -168,8 +166,7 @@ const verb_row *find_verb(const char *name, q3_error *error)
 
 q3_status run_verb(const verb_row *verb, const command_line *command, q3_error *error)
 {
-    q3_status status = check_outputs(command, error);
-    return status == Q3_OK ? verb->run(command, error) : status;
+    return verb->run(command, error);
 }
 
 /* The verb's option that the argument names; *value is what stands behind = in it, or NULL. */
@@ -225,9 +222,6 @@ static q3_status take_operand(command_line *command, const verb_row *verb, const
     if (command->operand_count == 0) command->model = text;
     if (command->operand_count == 1) command->operand = text;
     command->operands[command->operand_count++] = text;
-    command->has_model = strcmp(verb->first, "MODEL") == 0;
-    bool text_follows = (verb->bit & (GENERATE | TOKENIZE)) != 0;
-    command->file_count = text_follows ? 1 : command->operand_count;
     return Q3_OK;
 }
 

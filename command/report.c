@@ -20,20 +20,20 @@ static const struct {
     {OPTION_JUNIT, q3_report_junit},
 };
 
-/* No output is another one, or lies where another one is made. */
-static q3_status check_apart(const report_outputs *outputs, const command_line *command,
-                             q3_error *error)
+/* No output is an input, or another output. */
+static q3_status check_output(const report_outputs *outputs, size_t kind,
+                              const command_line *command, q3_error *error)
 {
-    for (size_t i = 1; i < REPORT_OUTPUTS; i++)
-        for (size_t k = 0; k < i; k++) {
-            const char *path = command->value[kinds[i].option];
-            q3_output *one = outputs->file[i], *other = outputs->file[k];
-            if (one == NULL || other == NULL) continue;
-            if (q3_output_is(other, path) || q3_output_is(one, command->value[kinds[k].option]))
-                return q3_fail(error, Q3_ERROR_INPUT,
-                               "%s: found %.300s, expected another file than %s's",
-                               option_name(kinds[i].option), path, option_name(kinds[k].option));
-        }
+    const char *path = command->value[kinds[kind].option], *name = option_name(kinds[kind].option);
+    for (size_t i = 0; i < command->operand_count; i++)
+        if (q3_same_file(path, command->operands[i]))
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: found %.300s, expected a file that is not read", name, path);
+    for (size_t i = 0; i < kind; i++)
+        if (outputs->file[i] != NULL && q3_output_is(outputs->file[i], path))
+            return q3_fail(error, Q3_ERROR_INPUT,
+                           "%s: found %.300s, expected another file than %s's", name, path,
+                           option_name(kinds[i].option));
     return Q3_OK;
 }
 
@@ -44,10 +44,10 @@ q3_status open_outputs(report_outputs *outputs, const command_line *command, q3_
     for (size_t i = 0; i < REPORT_OUTPUTS && status == Q3_OK; i++) {
         const char *path = command->value[kinds[i].option];
         if (path == NULL) continue;
-        status = q3_output_open(&outputs->file[i], path, error);
-        outputs->standard = outputs->standard || q3_is_standard(path);
+        status = check_output(outputs, i, command, error);
+        if (status == Q3_OK) status = q3_output_open(&outputs->file[i], path, error);
+        outputs->standard = outputs->standard || strcmp(path, "-") == 0;
     }
-    if (status == Q3_OK) status = check_apart(outputs, command, error);
     if (status != Q3_OK) abandon_outputs(outputs);
     return status;
 }
@@ -65,10 +65,7 @@ static q3_status print_text(const command_line *command, const q3_report *report
     unsigned flags = command->value[OPTION_ALL] != NULL ? Q3_REPORT_ALL : 0;
     if (is_terminal(stdout)) flags |= Q3_REPORT_COLOUR;
     q3_status status = q3_report_text(report, flags, &text, &length, error);
-    if (status == Q3_OK) {
-        say_text(text);
-        status = check_printed(error); /* now: what follows may end the program */
-    }
+    if (status == Q3_OK) fwrite(text, 1, length, stdout);
     free(text);
     return status;
 }
@@ -88,19 +85,15 @@ static q3_status write_output(report_outputs *outputs, size_t kind, const q3_rep
     return q3_output_commit(output, error);
 }
 
-/* The text first, and each file whatever became of those before it: what was found out is lost only
- * where there is no room for it. The first that could not be written is told. */
+/* The text first: what a file's place cannot take was found out all the same. */
 q3_status write_report(const command_line *command, const char *name, const q3_report *report,
                        report_outputs *outputs, q3_error *error)
 {
     q3_error why;
     q3_status status = Q3_OK;
     if (!outputs->standard) status = print_text(command, report, error);
-    for (size_t i = 0; i < REPORT_OUTPUTS; i++) {
-        if (outputs->file[i] == NULL) continue;
-        q3_status written = write_output(outputs, i, report, status == Q3_OK ? error : &why);
-        if (status == Q3_OK) status = written;
-    }
+    for (size_t i = 0; i < REPORT_OUTPUTS && status == Q3_OK; i++)
+        if (outputs->file[i] != NULL) status = write_output(outputs, i, report, error);
     abandon_outputs(outputs);
     if (status != Q3_OK) return status;
     switch (q3_report_outcome(report)) {

@@ -10,13 +10,8 @@
 q3_status resumable_open(resumable *run, const q3_session *session, const char *file,
                          q3_error *error)
 {
-    char *target = q3_resolve(file); /* as q3_output_go_on has it */
-    *run = (resumable){.session = session};
-    if (target != NULL) {
-        run->part = q3_join(target, ".part", "");
-        run->path = q3_join(target, ".part", ".state");
-    }
-    free(target);
+    *run = (resumable){.session = session, .part = q3_join(file, ".part", ""),
+                       .path = q3_join(file, ".part", ".state")};
     if (run->part == NULL || run->path == NULL) return q3_no_memory(error, file);
     resumable_add(run, "format", "qwen3moe-unfinished-1");
     resumable_add(run, "producer", "qwen3moe " Q3_VERSION);
@@ -113,7 +108,7 @@ q3_status resumable_save(const resumable *run, size_t next, q3_error *error)
     const q3_entry entry = hidden_entry(run);
     resumable with = *run;
     q3_writer *writer = NULL;
-    q3_print(number, sizeof number, "%zu", next);
+    snprintf(number, sizeof number, "%zu", next);
     fingerprint(weights, run, next);
     resumable_add(&with, "weights", weights);
     resumable_add(&with, "next", number);
@@ -128,7 +123,7 @@ q3_status resumable_save(const resumable *run, size_t next, q3_error *error)
 
 void resumable_remove(const resumable *run)
 {
-    q3_remove(run->path);
+    remove(run->path);
 }
 
 void resumable_close(resumable *run)

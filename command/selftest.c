@@ -101,15 +101,15 @@ static void print_environment(void)
     uint8_t low;
     memcpy(&low, &word, 1);
 #if defined(__VERSION__)
-    say(stdout, "compiler %s\n", __VERSION__);
+    printf("compiler %s\n", __VERSION__);
 #else
-    say(stdout, "compiler unknown\n");
+    printf("compiler unknown\n");
 #endif
 #if defined(FLT_EVAL_METHOD)
-    say(stdout, "FLT_EVAL_METHOD %d\n", (int)FLT_EVAL_METHOD);
+    printf("FLT_EVAL_METHOD %d\n", (int)FLT_EVAL_METHOD);
 #endif
-    say(stdout, "byte order %s\n", low == 1 ? "little" : "big");
-    say(stdout, "products fused into sums %s\n", a * b - c == 0.0 ? "no" : "yes");
+    printf("byte order %s\n", low == 1 ? "little" : "big");
+    printf("products fused into sums %s\n", a * b - c == 0.0 ? "no" : "yes");
 }
 
 q3_status verb_selftest(const command_line *command, q3_error *error)
@@ -123,11 +123,11 @@ q3_status verb_selftest(const command_line *command, q3_error *error)
     (void)error;
     print_environment();
     for (size_t i = 0; (what = q3_selftest_check(i, &holds)) != NULL; i++) {
-        say(stdout, "%s: %s\n", what, holds ? "holds" : "broken");
+        printf("%s: %s\n", what, holds ? "holds" : "broken");
         all = all && holds;
     }
     for (q3_dtype d = Q3_F32; d <= Q3_F16; d++) hash = hash_operators(hash, d);
-    say(stdout, "operators %08lx%08lx: %s\n", (unsigned long)(hash >> 32),
-        (unsigned long)(hash & 0xFFFFFFFF), hash == expected ? "holds" : "broken");
+    printf("operators %08lx%08lx: %s\n", (unsigned long)(hash >> 32),
+           (unsigned long)(hash & 0xFFFFFFFF), hash == expected ? "holds" : "broken");
     return all && hash == expected ? Q3_OK : VERB_DIFFERS;
 }

@@ -1,11 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /* session.c - what the verbs share: tokens and chats in, a loaded model, progress. */
+#define _POSIX_C_SOURCE 200809L /* isatty, fileno */
 #include "command/command.h"
 
 #include "host/gguf.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+#ifdef _WIN32
+#include <io.h>
+#define isatty _isatty
+#define fileno _fileno
+#else
+#include <unistd.h>
+#endif
 
 /* ==== Tokens ================================================================================== */
 
@@ -21,12 +30,10 @@ static q3_status parse_token_list(const char *text, token_list *tokens, q3_error
         uint64_t id;
         const char *end = p + strcspn(p, ",");
         if (!parse_integer(p, end, &id) || id > INT32_MAX) {
-            char found[44];
             free(ids);
-            q3_shorten(found, sizeof found, p, (size_t)(end - p));
             return q3_fail(error, Q3_ERROR_INPUT,
-                           "--tokens: found \"%s\" at place %zu, expected ids such as 1,2,3",
-                           found, i + 1);
+                           "--tokens: found \"%.*s\" at place %zu, expected ids such as 1,2,3",
+                           (int)(end - p < 40 ? end - p : 40), p, i + 1);
         }
         ids[i] = (int32_t)id;
         p = end + 1;
@@ -242,10 +249,9 @@ void session_close(q3_session *session)
 
 /* ==== Progress ================================================================================ */
 
-q3_status check_printed(q3_error *error)
+bool is_terminal(FILE *file)
 {
-    if (fflush(stdout) == 0 && !ferror(stdout)) return Q3_OK;
-    return q3_fail(error, Q3_ERROR_FILE, "cannot write standard output");
+    return isatty(fileno(file)) != 0;
 }
 
 void show_progress(progress *shown, size_t done, size_t all)
@@ -261,10 +267,10 @@ void show_progress(progress *shown, size_t done, size_t all)
     if (done > shown->before && done < all) {
         double each = difftime(now, shown->begin) / (double)(done - shown->before);
         double seconds = each * (double)(all - done);
-        q3_print(left, sizeof left, seconds < 100 ? ", %.0f s left" : ", %.0f min left",
+        snprintf(left, sizeof left, seconds < 100 ? ", %.0f s left" : ", %.0f min left",
                  seconds < 100 ? seconds : seconds / 60);
     }
-    say(stderr, "\r%s %zu of %zu%-18s", shown->what, done, all, left);
-    if (done == all) say(stderr, "\n");
+    fprintf(stderr, "\r%s %zu of %zu%-18s%s", shown->what, done, all, left,
+            done == all ? "\n" : "");
     fflush(stderr);
 }

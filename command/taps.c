@@ -274,7 +274,7 @@ q3_status verb_taps(const command_line *command, q3_error *error)
     if (status == Q3_OK && command->value[OPTION_JSON] != NULL) put_json(&l);
     else if (status == Q3_OK) put_text(&l);
     if (status == Q3_OK && out.failed) status = q3_no_memory(error, command->model);
-    if (status == Q3_OK) say_text(out.data);
+    if (status == Q3_OK) fputs(out.data, stdout);
     free(out.data);
     q3_model_close(model);
     return status;

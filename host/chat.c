@@ -171,7 +171,7 @@ static q3_status read_string(const q3_json *j, uint32_t node, size_t index, cons
 {
     char thing[64];
     uint32_t value = q3_json_find(j, node, key);
-    q3_print(thing, sizeof thing, "messages[%lu].%s", (unsigned long)index, key);
+    snprintf(thing, sizeof thing, "messages[%lu].%s", (unsigned long)index, key);
     if (value == 0 || q3_json_type_of(j, value) != Q3_JSON_STRING)
         return q3_json_fail(j, value, thing, "a string", error);
     if (strcmp(key, "role") == 0 && q3_json_equal(j, value, "tool"))
@@ -210,7 +210,7 @@ static q3_status read_messages(const q3_json *j, const style *template, message 
     size_t used = 0;
     for (size_t i = 0; i < j->nodes[0].count; i++, node = j->nodes[node].next) {
         char thing[48];
-        q3_print(thing, sizeof thing, "messages[%lu]", (unsigned long)i);
+        snprintf(thing, sizeof thing, "messages[%lu]", (unsigned long)i);
         if (q3_json_type_of(j, node) != Q3_JSON_OBJECT)
             return q3_json_fail(j, node, thing, "an object", error);
         q3_status s = read_string(j, node, i, "role", memory, &used, &messages[i].role, error);
@@ -274,25 +274,6 @@ q3_status q3_chat_render(const void *chat_template, size_t template_length, cons
     return Q3_OK;
 }
 
-/* chat_template.jinja: a regular file, as all of a model's folder. */
-static q3_status read_template(const char *path, uint8_t **text, size_t *length, q3_error *error)
-{
-    q3_mapping file = {0};
-    q3_status s = q3_map(&file, path, error);
-    if (s != Q3_OK) return s;
-    uint8_t *copy = malloc(file.size + 1);
-    if (copy == NULL) {
-        s = q3_no_memory(error, path);
-    } else {
-        if (file.size > 0) memcpy(copy, file.data, file.size);
-        copy[file.size] = 0;
-        *text = copy;
-        *length = file.size;
-    }
-    q3_unmap(&file);
-    return s;
-}
-
 /* chat_template of tokenizer_config.json at path. */
 static q3_status read_config(const char *path, uint8_t **text, size_t *length, q3_error *error)
 {
@@ -339,7 +320,7 @@ q3_status q3_chat_template(const char *folder, uint8_t **text, size_t *length, q
     if (own == NULL || config == NULL)
         s = q3_no_memory(error, folder);
     else if (q3_exists(own))
-        s = read_template(own, text, length, error);
+        s = q3_read_whole(text, length, own, error);
     else
         s = read_config(config, text, length, error);
     free(own);

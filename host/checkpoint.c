@@ -207,14 +207,13 @@ typedef struct loader {
     q3_model *model;
     q3_listing *list;       /* the model's */
     size_t first_layer, end_layer;
-    size_t layer;           /* whose tensors are visited */
     walk walk;
     q3_dtype dtype;         /* the run's */
     q3_dtype seen;          /* the weights' one dtype; Q3_AUTO before the first */
     char seen_name[96];     /* the first tensor, and the first one that has another dtype */
     char other_name[96];
     q3_dtype other;
-    const q3_fp8 *fp8;      /* the model's */
+    q3_fp8 near;            /* the model's, with what may keep a module of the layer at hand */
     q3_quantized *next;     /* of WALK_FILL */
     q3_error *error;
 } loader;
@@ -303,7 +302,7 @@ static q3_status check_dtype(loader *l, const char *path, const q3_entry *entry,
                    what == FP8 ? q3_dtype_name(Q3_F8) : "float32, bfloat16 or float16",
                    what == FP8 ? ", since modules_to_not_convert does not name it"
                    : !fp8 || what == SCALES ? ""
-                   : l->fp8->used ? ", since modules_to_not_convert names it, or that is no Linear"
+                   : l->near.used ? ", since modules_to_not_convert names it, or that is no Linear"
                                   : ", since config.json has no quantization_config");
 }
 
@@ -320,24 +319,15 @@ static q3_status fill(loader *l, const char *path, const q3_entry *entry, kind w
         return q3_fail(l->error, Q3_ERROR_INPUT, "%.150s: %.100s: found shape %s, expected %s",
                        path, entry->name, found, expected);
     }
-    if (l->walk == WALK_NAMES) return Q3_OK;
     if (what == PLAIN && l->seen == Q3_AUTO) {
         l->seen = entry->dtype;
-        q3_print(l->seen_name, sizeof l->seen_name, "%s", entry->name);
+        snprintf(l->seen_name, sizeof l->seen_name, "%s", entry->name);
     } else if (what == PLAIN && l->other == Q3_AUTO && entry->dtype != l->seen) {
         l->other = entry->dtype;
-        q3_print(l->other_name, sizeof l->other_name, "%s", entry->name);
+        snprintf(l->other_name, sizeof l->other_name, "%s", entry->name);
     }
     *out = (q3_tensor){entry->data, entry->dtype};
     return Q3_OK;
-}
-
-/* Whether a tensor is looked at before there are tables: one that has all experts of a layer, as
- * nothing but its size bounds their number. (Where each expert has its own names, these do.) */
-static bool bounds_tables(const loader *l, const q3_item *item, size_t rank)
-{
-    bool runs = l->layer >= l->first_layer && l->layer < l->end_layer;
-    return item->tensor != NULL || (rank == 3 && runs); /* a GGUF file's shapes are at hand */
 }
 
 /* A tensor of shape [a,b,c], [a,b] (c 0) or [a] (b and c 0). */
@@ -359,7 +349,9 @@ static q3_status visit(loader *l, kind what, const char *name, uint64_t a, uint6
     if (l->walk == WALK_NAMES) {
         it->expected = true;
         l->list->expected++;
-        if (!bounds_tables(l, it, rank)) return Q3_OK;
+        q3_tensor unused; /* shapes bound the tables' sizes where a tensor has all experts */
+        return it->tensor == NULL ? Q3_OK
+             : fill(l, it->tensor->path, &it->tensor->entry, what, rank, shape, &unused);
     }
     q3_found found;
     q3_status status = q3_find_entry(&found, l->list, it, l->error);
@@ -367,7 +359,7 @@ static q3_status visit(loader *l, kind what, const char *name, uint64_t a, uint6
     if (l->walk == WALK_SCAN)
         return what == PLAIN ? check_range(l, found.path, found.entry) : Q3_OK;
     status = fill(l, found.path, found.entry, what, rank, shape, out);
-    if (status != Q3_OK || l->walk == WALK_NAMES) return status;
+    if (status != Q3_OK) return status;
     return q3_hints_add(&l->model->hints, found.mapping, found.data, found.size)
          ? Q3_OK : q3_no_memory(l->error, l->list->path);
 }
@@ -377,11 +369,28 @@ static q3_status visit_in(loader *l, const char *prefix, const char *name, uint6
                           q3_tensor *out)
 {
     char whole[128];
-    q3_print(whole, sizeof whole, "%s%s", prefix, name);
+    snprintf(whole, sizeof whole, "%s%s", prefix, name);
     return visit(l, PLAIN, whole, a, b, 0, out);
 }
 
 /* ==== Linear maps, which an fp8 checkpoint quantises ========================================== */
+
+/* Of modules_to_not_convert what may keep a module whose name begins so. (With hundreds of names
+ * and tens of thousands of experts, all of it would take longer than all else.) */
+static void choose_near(loader *l, const char *prefix)
+{
+    static const char layers[] = "model.layers.";
+    const q3_fp8 *all = &l->model->config.fp8;
+    size_t own = sizeof layers - 1;
+    l->near.kept_count = 0;
+    for (size_t i = 0; i < all->kept_count; i++) {
+        const char *name = all->kept[i];
+        size_t k = 0;
+        if (strncmp(name, layers, own) == 0)
+            while (name[k] != 0 && prefix[k] != 0 && (name[k] == prefix[k] || name[k] == '.')) k++;
+        if (k == 0 || name[k] == 0 || prefix[k] == 0) l->near.kept[l->near.kept_count++] = name;
+    }
+}
 
 /* Whether a Linear is quantised. 4.x knows each matrix of an expert as a module, 5.x a layer's
  * experts as one. */
@@ -390,12 +399,12 @@ static q3_status find_kind(loader *l, const char *module, kind *what)
     static const char experts[] = ".mlp.experts";
     char module_5[128];
     *what = PLAIN;
-    if (!l->fp8->used) return Q3_OK;
-    q3_print(module_5, sizeof module_5, "%s", module);
+    if (!l->near.used) return Q3_OK;
+    snprintf(module_5, sizeof module_5, "%s", module);
     char *at = strstr(module_5, experts);
     if (at != NULL) at[sizeof experts - 1] = 0;
-    bool kept_4 = q3_fp8_keeps(l->fp8, module, false);
-    bool kept_5 = q3_fp8_keeps(l->fp8, module_5, true);
+    bool kept_4 = q3_fp8_keeps(&l->near, module, false);
+    bool kept_5 = q3_fp8_keeps(&l->near, module_5, true);
     if (kept_4 != kept_5)
         return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: quantization_config."
                        "modules_to_not_convert: %.100s is %squantised in transformers 4.x and "
@@ -412,15 +421,15 @@ static q3_status visit_linear(loader *l, const char *prefix, const char *name, u
     char whole[128];
     q3_tensor values = {0}, scales = {0};
     kind what;
-    q3_print(whole, sizeof whole, "%s%s", prefix, name);
+    snprintf(whole, sizeof whole, "%s%s", prefix, name);
     size_t length = strlen(whole);
     q3_status status = find_kind(l, whole, &what);
-    q3_print(whole + length, sizeof whole - length, ".weight");
+    snprintf(whole + length, sizeof whole - length, ".weight");
     if (status == Q3_OK) status = visit(l, what, whole, a, b, 0, &values);
     *out = values;
     if (status != Q3_OK || what == PLAIN) return status;
-    size_t rows = l->fp8->block_rows, columns = l->fp8->block_columns;
-    q3_print(whole + length, sizeof whole - length, ".weight_scale_inv");
+    size_t rows = l->near.block_rows, columns = l->near.block_columns;
+    snprintf(whole + length, sizeof whole - length, ".weight_scale_inv");
     status = visit(l, SCALES, whole, (a + rows - 1) / rows, (b + columns - 1) / columns, 0,
                    &scales);
     if (status != Q3_OK || l->walk != WALK_FILL) return status;
@@ -450,7 +459,7 @@ static q3_status walk_gguf_experts(loader *l, const char *prefix, q3_mlp *expert
     q3_status status = Q3_OK;
     for (size_t i = 0; i < 3 && status == Q3_OK; i++) {
         char name[128];
-        q3_print(name, sizeof name, "%s%s", prefix, names[i]);
+        snprintf(name, sizeof name, "%s%s", prefix, names[i]);
         status = visit(l, PLAIN, name, E, i < 2 ? F : M, i < 2 ? M : F, &all[i]);
     }
     if (status != Q3_OK || l->walk != WALK_FILL) return status;
@@ -467,7 +476,7 @@ static q3_status check_packed(loader *l, const char *prefix, const char *name)
 {
     char module[128];
     kind what;
-    q3_print(module, sizeof module, "%s0.gate_proj", prefix);
+    snprintf(module, sizeof module, "%s0.gate_proj", prefix);
     q3_status status = find_kind(l, module, &what);
     if (status != Q3_OK || what == PLAIN) return status;
     return q3_fail(l->error, Q3_ERROR_INPUT, "%.200s: %.120s: found packed experts in an fp8 "
@@ -485,17 +494,17 @@ static q3_status walk_experts(loader *l, const char *prefix, q3_mlp *experts)
     char name[128];
     q3_status status = Q3_OK;
     if (l->model->gguf != NULL) return walk_gguf_experts(l, prefix, experts);
-    q3_print(name, sizeof name, "%sgate_up_proj", prefix);
+    snprintf(name, sizeof name, "%sgate_up_proj", prefix);
     if (q3_find_item(l->list, name) == NULL) {
         for (size_t e = 0; status == Q3_OK && e < E; e++) {
-            q3_print(name, sizeof name, "%s%lu.", prefix, (unsigned long)e);
+            snprintf(name, sizeof name, "%s%lu.", prefix, (unsigned long)e);
             status = walk_mlp(l, name, (size_t)F, experts != NULL ? &experts[e] : &unused);
         }
         return status;
     }
     status = check_packed(l, prefix, name);
     if (status == Q3_OK) status = visit(l, PLAIN, name, E, 2 * F, M, &gate_up);
-    q3_print(name, sizeof name, "%sdown_proj", prefix);
+    snprintf(name, sizeof name, "%sdown_proj", prefix);
     if (status == Q3_OK) status = visit(l, PLAIN, name, E, M, F, &down);
     if (status != Q3_OK || l->walk != WALK_FILL) return status;
     for (size_t e = 0; e < E; e++)
@@ -527,8 +536,8 @@ static q3_status walk_layer(loader *l, size_t i, q3_layer *layer, q3_mlp *expert
         {"post_attention_layernorm.weight", M, 0, &layer->post_attention_layernorm, ALWAYS}};
     char prefix[64];
     q3_status status = Q3_OK;
-    q3_print(prefix, sizeof prefix, "model.layers.%lu.", (unsigned long)i);
-    l->layer = i;
+    snprintf(prefix, sizeof prefix, "model.layers.%lu.", (unsigned long)i);
+    choose_near(l, prefix);
     for (size_t t = 0; status == Q3_OK && t < sizeof tensor / sizeof *tensor; t++) {
         if (tensor[t].what == LINEAR)
             status = visit_linear(l, prefix, tensor[t].name, tensor[t].a, tensor[t].b,
@@ -538,13 +547,13 @@ static q3_status walk_layer(loader *l, size_t i, q3_layer *layer, q3_mlp *expert
     }
     if (status != Q3_OK) return status;
     if (!q3_layer_is_sparse(c, i)) {
-        q3_print(prefix, sizeof prefix, "model.layers.%lu.mlp.", (unsigned long)i);
+        snprintf(prefix, sizeof prefix, "model.layers.%lu.mlp.", (unsigned long)i);
         return walk_mlp(l, prefix, c->intermediate_size, &layer->mlp);
     }
     status = visit_in(l, prefix, "mlp.gate.weight", c->num_experts, M, &layer->gate);
     layer->experts = experts;
     if (l->walk == WALK_FILL) q3_hints_experts(&l->model->hints, i);
-    q3_print(prefix, sizeof prefix, "model.layers.%lu.mlp.experts.", (unsigned long)i);
+    snprintf(prefix, sizeof prefix, "model.layers.%lu.mlp.experts.", (unsigned long)i);
     return status != Q3_OK ? status : walk_experts(l, prefix, experts);
 }
 
@@ -601,6 +610,7 @@ static q3_status walk_model(loader *l)
     size_t i = l->walk == WALK_NAMES ? 0 : l->first_layer;
     size_t end = l->walk == WALK_NAMES ? c->num_hidden_layers : l->end_layer;
     q3_mlp *experts = l->model->experts;
+    choose_near(l, "lm_head");
     q3_status status = walk_ends(l);
     for (; status == Q3_OK && i < end; i++) {
         q3_layer unused = {0};
@@ -621,7 +631,7 @@ static const char *why_unknown(const loader *l, const char *name)
     static const char end[] = ".weight_scale_inv";
     size_t length = strlen(name), own = sizeof end - 1;
     if (length < own || strcmp(name + (length - own), end) != 0) return "";
-    return l->fp8->used ? ": modules_to_not_convert names its module, or that is no Linear"
+    return l->near.used ? ": modules_to_not_convert names its module, or that is no Linear"
                         : ": config.json has no quantization_config";
 }
 
@@ -637,17 +647,15 @@ static q3_status check_unknown(const loader *l)
     return Q3_OK;
 }
 
-/* The tables that the weights are found in. Names and sizes of tensors bound them (bounds_tables),
- * so that they do not take more than the files do, but for an expert of a few bytes. */
+/* The tables that the weights are found in; the number of listed tensors bounds their sizes. */
 static q3_status make_tables(loader *l)
 {
     const q3_config *c = &l->model->config.config;
-    size_t sparse = 0, E = c->num_experts;
+    size_t sparse = 0;
     for (size_t i = l->first_layer; i < l->end_layer; i++) sparse += q3_layer_is_sparse(c, i);
-    if (E > 0 && sparse > (SIZE_MAX / 16 - 7 * c->num_hidden_layers) / E)
-        return q3_no_memory(l->error, l->list->path);
-    size_t experts = sparse * E;
-    size_t maps = l->fp8->used ? 1 + 7 * c->num_hidden_layers + 3 * experts : 0;
+    size_t experts = c->num_experts > 0 && sparse <= SIZE_MAX / 4 / c->num_experts
+                   ? sparse * c->num_experts : 0;
+    size_t maps = l->near.used ? 1 + 7 * c->num_hidden_layers + 3 * experts : 0;
     l->model->layers = calloc(c->num_hidden_layers + 1, sizeof *l->model->layers);
     l->model->experts = calloc(experts + 1, sizeof *l->model->experts);
     if (l->model->gguf != NULL)
@@ -700,11 +708,15 @@ q3_status q3_model_load(q3_model *model, q3_dtype *dtype, size_t first_layer, si
 {
     loader l = {.model = model, .list = &model->list, .first_layer = first_layer,
                 .end_layer = end_layer, .dtype = *dtype, .seen = Q3_AUTO, .other = Q3_AUTO,
-                .fp8 = &model->config.fp8, .error = error};
+                .error = error};
     Q3_CHECK(!model->loaded && first_layer <= end_layer &&
              end_layer <= model->config.config.num_hidden_layers);
     Q3_CHECK(*dtype == Q3_AUTO || *dtype == Q3_F32 || *dtype == Q3_BF16 || *dtype == Q3_F16);
-    q3_status status = load(&l);
+    const q3_fp8 *fp8 = &model->config.fp8;
+    l.near = *fp8;
+    l.near.kept = calloc(fp8->kept_count + 1, sizeof *l.near.kept);
+    q3_status status = l.near.kept != NULL ? load(&l) : q3_no_memory(error, model->config_path);
+    free(l.near.kept);
     q3_listing_forget(&model->list);
     if (status != Q3_OK) {
         forget_weights(model);

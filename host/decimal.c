@@ -3,8 +3,7 @@
  * so that no bit depends on it or on the locale. Declared in json.h. */
 #include "host/json.h"
 
-#include "host/text.h"
-
+#include <stdio.h>
 #include <string.h>
 
 #define DIGITS 64
@@ -42,8 +41,7 @@ static decimal read_decimal(const uint8_t *p, const uint8_t *end)
     return d;
 }
 
-/* At or above 2^1024 - 2^970, whose 309 digits start like this, the nearest float64 is infinity. (A
- * number that starts like it is refused, whatever follows.) */
+/* At or above 2^1024 - 2^970, whose 309 digits start like this, the nearest float64 is infinity. */
 bool q3_decimal_too_large(const uint8_t *p, const uint8_t *end)
 {
     static const char limit[] = "1797693134862315807937289714053034150799341327100378269361737789";
@@ -134,84 +132,37 @@ static decimal step_up(decimal d)
     return d;
 }
 
-/* The positive number with these bits as num / den, between 1 and 10, times ten to the power that
- * is returned. */
-static int scale(big *num, big *den, uint64_t bits)
-{
-    int e = (int)(bits >> 52), power = 0;
-    uint64_t m = bits & ((UINT64_C(1) << 52) - 1);
-    m += e > 0 ? UINT64_C(1) << 52 : 0;
-    *num = (big){{(uint32_t)m, (uint32_t)(m >> 32)}, m >> 32 != 0 ? 2 : 1};
-    *den = (big){{1}, 1};
-    for (e = (e > 0 ? e : 1) - 1075; e != 0; e += e < 0 ? 1 : -1)
-        multiply_add(e < 0 ? den : num, 2, 0);
-    for (; compare_big(num, den) >= 0; power++) multiply_add(den, 10, 0);
-    for (; compare_big(num, den) < 0; power--) multiply_add(num, 10, 0);
-    return power;
-}
-
-/* The next digit of num / den, below 10; what is left becomes ten times as large. */
-static uint8_t next_digit(big *num, const big *den)
-{
-    uint8_t digit = 0;
-    for (; compare_big(num, den) >= 0; digit++) subtract(num, den);
-    multiply_add(num, 10, 0);
-    return digit;
-}
-
-/* Whether what is left rounds up: it is more than a half, or a half behind an odd digit. */
-static bool rounds_up(const big *num, const big *den, uint8_t digit)
-{
-    big half = *den;
-    multiply_add(&half, 5, 0);
-    int rest = compare_big(num, &half);
-    return rest > 0 || (rest == 0 && (digit & 1));
-}
-
 /* The shortest decimal that reads back as the positive number with these bits, and of those the
  * nearest. The candidates of each length are the neighbours below and above: a power of two can be
- * nearer to a neighbour that does not read back than to one that does. One that ends in 0 was a
- * candidate of the length before, so that no result does. */
+ * nearer to a neighbour that does not read back than to one that does. */
 static decimal shortest(uint64_t bits)
 {
-    big num, den;
-    decimal d = {.exponent = scale(&num, &den, bits) + 1};
+    int e = (int)(bits >> 52);
+    uint64_t m = bits & ((UINT64_C(1) << 52) - 1);
+    big num = {{0}, 0}, den = {{1}, 1};
+    decimal d = {.exponent = 1};
+    m += e > 0 ? UINT64_C(1) << 52 : 0;
+    num.w[0] = (uint32_t)m;
+    num.w[1] = (uint32_t)(m >> 32);
+    num.n = num.w[1] != 0 ? 2 : 1;
+    for (e = (e > 0 ? e : 1) - 1075; e != 0; e += e < 0 ? 1 : -1)
+        multiply_add(e < 0 ? &den : &num, 2, 0);
+    for (; compare_big(&num, &den) >= 0; d.exponent++) multiply_add(&den, 10, 0);
+    for (; compare_big(&num, &den) < 0; d.exponent--) multiply_add(&num, 10, 0);
     for (;;) {
-        uint8_t digit = next_digit(&num, &den);
+        uint8_t digit = 0;
+        for (; compare_big(&num, &den) >= 0; digit++) subtract(&num, &den);
         d.digits[d.count++] = digit;
         d.exponent--;
-        bool up = rounds_up(&num, &den, digit);
+        multiply_add(&num, 10, 0);
+        big half = den;
+        multiply_add(&half, 5, 0);
+        int rest = compare_big(&num, &half);
+        bool up = rest > 0 || (rest == 0 && (digit & 1));
         decimal above = step_up(d), first = up ? above : d, second = up ? d : above;
         if (nearest(&first) == bits) return first;
         if (nearest(&second) == bits) return second;
     }
-}
-
-size_t q3_decimal_round(char digits[Q3_NUMBER_TEXT], int *power, double value, int count,
-                        bool whole)
-{
-    uint64_t bits;
-    big num, den;
-    size_t n = 0;
-    bool up = false;
-    memcpy(&bits, &value, sizeof bits);
-    bits &= UINT64_MAX >> 1;
-    *power = bits != 0 ? scale(&num, &den, bits) + 1 : 0;
-    if (whole) count = *power;
-    for (int i = 0; bits != 0 && i < count; i++) digits[n++] = (char)('0' + next_digit(&num, &den));
-    if (bits != 0 && count >= 0) up = rounds_up(&num, &den, n > 0 ? (uint8_t)digits[n - 1] : 0);
-    size_t first = n; /* what becomes larger by one; behind it nines become zeros */
-    while (up && first > 0 && digits[first - 1] == '9') digits[--first] = '0';
-    if (up && first > 0) {
-        digits[first - 1]++;
-    } else if (up || n == 0) { /* 99.9 becomes 100; 0 */
-        if (n > 0) digits[n] = '0';
-        digits[0] = up ? '1' : '0';
-        *power = up ? *power + 1 : 1;
-        n++;
-    }
-    digits[n] = 0;
-    return n;
 }
 
 bool q3_decimal_to_double(const uint8_t *p, const uint8_t *end, double *out)
@@ -232,6 +183,10 @@ size_t q3_json_repr(double value, char out[32])
     bits &= UINT64_MAX >> 1;
     decimal d = {.count = 1};
     if (bits != 0) d = shortest(bits);
+    while (d.count > 1 && d.digits[d.count - 1] == 0) {
+        d.count--;
+        d.exponent++;
+    }
     int e = (int)d.exponent + (int)d.count - 1;  /* of the first digit */
     bool plain = e >= -4 && e < 16;
     int before = !plain ? 1 : e >= 0 ? e + 1 : 1;            /* digits before the point */
@@ -242,7 +197,7 @@ size_t q3_json_repr(double value, char out[32])
         if (i == before) out[n++] = '.';
         out[n++] = (char)('0' + (at >= 0 && at < (int)d.count ? d.digits[at] : 0));
     }
-    if (!plain) n += q3_print(out + n, 8, "e%c%02d", e < 0 ? '-' : '+', e < 0 ? -e : e);
+    if (!plain) n += (size_t)snprintf(out + n, 8, "e%c%02d", e < 0 ? '-' : '+', e < 0 ? -e : e);
     out[n] = 0;
     return n;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* files.h - what the sources that read and write files share; not part of the public interface.
  *
- * files.c        files mapped into memory, files written beside their target
- * system.c       everything that depends on the operating system (system.h)
+ * files.c        files mapped into memory, files written beside their target: everything that
+ *                depends on the operating system
  * config.c       config.json
  * safetensors.c  the safetensors format, in and out (its interface is in qwen3moe.h)
  * gguf.c         llama.cpp's GGUF files, in (gguf.h)
@@ -15,10 +15,6 @@
 #include "host/text.h"
 #include "qwen3moe.h"
 
-#include <stdio.h>
-
-/* Paths are bytes, as the system has them; on Windows UTF-8. */
-
 /* ==== Files in ================================================================================ */
 
 typedef struct q3_mapping {
@@ -28,8 +24,7 @@ typedef struct q3_mapping {
     bool mapped; /* to the system, else to free() */
 } q3_mapping;
 
-/* Maps a whole regular file for reading (or reads it, where there are no mappings, or its size is
- * not told). A folder, a pipe or a device is an error, and not waited for. */
+/* Maps a whole file for reading (or reads it, where it cannot be mapped). */
 Q3_PRIVATE_API q3_status q3_map(q3_mapping *mapping, const char *path, q3_error *error);
 /* {0} is allowed. */
 Q3_PRIVATE_API void q3_unmap(q3_mapping *mapping);
@@ -40,48 +35,23 @@ Q3_PRIVATE_API void q3_will_need(const q3_mapping *mapping, const void *data, si
 Q3_PRIVATE_API void q3_done_with(const q3_mapping *mapping, const void *data, size_t size);
 
 /* Reads a whole file (path "-": standard input) into a new block, with a zero behind it that is not
- * counted. A pipe or a terminal will do: it is read to its end, and waited for. */
+ * counted. */
 Q3_PRIVATE_API q3_status q3_read_whole(uint8_t **bytes, size_t *length, const char *path,
                                        q3_error *error);
 
 /* Whether something stands at path, readable or not. */
 Q3_PRIVATE_API bool q3_exists(const char *path);
 Q3_PRIVATE_API bool q3_is_folder(const char *path);
-/* Whether both paths are one existing file; where a system knows no identity, whether they are
- * spelled alike. True where the system fails to tell: who asks would write on one of them. */
+/* Whether both paths are one existing file; where the system does not tell, whether they are
+ * spelled alike. */
 Q3_PRIVATE_API bool q3_same_file(const char *a, const char *b);
-/* *holds: path is a file of this folder, under whatever name; a link from elsewhere counts, where
- * the system tells. Error: the folder cannot be listed. */
-Q3_PRIVATE_API q3_status q3_folder_holds(bool *holds, const char *folder, const char *path,
-                                         q3_error *error);
-/* Before any file is opened: a standard stream that is closed stays so. A file that took its number
- * would be read or printed to. */
-Q3_PRIVATE_API void q3_keep_streams(void);
-/* Whether standard input (0), output (1) or error (2) is this file; false where the system does not
- * tell. */
-Q3_PRIVATE_API bool q3_stream_is(int stream, const char *path);
-/* Whether nothing would be lost at path: there is nothing, an empty file, or one in whose first 512
- * bytes this mark stands. */
-Q3_PRIVATE_API bool q3_is_earlier(const char *path, const char *mark);
-/* Removes a file. On POSIX this is one call that a signal's handler may make. */
-Q3_PRIVATE_API bool q3_remove(const char *path);
-/* Where the path leads, if it is a symbolic link, to something or to nothing; else the path. New
- * memory; NULL: none. */
-Q3_PRIVATE_API char *q3_resolve(const char *path);
-/* Whether an output at path is standard output: "-", or a name that the system has for it. */
-Q3_PRIVATE_API bool q3_is_standard(const char *path);
-/* Bytes go through as they are, where a system would change the ends of lines. */
-Q3_PRIVATE_API void q3_binary(FILE *file);
 
 /* ==== Files out =============================================================================== */
 
 typedef struct q3_output q3_output;
 
-/* Creates a new file beside path, called path.tmp0 or the next number that is free. It will have
- * the permissions of the file that it replaces, though not its owner; where path is a symbolic
- * link, the file that it leads to is replaced (or made), and the link stays. What stands there and
- * is no file (a device, a pipe, /dev/stdout) is opened and gets everything when it is committed, as
- * does standard output (q3_is_standard). */
+/* Creates a new file beside path, called path.tmp0 or the next number that is free. Path "-":
+ * standard output, which gets everything when it is committed. */
 Q3_PRIVATE_API q3_status q3_output_open(q3_output **output, const char *path, q3_error *error);
 /* The same beside a file that may be there already, path.part, of a run that did not end; `fresh`:
  * nothing of it counts. Not for "-". It stays when the output is abandoned. An error if another
@@ -96,30 +66,10 @@ Q3_PRIVATE_API q3_status q3_output_put(q3_output *output, uint64_t offset, const
 /* Closes the file and puts it in the place of path; on an error nothing is left of it. The output
  * is gone in any case. */
 Q3_PRIVATE_API q3_status q3_output_commit(q3_output *output, q3_error *error);
-/* Whether path, however it is spelled, is where the output will stand, or stands until then. */
+/* Whether path, however it is spelled, is where the output will stand. */
 Q3_PRIVATE_API bool q3_output_is(const q3_output *output, const char *path);
 /* Removes the file. NULL is allowed. */
 Q3_PRIVATE_API void q3_output_abandon(q3_output *output);
-
-/* ==== Who is told =============================================================================
- * What a signal interrupts does not come to its end: the file that was being written stays, and
- * nobody says which mapped file was cut. So the command keeps a list (command/system.c), in
- * variables, as a handler sees nothing else. The library keeps none: it tells whoever asked. */
-
-/* BEGINS: it is about to be made; THERE: it was, and is to be removed if the program ends before
- * GONE, which also comes where it could not be made. */
-typedef enum q3_temporary {
-    Q3_TEMPORARY_BEGINS, Q3_TEMPORARY_THERE, Q3_TEMPORARY_GONE
-} q3_temporary;
-
-typedef struct q3_watch {
-    void (*mapped)(const uint8_t *data, size_t size, const char *path);
-    void (*unmapped)(const uint8_t *data);
-    void (*temporary)(q3_temporary state, const char *path); /* not of q3_output_go_on */
-} q3_watch;
-
-/* For a program that calls it once, before any file is open. */
-Q3_PRIVATE_API void q3_watch_files(const q3_watch *by);
 
 /* ==== Safetensors ============================================================================= */
 
@@ -152,7 +102,7 @@ typedef struct q3_fp8 {
     bool used;         /* there is one */
     bool listed;       /* modules_to_not_convert is there; else lm_head alone is kept */
     size_t block_rows, block_columns; /* of a weight, that share a scale */
-    const char **kept; /* [kept_count], owned; by name */
+    const char **kept; /* [kept_count], owned */
     size_t kept_count;
     char *texts;       /* owned: theirs */
 } q3_fp8;

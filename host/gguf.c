@@ -104,6 +104,12 @@ size_t q3_gguf_size(q3_gguf_type type)
     return type < Q3_GGUF_TYPES ? size[type] : 0;
 }
 
+/* How many bytes of a text messages show. */
+static int shown(q3_span t)
+{
+    return (int)(t.length < 60 ? t.length : 60);
+}
+
 q3_span q3_gguf_string(const uint8_t *data)
 {
     return (q3_span){data + 8, (size_t)q3_gguf_load(data, 8)};
@@ -153,7 +159,7 @@ static bool read_value(reader *r, q3_gguf_value *v)
     uint64_t type = 0, count = 1;
     if (!take_text(r, &v->key)) return false;
     if (v->key.length == 0) return refuse_number(r, 0, "a key of at least one byte");
-    q3_shorten(r->thing, 64, (const char *)v->key.bytes, v->key.length);
+    snprintf(r->thing, sizeof r->thing, "%.*s", shown(v->key), (const char *)v->key.bytes);
     if (!take_number(r, 4, &type)) return false;
     v->array = type == Q3_GGUF_ARRAY;
     if (v->array && (!take_number(r, 4, &type) || !take_number(r, 8, &count))) return false;
@@ -177,7 +183,7 @@ static int compare_values(const void *a, const void *b)
 static bool read_values(reader *r, uint64_t count, q3_buffer *values)
 {
     for (uint64_t i = 0; i < count; i++) {
-        q3_print(r->thing, sizeof r->thing, "metadata value %" PRIu64, i);
+        snprintf(r->thing, sizeof r->thing, "metadata value %" PRIu64, i);
         if (!make_room(r, values, sizeof(q3_gguf_value))) return false;
         if (!read_value(r, (q3_gguf_value *)values->data + values->count)) return false;
         values->count++;
@@ -186,9 +192,8 @@ static bool read_values(reader *r, uint64_t count, q3_buffer *values)
     if (count > 0) qsort(values->data, values->count, sizeof *v, compare_values);
     for (size_t i = 1; i < values->count; i++) {
         if (compare_values(&v[i - 1], &v[i]) != 0) continue;
-        q3_shorten(r->thing, 64, (const char *)v[i].key.bytes, v[i].key.length);
-        q3_fail(r->error, Q3_ERROR_INPUT, "%.200s: %s: found twice, expected each key once",
-                r->path, r->thing);
+        q3_fail(r->error, Q3_ERROR_INPUT, "%.200s: %.*s: found twice, expected each key once",
+                r->path, shown(v[i].key), (const char *)v[i].key.bytes);
         return false;
     }
     return true;
@@ -221,7 +226,7 @@ static bool read_alignment(reader *r, const q3_buffer *values, uint64_t *alignme
     const q3_gguf_value *v = find_in(values, key);
     *alignment = 32;
     if (v == NULL) return true;
-    q3_print(r->thing, sizeof r->thing, "%s", key);
+    snprintf(r->thing, sizeof r->thing, "%s", key);
     bool is = q3_gguf_integer(v, alignment) && v->type == Q3_GGUF_U32;
     if (is && *alignment != 0 && (*alignment & (*alignment - 1)) == 0) return true;
     return refuse_number(r, is ? *alignment : 0, "a power of two of type uint32");
@@ -277,7 +282,7 @@ static bool read_tensor(reader *r, tensor *t, uint64_t alignment, uint64_t *end)
     if (name.length == 0 || name.length >= NAME_ROOM || memchr(name.bytes, 0, name.length) != NULL)
         return refuse_number(r, name.length, "a name of 1 to 63 bytes, none of them 0");
     memcpy(t->name, name.bytes, name.length);
-    q3_print(r->thing, sizeof r->thing, "%s", t->name);
+    snprintf(r->thing, sizeof r->thing, "%s", t->name);
     t->part = r->gguf->part_count - 1;
     if (!read_axes(r, t) || !take_number(r, 8, &t->offset)) return false;
     if (t->offset != *end)
@@ -295,7 +300,7 @@ static bool read_tensors(reader *r, uint64_t count, uint64_t alignment)
     size_t first = tensors->count;
     uint64_t end = 0;
     for (uint64_t i = 0; i < count; i++) {
-        q3_print(r->thing, sizeof r->thing, "tensor %" PRIu64, i);
+        snprintf(r->thing, sizeof r->thing, "tensor %" PRIu64, i);
         if (!make_room(r, tensors, sizeof(tensor))) return false;
         tensor *t = (tensor *)tensors->data + tensors->count;
         memset(t, 0, sizeof *t);
@@ -306,13 +311,13 @@ static bool read_tensors(reader *r, uint64_t count, uint64_t alignment)
     left = left > gap ? left - gap : 0;
     for (size_t i = first; i < tensors->count; i++) {
         tensor *t = (tensor *)tensors->data + i;
-        q3_print(r->thing, sizeof r->thing, "%s", t->name);
+        snprintf(r->thing, sizeof r->thing, "%s", t->name);
         if (t->offset > left || t->bytes > left - t->offset)
             return refuse_number(r, left, "more bytes of tensors: the file ends within this one");
         t->shown.data = r->data + r->at + gap + t->offset;
         t->shown.size = (size_t)t->bytes;
     }
-    q3_print(r->thing, sizeof r->thing, "file");
+    snprintf(r->thing, sizeof r->thing, "file");
     return left <= end || refuse_number(r, left, "no bytes of tensors behind the last one's end");
 }
 
@@ -320,7 +325,7 @@ static bool read_tensors(reader *r, uint64_t count, uint64_t alignment)
 static bool read_part(reader *r, q3_buffer *values, bool only_metadata)
 {
     uint64_t version = 0, tensors = 0, count = 0, alignment;
-    q3_print(r->thing, sizeof r->thing, "header");
+    snprintf(r->thing, sizeof r->thing, "header");
     const uint8_t *magic = take(r, 4, 1);
     if (magic == NULL || !take_number(r, 4, &version)) return false;
     if (memcmp(magic, "GGUF", 4) != 0) {
@@ -328,12 +333,12 @@ static bool read_part(reader *r, q3_buffer *values, bool only_metadata)
                 r->path, (const char *)magic);
         return false;
     }
-    q3_print(r->thing, sizeof r->thing, "version");
+    snprintf(r->thing, sizeof r->thing, "version");
     if (version != 0 && version % 0x1000000 == 0)
         return refuse_number(r, version, "2 or 3, little-endian: big-endian files are not read");
     if (version < VERSION_FIRST || version > VERSION_LAST)
         return refuse_number(r, version, "2 or 3");
-    q3_print(r->thing, sizeof r->thing, "header");
+    snprintf(r->thing, sizeof r->thing, "header");
     if (!take_number(r, 8, &tensors) || !take_number(r, 8, &count) ||
         !read_values(r, count, values) || !read_alignment(r, values, &alignment))
         return false;
@@ -401,28 +406,7 @@ static q3_status read_split(const q3_buffer *values, const char *path, uint64_t 
 /* What the name of a part ends with, as llama.cpp's gguf-split writes it. */
 static void part_ending(char ending[64], uint64_t number, uint64_t count)
 {
-    q3_print(ending, 64, "-%05lu-of-%05lu.gguf", (unsigned long)number + 1, (unsigned long)count);
-}
-
-q3_status q3_gguf_has_part(bool *has, const char *path, const char *file, q3_error *error)
-{
-    char ending[64];
-    size_t length = strlen(path), room = strlen("-00001-of-00001.gguf");
-    const char *end = path + (length < room ? length : length - room);
-    unsigned long number = length < room ? 0 : strtoul(end + strlen("-"), NULL, 10);
-    unsigned long count = length < room ? 0 : strtoul(end + strlen("-00001-of-"), NULL, 10);
-    *has = false;
-    part_ending(ending, number - 1, count);
-    if (strcmp(end, ending) != 0) return Q3_OK;
-    char *other = q3_join(path, "", "");
-    if (other == NULL) return q3_no_memory(error, path);
-    for (uint64_t i = 0; i < count && !*has; i++) {
-        part_ending(ending, i, count);
-        memcpy(other + length - room, ending, room);
-        *has = q3_same_file(other, file);
-    }
-    free(other);
-    return Q3_OK;
+    snprintf(ending, 64, "-%05lu-of-%05lu.gguf", (unsigned long)number + 1, (unsigned long)count);
 }
 
 /* All tensors are there. */
@@ -543,23 +527,17 @@ const q3_gguf_tensor *q3_gguf_tensor_of(const q3_gguf *gguf, const char *name)
     return t != NULL ? &t->shown : NULL;
 }
 
-static bool ends_in_gguf(const char *path)
-{
-    size_t length = strlen(path);
-    return length > 5 && strcmp(path + length - 5, ".gguf") == 0;
-}
-
 bool q3_is_gguf(const char *path, const q3_mapping *file)
 {
-    return ends_in_gguf(path) || (file->size >= 4 && memcmp(file->data, "GGUF", 4) == 0);
+    size_t length = strlen(path);
+    return (length > 5 && strcmp(path + length - 5, ".gguf") == 0) ||
+           (file->size >= 4 && memcmp(file->data, "GGUF", 4) == 0);
 }
 
 bool q3_names_gguf(const char *path)
 {
     q3_mapping file;
-    if (q3_is_folder(path)) return false;
-    if (ends_in_gguf(path)) return true; /* though it may be one that cannot be read */
-    if (q3_map(&file, path, NULL) != Q3_OK) return false;
+    if (q3_is_folder(path) || q3_map(&file, path, NULL) != Q3_OK) return false;
     bool is = q3_is_gguf(path, &file);
     q3_unmap(&file);
     return is;

@@ -61,9 +61,6 @@ typedef struct q3_gguf_tensor {
 bool q3_is_gguf(const char *path, const q3_mapping *file);
 /* The same of a path; false for what cannot be mapped, and for folders. */
 Q3_PRIVATE_API bool q3_names_gguf(const char *path);
-/* *has: the file is a part of the GGUF file of several that path, by its name, is a part of. */
-Q3_PRIVATE_API q3_status q3_gguf_has_part(bool *has, const char *path, const char *file,
-                                          q3_error *error);
 /* Maps a GGUF file, and where it is one of several parts, all of them (only_metadata: the first,
  * and it has no tensors then). */
 Q3_PRIVATE_API q3_status q3_gguf_open(q3_gguf **gguf, const char *path, bool only_metadata,

@@ -42,14 +42,14 @@ bool q3_gguf_name(char name[64], const char *hugging_face)
     static const char prefix[] = "model.layers.";
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         if (strcmp(hugging_face, ends[i][0]) != 0) continue;
-        q3_print(name, 64, "%s", ends[i][1]);
+        snprintf(name, 64, "%s", ends[i][1]);
         return true;
     }
     if (strncmp(hugging_face, prefix, sizeof prefix - 1) != 0) return false;
     const char *number = hugging_face + sizeof prefix - 1, *rest = strchr(number, '.');
     for (size_t i = 0; rest != NULL && i < sizeof layer / sizeof *layer; i++) {
         if (strcmp(rest + 1, layer[i][0]) != 0) continue;
-        q3_print(name, 64, "blk.%.*s.%s", (int)(rest - number < 20 ? rest - number : 20), number,
+        snprintf(name, 64, "blk.%.*s.%s", (int)(rest - number < 20 ? rest - number : 20), number,
                  layer[i][1]);
         return true;
     }
@@ -71,7 +71,7 @@ typedef struct source {
 static const q3_gguf_value *find(const source *s, const char *key)
 {
     char whole[96];
-    q3_print(whole, sizeof whole, "%s%s", s->prefix, key);
+    snprintf(whole, sizeof whole, "%s%s", s->prefix, key);
     return q3_gguf_find(s->gguf, whole);
 }
 
@@ -119,7 +119,7 @@ static void put_value(q3_text *json, const q3_gguf_value *v)
     uint64_t number = 0;
     char array[64];
     if (v->array) {
-        q3_print(array, sizeof array, "an array of %zu", v->count);
+        snprintf(array, sizeof array, "an array of %zu", v->count);
         q3_text_string(json, array, strlen(array));
     } else if (v->type == Q3_GGUF_STRING) {
         q3_span string = q3_gguf_string(v->data);
@@ -304,7 +304,7 @@ static q3_status put_rope(const source *s)
 static bool has_tensor(const q3_gguf *gguf, const char *format, size_t layer)
 {
     char name[64];
-    q3_print(name, sizeof name, "blk.%lu.%s", (unsigned long)layer, format);
+    snprintf(name, sizeof name, "blk.%lu.%s", (unsigned long)layer, format);
     return q3_gguf_tensor_of(gguf, name) != NULL;
 }
 
@@ -369,7 +369,7 @@ static q3_status put_architecture(source *s, bool *sparse)
     *sparse = q3_span_is(name, "qwen3moe");
     if (!*sparse && !q3_span_is(name, "qwen3"))
         return refuse(s, key, v, "\"qwen3moe\" or \"qwen3\"");
-    q3_print(s->prefix, sizeof s->prefix, "%s", *sparse ? "qwen3moe." : "qwen3.");
+    snprintf(s->prefix, sizeof s->prefix, "%s", *sparse ? "qwen3moe." : "qwen3.");
     put_key(s->json, "model_type");
     q3_text_add(s->json, *sparse ? "\"qwen3_moe\"" : "\"qwen3\"");
     return Q3_OK;

@@ -53,11 +53,11 @@ static q3_status fail_at(const parser *p, size_t at, const char *expected)
     char found[24];
     uint8_t c = at < p->length ? p->j.text[at] : 0;
     if (at >= p->length)
-        q3_print(found, sizeof found, "the end of the text");
+        snprintf(found, sizeof found, "the end of the text");
     else if (c >= 0x20 && c < 0x7F)
-        q3_print(found, sizeof found, "'%c'", c);
+        snprintf(found, sizeof found, "'%c'", c);
     else
-        q3_print(found, sizeof found, "byte 0x%02X", c);
+        snprintf(found, sizeof found, "byte 0x%02X", c);
     return q3_fail(p->error, Q3_ERROR_INPUT, "%.200s: byte %zu: found %s, expected %.200s",
                    p->j.name, at, found, expected);
 }
@@ -92,12 +92,12 @@ static uint32_t add_node(parser *p, size_t start, size_t end)
     return n;
 }
 
-/* The four bytes at p, after \u; -1 if they are not four hexadecimal digits. */
-static int32_t hex4(const uint8_t *p)
+/* The four digits after \u at p; -1 if they are not four hexadecimal digits. */
+static int32_t hex4(const uint8_t *p, size_t n)
 {
     int32_t value = 0;
     for (size_t i = 0; i < 4; i++) {
-        int c = p[i];
+        int c = i < n ? p[i] : 0;
         int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
                   : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
         if (digit < 0) return -1;
@@ -115,11 +115,11 @@ static size_t read_escape(const uint8_t *p, size_t n, uint32_t *code)
         *code = (uint8_t)to[simple - from];
         return 2;
     }
-    int32_t high = n >= 6 && p[1] == 'u' ? hex4(p + 2) : -1;
+    int32_t high = n >= 6 && p[1] == 'u' ? hex4(p + 2, n - 2) : -1;
     if (high < 0 || (high >= 0xDC00 && high <= 0xDFFF)) return 0;
     *code = (uint32_t)high;
     if (high < 0xD800 || high > 0xDFFF) return 6;
-    int32_t low = n >= 12 && p[6] == '\\' && p[7] == 'u' ? hex4(p + 8) : -1;
+    int32_t low = n >= 12 && p[6] == '\\' && p[7] == 'u' ? hex4(p + 8, n - 8) : -1;
     if (low < 0xDC00 || low > 0xDFFF) return 0;
     *code = 0x10000 + ((uint32_t)(high - 0xD800) << 10) + (uint32_t)(low - 0xDC00);
     return 12;
@@ -355,19 +355,19 @@ static void sort_keys(const q3_json *j, uint64_t **a, uint64_t **b, size_t n)
 static q3_status fail_twice(const parser *p, uint32_t key)
 {
     const q3_json_node *n = &p->j.nodes[key];
-    char found[84];
-    q3_shorten(found, sizeof found, (const char *)p->j.text + n->start, n->end - n->start);
+    bool fits = n->end - n->start <= 80;
     return q3_fail(p->error, Q3_ERROR_INPUT,
-                   "%.200s: byte %lu: found the key %s again, expected each key once", p->j.name,
-                   (unsigned long)n->start, found);
+                   "%.200s: byte %lu: found the key %.*s again, expected each key once", p->j.name,
+                   (unsigned long)n->start, fits ? (int)(n->end - n->start) : 5,
+                   fits ? (const char *)p->j.text + n->start : "\"...\"");
 }
 
 /* Sorts the n entries of a into b by way of buckets of their hashes' highest bits, about one entry
  * in each; a is scratch. False without memory. */
 static bool sort_buckets(const q3_json *j, uint64_t *a, uint64_t *b, size_t n)
 {
-    unsigned shift = 63; /* stays above 32: the text has less than 2^32 bytes, a member five */
-    while (UINT64_MAX >> shift < n) shift--;
+    unsigned shift = 63;
+    while (shift > 32 && UINT64_MAX >> shift < n) shift--;
     size_t count = (size_t)(UINT64_MAX >> shift) + 1, *end = calloc(count, sizeof *end);
     if (end == NULL) return false;
     for (size_t i = 0; i < n; i++) end[a[i] >> shift]++;
@@ -425,10 +425,13 @@ q3_status q3_json_fail(const q3_json *j, uint32_t node, const char *thing, const
     q3_json_type type = q3_json_type_of(j, node);
     const char *kind = node == 0 ? "nothing" : type == Q3_JSON_OBJECT ? "an object"
                      : type == Q3_JSON_ARRAY ? "an array" : NULL;
-    char found[84];
-    q3_shorten(found, sizeof found, (const char *)j->text + n->start, n->end - n->start);
-    return q3_fail(error, Q3_ERROR_INPUT, "%.120s: %.120s: found %s, expected %.140s", j->name,
-                   thing, kind != NULL ? kind : found, expected);
+    const char *text = kind != NULL ? kind : (const char *)j->text + n->start;
+    size_t length = kind != NULL ? strlen(kind) : n->end - n->start;
+    bool whole = length <= 80;
+    for (length = whole ? length : 80; !whole && ((uint8_t)text[length] & 0xC0u) == 0x80; length--)
+        continue;
+    return q3_fail(error, Q3_ERROR_INPUT, "%.120s: %.120s: found %.*s%s, expected %.140s", j->name,
+                   thing, (int)length, text, whole ? "" : "...", expected);
 }
 
 uint32_t q3_json_find(const q3_json *j, uint32_t object, const char *key)

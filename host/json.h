@@ -98,11 +98,4 @@ Q3_PRIVATE_API size_t q3_utf8_encode(uint32_t code, uint8_t out[4]);
 Q3_PRIVATE_API bool q3_decimal_too_large(const uint8_t *p, const uint8_t *end);
 Q3_PRIVATE_API bool q3_decimal_to_double(const uint8_t *p, const uint8_t *end, double *out);
 
-#define Q3_NUMBER_TEXT 328 /* room for a float64's digits before its point, and what is around */
-
-/* The digits of a finite float64 without its sign, 0.DIGITS * 10^*power, rounded once and ties to
- * even: `count` of them, or those before the point if whole. Returns how many. */
-Q3_PRIVATE_API size_t q3_decimal_round(char digits[Q3_NUMBER_TEXT], int *power, double value,
-                                       int count, bool whole);
-
 #endif

@@ -531,29 +531,27 @@ q3_status q3_writer_sync(q3_writer *writer, q3_error *error)
     return q3_output_sync(writer->output, error);
 }
 
-/* The binary16 bits of a float, which must be one. */
+/* The binary16 bits of a float that is one; 0xFFFFFFFF if it is none. */
 static uint32_t half_bits(uint32_t bits)
 {
     uint32_t sign = bits >> 16 & 0x8000, fraction = bits & 0x7FFFFF, exponent = bits >> 23 & 0xFF;
-    Q3_CHECK(exponent < 113 || (fraction & 0x1FFF) == 0);
-    if (exponent == 0xFF) return sign | 0x7C00 | fraction >> 13;
-    Q3_CHECK(exponent <= 142); /* below 2^16 */
-    if (exponent >= 113) return sign | (exponent - 112) << 10 | fraction >> 13;
-    if (exponent == 0) {
-        Q3_CHECK(fraction == 0);
-        return sign;
-    }
-    Q3_CHECK(exponent >= 103); /* from 2^-24 on */
+    if (exponent == 0xFF)
+        return (fraction & 0x1FFF) != 0 ? 0xFFFFFFFF : sign | 0x7C00 | fraction >> 13;
+    if (exponent >= 113)
+        return exponent > 142 || (fraction & 0x1FFF) != 0
+             ? 0xFFFFFFFF : sign | (exponent - 112) << 10 | fraction >> 13;
+    if (exponent == 0 && fraction == 0) return sign;
+    if (exponent < 103) /* below 2^-24 */
+        return 0xFFFFFFFF;
     uint32_t shift = 126 - exponent;
     fraction |= 0x800000;
-    Q3_CHECK((fraction & ((UINT32_C(1) << shift) - 1)) == 0);
-    return sign | fraction >> shift;
+    return (fraction & ((UINT32_C(1) << shift) - 1)) != 0 ? 0xFFFFFFFF : sign | fraction >> shift;
 }
 
 /* The bits of a float in a dtype that can hold it. */
 static uint64_t float_bits(float value, q3_dtype dtype)
 {
-    uint32_t bits;
+    uint32_t bits, half;
     uint64_t wide;
     double exact = (double)value;
     memcpy(&bits, &value, sizeof bits);
@@ -564,7 +562,9 @@ static uint64_t float_bits(float value, q3_dtype dtype)
         Q3_CHECK((bits & 0xFFFF) == 0);
         return bits >> 16;
     }
-    return half_bits(bits);
+    half = half_bits(bits);
+    Q3_CHECK(half != 0xFFFFFFFF);
+    return half;
 }
 
 /* Writes the bits of elements first, first + 1, ... in pieces of a buffer. Exactly one of floats

@@ -1,22 +1,43 @@
 /* SPDX-License-Identifier: MIT */
-/* text.c - messages, texts and arrays that grow, names in them. */
+/* text.c - messages, texts and arrays that grow, numbers and names in them. */
 #include "host/text.h"
 
 #include "host/json.h"
 
 #include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* ==== Messages ================================================================================ */
+
+size_t q3_clean(char shown[5], const char *text)
+{
+    uint32_t code = 0;
+    size_t left = 0;
+    while (left < 4 && text[left] != 0) left++;
+    size_t length = q3_utf8_decode((const uint8_t *)text, left, &code);
+    bool good = length > 0 && code >= 0x20 && (code < 0x7F || code > 0x9F);
+    memcpy(shown, good ? text : "?", good ? length : 1);
+    shown[good ? length : 1] = 0;
+    return length > 0 ? length : 1;
+}
 
 q3_status q3_fail(q3_error *error, q3_status status, const char *format, ...)
 {
     va_list arguments;
     if (error == NULL) return status;
     va_start(arguments, format);
-    q3_message(error->text, sizeof error->text, format, arguments);
+    vsnprintf(error->text, sizeof error->text, format, arguments);
     va_end(arguments);
+    char shown[5], *out = error->text; /* what is shown is never longer than what it stands for */
+    for (const char *at = error->text; *at != 0;) {
+        at += q3_clean(shown, at);
+        memmove(out, shown, strlen(shown));
+        out += strlen(shown);
+    }
+    *out = 0;
     return status;
 }
 
@@ -71,7 +92,7 @@ void q3_text_add(q3_text *text, const char *piece)
 void q3_text_uint(q3_text *text, uint64_t value)
 {
     char digits[24];
-    q3_print(digits, sizeof digits, "%" PRIu64, value);
+    snprintf(digits, sizeof digits, "%" PRIu64, value);
     q3_text_add(text, digits);
 }
 
@@ -88,15 +109,24 @@ void q3_text_real(q3_text *text, double value)
     q3_text_add(text, digits);
 }
 
+void q3_text_clean(q3_text *text, const char *piece)
+{
+    char shown[5];
+    while (*piece != 0) {
+        piece += q3_clean(shown, piece);
+        q3_text_add(text, shown);
+    }
+}
+
 bool q3_text_string(q3_text *text, const char *bytes, size_t length)
 {
     bool good = true;
     q3_text_add(text, "\"");
     for (size_t at = 0, step; at < length; at += step) {
-        char escaped[16];
+        char escaped[8];
         uint32_t code = 0;
         step = q3_utf8_decode((const uint8_t *)bytes + at, length - at, &code);
-        bool plain = !q3_is_hidden(code) && code != '"' && code != '\\' && code != '<';
+        bool plain = code >= 0x20 && code != '"' && code != '\\' && code != '<';
         if (step > 0 && plain) {
             q3_text_bytes(text, bytes + at, step);
         } else if (step == 0) {
@@ -104,13 +134,8 @@ bool q3_text_string(q3_text *text, const char *bytes, size_t length)
             good = false;
             step = 1;
         } else {
-            unsigned high = 0xD7C0 + (unsigned)(code >> 10), low = 0xDC00 + (code & 0x3FF);
-            if (code == '"' || code == '\\')
-                q3_print(escaped, sizeof escaped, "\\%c", (int)code);
-            else if (code < 0x10000)
-                q3_print(escaped, sizeof escaped, "\\u%04x", (unsigned)code);
-            else
-                q3_print(escaped, sizeof escaped, "\\u%04x\\u%04x", high, low);
+            bool mark = code == '"' || code == '\\';
+            snprintf(escaped, sizeof escaped, mark ? "\\%c" : "\\u%04x", (unsigned)code);
             q3_text_add(text, escaped);
         }
     }
@@ -125,6 +150,64 @@ char *q3_join(const char *a, const char *b, const char *c)
     q3_text_add(&text, b);
     q3_text_add(&text, c);
     return text.data;
+}
+
+/* ==== Numbers of a few digits ================================================================= */
+
+/* 0.DIGITS * 10^power: written out from 1e-4 up to 1e6, else as 4.82e+07. */
+static void put_decimal(q3_text *out, const char *digits, int power)
+{
+    char text[64];
+    int count = (int)strlen(digits);
+    if (power < -3 || power > 6)
+        snprintf(text, sizeof text, "%.1s%s%se%c%02d", digits, count > 1 ? "." : "", digits + 1,
+                 power < 1 ? '-' : '+', power < 1 ? 1 - power : power - 1);
+    else if (power <= 0)
+        snprintf(text, sizeof text, "0.%.*s%s", -power, "000", digits);
+    else if (count > power)
+        snprintf(text, sizeof text, "%.*s.%s", power, digits, digits + power);
+    else
+        snprintf(text, sizeof text, "%s%.*s", digits, power - count, "000000");
+    q3_text_add(out, text);
+}
+
+void q3_text_digits(q3_text *out, double value, int count)
+{
+    char repr[32], digits[32];
+    int n = 0, power = 0;
+    bool fraction = false;
+    if (value != value || value >= 0x1p100 || value <= -0x1p100) { /* as good as infinite */
+        q3_text_add(out, value != value ? "nan" : value > 0 ? "inf" : "-inf");
+        return;
+    }
+    if (value >= 0 && value < 100 && value == (double)(unsigned)value && count > 1) { /* most are */
+        q3_text_uint(out, (unsigned)value);
+        return;
+    }
+    q3_json_repr(value < 0 ? -value : value, repr);
+    const char *e = strchr(repr, 'e');
+    for (const char *p = repr; *p != 0 && p != e; p++) { /* digits without leading zeros */
+        if (*p == '.') {
+            fraction = true;
+            continue;
+        }
+        if (n > 0 || *p != '0') digits[n++] = *p;
+        power += fraction ? -(n == 0) : n > 0;
+    }
+    if (e != NULL) power += (int)strtol(e + 1, NULL, 10);
+    bool up = n > count && digits[count] >= '5';
+    if (n > count) n = count;
+    while (up && n > 0 && digits[n - 1] == '9') n--;
+    if (up && n > 0) {
+        digits[n - 1]++;
+    } else if (up || n == 0) { /* 9.99 becomes 10; 0 */
+        digits[n++] = up ? '1' : '0';
+        power = up ? power + 1 : 1;
+    }
+    while (n > 1 && digits[n - 1] == '0') n--;
+    digits[n] = 0;
+    q3_text_add(out, value < 0 ? "-" : "");
+    put_decimal(out, digits, power);
 }
 
 /* ==== Names and shapes ======================================================================== */
@@ -174,12 +257,9 @@ const char *q3_rope_name(q3_rope_type type)
 
 void q3_shape_text(char *text, size_t room, const uint64_t *shape, size_t rank)
 {
-    size_t used = q3_print(text, room, "[");
-    for (size_t i = 0; i < rank; i++) {
-        char number[24];
-        size_t length = q3_print(number, sizeof number, "%s%" PRIu64, i > 0 ? "," : "", shape[i]);
-        if (used + length >= room) return;
-        used += q3_print(text + used, room - used, "%s", number);
-    }
-    q3_print(text + used, room - used, "]");
+    size_t used = (size_t)snprintf(text, room, "[");
+    for (size_t i = 0; i < rank && used < room; i++)
+        used += (size_t)snprintf(text + used, room - used, "%s%" PRIu64, i > 0 ? "," : "",
+                                 shape[i]);
+    if (used < room) snprintf(text + used, room - used, "]");
 }

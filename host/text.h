@@ -1,52 +1,29 @@
 /* SPDX-License-Identifier: MIT */
-/* text.h - one-line messages, and what is shown in them; texts from formats; texts and arrays that
- * grow; numbers, names and shapes. Private. */
+/* text.h - one-line messages; texts and arrays that grow; numbers, names and shapes. Private. */
 #ifndef Q3_TEXT_H
 #define Q3_TEXT_H
 
 #include "qwen3moe.h"
 
-#include <stdarg.h>
-
 /* ==== Messages ================================================================================ */
 
-#if (defined(__GNUC__) || defined(__clang__)) && !defined(__MINGW32__) /* whose printf is another */
+#if defined(__GNUC__) || defined(__clang__)
 #define Q3_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
 #define Q3_PRINTF(text, first)
 #endif
 
-/* Fills error (may be NULL) with one line and returns status. Texts (names come from files) stand
- * in it as they may be shown: q3_message. */
+/* Fills error (may be NULL) with one line and returns status. What a terminal would act on, and
+ * what is not UTF-8 (names come from files), becomes '?'. */
 Q3_PRIVATE_API q3_status q3_fail(q3_error *error, q3_status status, const char *format, ...)
     Q3_PRINTF(3, 4);
 /* "THING: not enough memory"; returns Q3_ERROR_MEMORY. */
 Q3_PRIVATE_API q3_status q3_no_memory(q3_error *error, const char *thing);
 
-/* ==== What is shown, and texts from formats (format.c) ======================================== */
-
-/* What a terminal would act on, and what a reader would not see, or see at another place: controls
- * (C1 too), marks of direction, separators of lines, characters without width, no characters. */
-Q3_PRIVATE_API bool q3_is_hidden(uint32_t code);
-
-#define Q3_SHOWN 12 /* room for "\u{10FFFF}" */
-
-/* The next character of text[left], left > 0, as it may be shown: itself, but \n, \t, \r, \x1B for
- * a control character of ASCII or a byte that is not UTF-8, and \u{202E} for any other that is
- * hidden. A backslash stays as it is, so that what is shown can be shown again. Returns how many
+/* The next character of a text (not at its end) as it may be shown: itself, or "?" for a control
+ * character (U+0000 to U+001F, U+007F to U+009F) and for a byte that is not UTF-8. Returns how many
  * bytes of the text it takes. */
-Q3_PRIVATE_API size_t q3_show(char shown[Q3_SHOWN], const char *text, size_t left);
-/* The same of text[length]; what does not fit into out[room] gives way to "...". */
-Q3_PRIVATE_API void q3_shorten(char *out, size_t room, const char *text, size_t length);
-
-/* As snprintf, of %d %u %x %X (l, ll, z), %c, %s, %g, %.0f and %%; the same bytes with every C
- * library and in every locale. What does not fit, and %.Ns, is cut off behind a whole character;
- * %.*s is for texts without a 0. A NaN has no sign; NULL is "(null)". Returns the length that was
- * written, so that out + it, room - it is what is left. */
-Q3_PRIVATE_API size_t q3_print(char *out, size_t room, const char *format, ...) Q3_PRINTF(3, 4);
-Q3_PRIVATE_API size_t q3_vprint(char *out, size_t room, const char *format, va_list arguments);
-/* The same for a person: q3_show of every text; %.Ns writes N bytes at most of that. */
-Q3_PRIVATE_API size_t q3_message(char *out, size_t room, const char *format, va_list arguments);
+Q3_PRIVATE_API size_t q3_clean(char shown[5], const char *text);
 
 /* ==== Arrays that grow ======================================================================== */
 
@@ -82,9 +59,9 @@ Q3_PRIVATE_API void q3_text_real(q3_text *text, double value);
 /* Rounded to so many digits (of its shortest decimal, halves away from 0); "nan", "inf", "-inf". No
  * printf: its exponents and points are not the same everywhere. */
 Q3_PRIVATE_API void q3_text_digits(q3_text *text, double value, int count);
-/* A text as it may be shown: q3_show of every character. */
-Q3_PRIVATE_API void q3_text_shown(q3_text *text, const char *piece);
-/* A JSON string of bytes[length], with its quotes. Escaped: '"', '\\', what is hidden, and '<',
+/* A text as it may be shown: q3_clean of every character. */
+Q3_PRIVATE_API void q3_text_clean(q3_text *text, const char *piece);
+/* A JSON string of bytes[length], with its quotes. Escaped: control characters, '"', '\\', and '<',
  * which would end a script in a page. False if some bytes are not UTF-8: each became U+FFFD. */
 Q3_PRIVATE_API bool q3_text_string(q3_text *text, const char *bytes, size_t length);
 
@@ -109,7 +86,7 @@ Q3_PRIVATE_API const char *q3_rope_name(q3_rope_type type);
 /* Room for "[" and eight numbers of 20 digits and "]". */
 #define Q3_SHAPE_TEXT 176
 
-/* "[5,7]", cut off before a number where it is too long for text[room]. */
+/* "[5,7]", cut off where it is too long for text[room]. */
 Q3_PRIVATE_API void q3_shape_text(char *text, size_t room, const uint64_t *shape, size_t rank);
 
 #endif

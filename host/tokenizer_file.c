@@ -28,7 +28,7 @@ static q3_status fail(const loader *l, uint32_t node, const char *where, const c
 {
     char thing[160];
     const char *dot = where[0] != 0 && key[0] != 0 ? "." : "";
-    q3_print(thing, sizeof thing, "%.60s%s%.60s", where, dot, key);
+    snprintf(thing, sizeof thing, "%.60s%s%.60s", where, dot, key);
     return q3_json_fail(&l->j, node, thing, expected, l->error);
 }
 
@@ -48,7 +48,7 @@ static q3_status expect(const loader *l, uint32_t object, const char *where, con
                                  memcmp(l->j.text + value->start, p, n) == 0)
             return Q3_OK;
         if (!absent)
-            out += q3_print(expected + out, sizeof expected - out, "%s%.*s",
+            out += (size_t)snprintf(expected + out, sizeof expected - out, "%s%.*s",
                                     out > 0 ? " or " : "", (int)n, p);
         p += n + (p[n] == '|');
     }
@@ -67,11 +67,11 @@ static q3_status only_keys(const loader *l, uint32_t node, const char *where, co
         for (const char *p = keys; *p != 0 && !known;) {
             size_t n = strcspn(p, " ");
             char word[32];
-            q3_print(word, sizeof word, "%.*s", (int)n, p);
+            snprintf(word, sizeof word, "%.*s", (int)n, p);
             known = q3_json_equal(&l->j, k, word);
             p += n + (p[n] == ' ');
         }
-        q3_print(expected, sizeof expected, "only the keys %.100s", keys);
+        snprintf(expected, sizeof expected, "only the keys %.100s", keys);
         if (!known) return fail(l, k, where[0] != 0 ? where : "top level", "", expected);
     }
     return Q3_OK;
@@ -197,7 +197,6 @@ enum { STEPS = 1000, SEEDS = 8 };
  * collide. */
 static bool index_tokens(q3_tokenizer *t, size_t from)
 {
-    /* not reached: no file is known whose tokens collide with each seed */
     for (; t->slot_seed < SEEDS; t->slot_seed++, from = 0) {
         size_t i = from, steps = 0;
         if (from == 0) memset(t->slots, 0xFF, (t->slot_mask + 1) * sizeof *t->slots);
@@ -219,7 +218,6 @@ static bool index_tokens(q3_tokenizer *t, size_t from)
  * pair. False if they collide. */
 static bool index_pairs(q3_tokenizer *t, const q3_pair *merges, size_t n)
 {
-    /* not reached: no file is known whose pairs collide with each seed */
     for (; t->pair_seed < SEEDS; t->pair_seed++) {
         size_t i = 0, steps = 0;
         memset(t->pairs, 0xFF, (t->pair_mask + 1) * sizeof *t->pairs); /* Q3_NO_MERGE */
@@ -242,10 +240,9 @@ static q3_status load_vocabulary(loader *l, uint32_t vocab)
     const q3_json *j = &l->j;
     q3_tokenizer *t = l->t;
     size_t n = j->nodes[vocab].count;
-    uint64_t *keys = malloc((2 * n + 1) * sizeof *keys), id;
+    uint64_t *keys = malloc((2 * n + 1) * sizeof *keys), *a = keys, *b = keys + n, id;
     bool sorted = true;
     if (keys == NULL) return q3_no_memory(l->error, l->j.name);
-    uint64_t *a = keys, *b = keys + n;
     uint32_t k = vocab + 1;
     for (size_t i = 0; i < n; i++, k++, k++) {
         if (!q3_json_uint(j, k + 1, &id) || id > INT32_MAX) break;
@@ -263,7 +260,7 @@ static q3_status load_vocabulary(loader *l, uint32_t vocab)
     if (wrong == 0) return Q3_OK;
     char thing[64];
     int shown = (int)(j->nodes[wrong].end - j->nodes[wrong].start);
-    q3_print(thing, sizeof thing, "model.vocab[%.*s]", shown < 40 ? shown : 0,
+    snprintf(thing, sizeof thing, "model.vocab[%.*s]", shown < 40 ? shown : 0,
              (const char *)j->text + j->nodes[wrong].start);
     return fail(l, wrong + 1, thing, "", "an id from 0 to 2147483647 that no other token has");
 }
@@ -334,7 +331,7 @@ static q3_status read_merges(loader *l, uint32_t merges, q3_pair *pairs, size_t 
             wrong = "two tokens that are in vocab, as their join is";
         if (wrong != NULL) {
             char thing[48];
-            q3_print(thing, sizeof thing, "model.merges[%lu]", (unsigned long)i);
+            snprintf(thing, sizeof thing, "model.merges[%lu]", (unsigned long)i);
             return fail(l, node, thing, "", wrong);
         }
         rank++;
@@ -349,7 +346,7 @@ static q3_status load_merges(loader *l, uint32_t merges)
     q3_tokenizer *t = l->t;
     size_t n = l->j.nodes[merges].count;
     for (t->pair_mask = 15; t->pair_mask / 4 * 3 <= n;) t->pair_mask = 2 * t->pair_mask + 1;
-    t->pairs = calloc(t->pair_mask + 1, sizeof *t->pairs);
+    t->pairs = malloc((t->pair_mask + 1) * sizeof *t->pairs);
     q3_pair *pairs = malloc((n + 1) * sizeof *pairs);
     t->first_pairs = malloc(256 * 256 * sizeof *t->first_pairs);
     t->joins = calloc(t->count + 1, sizeof *t->joins);
@@ -358,7 +355,7 @@ static q3_status load_merges(loader *l, uint32_t merges)
         return q3_no_memory(l->error, l->j.name);
     }
     q3_status status = read_merges(l, merges, pairs, &n);
-    if (status == Q3_OK && !index_pairs(t, pairs, n)) /* not reached: see there */
+    if (status == Q3_OK && !index_pairs(t, pairs, n))
         status = fail(l, merges, "model.merges", "", "pairs that do not collide when hashed");
     memset(t->first_pairs, 0xFF, 256 * 256 * sizeof *t->first_pairs);
     for (size_t i = 0; i < n && status == Q3_OK; i++) {
@@ -458,8 +455,8 @@ static q3_status index_added(loader *l)
 {
     q3_tokenizer *t = l->t;
     uint32_t count = 1;
-    t->added_nodes = calloc(l->added_used + 1, sizeof *t->added_nodes);
-    uint32_t *queue = calloc(l->added_used + 1, sizeof *queue);
+    t->added_nodes = malloc((l->added_used + 1) * sizeof *t->added_nodes);
+    uint32_t *queue = malloc((l->added_used + 1) * sizeof *queue);
     q3_status s = t->added_nodes == NULL || queue == NULL ? q3_no_memory(l->error, l->j.name)
                                                           : Q3_OK;
     for (uint32_t i = 0; i < t->added_count && s == Q3_OK; i++)
@@ -479,7 +476,7 @@ static q3_status load_all_added(loader *l, uint32_t list)
     char where[48];
     if (list == 0) return Q3_OK;
     for (size_t i = 0; i < l->j.nodes[list].count; i++, node = l->j.nodes[node].next) {
-        q3_print(where, sizeof where, "added_tokens[%lu]", (unsigned long)i);
+        snprintf(where, sizeof where, "added_tokens[%lu]", (unsigned long)i);
         q3_status s = load_added(l, node, where, &next);
         if (s != Q3_OK) return s;
     }
@@ -509,14 +506,14 @@ static q3_status load(loader *l, size_t length)
     t->pool = malloc(length + 1);
     t->offsets = calloc(all + 1, sizeof *t->offsets);
     t->ids = malloc((all + 1) * sizeof *t->ids);
-    t->slots = calloc(t->slot_mask + 1, sizeof *t->slots);
-    t->added = calloc(extra + 1, sizeof *t->added);
+    t->slots = malloc((t->slot_mask + 1) * sizeof *t->slots);
+    t->added = malloc((extra + 1) * sizeof *t->added);
     t->added_text = malloc(length + 1);
     if (t->pool == NULL || t->offsets == NULL || t->ids == NULL || t->slots == NULL ||
         t->added == NULL || t->added_text == NULL)
         return q3_no_memory(l->error, l->j.name);
     s = load_vocabulary(l, vocab);
-    if (s == Q3_OK && !index_tokens(t, 0)) /* not reached: see there */
+    if (s == Q3_OK && !index_tokens(t, 0))
         s = fail(l, vocab, "model.vocab", "", "keys that do not collide in a hash table");
     for (size_t i = 0; i < 256 && s == Q3_OK; i++) {
         uint8_t byte = (uint8_t)i;
@@ -524,7 +521,7 @@ static q3_status load(loader *l, size_t length)
     }
     s = s != Q3_OK ? s : load_merges(l, merges);
     s = s != Q3_OK ? s : load_all_added(l, added);
-    if (s == Q3_OK && !index_tokens(t, t->vocabulary)) /* not reached: likewise */
+    if (s == Q3_OK && !index_tokens(t, t->vocabulary))
         s = fail(l, added, "added_tokens", "", "contents that do not collide in a hash table");
     return s;
 }

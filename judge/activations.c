@@ -124,14 +124,3 @@ quantised q3_format_of_weights(const evidence *e)
         if (group_of(*some[i], &fp8) != 0) return fp8 ? QUANTISED_FP8 : QUANTISED_BLOCKS;
     return NOT_QUANTISED;
 }
-
-double q3_operand_unit(q3_accumulate accumulate)
-{
-    switch (accumulate) {
-    case Q3_ACCUMULATE_BF16: case Q3_ACCUMULATE_BF16_SUMS: return 0x1p-9;
-    case Q3_ACCUMULATE_F16: case Q3_ACCUMULATE_F16_SUMS: return 0x1p-11;
-    case Q3_ACCUMULATE_TF32: return 0x1p-10; /* cut off, not rounded, by some */
-    case Q3_ACCUMULATE_Q8: return 0x1p-11; /* a cache in float16 rounds queries and probabilities */
-    case Q3_ACCUMULATE_F32: case Q3_ACCUMULATE_FP8: default: return 0;
-    }
-}

@@ -409,27 +409,14 @@ bool q3_canonical_name(char out[Q3_NAME_ROOM], const char *name)
     return true;
 }
 
-/* How many of the layers before this one are sparse. */
-static size_t sparse_before(const q3_config *config, size_t layer)
-{
-    size_t step = config->decoder_sparse_step;
-    if (config->num_experts == 0) return 0;
-    size_t count = layer / step; /* if mlp_only_layers has none of them */
-    for (size_t i = 0; i < config->mlp_only_count && config->mlp_only_layers[i] < layer; i++)
-        count -= (config->mlp_only_layers[i] + 1) % step == 0;
-    return count;
-}
-
 /* The layer that is the number-th sparse one, from 0; num_hidden_layers if there are not so
  * many. */
 static size_t sparse_layer(const q3_config *config, size_t number)
 {
-    size_t L = config->num_hidden_layers, step = config->decoder_sparse_step;
-    if (config->num_experts == 0 || number >= L / step) return L;
-    size_t layer = (number + 1) * step - 1; /* if mlp_only_layers has none before it */
-    for (size_t i = 0; i < config->mlp_only_count && config->mlp_only_layers[i] <= layer; i++)
-        if ((config->mlp_only_layers[i] + 1) % step == 0) layer += step;
-    return layer < L ? layer : L;
+    size_t layer = 0;
+    for (; layer < config->num_hidden_layers; layer++)
+        if (q3_layer_is_sparse(config, layer) && number-- == 0) break;
+    return layer;
 }
 
 /* The row's reading of layer `number`. */
@@ -487,15 +474,15 @@ bool q3_tap_alias(q3_alias *alias, const q3_config *config, const char *name)
 bool q3_other_name_at(q3_other_name *other, const q3_config *config, q3_tap_id id, size_t layer,
                       size_t index)
 {
-    size_t L = config->num_hidden_layers, sparse = sparse_before(config, layer);
+    size_t L = config->num_hidden_layers, sparse = 0;
     const alias_row *row;
+    for (size_t l = 0; l < layer && l < L; l++) sparse += q3_layer_is_sparse(config, l);
     /* a row may count from another layer (read_row) */
     const size_t numbers[] = {layer, layer + 1, sparse, 0, L};
     for (size_t i = 0; (row = row_at(i, &other->system)) != NULL; i++) {
         bool numbered = strchr(row->name, '#') != NULL, found = false;
         for (size_t n = 0; n < (numbered ? sizeof numbers / sizeof numbers[0] : 1) && !found; n++) {
             q3_alias alias;
-            if (row->reading == 'r' && id != row->first) break; /* what it asks takes long */
             found = read_row(&alias, row, config, numbers[n]) && !alias.added && id >= alias.id &&
                     id < alias.id + alias.count && (!q3_tap_in_layer(id) || alias.layer == layer);
             other->number = numbers[n];

@@ -130,12 +130,12 @@ static void name_units(char *text, size_t room, unit_kind kind, size_t first, si
 {
     static const char *const names[UNIT_KINDS] = {"token", "key", "head", "expert"};
     const char *name = names[kind];
-    if (wrong == 1) q3_print(text, room, " (%s %zu only)", name, first);
+    if (wrong == 1) snprintf(text, room, " (%s %zu only)", name, first);
     else if (last - first + 1 == wrong && last + 1 == all)
-        q3_print(text, room, " (%ss from %zu on)", name, first);
+        snprintf(text, room, " (%ss from %zu on)", name, first);
     else if (last - first + 1 == wrong)
-        q3_print(text, room, " (%ss %zu to %zu)", name, first, last);
-    else q3_print(text, room, " (%zu of %zu %ss, first %zu)", wrong, all, name, first);
+        snprintf(text, room, " (%ss %zu to %zu)", name, first, last);
+    else snprintf(text, room, " (%zu of %zu %ss, first %zu)", wrong, all, name, first);
 }
 
 /* Whether each unit is explained by the mistake's y or by ours, and which are by y alone. */
@@ -203,13 +203,13 @@ static bool weigh(diagnosis *d, const claim *c, const char *text, const char *ca
     d->strength = s;
     d->distance = away;
     d->by_mistake = false;
-    q3_print(d->name, sizeof d->name, "%s", text);
-    q3_print(d->cause, sizeof d->cause, "%s", cause);
+    snprintf(d->name, sizeof d->name, "%s", text);
+    snprintf(d->cause, sizeof d->cause, "%s", cause);
     if (d->rounding)
-        q3_print(d->text, sizeof d->text, "%s, explains %.0f %% of the rounding", text,
+        snprintf(d->text, sizeof d->text, "%s, explains %.0f %% of the rounding", text,
                  100 * (1 - away / d->own_distance));
     else
-        q3_print(d->text, sizeof d->text, "%s%s, explains 100 %% of elements", text, where);
+        snprintf(d->text, sizeof d->text, "%s%s, explains 100 %% of elements", text, where);
     return true;
 }
 
@@ -278,7 +278,7 @@ static bool limit_bounds(const diagnosis *d, const float *y, double *bound, doub
         for (size_t i = t * e->row; i < (t + 1) * e->row; i++) {
             bool finite = y[i] - y[i] == 0.0f;
             bound[i] = finite ? bound[i] + carry * q3_ulp((double)y[i], stored_in(e)) : 0;
-            if (size > 0 && !(bound[i] < size)) bound[i] = -1;
+            if (size > 0 && !(bound[i] == 0 || bound[i] < size)) bound[i] = -1;
             if (e->bound[i] < 0) continue;
             bool own = q3_agrees(e, i, e->ours[i]);
             judged++, said += bound[i] >= 0;

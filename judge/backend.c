@@ -3,8 +3,6 @@
  * taps. */
 #include "judge/backend.h"
 
-#include "host/taps.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -273,23 +271,4 @@ const backend_tensor *q3_backend_find(const backend *b, q3_tap_id id, size_t lay
 {
     const backend_tensor *tensor = &b->tensors[layer * Q3_TAP_COUNT + (size_t)id];
     return tensor->entry != NULL ? tensor : NULL;
-}
-
-/* Of these taps of a layer one can be compared. */
-static bool any_given(const backend *b, size_t layer, bool inside)
-{
-    for (q3_tap_id id = 0; id < Q3_TAP_COUNT; id++) {
-        const backend_tensor *tensor = q3_backend_find(b, id, layer);
-        bool here = inside ? q3_tap_in_layer(id) : q3_tap_at_head(id);
-        if (here && tensor != NULL && tensor->layouts > 0) return true;
-    }
-    return false;
-}
-
-size_t q3_last_given(const backend *b, const q3_run *run)
-{
-    size_t end = run->end_layer;
-    if (end == b->config->num_hidden_layers && any_given(b, 0, false)) return end;
-    while (end > run->first_layer && !any_given(b, end - 1, true)) end--;
-    return end;
 }

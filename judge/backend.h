@@ -129,9 +129,6 @@ q3_dtype q3_backend_dtype(backend *b);
 void q3_note_unknown(backend *b, const char *name);
 /* NULL if the tap is not given. */
 const backend_tensor *q3_backend_find(const backend *b, q3_tap_id id, size_t layer);
-/* Bound: how far the run must go to judge what is given, as its end_layer: first_layer if that is
- * nothing of its layers, the last one's end for the head. */
-size_t q3_last_given(const backend *b, const q3_run *run);
 /* Token t's row, t >= first. F64 is rounded to float32; integers become floats (ids beyond 2^24
  * lose bits, which no valid id has). */
 void q3_backend_row(float *row, const backend *b, const backend_tensor *tensor, q3_tap_id id,

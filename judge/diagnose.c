@@ -176,7 +176,7 @@ double q3_search_budget(const q3_config *c, size_t T, size_t layers)
 void q3_say_stopped(char *reason, size_t room)
 {
     size_t used = strlen(reason);
-    q3_print(reason + used, room - used, "%sthe search for its cause stopped at its budget",
+    snprintf(reason + used, room - used, "%sthe search for its cause stopped at its budget",
              used > 0 ? "; " : "");
 }
 

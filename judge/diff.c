@@ -302,10 +302,10 @@ static q3_status compare_values(q3_finding *f, const side *a, const q3_entry *ou
                  : n.differ > 0   ? Q3_VERDICT_DIFFERS
                                   : Q3_VERDICT_EXACT;
     if (n.differ > 0)
-        q3_print(f->reason, sizeof f->reason, "%llu of %llu elements differ",
+        snprintf(f->reason, sizeof f->reason, "%llu of %llu elements differ",
                  (unsigned long long)n.differ, (unsigned long long)f->elements);
     if (n.zeros > 0)
-        q3_print(f->note, sizeof f->note, "%llu zeros of the other sign, which are equal",
+        snprintf(f->note, sizeof f->note, "%llu zeros of the other sign, which are equal",
                  (unsigned long long)n.zeros);
     return Q3_OK;
 }
@@ -335,7 +335,7 @@ static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const sid
     q3_status status = Q3_OK;
     if (theirs == NULL) {
         f.verdict = Q3_VERDICT_MISSING;
-        q3_print(f.reason, sizeof f.reason, "only in the first file");
+        snprintf(f.reason, sizeof f.reason, "only in the first file");
     } else {
         size_t rank = plain_shape(shape[0], ours);
         f.given_as = theirs->name;
@@ -344,7 +344,7 @@ static q3_status compare_pair(q3_text *lines, const side *a, size_t i, const sid
             q3_shape_text(found, sizeof found, theirs->shape, theirs->rank);
             q3_shape_text(expected, sizeof expected, ours->shape, ours->rank);
             f.verdict = Q3_VERDICT_SHAPE;
-            q3_print(f.reason, sizeof f.reason, "found %s, expected %s", found, expected);
+            snprintf(f.reason, sizeof f.reason, "found %s, expected %s", found, expected);
         } else {
             q3_tap_find(f.name, &alias.id, &alias.layer);
             status = compare_values(&f, a, ours, theirs, &alias, error);
@@ -372,7 +372,7 @@ static q3_status compare_files(q3_text *lines, const side *a, const side *b,
         name_finding(&f, b, k);
         f.verdict = Q3_VERDICT_MISSING;
         f.given_as = q3_tensors_at(b->file, k)->name;
-        q3_print(f.reason, sizeof f.reason, "only in the second file");
+        snprintf(f.reason, sizeof f.reason, "only in the second file");
         q3_report_put_finding(lines, &f);
     }
     return Q3_OK;

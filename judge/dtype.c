@@ -77,17 +77,17 @@ static void say(backend *b, q3_dtype found, const size_t votes[Q3_AUTO], bool st
     size_t narrow = votes[Q3_BF16] + votes[Q3_F16];
     const char *name = found != Q3_AUTO ? q3_dtype_name(found) : "";
     if (found == Q3_AUTO)
-        q3_print(b->dtype_note, sizeof b->dtype_note,
+        snprintf(b->dtype_note, sizeof b->dtype_note,
                  "the file does not say its dtype, and no tensor shows it: judged as the model's");
     else if (found == Q3_F32 && narrow == 0)
-        q3_print(b->dtype_note, sizeof b->dtype_note,
+        snprintf(b->dtype_note, sizeof b->dtype_note,
                  "the file does not say its dtype; its values need float32: judged as float32");
     else if (votes[Q3_F32] > 0)
-        q3_print(b->dtype_note, sizeof b->dtype_note,
+        snprintf(b->dtype_note, sizeof b->dtype_note,
                  "the file does not say its dtype; %zu tensors need float32, %zu bfloat16 or "
                  "float16: judged as %s", votes[Q3_F32], narrow, name);
     else if (!stored)
-        q3_print(b->dtype_note, sizeof b->dtype_note,
+        snprintf(b->dtype_note, sizeof b->dtype_note,
                  "the file does not say its dtype; its values are all %s: judged as %s", name,
                  name);
 }

@@ -213,9 +213,8 @@ static bool make_table(operation *o, float *cos, float *sin, size_t hd, const fl
     change what = q3_change_of(o, PARAMETER);
     q3_rope rope = e->config->rope;
     size_t half = hd / 2;
-    float *inv_freq = q3_pass_room(o->p, 2 * half, sizeof *inv_freq);
+    float *inv_freq = q3_pass_room(o->p, 2 * half, sizeof *inv_freq), *safe = inv_freq + half;
     if (inv_freq == NULL) return false;
-    float *safe = inv_freq + half;
     if (what == THETA) rope.rope_theta = o->value;
     if (what == UNSCALED) rope.type = Q3_ROPE_DEFAULT;
     if (what == FACTOR) rope.factor = o->value;

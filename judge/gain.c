@@ -44,7 +44,7 @@ static bool find_gain(trial *r, walk *w)
             r->along_noise + hidden.bias + common_of_norm(r, w);
     if (!hidden.known || !(along > least)) return true;
     f->verdict = Q3_VERDICT_DIFFERS;
-    q3_print(f->reason, sizeof f->reason,
+    snprintf(f->reason, sizeof f->reason,
              "theirs is %.6g times ours over the whole tensor, which no rounding makes (%zu rows: "
              "%.2g off 1 at most)",
              1 + r->along / r->power, w->T - r->tensor->first, least / r->power);
@@ -167,7 +167,7 @@ static bool find_row_gains(trial *r, const walk *w)
     free(g);
     if (!found) return true;
     r->f.verdict = Q3_VERDICT_DIFFERS;
-    q3_print(r->f.reason, sizeof r->f.reason,
+    snprintf(r->f.reason, sizeof r->f.reason,
              "each row has a factor of its own, which no rounding makes (%zu rows; the factors' "
              "squares are %.3g times what chance explains)",
              e.rows, e.square / (double)e.rows);

@@ -196,7 +196,7 @@ static q3_status take_hidden(q3_judge *j, size_t T, q3_error *error)
     if (start->layouts == 0 || start->first != 0)
         return q3_fail(error, Q3_ERROR_INPUT, "%s: %s: found another shape, expected [%zu,%zu]",
                        j->b.name, name, T, M);
-    j->hidden = calloc(T, M * sizeof *j->hidden);
+    j->hidden = malloc(T * M * sizeof *j->hidden);
     if (j->hidden == NULL) return q3_fail(error, Q3_ERROR_MEMORY, "no memory for %zu tokens", T);
     return Q3_OK;
 }

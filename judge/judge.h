@@ -236,8 +236,7 @@ Q3_API q3_outcome q3_report_outcome(const q3_report *report);
  * that could not be judged), and so is what is decisive. */
 Q3_API const q3_report *q3_report_second(const q3_report *report);
 
-/* Why it is so, in one line: the report's line before the last; of several mistakes the first. "not
- * enough memory" where there is none to make it. */
+/* Why it is so, in one line: the report's line before the last; of several mistakes the first. */
 Q3_API void q3_report_sentence(const q3_report *report, q3_error *line);
 
 /* The findings, index < count; their texts live as long as the report. */

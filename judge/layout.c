@@ -134,7 +134,7 @@ static void add_note(backend_tensor *tensor, const char *format, ...)
         memcpy(tensor->note + used, ", ", 3);
         used += 2;
     }
-    q3_vprint(tensor->note + used, sizeof tensor->note - used, format, arguments);
+    vsnprintf(tensor->note + used, sizeof tensor->note - used, format, arguments);
     va_end(arguments);
 }
 

@@ -93,16 +93,16 @@ static void name_region(char *text, size_t room, const shape *s, bool one_expert
     const evidence *e = s->e;
     char of[32] = "", tokens[32] = "";
     const char *row = q3_tap_is_square(e->id) ? "key" : "channel";
-    if (one_expert) q3_print(of, sizeof of, " of expert %zu", s->first_expert);
+    if (one_expert) snprintf(of, sizeof of, " of expert %zu", s->first_expert);
     size_t token = q3_own_token(e, s->first_token);
-    if (s->token_count == 1) q3_print(tokens, sizeof tokens, " of token %zu", token);
+    if (s->token_count == 1) snprintf(tokens, sizeof tokens, " of token %zu", token);
     if (s->channel_count == 1)
-        q3_print(text, room, "%s %zu%s%s", row, s->first_channel, of, tokens);
+        snprintf(text, room, "%s %zu%s%s", row, s->first_channel, of, tokens);
     else if (s->first_channel > 0 || s->last_channel + 1 < s->N)
-        q3_print(text, room, "%ss %zu to %zu%s%s", row, s->first_channel, s->last_channel, of,
+        snprintf(text, room, "%ss %zu to %zu%s%s", row, s->first_channel, s->last_channel, of,
                  tokens);
-    else if (one_expert) q3_print(text, room, "expert %zu%s", s->first_expert, tokens);
-    else if (s->token_count == 1) q3_print(text, room, "token %zu", token);
+    else if (one_expert) snprintf(text, room, "expert %zu%s", s->first_expert, tokens);
+    else if (s->token_count == 1) snprintf(text, room, "token %zu", token);
     else text[0] = 0;
 }
 
@@ -133,8 +133,8 @@ static void try_factor(diagnosis *d, shape *s, bool whole)
             if (whole || inside(s, t, i, one_expert))
                 s->y[t * e->row + i] = q3_round(factor * (double)s->base[t * e->row + i],
                                                 rounded_to(e));
-    if (whole) q3_print(text, sizeof text, "scaled by a factor %.6g", factor);
-    else q3_print(text, sizeof text, "%s alone scaled by a factor %.6g", where, factor);
+    if (whole) snprintf(text, sizeof text, "scaled by a factor %.6g", factor);
+    else snprintf(text, sizeof text, "%s alone scaled by a factor %.6g", where, factor);
     q3_weigh_as(d, s->y, text, whole ? "scaled by a factor" : "a part scaled by a factor");
 }
 
@@ -156,7 +156,7 @@ static void try_token_factors(diagnosis *d, shape *s)
             s->y[i] = q3_round(factor * (double)s->base[i], rounded_to(e));
     }
     char text[160];
-    q3_print(text, sizeof text, "each token scaled by a factor of its own, %.4g to %.4g", least,
+    snprintf(text, sizeof text, "each token scaled by a factor of its own, %.4g to %.4g", least,
              most);
     if (e->row > 2) q3_weigh_as(d, s->y, text, "each token scaled by a factor of its own");
 }
@@ -169,7 +169,7 @@ static void try_offset(diagnosis *d, shape *s, bool by_channel)
     char text[160] = "a constant added to each channel, as a bias is";
     if (by_channel && e->T < e->first + 4) return; /* fits anything */
     if (by_channel && s->channel_count == 1)
-        q3_print(text, sizeof text, "a constant added to channel %zu", s->first_channel);
+        snprintf(text, sizeof text, "a constant added to channel %zu", s->first_channel);
     for (size_t c = 0; c < (by_channel ? e->row : 1); c++) {
         double sum = 0, count = 0;
         for (size_t i = begin + c; i < end; i += step) {
@@ -179,7 +179,7 @@ static void try_offset(diagnosis *d, shape *s, bool by_channel)
         double offset = count > 0 ? sum / count : 0;
         for (size_t i = begin + c; i < end; i += step)
             s->y[i] = q3_round((double)s->base[i] + offset, rounded_to(e));
-        if (!by_channel) q3_print(text, sizeof text, "a constant added, %.4g", offset);
+        if (!by_channel) snprintf(text, sizeof text, "a constant added, %.4g", offset);
     }
     q3_weigh_as(d, s->y, text, by_channel ? text : "a constant added");
 }
@@ -206,8 +206,8 @@ static void try_channel(diagnosis *d, shape *s)
             for (size_t at = t * e->row + c; at < (t + 1) * e->row; at += s->N)
                 s->y[at] = before ? e->ours[at - e->row] : e->ours[at - c + other];
         if (before)
-            q3_print(text, sizeof text, "channel %zu keeps the values of the token before", c);
-        else q3_print(text, sizeof text, "channel %zu has the values of channel %zu", c, other);
+            snprintf(text, sizeof text, "channel %zu keeps the values of the token before", c);
+        else snprintf(text, sizeof text, "channel %zu has the values of channel %zu", c, other);
         q3_weigh_as(d, s->y, text, "a channel with other values");
     }
 }
@@ -231,12 +231,12 @@ static void try_shift(diagnosis *d, shape *s)
             s->y[i] = e->ours[up ? i + by : i - by];
         }
         if (up)
-            q3_print(text, sizeof text, "channels from %zu on shifted, each has the next but %zu",
+            snprintf(text, sizeof text, "channels from %zu on shifted, each has the next but %zu",
                      c, by - 1);
         else
-            q3_print(text, sizeof text, "channels from %zu on shifted, each has the one %zu before",
+            snprintf(text, sizeof text, "channels from %zu on shifted, each has the one %zu before",
                      c, by);
-        if (up && by == 1) q3_print(text, sizeof text, "channels from %zu on shifted by one", c);
+        if (up && by == 1) snprintf(text, sizeof text, "channels from %zu on shifted by one", c);
         q3_weigh_as(d, s->y, text, "channels shifted");
     }
 }
@@ -256,14 +256,14 @@ static void try_tokens(diagnosis *d, shape *s)
     char text[160];
     if (s->token_count == 2) {
         swap_rows(s, s->first_token, s->last_token);
-        q3_print(text, sizeof text, "tokens %zu and %zu swapped", first,
+        snprintf(text, sizeof text, "tokens %zu and %zu swapped", first,
                  q3_own_token(e, s->last_token));
         q3_weigh_as(d, s->y, text, "tokens swapped");
     }
     for (size_t other = e->first; other < e->T && s->token_count == 1; other++) {
         memcpy(s->y, e->ours, e->T * n * sizeof *s->y);
         memcpy(s->y + s->first_token * n, e->ours + other * n, n * sizeof *s->y);
-        q3_print(text, sizeof text, "token %zu has the values of token %zu", first,
+        snprintf(text, sizeof text, "token %zu has the values of token %zu", first,
                  q3_own_token(e, other));
         if (other == s->first_token) continue;
         q3_weigh_as(d, s->y, text, "a token with the values of another");
@@ -323,7 +323,7 @@ static void try_dropout(diagnosis *d, shape *s)
         s->y[i] = e->theirs[i] == 0.0f ? 0.0f
             : q3_round(factor * (double)s->base[i], rounded_to(e));
     char text[160];
-    q3_print(text, sizeof text,
+    snprintf(text, sizeof text,
              "dropout left on, %zu of %zu elements are 0 and the others times %.4g", zeros, all,
                  factor);
     if (zeros > 0 && zeros * 2 < all && factor > 1.005)
@@ -341,21 +341,21 @@ static void say_place(diagnosis *d, const shape *s)
     bool square = q3_tap_is_square(e->id), slots = s->experts > 0;
     bool one_expert = slots && s->experts > 1 && s->expert_count == 1;
     if (s->channel_count == 1 && s->N > 1) name_region(what, sizeof what, s, one_expert);
-    else if (one_expert) q3_print(what, sizeof what, "expert %zu", s->first_expert);
+    else if (one_expert) snprintf(what, sizeof what, "expert %zu", s->first_expert);
     else if (s->part_count == 1 && s->heads > 1)
-        q3_print(what, sizeof what, "%s %zu", slots ? "slot" : "head", s->first_part);
+        snprintf(what, sizeof what, "%s %zu", slots ? "slot" : "head", s->first_part);
     else if (s->token_count == 1 && tokens > 1)
-        q3_print(what, sizeof what, "%s%s%zu", s->last_token + 1 == e->T ? "the last token, " : "",
+        snprintf(what, sizeof what, "%s%s%zu", s->last_token + 1 == e->T ? "the last token, " : "",
                  s->last_token + 1 == e->T ? "" : "token ", token);
     else if (s->first_token > e->first + 1 && s->last_token + 1 == e->T &&
              s->token_count == e->T - s->first_token)
-        q3_print(what, sizeof what, "tokens from %zu on", token);
+        snprintf(what, sizeof what, "tokens from %zu on", token);
     else if (s->channel_count == width && 2 * width <= s->N && !square)
-        q3_print(what, sizeof what, "channels %zu to %zu", s->first_channel, s->last_channel);
+        snprintf(what, sizeof what, "channels %zu to %zu", s->first_channel, s->last_channel);
     if (what[0] == 0) return;
     d->strength = PLACE;
     d->cause[0] = 0;
-    q3_print(d->text, sizeof d->text, "a mistake in one place: only %s wrong", what);
+    snprintf(d->text, sizeof d->text, "a mistake in one place: only %s wrong", what);
 }
 
 /* Wrong where an expert is used, and right elsewhere. */
@@ -378,7 +378,7 @@ static void say_expert(diagnosis *d, const shape *s)
         if (other > 0 || with < 2 || right_without < 2) continue;
         d->strength = PLACE;
     d->cause[0] = 0;
-        q3_print(d->text, sizeof d->text,
+        snprintf(d->text, sizeof d->text,
                  "a mistake in one place: all tokens with expert %zu wrong, no other", expert);
     }
 }
@@ -399,7 +399,7 @@ static void say_choice(diagnosis *d)
     if (tokens == 0 || d->strength != NOTHING) return;
     d->strength = PLACE;
     d->cause[0] = 0;
-    q3_print(d->text, sizeof d->text, "the same expert chosen twice in %zu of %zu tokens", tokens,
+    snprintf(d->text, sizeof d->text, "the same expert chosen twice in %zu of %zu tokens", tokens,
              e->T - e->first);
 }
 

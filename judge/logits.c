@@ -6,16 +6,6 @@
 
 #include "host/quants.h"
 
-size_t q3_logits_at_once(const walk *w)
-{
-    size_t kinds = 1U + (w->accumulate != Q3_ACCUMULATE_F32) + !w->given[Q3_TAP_NORM];
-    size_t row = w->config->vocab_size * (sizeof(float) + kinds * sizeof(double));
-    size_t rows = ((size_t)16 << 20) / row, all = w->T - w->past;
-    if (rows == 0) rows = 1;
-    size_t blocks = (all + rows - 1) / rows;
-    return blocks > 0 ? (all + blocks - 1) / blocks : 1;
-}
-
 static q3_tensor weight_of(const walk *w)
 {
     return q3_graph_weight(q3_graph_node(w->config, Q3_TAP_LM_HEAD, 0), w->weights, 0, 0);

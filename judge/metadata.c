@@ -26,7 +26,7 @@ static void put_member(q3_text *t, const q3_json *j, uint32_t key)
 static void key_name(char name[64], const q3_json *j, uint32_t key)
 {
     size_t n = j->nodes[key].end - j->nodes[key].start - 2;
-    q3_print(name, 64, "%.*s", (int)(n < 100 ? n : 100),
+    snprintf(name, 64, "%.*s", (int)(n < 64 ? n : 63),
              (const char *)j->text + j->nodes[key].start + 1);
 }
 
@@ -112,7 +112,7 @@ static q3_status compare_keys(const char *path, const q3_json *ours, const q3_js
         for (int side = 0; side < 2; side++) {
             const q3_json_node *at = &j[side]->nodes[node[side]];
             int length = node[side] == 0 ? 0 : (int)(at->end - at->start);
-            q3_print(text[side], sizeof text[side], "%.*s", length,
+            snprintf(text[side], sizeof text[side], "%.*s", length,
                      (const char *)j[side]->text + at->start);
         }
         const q3_json_node *a = &theirs->nodes[k + 1], *b = &ours->nodes[found];

@@ -198,9 +198,10 @@ static void fill(char *to, size_t size, const char *text, const item *i)
             continue;
         }
         text++;
-        used += *text == 'n' ? q3_print(to + used, size - used, "%s", i->name)
-                             : q3_print(to + used, size - used, "%.9g",
+        int n = *text == 'n' ? snprintf(to + used, size - used, "%s", i->name)
+                             : snprintf(to + used, size - used, "%.9g",
                                         *text == 'v' ? i->value : i->other);
+        used += (size_t)n < size - used ? (size_t)n : size - used - 1;
     }
     to[used] = 0;
 }
@@ -250,8 +251,8 @@ static void plan_at(diagnosis *d, const row *r, uint64_t at, double value, const
     planned *p = &plan->all[plan->count++];
     *p = (planned){.m = {.at = at, .value = value, .carry = r->carry, .allowed = r->allowed}};
     memcpy(p->m.edits, r->edits, sizeof p->m.edits);
-    q3_print(p->text, sizeof p->text, "%s%s", text, behind);
-    q3_print(p->cause, sizeof p->cause, "%s", text + place);
+    snprintf(p->text, sizeof p->text, "%s%s", text, behind);
+    snprintf(p->cause, sizeof p->cause, "%s", text + place);
     p->cost = cost_of(d->e, &p->m);
 }
 
@@ -263,7 +264,7 @@ static void plan_item(diagnosis *d, const row *r, uint64_t at, spread as, const 
     uint64_t q = at & (AT(Q_NORM) | AT(Q_ROPE)), k = at & (AT(K_NORM) | AT(K_ROPE));
     bool first = e->id <= Q3_TAP_PROBS, known = e->given[Q3_TAP_SCORES] || e->given[Q3_TAP_PROBS];
     char text[160];
-    size_t used = q3_print(text, 64, "%s", where);
+    size_t used = (size_t)snprintf(text, 64, "%s", where);
     fill(text + used, sizeof text - used, r->text, i);
     if (as == CACHE) {
         if (!first && !known) plan_at(d, r, at, i->value, text, used, "");
@@ -583,7 +584,7 @@ static const char *operator_name(char name[Q3_TAP_NAME_SIZE + 4], const evidence
 {
     name[0] = 0;
     if (id == e->id) return name;
-    q3_print(name, Q3_TAP_NAME_SIZE + 4, "%s", q3_tap_info(id)->name);
+    snprintf(name, Q3_TAP_NAME_SIZE + 4, "%s", q3_tap_info(id)->name);
     char *end = strrchr(name, '.');
     if (end == NULL) end = name + strlen(name);
     memcpy(end, ": ", 3);

@@ -47,7 +47,7 @@ static void consider(search *s, const char *known)
         !q3_tap_exists(s->b->config, 0, L, alias.id, alias.layer))
         return;
     s->best = away;
-    q3_print(s->nearest, sizeof s->nearest, "%s", known);
+    snprintf(s->nearest, sizeof s->nearest, "%s", known);
 }
 
 static bool is_digit(char c)
@@ -76,8 +76,8 @@ static void find_nearest(search *s)
     for (size_t i = 0; (pattern = q3_alias_pattern(i)) != NULL; i++) {
         const char *at = strchr(pattern, '#');
         int before = (int)(at != NULL ? (size_t)(at - pattern) : strlen(pattern));
-        if (at == NULL) q3_print(known, sizeof known, "%s", pattern);
-        else q3_print(known, sizeof known, "%.*s%zu%s", before, pattern, layer, at + 1);
+        if (at == NULL) snprintf(known, sizeof known, "%s", pattern);
+        else snprintf(known, sizeof known, "%.*s%zu%s", before, pattern, layer, at + 1);
         consider(s, known);
     }
 }
@@ -117,7 +117,7 @@ static bool is_input(const backend *b, const char *written)
     q3_alias alias;
     size_t n = strlen(written), end = strlen(input);
     if (n < end || n + 2 > sizeof output || strcmp(written + n - end, input) != 0) return false;
-    q3_print(output, sizeof output, "%.*s.output", (int)(n - end), written);
+    snprintf(output, sizeof output, "%.*s.output", (int)(n - end), written);
     return q3_tap_alias(&alias, b->config, output) &&
            q3_tap_exists(b->config, 0, b->config->num_hidden_layers, alias.id, alias.layer);
 }

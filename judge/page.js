@@ -4,13 +4,6 @@
 // from files is set as text, never as HTML; what becomes HTML are numbers.
 'use strict';(() => {
 const [run, data] = ['run', 'data'].map(id => JSON.parse(document.getElementById(id).textContent));
-// Names and texts from files as the page's C code shows them (host/text.h): nothing that is not seen, or
-// that turns the text around it.
-const hidden = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{DI}\p{NChar}]/gu, signs = {'\n': '\\n', '\r': '\\r', '\t': '\\t'};
-const hex = c => c.codePointAt(0).toString(16).toUpperCase().padStart(2, 0);
-const shown = c => signs[c] ?? (c < '\x80' ? '\\x' + hex(c) : '\\u{' + hex(c) + '}');
-for (const f of data)
-  for (const key in f) if (typeof f[key] === 'string') f[key] = f[key].replace(hidden, shown);
 const [panel, heat] = ['detail', 'heat'].map(id => document.getElementById(id));
 const maps = document.querySelectorAll('.map'), wide = matchMedia('(min-width: 70rem)');
 const cells = document.querySelectorAll('.c[data-i]');

@@ -65,11 +65,6 @@ const char *const q3_page_style[] = {
 const char *const q3_page_script[] = {
     "'use strict';(() => {\n",
     "const [run, data] = ['run', 'data'].map(id => JSON.parse(document.getElementById(id).textContent));\n",
-    "const hidden = /[\\p{Cc}\\p{Cf}\\p{Zl}\\p{Zp}\\p{DI}\\p{NChar}]/gu, signs = {'\\n': '\\\\n', '\\r': '\\\\r', '\\t': '\\\\t'};\n",
-    "const hex = c => c.codePointAt(0).toString(16).toUpperCase().padStart(2, 0);\n",
-    "const shown = c => signs[c] ?? (c < '\\x80' ? '\\\\x' + hex(c) : '\\\\u{' + hex(c) + '}');\n",
-    "for (const f of data)\n",
-    "  for (const key in f) if (typeof f[key] === 'string') f[key] = f[key].replace(hidden, shown);\n",
     "const [panel, heat] = ['detail', 'heat'].map(id => document.getElementById(id));\n",
     "const maps = document.querySelectorAll('.map'), wide = matchMedia('(min-width: 70rem)');\n",
     "const cells = document.querySelectorAll('.c[data-i]');\n",

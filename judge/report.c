@@ -68,7 +68,7 @@ static q3_status read_parts(q3_report *sides[2], const q3_report_part *parts, si
 static q3_report *new_side(const char *name)
 {
     q3_report *r = calloc(1, sizeof *r);
-    if (r != NULL) q3_print(r->name, sizeof r->name, "%s", name);
+    if (r != NULL) snprintf(r->name, sizeof r->name, "%s", name);
     return r;
 }
 
@@ -183,7 +183,7 @@ void q3_report_sentence(const q3_report *r, q3_error *line)
     q3_text sentence = {0};
     bool first = r->second == NULL || q3_report_own_outcome(r) == q3_report_outcome(r);
     q3_report_add_sentence(&sentence, first ? r : r->second);
-    q3_fail(line, Q3_OK, "%s", sentence.data != NULL ? sentence.data : "not enough memory");
+    q3_fail(line, Q3_OK, "%s", sentence.data != NULL ? sentence.data : "");
     free(sentence.data);
 }
 

@@ -93,7 +93,6 @@ struct q3_report {
     q3_judged_run run;     /* its texts are owned; its layers are those of the first run read */
     bool *covered;         /* [run.layers]: some run judged it */
     q3_text_list commands; /* owned, each once, sorted: the runs' command lines */
-    size_t command_room;
     char (*fingerprints)[Q3_FINGERPRINT_SIZE]; /* [run.layers], owned; "": not known */
     char fingerprint[Q3_FINGERPRINT_SIZE];     /* of all layers that were run; "": not known */
     report_entry *entries; /* in the order of computation; what is no tap, behind */
@@ -151,8 +150,6 @@ void q3_report_tally(const q3_report *r, size_t counts[Q3_VERDICT_COUNT]);
 /* The texts below may hold names from a file, as they stand there: the writer cleans or escapes. */
 
 void q3_report_add_count(q3_text *out, const char *before, uint64_t value, const char *after);
-/* A text as it may be shown, in an element or between double quotes of HTML or XML. */
-void q3_report_add_escaped(q3_text *out, const char *text);
 /* "121 of 125 taps of the layers, 5 of 5 layers reached, lm_head not judged" */
 void q3_report_add_coverage(q3_text *out, const q3_report *r);
 /* "agrees", "differs: TAP" or "could not judge"; and the sentence that says why. */

@@ -323,7 +323,7 @@ static void get_fixed(reader *in, uint32_t object, const char *key, bool or_null
                       size_t size)
 {
     char *text = get_text(in, object, key, or_null);
-    q3_print(out, size, "%s", text != NULL ? text : "");
+    snprintf(out, size, "%s", text != NULL ? text : "");
     free(text);
 }
 

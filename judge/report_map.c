@@ -156,9 +156,9 @@ static void add_rows(q3_text *out, const map *m)
         bool folded = last >= first + 2;
         if (folded) memcpy(at, after, sizeof at);
         if (folded)
-            q3_print(label, sizeof label, "%zu-%zu", first, last);
+            snprintf(label, sizeof label, "%zu-%zu", first, last);
         else
-            q3_print(label, sizeof label, "%zu", first);
+            snprintf(label, sizeof label, "%zu", first);
         add_label(out, m, label);
         add_row(out, m, &row);
     }
@@ -266,7 +266,7 @@ void q3_report_add_map(q3_text *out, const q3_report *r, bool colour)
             if (e->f.layer > last) last = e->f.layer;
         }
     if (!taps) return;
-    q3_print(label, sizeof label, "%zu-%zu", last, last);
+    snprintf(label, sizeof label, "%zu-%zu", last, last);
     if (strlen(label) > m.label) m.label = strlen(label);
     q3_text_add(out, "\n");
     add_ends(out, &m, Q3_PLACE_FRONT, "front");

@@ -55,48 +55,30 @@ static q3_status take_weights(q3_report *r, const q3_judged_run *run, const char
             return q3_fail(error, Q3_ERROR_INPUT,
                            "%s: layer %zu: found weights %.40s, expected %s as in another part",
                            place, run->first_layer + i, text, known);
-        q3_print(known, Q3_FINGERPRINT_SIZE, "%s", text);
+        snprintf(known, Q3_FINGERPRINT_SIZE, "%s", text);
     }
     return Q3_OK;
 }
 
-/* Command lines as they come. */
+/* Command lines, sorted, so that it does not matter which part is read first. */
 static q3_status take_command(q3_report *r, const char *command, const char *place, q3_error *error)
 {
     q3_text_list *list = &r->commands;
-    q3_buffer items = {list->items, list->count, r->command_room};
-    if (command[0] == 0) return Q3_OK;
+    size_t at = 0;
+    while (at < list->count && strcmp(list->items[at], command) < 0) at++;
+    bool known = at < list->count && strcmp(list->items[at], command) == 0;
+    if (known || command[0] == 0) return Q3_OK;
+    const char **more = realloc(list->items, (list->count + 1) * sizeof *more);
     char *copy = q3_join(command, "", "");
-    bool room = q3_reserve(&items, 1, sizeof *list->items);
-    list->items = items.data;
-    r->command_room = items.capacity;
-    if (copy == NULL || !room) {
+    if (more != NULL) list->items = more;
+    if (more == NULL || copy == NULL) {
         free(copy);
         return q3_no_memory(error, place);
     }
-    list->items[list->count++] = copy;
+    memmove(more + at + 1, more + at, (list->count - at) * sizeof *more);
+    more[at] = copy;
+    list->count++;
     return Q3_OK;
-}
-
-/* For qsort. */
-static int by_text(const void *a, const void *b)
-{
-    const char *const *x = a, *const *y = b;
-    return strcmp(*x, *y);
-}
-
-/* Each command line once, sorted, so that it does not matter which part is read first. */
-static void sort_commands(q3_text_list *list)
-{
-    size_t kept = 0;
-    qsort(list->items, list->count, sizeof *list->items, by_text);
-    for (size_t i = 0; i < list->count; i++) {
-        if (kept > 0 && strcmp(list->items[kept - 1], list->items[i]) == 0)
-            free((void *)(uintptr_t)list->items[i]);
-        else
-            list->items[kept++] = list->items[i];
-    }
-    list->count = kept;
 }
 
 static void swap_texts(const char **a, const char **b)
@@ -148,7 +130,6 @@ static q3_status take_run(q3_report *r, q3_judged_run *run, const char *place, q
 static q3_status end_run(q3_report *r, q3_error *error)
 {
     if (r->commands.count > 0) {
-        sort_commands(&r->commands);
         char *first = q3_join(r->commands.items[0], "", "");
         if (first == NULL) return q3_no_memory(error, r->name);
         free((void *)(uintptr_t)r->run.command);
@@ -185,7 +166,7 @@ q3_status q3_report_take(q3_report *sides[2], const q3_report_part *part, q3_err
         report_line line;
         at += length + 1;
         if (length == 0) continue;
-        q3_print(place, sizeof place, "%.100s: line %zu", part->name, number);
+        snprintf(place, sizeof place, "%.100s: line %zu", part->name, number);
         status = q3_report_read_line(&line, place, begin, length, error);
         if (status != Q3_OK) break;
         const char *side = line.is_run ? line.run.side : line.f.side;

@@ -23,11 +23,25 @@ static void add_char(q3_text *out, char c)
     q3_text_add(out, piece);
 }
 
-/* A text that a summary made. Frees it. */
+/* Text from a file, in an element or between double quotes. */
+static void add_escaped(q3_text *out, const char *text)
+{
+    for (; *text != 0; text++) {
+        switch (*text) {
+        case '&': q3_text_add(out, "&amp;"); break;
+        case '<': q3_text_add(out, "&lt;"); break;
+        case '>': q3_text_add(out, "&gt;"); break;
+        case '"': q3_text_add(out, "&quot;"); break;
+        default: add_char(out, *text);
+        }
+    }
+}
+
+/* The same of a text that a summary made; frees it. */
 static void add_summary(q3_text *out, q3_text *plain)
 {
     if (plain->failed) out->failed = true;
-    if (plain->data != NULL) q3_report_add_escaped(out, plain->data);
+    if (plain->data != NULL) add_escaped(out, plain->data);
     free(plain->data);
 }
 
@@ -66,7 +80,7 @@ static void add_cell(q3_text *out, const side *s, const report_entry *e)
     q3_report_add_count(out, "<button type=button data-i=", line_of(s, e), " class=\"c ");
     q3_text_add(out, cell_class(f->verdict, f->max_bound_ratio));
     q3_text_add(out, "\" aria-label=\"");
-    q3_report_add_escaped(out, f->name);
+    add_escaped(out, f->name);
     q3_text_add(out, ": ");
     q3_text_add(out, q3_verdict_name(f->verdict));
     q3_text_add(out, e == s->r->first_bad ? "\" data-first>" : "\">");
@@ -101,13 +115,13 @@ static void add_run(q3_text *out, const q3_report *r)
     q3_text options = {0}, unknown = {0}, coverage = {0};
     q3_text_add(out, "<dl>");
     add_term(out, diff ? "first" : "model");
-    q3_report_add_escaped(out, run->model);
+    add_escaped(out, run->model);
     if (r->fingerprint[0] != 0) {
         add_term(out, "weights");
-        q3_report_add_escaped(out, r->fingerprint);
+        add_escaped(out, r->fingerprint);
     }
     add_term(out, diff ? "second" : "file");
-    q3_report_add_escaped(out, run->file);
+    add_escaped(out, run->file);
     if (!diff) {
         add_term(out, "run");
         q3_text_add(out, q3_dtype_name(run->dtype));
@@ -120,7 +134,7 @@ static void add_run(q3_text *out, const q3_report *r)
     }
     if (run->dtype_note[0] != 0) {
         add_term(out, "dtype");
-        q3_report_add_escaped(out, run->dtype_note);
+        add_escaped(out, run->dtype_note);
     }
     add_not_judged(out, r);
     if (run->unknown > 0) {
@@ -130,21 +144,21 @@ static void add_run(q3_text *out, const q3_report *r)
     }
     for (size_t i = 0; i < run->unknown_count; i++) {
         q3_text_add(out, "<br>");
-        q3_report_add_escaped(out, run->unknowns[i].name);
+        add_escaped(out, run->unknowns[i].name);
         q3_text_add(out, " (the nearest known name: ");
-        q3_report_add_escaped(out, run->unknowns[i].nearest);
+        add_escaped(out, run->unknowns[i].nearest);
         q3_text_add(out, ")");
     }
     if (run->command[0] != 0) {
         add_term(out, "command");
-        q3_report_add_escaped(out, run->command);
+        add_escaped(out, run->command);
         if (r->commands.count > 1)
             q3_report_add_count(out, " (and ", r->commands.count - 1, " more)");
     }
     if (run->version[0] != 0) {
         add_term(out, "version");
         q3_text_add(out, "qwen3moe ");
-        q3_report_add_escaped(out, run->version);
+        add_escaped(out, run->version);
     }
     q3_text_add(out, "\n</dl>\n");
 }
@@ -219,7 +233,7 @@ static void add_words(q3_text *out, const q3_report *r)
 static void add_title(q3_text *out, const side *s, const char *name, const char *what)
 {
     q3_text_add(out, "<h2>");
-    q3_report_add_escaped(out, s->r->run.side);
+    add_escaped(out, s->r->run.side);
     q3_text_add(out, s->r->run.side[0] != 0 && name[0] != 0 ? ": " : "");
     q3_text_add(out, name);
     q3_text_add(out, "</h2>\n");
@@ -359,9 +373,9 @@ static void add_row(q3_text *out, const side *s, const report_entry *e)
     q3_text_add(out, " ");
     q3_text_add(out, q3_verdict_name(f->verdict));
     q3_report_add_count(out, "<td><button type=button class=name data-i=", line_of(s, e), ">");
-    q3_report_add_escaped(out, f->name);
+    add_escaped(out, f->name);
     q3_text_add(out, "</button><td>");
-    q3_report_add_escaped(out, f->reason);
+    add_escaped(out, f->reason);
     if (f->looks_like[0] != 0) {
         q3_text_add(out, "<br>");
         q3_report_add_looks(&looks, f);

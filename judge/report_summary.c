@@ -2,7 +2,7 @@
 /* report_summary.c - what text and page say alike: the outcome, the sentence, places, taps. */
 #include "judge/report.h"
 
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 
 const verdict_words q3_verdict_words[Q3_VERDICT_COUNT] = {
@@ -109,23 +109,6 @@ void q3_report_add_count(q3_text *out, const char *before, uint64_t value, const
     q3_text_add(out, after);
 }
 
-void q3_report_add_escaped(q3_text *out, const char *text)
-{
-    q3_text shown = {0};
-    q3_text_shown(&shown, text);
-    if (shown.failed) out->failed = true;
-    for (const char *p = shown.data; p != NULL && *p != 0; p++) {
-        switch (*p) {
-        case '&': q3_text_add(out, "&amp;"); break;
-        case '<': q3_text_add(out, "&lt;"); break;
-        case '>': q3_text_add(out, "&gt;"); break;
-        case '"': q3_text_add(out, "&quot;"); break;
-        default: q3_text_bytes(out, p, 1);
-        }
-    }
-    free(shown.data);
-}
-
 void q3_report_add_verdict(q3_text *out, const q3_report *r)
 {
     static const char *const texts[] = {
@@ -184,13 +167,21 @@ void q3_report_add_unknown(q3_text *out, const q3_judged_run *run)
 
 void q3_report_add_token(q3_text *out, const char *text)
 {
-    char shown[Q3_SHOWN];
+    static const char escapes[] = "\nn\tt\rr\"\"\\\\";
+    char shown[5], code[8];
     size_t count = 0;
     q3_text_add(out, " \"");
     for (; *text != 0 && count < TOKEN_SHOWN; count++) {
-        if (*text == '"' || *text == '\\') q3_text_add(out, "\\");
-        text += q3_show(shown, text, strlen(text));
-        q3_text_add(out, shown);
+        unsigned char c = (unsigned char)*text;
+        const char *escape = escapes;
+        while (*escape != 0 && *escape != *text) escape += 2;
+        if (*escape != 0)
+            snprintf(code, sizeof code, "\\%c", escape[1]);
+        else if (c < 0x20 || c == 0x7F)
+            snprintf(code, sizeof code, "\\x%02x", c);
+        bool plain = *escape == 0 && c >= 0x20 && c != 0x7F;
+        text += plain ? q3_clean(shown, text) : 1;
+        q3_text_add(out, plain ? shown : code);
     }
     q3_text_add(out, *text != 0 ? "...\"" : "\"");
 }

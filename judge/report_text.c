@@ -23,7 +23,7 @@ static void add_number(q3_text *out, const char *before, double value, int digit
 static void add_summary(q3_text *out, q3_text *plain)
 {
     if (plain->failed) out->failed = true;
-    if (plain->data != NULL) q3_text_shown(out, plain->data);
+    if (plain->data != NULL) q3_text_clean(out, plain->data);
     free(plain->data);
 }
 
@@ -40,11 +40,10 @@ static size_t columns_of(const char *word, const char **end)
  * follow. Frees it. */
 static void add_words(q3_text *out, q3_text *words)
 {
-    q3_text shown = {0};
-    q3_text_shown(&shown, words->data != NULL ? words->data : "");
-    const char *p = shown.data != NULL ? shown.data : "", *end;
+    const char *p = words->data != NULL ? words->data : "", *end;
+    char shown[5];
     size_t column = INDENT;
-    if (words->failed || shown.failed) out->failed = true;
+    if (words->failed) out->failed = true;
     while (*p != 0) {
         size_t columns = columns_of(p, &end);
         if (column > INDENT && column + 1 + columns > WIDTH) {
@@ -55,12 +54,14 @@ static void add_words(q3_text *out, q3_text *words)
             q3_text_add(out, " ");
             column++;
         }
-        q3_text_bytes(out, p, (size_t)(end - p));
+        while (p < end) {
+            p += q3_clean(shown, p);
+            q3_text_add(out, shown);
+        }
         column += columns;
-        for (p = end; *p == ' '; p++) continue;
+        while (*p == ' ') p++;
     }
     q3_text_add(out, "\n");
-    free(shown.data);
     free(words->data);
 }
 
@@ -98,9 +99,9 @@ static void add_unknown_names(q3_text *out, const q3_judged_run *run)
     for (size_t i = 0; i < run->unknown_count && i < UNKNOWN_SHOWN; i++) {
         const q3_unknown *u = &run->unknowns[i];
         q3_text_add(out, "         ");
-        q3_text_shown(out, u->name);
+        q3_text_clean(out, u->name);
         q3_text_add(out, u->nearest[0] != 0 ? ": the nearest tap is " : ": looks like a tap");
-        q3_text_shown(out, u->nearest);
+        q3_text_clean(out, u->nearest);
         q3_text_add(out, "\n");
     }
     if (run->unknown_count > UNKNOWN_SHOWN)
@@ -113,7 +114,7 @@ static void add_field(q3_text *out, const char *label, const char *text)
 {
     q3_text_add(out, label);
     q3_report_pad(out, LABEL - strlen(label));
-    q3_text_shown(out, text);
+    q3_text_clean(out, text);
     q3_text_add(out, "\n");
 }
 
@@ -153,7 +154,6 @@ static void add_program(q3_text *out, const q3_report *r)
         q3_report_add_count(&command, " (and ", r->commands.count - 1, " more)");
     q3_text_add(&version, "qwen3moe ");
     q3_text_add(&version, r->run.version);
-    if (command.failed || version.failed) out->failed = true;
     if (r->run.command[0] != 0 && command.data != NULL) add_field(out, "command", command.data);
     if (r->run.version[0] != 0 && version.data != NULL) add_field(out, "version", version.data);
     free(command.data);
@@ -288,10 +288,10 @@ static void add_entry(q3_text *out, const q3_report *r, const report_entry *e, b
     q3_text between = {0};
     q3_report_paint(out, q3_verdict_name(f->verdict), f->verdict, colour);
     q3_report_pad(out, INDENT - strlen(q3_verdict_name(f->verdict)));
-    q3_text_shown(out, f->name);
+    q3_text_clean(out, f->name);
     if (f->given_as != NULL && strcmp(f->given_as, f->name) != 0) {
         q3_text_add(out, " (as ");
-        q3_text_shown(out, f->given_as);
+        q3_text_clean(out, f->given_as);
         q3_text_add(out, ")");
     }
     q3_text_add(out, "\n");

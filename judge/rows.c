@@ -238,17 +238,18 @@ bool q3_match_rows(size_t **row_of, bool *doubtful, const backend *b, const back
 void q3_note_rows(char *note, size_t room, const size_t *row_of, size_t T, const char *how)
 {
     size_t used = strlen(note), listed = 0;
-    if (used + 40 < room) used += q3_print(note + used, room - used, "%srows of tokens ",
+    if (used + 40 < room) used += (size_t)snprintf(note + used, room - used, "%srows of tokens ",
                                                    used > 0 ? ", " : "");
     for (size_t row = 0; row < T; row++) {
         size_t t = 0;
         while (t < T && row_of[t] != row) t++;
         if (t == T) break;
         bool full = listed == 8 || used + 60 > room;
-        used += full ? q3_print(note + used, room - used, ", ...")
-                     : q3_print(note + used, room - used, "%s%zu", listed > 0 ? ", " : "", t);
+        int more = full ? snprintf(note + used, room - used, ", ...")
+                        : snprintf(note + used, room - used, "%s%zu", listed > 0 ? ", " : "", t);
+        if (more > 0) used += (size_t)more;
         if (full) break;
         listed++;
     }
-    q3_print(note + used, room - used, ", %s", how);
+    if (used < room) snprintf(note + used, room - used, ", %s", how);
 }

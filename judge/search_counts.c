@@ -51,8 +51,8 @@ void q3_search_window(diagnosis *d)
     char text[160];
     mistake m = {.at = TAP_BIT(Q3_TAP_PROBS), .edits = {{PARAMETER, WINDOW, 0}},
                  .value = (double)keys};
-    if (own > 0) q3_print(text, sizeof text, "window of %zu keys instead of %zu", keys, own);
-    else q3_print(text, sizeof text, "window of %zu keys though the config has none", keys);
+    if (own > 0) snprintf(text, sizeof text, "window of %zu keys instead of %zu", keys, own);
+    else snprintf(text, sizeof text, "window of %zu keys though the config has none", keys);
     if (keys > 0) q3_attempt(d, &m, text);
 }
 
@@ -86,7 +86,7 @@ static void attempt_capacity(diagnosis *d, change what, size_t most)
 {
     char text[160];
     mistake m = dropped(d->e, what, most);
-    q3_print(text, sizeof text, "capacity of %zu tokens an expert, slots beyond it dropped%s", most,
+    snprintf(text, sizeof text, "capacity of %zu tokens an expert, slots beyond it dropped%s", most,
              what == CAPACITY_BY_RANK ? " (first choices come first)" : "");
     if (most > 0 && d->strength != FULL) q3_attempt(d, &m, text);
 }
@@ -147,7 +147,7 @@ void q3_search_pairs(diagnosis *d)
         first = t;
     }
     char text[160];
-    q3_print(text, sizeof text,
+    snprintf(text, sizeof text,
              "weights permuted within their rows in %zu of %zu tokens (first: token %zu)", tokens,
              e->T - e->first, first);
     if (tokens > 0) q3_weigh_as(d, y, text, "weights permuted within their rows");

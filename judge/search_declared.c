@@ -88,8 +88,8 @@ static bool everywhere(const evidence *e)
 static void add_advice(diagnosis *d, const char *option)
 {
     size_t used = strlen(d->name);
-    q3_print(d->name + used, sizeof d->name - used, ", declare --accumulate %s", option);
-    q3_print(d->text, sizeof d->text, "%s, explains 100 %% of elements", d->name);
+    snprintf(d->name + used, sizeof d->name - used, ", declare --accumulate %s", option);
+    snprintf(d->text, sizeof d->text, "%s, explains 100 %% of elements", d->name);
 }
 
 /* Whether activations that are quantised, in whichever way, may be all that differs. */
@@ -149,7 +149,7 @@ void q3_search_declared(diagnosis *d)
         if (summed && a->partial && (format)d->best.value == a->low) add_advice(d, a->option);
         if (summed) continue;
         d->e = &declared;
-        q3_print(text, sizeof text, "sums accumulated in %s, declare --accumulate %s",
+        snprintf(text, sizeof text, "sums accumulated in %s, declare --accumulate %s",
                  a->name, a->option);
         q3_weigh(d, e->ours, text);
         d->e = e;

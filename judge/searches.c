@@ -37,11 +37,11 @@ static void say_positions(char *text, size_t room, const evidence *e, const doub
     size_t t = e->first, begin = t;
     while (t + 1 < e->T && position[t + 1] == position[t] + 1) t++;
     if (t + 1 < e->T)
-        q3_print(text, room,
+        snprintf(text, room,
                  "positions that do not go on: token %zu has position %.9g, token %zu has %.9g",
                      q3_own_token(e, t), position[t], q3_own_token(e, t + 1), position[t + 1]);
     else
-        q3_print(text, room, "positions from %.9g instead of %zu", position[begin],
+        snprintf(text, room, "positions from %.9g instead of %zu", position[begin],
                  e->start + begin);
 }
 
@@ -106,9 +106,9 @@ static void attempt_digits(diagnosis *d, mistake m, double x, int digits, const 
     for (int n = 1; n <= digits && d->strength != FULL; n++) {
         char full[96];
         m.value = shortened(x, n);
-        size_t used = q3_print(full, sizeof full, "%s %.9g", text, m.value);
+        int used = snprintf(full, sizeof full, "%s %.9g", text, m.value);
         if (right >= 0)
-            q3_print(full + used, sizeof full - used, " instead of %.9g", right);
+            snprintf(full + used, sizeof full - (size_t)used, " instead of %.9g", right);
         q3_attempt(d, &m, full);
     }
 }
@@ -220,13 +220,14 @@ void q3_search_limit(diagnosis *d)
 /* "4 has the weights of 5, 5 has the weights of 4": at most three. */
 static void say_experts(char *text, size_t room, const size_t *map, size_t E)
 {
-    size_t wrong = 0, used = q3_print(text, room, "experts permuted: ");
+    size_t wrong = 0, used = (size_t)snprintf(text, room, "experts permuted: ");
     for (size_t e = 0; e < E; e++) {
-        if (map[e] == e || wrong++ >= 3) continue;
-        used += q3_print(text + used, room - used, "%s%zu has the weights of %zu", wrong > 1
+        if (map[e] == e || wrong++ >= 3 || used >= room) continue;
+        used += (size_t)snprintf(text + used, room - used, "%s%zu has the weights of %zu", wrong > 1
                                  ? ", " : "", e, map[e]);
     }
-    if (wrong > 3) q3_print(text + used, room - used, " and so on, %zu in all", wrong);
+    if (wrong > 3 && used < room)
+        snprintf(text + used, room - used, " and so on, %zu in all", wrong);
 }
 
 /* Which expert's weights make this slot: by the first outputs. E: none. */
@@ -349,7 +350,7 @@ void q3_search_missing(diagnosis *d)
     }
     if (y != NULL && tokens > 0) {
         char text[160];
-        q3_print(text, sizeof text,
+        snprintf(text, sizeof text,
                  "experts missing from the sum in %zu of %zu tokens (first: token %zu, expert %zu)",
                      tokens,
                  e->T - e->first, q3_own_token(e, first),

@@ -31,13 +31,6 @@ double q3_ulp(double value, q3_dtype dtype)
     return value;
 }
 
-void q3_figures_free(figures *g)
-{
-    free(g->token_square);
-    free(g->channel_square);
-    g->token_square = g->channel_square = NULL;
-}
-
 bool q3_figures_begin(figures *g, q3_finding *f, q3_dtype dtype, size_t T, size_t channels)
 {
     memset(g, 0, sizeof *g);
@@ -50,7 +43,8 @@ bool q3_figures_begin(figures *g, q3_finding *f, q3_dtype dtype, size_t T, size_
     f->token_bins = T < Q3_PROFILE_BINS ? T : Q3_PROFILE_BINS;
     f->channel_bins = channels < Q3_PROFILE_BINS ? channels : Q3_PROFILE_BINS;
     if (g->token_square != NULL && g->channel_square != NULL) return true;
-    q3_figures_free(g);
+    free(g->token_square);
+    free(g->channel_square);
     return false;
 }
 
@@ -127,7 +121,9 @@ void q3_figures_end(figures *g)
                                  : 0.0;
     f->worst_token = largest(g->token_square, g->T);
     f->worst_channel = largest(g->channel_square, g->channels);
-    q3_figures_free(g);
+    free(g->token_square);
+    free(g->channel_square);
+    g->token_square = g->channel_square = NULL;
 }
 
 static double badness(const q3_element *e)

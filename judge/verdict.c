@@ -26,7 +26,6 @@ void q3_trial_free(trial *r)
     free(r->weight);
     free(r->channel_differ);
     free(r->head_differ);
-    q3_figures_free(&r->g);
     memset(r, 0, sizeof *r);
 }
 
@@ -281,14 +280,14 @@ bool q3_trial_choice(trial *r, walk *w, const row_bound *scratch, size_t t, cons
         f->bad_ours = (double)ours[a];
         f->bad_theirs = (double)theirs[a];
         if (valid)
-            q3_print(f->reason, sizeof f->reason,
+            snprintf(f->reason, sizeof f->reason,
                      "token %zu: a chosen expert's probability is %.3g below a left one's", own,
                      -distance);
         else if (among(theirs, a, theirs[a]))
-            q3_print(f->reason, sizeof f->reason, "token %zu, slot %zu: expert id %g stands twice",
+            snprintf(f->reason, sizeof f->reason, "token %zu, slot %zu: expert id %g stands twice",
                      own, a, (double)theirs[a]);
         else
-            q3_print(f->reason, sizeof f->reason,
+            snprintf(f->reason, sizeof f->reason,
                      "token %zu, slot %zu: expert id %g is outside 0 to %zu", own, a,
                      (double)theirs[a], E - 1);
     }
@@ -315,14 +314,14 @@ static void find_rounding(trial *r)
     for (size_t c = 0; c < r->channels; c++) all += r->channel_differ[c];
     if (unexplained(all, f->expected)) {
         f->verdict = Q3_VERDICT_ROUNDING;
-        q3_print(f->reason, sizeof f->reason, "%.0f of %llu elements differ, at most %.3g expected",
+        snprintf(f->reason, sizeof f->reason, "%.0f of %llu elements differ, at most %.3g expected",
                  all, (unsigned long long)f->judged, f->expected);
         return;
     }
     for (size_t c = 0; c < r->channels && f->verdict != Q3_VERDICT_ROUNDING; c++)
         if (unexplained(r->channel_differ[c], r->channel_expected[c])) {
             f->verdict = Q3_VERDICT_ROUNDING;
-            q3_print(f->reason, sizeof f->reason,
+            snprintf(f->reason, sizeof f->reason,
                      "channel %zu: %.0f of %llu elements differ, at most %.3g expected", c,
                      r->channel_differ[c], (unsigned long long)(f->elements / r->channels),
                      r->channel_expected[c]);
@@ -330,7 +329,7 @@ static void find_rounding(trial *r)
     for (size_t h = 0; h < r->heads && r->heads > 1 && f->verdict != Q3_VERDICT_ROUNDING; h++)
         if (unexplained(r->head_differ[h], r->head_expected[h])) {
             f->verdict = Q3_VERDICT_ROUNDING;
-            q3_print(f->reason, sizeof f->reason,
+            snprintf(f->reason, sizeof f->reason,
                      "head %zu: %.0f of %llu elements differ, at most %.3g expected", h,
                      r->head_differ[h], (unsigned long long)(f->elements / r->heads),
                      r->head_expected[h]);
@@ -343,7 +342,7 @@ static void decide_choice(q3_finding *f)
                  : f->near_ties > 0 ? Q3_VERDICT_NEAR_TIE
                                     : Q3_VERDICT_EXACT;
     if (f->verdict == Q3_VERDICT_NEAR_TIE)
-        q3_print(f->reason, sizeof f->reason,
+        snprintf(f->reason, sizeof f->reason,
                  "other experts in %llu of %zu tokens, where rounding may decide: the "
                  "probabilities' bounds reach over the margin",
                  (unsigned long long)f->near_ties, f->shape[0]);
@@ -356,11 +355,11 @@ static bool decide_values(trial *r, walk *w)
     q3_finding *f = &r->f;
     bool sparse = r->id == Q3_TAP_MLP && q3_layer_is_sparse(w->config, f->layer);
     if (f->verdict != Q3_VERDICT_MISSING) {
-        q3_print(f->reason, sizeof f->reason, "%llu of %llu elements outside the bound",
+        snprintf(f->reason, sizeof f->reason, "%llu of %llu elements outside the bound",
                  (unsigned long long)f->outside, (unsigned long long)f->elements);
     } else if (f->judged * 2 < f->elements) {
         f->verdict = Q3_VERDICT_UNJUDGED;
-        q3_print(f->reason, sizeof f->reason,
+        snprintf(f->reason, sizeof f->reason,
                  "the bound says something of %llu of %llu elements only",
                  (unsigned long long)f->judged, (unsigned long long)f->elements);
     } else if (f->differ == 0) {

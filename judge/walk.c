@@ -13,8 +13,8 @@
 
 #define SAYS_NOTHING 1e100 /* a variance that no tensor stays within */
 
-/* Beside the taps' bits: what is behind the layer's input is not given. */
-#define BEHIND_INPUT ((uint64_t)1 << 63)
+#define BEHIND_INPUT ((uint64_t)1 << 63) /* beside the taps' bits: what is behind the layer's
+                                          * input is not given */
 
 /* Whether tensors that are what a residual sum adds, without the stream, were recorded so (vLLM's
  * layers return the two apart) or computed so, which is a mistake (MODEL.md 12.12). */
@@ -31,14 +31,17 @@ typedef struct judging {
     const q3_judge_options *options;
     q3_text *lines;
     int32_t *ids;                 /* [T], owned, 0 for what came before; NULL: not known */
+    size_t end_layer;
     void *memory;                 /* of the state */
     q3_state *state;
     trial scores, probs;          /* of the layer, token by token */
     row_bound scratch;            /* a row's bounds; owned */
     float *probs_row;             /* [E] */
     bool seen[Q3_TAP_COUNT];      /* in this layer */
-    uint64_t between[Q3_TAP_COUNT]; /* of this layer, from each tap on: bits of what is missing */
-    q3_layer_tap *earlier, *list; /* missing behind what this layer starts from; for a finding */
+    uint64_t between[Q3_TAP_COUNT]; /* of this layer, behind each tap, itself too: bit id of what
+                                     * is not given */
+    q3_layer_tap *earlier, *list;    /* not given, behind what this layer starts from; room for a
+                                      * finding's */
     size_t earlier_count;
     told_causes told[Q3_TAP_COUNT][2]; /* by tap, and whether it is a rounding */
     double budget;                /* multiplications that searches for causes have left */
@@ -115,7 +118,7 @@ static void try_order(judging *j, trial *r, const float *ours, const float *choi
     if (!q3_read_rows(&r->sorted, j->b, r->tensor, r->id, choice, ours)) out_of_memory(j);
     size_t used = strlen(r->f.note);
     if (r->sorted == NULL) return;
-    q3_print(r->f.note + used, sizeof r->f.note - used, "%s%s", used > 0 ? ", " : "", order);
+    snprintf(r->f.note + used, sizeof r->f.note - used, "%s%s", used > 0 ? ", " : "", order);
 }
 
 /* Of two readings of the axes the closer one; experts' rows that lie expert by expert; and those of
@@ -186,12 +189,6 @@ static bool is_trouble(const judging *j, const trial *r)
     return (wrong || verdict == Q3_VERDICT_ROUNDING) && !j->options->free_running;
 }
 
-static void show(const judging *j, const char *what, size_t done)
-{
-    const q3_judge_options *o = j->options;
-    if (o->progress != NULL) o->progress(o->user, what, done, o->end_layer);
-}
-
 /* What it looks like: once a tap, kind of verdict and cause, as a mistake in the code stands in
  * every layer. */
 static void explain(judging *j, trial *r)
@@ -199,7 +196,9 @@ static void explain(judging *j, trial *r)
     evidence e;
     bool rounding = r->f.verdict == Q3_VERDICT_ROUNDING;
     if (!is_trouble(j, r)) return;
-    show(j, "check: looking for causes, layer", r->f.layer + 1);
+    if (j->options->progress != NULL)
+        j->options->progress(j->options->user, "check: looking for causes, layer", r->f.layer + 1,
+                             j->end_layer);
     bool stopped = false;
     fill_evidence(&e, j, r);
     e.budget = &j->budget;
@@ -330,16 +329,16 @@ static void excuse(const judging *j, trial *r, uint64_t taps)
     bool unknown = b->past_unknown && attended && differs;
     bool lost = j->past_lost && attended && unjudged;
     if (unknown)
-        q3_print(f->reason, sizeof f->reason,
+        snprintf(f->reason, sizeof f->reason,
                  "the run begins at position %zu, and which keys came before is not known: record "
                  "past_key_values, or metadata past",
                  b->start);
     else if (lost)
-        q3_print(f->reason, sizeof f->reason,
+        snprintf(f->reason, sizeof f->reason,
                  "%zu keys came before the run and are not in the file: record past_key_values",
                  b->past);
     else if (differs && r->doubtful_rows)
-        q3_print(f->reason, sizeof f->reason,
+        snprintf(f->reason, sizeof f->reason,
                  "which tokens its %zu rows are of is not known: record logit_positions",
                  b->T - r->tensor->first);
     else return;
@@ -395,7 +394,7 @@ static void set_apart(judging *j, trial *r)
     r->f.gain = 0;
     r->f.token_bins = r->f.channel_bins = 0;
     r->f.verdict = Q3_VERDICT_UNJUDGED;
-    q3_print(r->f.reason, sizeof r->f.reason,
+    snprintf(r->f.reason, sizeof r->f.reason,
              "the residual is not in it, which is kept apart: record output + residual");
 }
 
@@ -607,11 +606,22 @@ static void judge_whole(judging *j, const q3_tap *tap)
     trial_end(j, &r);
 }
 
+/* Rows of a block, which takes 16 MB with its sums; blocks are as equal as can be. */
+static size_t logits_at_once(const walk *w)
+{
+    size_t kinds = 1U + (w->accumulate != Q3_ACCUMULATE_F32) + !w->given[Q3_TAP_NORM];
+    size_t row = w->config->vocab_size * (sizeof(float) + kinds * sizeof(double));
+    size_t rows = ((size_t)16 << 20) / row, all = w->T - w->past;
+    if (rows == 0) rows = 1;
+    size_t blocks = (all + rows - 1) / rows;
+    return blocks > 0 ? (all + blocks - 1) / blocks : 1;
+}
+
 /* Logits of the tokens that the file has. */
 static void judge_blocks(judging *j, trial *r)
 {
     walk *w = &j->w;
-    size_t room = q3_logits_at_once(w), n, row;
+    size_t room = logits_at_once(w), n, row;
     float *block = malloc(room * r->n * sizeof *block);
     if (block == NULL) out_of_memory(j);
     for (size_t t = w->past; t < w->T && j->status == Q3_OK; t += n > 0 ? n : 1) {
@@ -649,20 +659,11 @@ static void judge_logits(judging *j)
     w->layer = 0;
     if ((layouts == 1 && judge_brief(j, &tap)) || j->status != Q3_OK) return;
     size_t T = w->T - w->past, V = w->config->vocab_size;
-    float *values = tap.data = layouts > 0 ? calloc(T, V * sizeof *values) : NULL;
+    float *values = tap.data = layouts > 0 ? malloc(T * V * sizeof *values) : NULL;
     if (values != NULL) q3_logits_rows(values, w, w->past, T);
     else if (layouts > 0) out_of_memory(j);
     if (j->status == Q3_OK) judge_whole(j, &tap);
     free(values);
-}
-
-/* The line of a tap that is not given, where ours is not computed either. */
-static void put_missing(judging *j, q3_tap_id id, size_t layer)
-{
-    const q3_tap tap = {.id = id, .layer = j->w.layer = layer};
-    trial r;
-    begin(j, &r, &tap, true);
-    trial_end(j, &r);
 }
 
 /* Scores or probs of one token: [H,1,S] into a row [H,T], and back. */
@@ -729,7 +730,11 @@ static void see_tap(void *user, const q3_tap *tap)
         memcpy(w->input_var, w->var[tap->id], count * sizeof *w->input_var);
         j->earlier_count = list_taps(j, j->earlier, j->between[tap->id], 0);
     }
-    if (tap->id == Q3_TAP_LAYER) end_layer(j), show(j, "check: layer", tap->layer + 1);
+    if (tap->id == Q3_TAP_LAYER) {
+        end_layer(j);
+        if (j->options->progress != NULL)
+            j->options->progress(j->options->user, "check: layer", tap->layer + 1, j->end_layer);
+    }
 }
 
 /* ==== Memory and the run ====================================================================== */
@@ -774,15 +779,27 @@ static void judging_free(judging *j)
     free(j);
 }
 
+/* Of what enters and leaves the sums (MODEL.md 12.7). */
+static double unit_roundoff(q3_accumulate accumulate)
+{
+    switch (accumulate) {
+    case Q3_ACCUMULATE_BF16: case Q3_ACCUMULATE_BF16_SUMS: return 0x1p-9;
+    case Q3_ACCUMULATE_F16: case Q3_ACCUMULATE_F16_SUMS: return 0x1p-11;
+    case Q3_ACCUMULATE_TF32: return 0x1p-10; /* cut off, not rounded, by some */
+    case Q3_ACCUMULATE_Q8: return 0x1p-11; /* a cache in float16 rounds queries and probabilities */
+    case Q3_ACCUMULATE_F32: case Q3_ACCUMULATE_FP8: default: return 0;
+    }
+}
+
 static q3_status make_state(judging *j, const q3_run *whole)
 {
-    q3_run run = *whole;
-    run.logit_rows = 1; /* the fewest; judge_logits has its own */
-    size_t size = q3_state_size(j->w.config, &run);
+    q3_run own = *whole, *run = &own;
+    run->logit_rows = 1; /* the fewest; judge_logits has its own */
+    size_t size = q3_state_size(j->w.config, run);
     j->memory = size == 0 ? NULL : malloc(size);
     if (j->memory == NULL)
         return q3_fail(j->error, Q3_ERROR_MEMORY, "no memory for a state of %zu bytes", size);
-    j->state = q3_state_init(j->memory, size, j->w.config, j->w.weights, &run);
+    j->state = q3_state_init(j->memory, size, j->w.config, j->w.weights, run);
     if (j->state == NULL)
         return q3_fail(j->error, Q3_ERROR_ARITHMETIC, "arithmetic: %s", q3_selftest());
     return Q3_OK;
@@ -831,19 +848,6 @@ static q3_status run_layers(judging *j, const q3_run *run, const float *hidden)
     return status != Q3_OK ? status : j->status;
 }
 
-/* Behind the last layer that has something to judge nothing was computed. */
-static void end_walk(judging *j, size_t done)
-{
-    const size_t end = j->options->end_layer;
-    for (size_t layer = done; layer < end; layer++)
-        for (q3_tap_id id = 0; id < Q3_TAP_COUNT; id++)
-            if (q3_tap_in_layer(id) && q3_tap_exists(j->w.config, 0, end, id, layer))
-                put_missing(j, id, layer);
-    for (q3_tap_id id = 0; done < end && id < Q3_TAP_COUNT; id++)
-        if (q3_tap_at_head(id) && q3_tap_exists(j->w.config, 0, end, id, 0)) put_missing(j, id, 0);
-    if (done < end) show(j, "check: layer", end);
-}
-
 /* One walk; *again: what was assumed on the way was refuted, and the lines are worth nothing. */
 static q3_status walk_once(q3_text *lines, const q3_config *config, const q3_weights *weights,
                            const q3_run *run, const backend *b, const int32_t *ids,
@@ -860,23 +864,23 @@ static q3_status walk_once(q3_text *lines, const q3_config *config, const q3_wei
     j->w.start = run->start;
     j->w.router = options->router;
     j->w.accumulate = options->accumulate;
-    j->w.operand = q3_operand_unit(options->accumulate);
+    j->w.operand = unit_roundoff(options->accumulate);
     bool sums = options->accumulate == Q3_ACCUMULATE_BF16_SUMS ||
                 options->accumulate == Q3_ACCUMULATE_F16_SUMS;
     j->w.partial = sums ? j->w.operand : 0;
     j->b = b;
     j->options = options;
     j->lines = lines;
-    j->budget = q3_search_budget(config, run->rows, options->end_layer - options->first_layer);
+    j->end_layer = run->end_layer;
+    j->budget = q3_search_budget(config, run->rows, run->end_layer - run->first_layer);
     j->error = error;
     j->apart = *again ? APART_REFUTED : APART_POSSIBLE;
     q3_status status = make_state(j, run);
     if (status == Q3_OK && !judging_init(j)) out_of_memory(j);
     copy_ids(j, ids);
+    if (status == Q3_OK && j->status == Q3_OK) status = fill_state(j, run);
     if (status == Q3_OK) status = j->status;
-    if (status == Q3_OK) status = fill_state(j, run);
     if (status == Q3_OK) status = run_layers(j, run, hidden);
-    if (status == Q3_OK) end_walk(j, run->end_layer);
     *again = !*again && j->apart == APART_REFUTED;
     judging_free(j);
     return status;
@@ -888,12 +892,9 @@ q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *wei
 {
     size_t begin = lines->size;
     bool again = false;
-    q3_run own = *run;
-    q3_status status;
-    own.end_layer = q3_last_given(b, run);
-    do {
-        lines->size = begin;
-        status = walk_once(lines, config, weights, &own, b, ids, hidden, options, &again, error);
-    } while (again);
-    return status;
+    q3_status status = walk_once(lines, config, weights, run, b, ids, hidden, options, &again,
+                                 error);
+    if (!again) return status;
+    lines->size = begin;
+    return walk_once(lines, config, weights, run, b, ids, hidden, options, &again, error);
 }

@@ -96,11 +96,7 @@ bool q3_activation_errors(float *errors, const float *x, size_t K, q3_tensor wei
                           q3_accumulate declared);
 /* Whether that is what is declared. */
 bool q3_quantises(q3_accumulate declared);
-/* The unit roundoff of what enters and leaves the sums (MODEL.md 12.7). */
-double q3_operand_unit(q3_accumulate accumulate);
 
-/* Rows of a block of logits, which takes 16 MB with its sums; blocks are as equal as can be. */
-size_t q3_logits_at_once(const walk *w);
 /* Our logits [count,V] of tokens t, t + 1, ...; the last norm is final. And those of all of the
  * file's tokens for q3_match_rows. */
 void q3_logits_rows(float *y, const walk *w, size_t t, size_t count);
@@ -150,8 +146,6 @@ bool q3_figures_begin(figures *g, q3_finding *f, q3_dtype dtype, size_t T, size_
 /* One row of n elements: token t; heads = n / channels gives the place's second entry. */
 void q3_figures_row(figures *g, size_t t, const float *ours, const float *theirs, size_t n);
 void q3_figures_end(figures *g);
-/* Where it comes to no end. After q3_figures_end there is nothing left to free. */
-void q3_figures_free(figures *g);
 /* Puts an element that differs in its place among the finding's worst, by its difference over its
  * bound: in ulp, where nothing is allowed. */
 void q3_keep_worst(q3_finding *f, const q3_element *e);
@@ -160,8 +154,7 @@ void q3_keep_worst(q3_finding *f, const q3_element *e);
 
 /* Runs the run's layers over the T tokens that b is bound to (ids, or hidden[T,M] if the first
  * layer is above 0; run->chunk is T), behind a cache of b->past (run->rows is T and these,
- * run->start the first one's position), and appends a line for every tap. The model runs as far as
- * something is given, and no further. */
+ * run->start the first one's position), and appends a line for every tap. */
 q3_status q3_walk(q3_text *lines, const q3_config *config, const q3_weights *weights,
                   const q3_run *run, const backend *b, const int32_t *ids, const float *hidden,
                   const q3_judge_options *options, q3_error *error);

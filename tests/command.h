@@ -134,7 +134,7 @@ typedef struct failure {
     const char *arguments, *message;
 } failure;
 
-static inline void all_fail(const failure *failures, size_t count)
+static void all_fail(const failure *failures, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         run("%s", failures[i].arguments);
@@ -153,7 +153,7 @@ static q3_tensors *open_tensors(const char *path)
     exit(1);
 }
 
-static inline q3_tensors *open_golden(const char *file)
+static q3_tensors *open_golden(const char *file)
 {
     char path[1024];
     snprintf(path, sizeof path, "%s/hf/tiny/%s.safetensors", golden_path, file);
@@ -168,7 +168,7 @@ static const q3_entry *find(const q3_tensors *tensors, const char *name)
     exit(1);
 }
 
-static inline int32_t *ids_of(const q3_tensors *tensors, const char *name, size_t *count)
+static int32_t *ids_of(const q3_tensors *tensors, const char *name, size_t *count)
 {
     const q3_entry *entry = find(tensors, name);
     *count = (size_t)entry->shape[0];
@@ -182,7 +182,7 @@ static inline int32_t *ids_of(const q3_tensors *tensors, const char *name, size_
     return ids;
 }
 
-static inline float *floats_of(const q3_tensors *tensors, const char *name, size_t *count)
+static float *floats_of(const q3_tensors *tensors, const char *name, size_t *count)
 {
     const q3_entry *entry = find(tensors, name);
     *count = 1;
@@ -219,7 +219,7 @@ static void set_up(int argc, char **argv)
 }
 
 /* golden/tiny with its weights, for a float32 run. */
-static inline q3_model *load_tiny(void)
+static q3_model *load_tiny(void)
 {
     q3_model *model;
     q3_error error;

@@ -76,7 +76,7 @@ static void folder_remove(void)
     folder_rmdir(folder.path);
 }
 
-static inline void folder_write(const char *name, const void *bytes, size_t count)
+static void folder_write(const char *name, const void *bytes, size_t count)
 {
     folder_expect(name);
     remove(folder_path(name)); /* some file systems wait for the disk when a file is overwritten */

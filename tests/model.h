@@ -150,7 +150,7 @@ static inline void fixture_from_folder(fixture *f, const char *folder)
     f->weights = q3_model_weights(f->model);
 }
 
-static inline void fixture_close(fixture *f)
+static void fixture_close(fixture *f)
 {
     q3_model_close(f->model);
     for (size_t i = 0; i < f->block_count; i++) free(f->blocks[i]);

@@ -39,7 +39,7 @@ static struct { size_t run, failed; } t_count;
     CHECKF(strcmp((got), (want)) == 0, "got \"%s\", want \"%s\"", (got), (want))
 
 /* Nothing checked is a failure too. */
-static inline int t_done(const char *name)
+static int t_done(const char *name)
 {
     printf("%s: %lu checks, %lu failed\n", name, (unsigned long)t_count.run,
            (unsigned long)t_count.failed);

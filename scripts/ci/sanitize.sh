@@ -49,7 +49,7 @@ cmake --build "$work/san" -j "$jobs" >"$work/log" 2>&1 || { cat "$work/log"; exi
 # place, since the shell itself takes as long there as a small run. What valgrind adds is reads of memory that
 # nobody wrote, in the code as it is optimised. `model` and `check` run with every configuration of golden/hf, but
 # without golden/tiny, which takes them minutes here: `bits`, `diagnose`, `judge` and `judge_command` run that. The
-# label `real` has the same code, with a billion multiply-adds; `faults` forks at each call.
+# label `real` has the same code, with a billion multiply-adds.
 echo "== valgrind"
 emulator=$(IFS=';'; echo "${memcheck[*]}")
 cmake -G Ninja -S "$root" -B "$work/valgrind" -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS='-O2 -g' -DQ3_TEST_TIMEOUT=0 \
@@ -58,7 +58,7 @@ cmake --build "$work/valgrind" -j "$jobs" >"$work/log" 2>&1 || { cat "$work/log"
 mv "$work/valgrind/qwen3moe" "$work/valgrind/qwen3moe-itself"
 printf '#!/bin/sh\nexec %s "$0-itself" "$@"\n' "${memcheck[*]}" >"$work/valgrind/qwen3moe"
 chmod +x "$work/valgrind/qwen3moe"
-(cd "$work/valgrind" && ctest -LE real -E '^(model|check|faults|faults_planted)$' -j "$jobs" --timeout 1500 --output-on-failure)
+(cd "$work/valgrind" && ctest -LE real -E '^(model|check)$' -j "$jobs" --timeout 1500 --output-on-failure)
 cases=("$root"/golden/hf/*/config.json)
 cd "$work/valgrind"
 "${memcheck[@]}" ./test_check "$root/golden" --some "${cases[@]%/config.json}" >"$work/check" 2>&1 &

@@ -22,7 +22,7 @@ import time
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 SOURCES = ["tokenizer.c"] + ["host/" + name for name in (
-    "nfc.c", "tokenizer_file.c", "json.c", "decimal.c", "files.c", "system.c", "text.c", "format.c")]
+    "nfc.c", "tokenizer_file.c", "json.c", "decimal.c", "files.c", "text.c")]
 SIZE = 10_000_000
 
 

@@ -104,7 +104,6 @@ CASES = {
     "sparse-step": case(num_hidden_layers=4, decoder_sparse_step=2),
     "mlp-only": case(num_hidden_layers=3, mlp_only_layers=[0, 2], start=100),
     "step-and-mlp-only": case(num_hidden_layers=4, decoder_sparse_step=2, mlp_only_layers=[9, 1]),
-    "wide-dense": case(mlp_only_layers=[0], intermediate_size=100),  # wider than a token's experts
     "no-experts": case(num_experts=0),
     "dense": case(model_type="qwen3", architectures=["Qwen3ForCausalLM"], num_experts=0, tie_word_embeddings=True,
                   start=70, drop=("decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size",
@@ -144,9 +143,6 @@ CASES = {
         beta_slow=2.0)),
     "rope-yarn-mscale": rope(start=4096, head_dim=16, max_position_embeddings=512,
                              rope_scaling=yarn(factor=40.0, mscale=0.8, mscale_all_dim=0.5)),
-    # The ramp's upper end lies beyond the last dimension.
-    "rope-yarn-high": rope(start=900, head_dim=16, rope_theta=100.0, rope_scaling=yarn(
-        factor=4.0, original_max_position_embeddings=32768, beta_fast=1000.0, beta_slow=0.5)),
     "rope-llama3": rope(start=1500, head_dim=16, rope_theta=500000.0, rope_scaling={
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 256}),

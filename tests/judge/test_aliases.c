@@ -487,35 +487,6 @@ static void check_long(const q3_config *config)
     }
 }
 
-/* A name that counts the layers with experts alone, both ways, for every step and dense layers that
- * are the step's and that are not. */
-static void check_sparse_numbers(void)
-{
-    static const size_t dense[] = {1, 2, 5, 8};
-    for (size_t step = 1; step <= 3; step++) {
-        const q3_config config = {.num_hidden_layers = 12, .num_experts = 4,
-                                  .num_experts_per_tok = 2, .decoder_sparse_step = step,
-                                  .mlp_only_layers = dense, .mlp_only_count = 4};
-        size_t number = 0;
-        char name[40];
-        q3_alias alias;
-        q3_other_name other;
-        for (size_t layer = 0; layer < 12; layer++) {
-            bool is_dense = layer == 1 || layer == 2 || layer == 5 || layer == 8, found = false;
-            if (is_dense || (layer + 1) % step != 0) continue;
-            snprintf(name, sizeof name, "router_logits_%d", (int)number);
-            CHECK(q3_tap_alias(&alias, &config, name) && alias.id == Q3_TAP_GATE);
-            CHECKF(alias.layer == layer, "step %d, number %d", (int)step, (int)number);
-            for (size_t i = 0; q3_other_name_at(&other, &config, Q3_TAP_GATE, layer, i); i++)
-                found = found || (other.among_sparse && other.number == number);
-            CHECK(found);
-            number++;
-        }
-        snprintf(name, sizeof name, "router_logits_%d", (int)number);
-        CHECK(q3_tap_alias(&alias, &config, name) && alias.layer == 12);
-    }
-}
-
 int main(void)
 {
     static const size_t dense[] = {1};
@@ -530,7 +501,6 @@ int main(void)
     check_long(&config);
     check_listed(&config);
     check_listed_numbers(&config);
-    check_sparse_numbers();
     config.norm_topk_prob = false;
     check_names(not_renormalised, 1, &config);
     return t_done("names");

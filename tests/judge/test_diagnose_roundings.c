@@ -81,25 +81,6 @@ static void make_norm(const world *w, float *y, int variant)
     free(g);
 }
 
-/* post_attention_layernorm of a residual sum that was not rounded. */
-static void make_residual(const world *w, float *y, int variant)
-{
-    const float *x = w->tap[Q3_TAP_EMBED_TOKENS], *branch = w->tap[Q3_TAP_O_PROJ];
-    float *g = widened(w, w->l->post_attention_layernorm, w->M);
-    (void)variant;
-    for (size_t t = 0; t < T; t++, x += w->M, branch += w->M, y += w->M) {
-        double mean = 0;
-        for (size_t i = 0; i < w->M; i++)
-            mean += pow((double)x[i] + (double)branch[i], 2) / (double)w->M;
-        double root = 1 / sqrt(mean + plain_eps(w));
-        for (size_t i = 0; i < w->M; i++) {
-            double v = (double)D(w, ((double)x[i] + (double)branch[i]) * root);
-            y[i] = D(w, (double)g[i] * v);
-        }
-    }
-    free(g);
-}
-
 /* The heads' sums of values, cut off. */
 static void make_values(const world *w, float *y, int variant)
 {
@@ -257,8 +238,6 @@ static const trouble troubles[] = {
      make_norm, 1},
     {"norm computed in bfloat16, each step rounded", "base", Q3_BF16, Q3_TAP_Q_NORM, 0, make_norm,
      2},
-    {"norm of the unrounded residual sum", "base", Q3_BF16, Q3_TAP_POST_ATTENTION_LAYERNORM, 0,
-     make_residual, 0},
     {"stored in float16 by truncation", "base", Q3_F16, Q3_TAP_Q_PROJ, 0, make_cut_map, 0},
     {"RoPE with a fused multiply-add (the product with cos", "base", Q3_F16, Q3_TAP_Q_ROPE, 0,
      make_rope, 1},

@@ -25,7 +25,7 @@ static void random_finding(q3_text *lines, q3_tap_id id, size_t layer, q3_verdic
         }
         f.differ = next(state) % 4096 + 1;
         f.max_ulp = v == Q3_VERDICT_DIFFERS ? 300.0 : 2.0;
-        f.max_at[0] = (size_t)(next(state) % 240);
+        f.max_at[0] = next(state) % 240;
         f.max_bound_ratio = v == Q3_VERDICT_DIFFERS ? 60.0 : (double)(next(state) % 1000) / 1000;
         f.expected = 5000;
     }
@@ -89,14 +89,13 @@ static void test_merge(void)
     CHECK(read_html(&html, whole.data, &error) == Q3_OK);
     for (int round = 0; round < 12; round++) {
         q3_text merged = {0}, parts[8] = {{0}};
-        size_t cuts[9] = {0}, count = 1 + (size_t)(next(&state) % 6);
-        for (size_t i = 1; i < count; i++)
-            cuts[i] = cuts[i - 1] + 1 + (size_t)(next(&state) % 2);
+        size_t cuts[9] = {0}, count = 1 + next(&state) % 6;
+        for (size_t i = 1; i < count; i++) cuts[i] = cuts[i - 1] + 1 + next(&state) % 2;
         cuts[count] = layers;
         for (size_t i = 0; i < count; i++) /* some overlap */
             write_many(&parts[i], layers, cuts[i], cuts[i + 1] + (i + 1 < count && round % 3 == 0));
         for (size_t left = count; left > 0; left--) { /* in any order, one of them twice */
-            size_t pick = (size_t)(next(&state) % left);
+            size_t pick = next(&state) % left;
             q3_text_add(&merged, parts[pick].data);
             if (left == 1) q3_text_add(&merged, parts[pick].data);
             q3_text part = parts[pick];

@@ -80,8 +80,8 @@ static const char text_of_three[] =
     "float16, --router float16\n"
     "command  qwen3moe check\n"
     "version  qwen3moe 1.2\n"
-    "ignored  2 tensors that are no taps, the first: evil\\x1B[31m\n"
-    "         evil\\x1B[31m: looks like a tap\n"
+    "ignored  2 tensors that are no taps, the first: evil?[31m\n"
+    "         evil?[31m: looks like a tap\n"
     "\n"
     "front  = embed_tokens   . rotary_emb.cos   . rotary_emb.sin\n"
     "       attention                            router             experts\n"
@@ -561,10 +561,9 @@ static void test_hostile(void)
         CHECKF((c >= 0x20 || c == '\n') && c != 0x7F && c != 0x9B, "byte %d", c);
     }
     static const char start[] = "model    caf\xc3\xa9 \xef\xbf\xbd\n"
-                                "file     a\"b\\</script><img src=x>&\\x1B[31m\\x7F"
-                                "\\u{9B}\\n\\r\\tz\n";
+                                "file     a\"b\\</script><img src=x>&?[31m?????z\n";
     CHECK(strncmp(text.data, start, strlen(start)) == 0);
-    CHECK(strstr(text.data, "\\n\\r\\tz\ndiffers: model.layers.0.output\n") != NULL);
+    CHECK(strstr(text.data, "???z\ndiffers: model.layers.0.output\n") != NULL);
     CHECK(read_html(&html, lines.data, &error) == Q3_OK);
     size_t scripts = 0;
     for (const char *p = html.data; (p = strstr(p, "</script")) != NULL; p++) scripts++;

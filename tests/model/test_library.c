@@ -12,11 +12,6 @@
 #include "qwen3moe.h"
 #include "t.h"
 
-#include <fenv.h>
-#if defined(__SSE2__)
-#include <xmmintrin.h>
-#endif
-
 /* The call, which fails and is given the pointer `e`, has the same status with a message and
  * without one. */
 #define FAILS(status, call) \
@@ -204,142 +199,21 @@ static void test_logit_rows(const char *golden)
     q3_model_close(model);
 }
 
-/* The plain kernels have no attention of their own: without taps too it goes token by token, to the
- * same bits. */
-static void test_plain(const char *golden)
-{
-    static const int32_t ids[] = {40, 77, 258, 1794};
-    q3_model *model = open_model(golden);
-    size_t end = q3_model_config(model)->num_hidden_layers;
-    size_t V = q3_model_config(model)->vocab_size;
-    q3_input input = {.tokens = ids, .count = 4, .logit_rows = 4};
-    q3_state *states[2];
-    void *memory[2];
-    for (size_t i = 0; i < 2; i++) {
-        const q3_kernels *before = q3_use_kernels(i == 1 ? q3_plain_kernels() : NULL);
-        states[i] = make_state(model, end, &memory[i]);
-        CHECK(q3_forward(states[i], &input, NULL, NULL, NULL) == Q3_OK);
-        q3_use_kernels(before);
-    }
-    CHECK(memcmp(q3_logits(states[0]), q3_logits(states[1]), 4 * V * sizeof(float)) == 0);
-    free(memory[0]);
-    free(memory[1]);
-    q3_model_close(model);
-}
-
-/* Ids outside the vocabulary, and more tokens than there is room for: what is refused leaves the
- * state as it was. Each row goes on from those before it. */
 static void forward_fails(const char *golden)
 {
-    static const struct {
-        int32_t ids[4];
-        size_t count;
-        const char *text; /* NULL: accepted */
-    } calls[] = {
-        {{-7}, 1, "token 0: found id -7, expected 0 to 2039"},
-        {{2040}, 1, "token 0: found id 2040, expected 0 to 2039"},
-        {{0, 1 << 30}, 2, "token 1: found id 1073741824, expected 0 to 2039"},
-        {{0, 1, INT32_MIN, -1}, 4, "token 2: found id -2147483648, expected 0 to 2039"},
-        {{0, 2, 3, 2039}, 4, NULL},
-        {{1, 2, 3}, 3, "tokens: found 3 more, expected at most 2"},
-        {{1, 2040}, 2, "token 5: found id 2040, expected 0 to 2039"},
-        {{1, 2}, 2, NULL},
-        {{1}, 1, "tokens: found 1 more, expected at most 0"}};
+    static const int32_t good[] = {1, 2, 3, 4}, low[] = {-7}, high[] = {1 << 30};
     void *memory;
     q3_model *model = open_model(golden);
     q3_state *state = make_state(model, q3_model_config(model)->num_hidden_layers, &memory);
-    size_t done = 0;
-    CHECK(q3_model_config(model)->vocab_size == 2040);
-    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
-        q3_input input = {.tokens = calls[i].ids, .count = calls[i].count};
-        q3_error error = {{0}};
-        if (calls[i].text == NULL) {
-            CHECK(q3_forward(state, &input, NULL, NULL, NULL) == Q3_OK);
-            done += calls[i].count;
-        } else {
-            CHECK(q3_forward(state, &input, NULL, NULL, NULL) == Q3_ERROR_INPUT);
-            CHECK(q3_forward(state, &input, NULL, NULL, &error) == Q3_ERROR_INPUT);
-            CHECK_TEXT(error.text, calls[i].text);
-        }
-        CHECK(q3_cached(state) == done);
-    }
+    q3_input input = {.tokens = low, .count = 1};
+    FAILS(Q3_ERROR_INPUT, q3_forward(state, &input, NULL, NULL, e));
+    input.tokens = high;
+    FAILS(Q3_ERROR_INPUT, q3_forward(state, &input, NULL, NULL, e));
+    input = (q3_input){.tokens = good, .count = 4};
+    CHECK(q3_forward(state, &input, NULL, NULL, NULL) == Q3_OK);
+    FAILS(Q3_ERROR_INPUT, q3_forward(state, &input, NULL, NULL, e)); /* two rows are left */
+    CHECK(q3_cached(state) == 4);
     free(memory);
-    q3_model_close(model);
-}
-
-/* A caller's rounding mode: found at once, by what begins a state and by each call. */
-static void mode_fails(const char *golden)
-{
-    void *memory;
-    q3_model *model = open_model(golden);
-    q3_state *state = make_state(model, 1, &memory);
-#if defined(FE_UPWARD) && defined(FE_TONEAREST)
-    static const int32_t ids[] = {1};
-    static const char text[] =
-        "arithmetic: found another rounding mode, expected to nearest, ties to even";
-    q3_input input = {.tokens = ids, .count = 1};
-    q3_error error = {{0}};
-    if (fesetround(FE_UPWARD) == 0) {
-        void *other;
-        q3_status status = q3_forward(state, &input, NULL, NULL, &error);
-        q3_status silent = q3_forward(state, &input, NULL, NULL, NULL);
-        const char *broken = q3_selftest();
-        bool none = make_state(model, 1, &other) == NULL;
-        fesetround(FE_TONEAREST);
-        CHECK(status == Q3_ERROR_ARITHMETIC && silent == Q3_ERROR_ARITHMETIC && none);
-        CHECK_TEXT(error.text, text);
-        CHECK(broken != NULL && strcmp(broken, text + strlen("arithmetic: ")) == 0);
-        CHECK(q3_cached(state) == 0 && q3_selftest() == NULL);
-        CHECK(q3_forward(state, &input, NULL, NULL, &error) == Q3_OK);
-        free(other);
-    }
-#endif
-#if defined(__SSE2__)
-    /* Subnormals taken for zero, and made zero. */
-    static const unsigned flags[] = {0x40, 0x8000, 0x8040};
-    for (size_t i = 0; i < 3; i++) {
-        unsigned before = _mm_getcsr();
-        _mm_setcsr(before | flags[i]);
-        const char *flushed = q3_selftest();
-        _mm_setcsr(before);
-        CHECK(flushed != NULL);
-        if (flushed != NULL)
-            CHECK_TEXT(flushed, "found subnormals flushed to zero, expected them kept");
-    }
-#endif
-    CHECK(state != NULL);
-    free(memory);
-    q3_model_close(model);
-}
-
-/* Sizes whose arrays together are more than memory can be have none. */
-static void sizes_fail(const char *golden)
-{
-    q3_model *model = open_model(golden);
-    q3_config config = *q3_model_config(model);
-    q3_run run = {Q3_F32, 0, config.num_hidden_layers, 0, 6, 4, 0};
-    CHECK(q3_state_size(&config, &run) != 0);
-    config.vocab_size = SIZE_MAX / 8; /* 4 tokens' logits are 2 SIZE_MAX bytes */
-    CHECK(q3_state_size(&config, &run) == 0);
-    config.vocab_size = SIZE_MAX / 20; /* they alone would fit */
-    CHECK(q3_state_size(&config, &run) != 0);
-    config = *q3_model_config(model);
-    config.hidden_size = SIZE_MAX / 3;
-    CHECK(q3_state_size(&config, &run) == 0);
-    config = *q3_model_config(model);
-    config.num_hidden_layers = run.end_layer = SIZE_MAX / 5; /* times 6 rows */
-    CHECK(q3_state_size(&config, &run) == 0);
-    run.first_layer = run.end_layer = 1; /* none of them */
-    CHECK(q3_state_size(&config, &run) != 0);
-    /* Keys and values that leave less than a cache line of all memory there can be. */
-    config.num_attention_heads = config.num_key_value_heads = 1;
-    config.head_dim = 2;
-    run = (q3_run){.dtype = Q3_F32, .rows = 1, .chunk = 1};
-    for (size_t layers = SIZE_MAX / 16 - 1000; layers <= SIZE_MAX / 16; layers++) {
-        config.num_hidden_layers = run.end_layer = layers;
-        size_t size = q3_state_size(&config, &run);
-        CHECK(size == 0 || size / 16 >= layers);
-    }
     q3_model_close(model);
 }
 
@@ -415,17 +289,6 @@ static void files_fail(void)
     }
     q3_writer_abandon(writer);
 
-    /* What was not written is zero, and does not fit. */
-    CHECK(q3_writer_open(&writer, folder_path("out.safetensors"), entries, 2, NULL, NULL) == Q3_OK);
-    if (limit_files(1 << 16)) {
-        q3_error error = {{0}};
-        q3_status status = q3_writer_commit(writer, &error);
-        CHECK(limit_files(0));
-        CHECK(status == Q3_ERROR_FILE && error.text[0] != 0);
-    } else {
-        q3_writer_abandon(writer);
-    }
-
     /* A folder has come to stand where the file is to go. */
     for (int with = 0; with < 2; with++) {
         q3_error error = {{0}};
@@ -474,10 +337,7 @@ int main(int argc, char **argv)
     test_hidden(argv[1]);
     test_fill(argv[1]);
     test_logit_rows(argv[1]);
-    test_plain(argv[1]);
     forward_fails(argv[1]);
-    mode_fails(argv[1]);
-    sizes_fail(argv[1]);
     model_fails(argv[1]);
     files_fail();
     texts_fail(argv[1]);

@@ -39,24 +39,6 @@ foreach(model tiny bias sparse-step)
     endforeach()
 endforeach()
 
-# At the end of a path longer than Windows once allowed, a name that no code page has: the same file.
-set(far ${WHERE})
-foreach(part RANGE 7)
-    string(APPEND far "/0123456789012345678901234567890123456789")
-endforeach()
-file(MAKE_DIRECTORY ${far})
-set(file ${far}/層-ü.safetensors)
-execute_process(COMMAND ${RUNNER} ${COMMAND} dump ${GOLDEN}/tiny -o ${file} --dtype float32
-    --tokens 40,7,33,2,19,19,0,5,28,11,3 --start 4000 --chunk 4
-    RESULT_VARIABLE status OUTPUT_QUIET ERROR_VARIABLE text)
-if(NOT status EQUAL 0)
-    message(FATAL_ERROR "dump: a long path: exit status ${status}: ${text}")
-endif()
-file(SHA256 ${file} hash)
-if(NOT found MATCHES "^tiny float32 ${hash}\n")
-    message(FATAL_ERROR "dump: a long path: found another file than for a short one")
-endif()
-
 if(WRITE)
     file(WRITE ${GOLDEN}/bits/files.txt "${found}")
 endif()

@@ -4,7 +4,6 @@
  * tested from inside, by the SHA-256 that names them; golden/tiny's own template through the
  * public functions. test_chat GOLDEN */
 #include "host/chat.c"
-#include "folder.h"
 #include "t.h"
 
 /* The sum of bytes[count], given in pieces. */
@@ -157,35 +156,6 @@ static void test_more_keys(void)
         }
 }
 
-/* A folder's tokenizer_config.json, and what its template is or why there is none. */
-static void test_config(void)
-{
-    static const struct { const char *json, *text, *error; } cases[] = {
-        {"{\"a\":1,\"chat_template\":\"{%\\n\\u00e4\"}", "{%\n\xC3\xA4", ""},
-        {"{\"chat_template\":\"\"}", "", ""},
-        {"{\"a\":\"b\"}", NULL, "chat_template: found nothing, expected a string"},
-        {"{\"chat_template\":5}", NULL, "chat_template: found 5, expected a string"},
-        {"{\"chat_template\":[\"x\"]}", NULL, "chat_template: found an array, expected a string"},
-        {"{\"chat_template\":", NULL, "byte 17: found the end of the text, expected a value"}};
-    folder_make("chat");
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        uint8_t *text = NULL;
-        size_t length = 0;
-        q3_error error = {""};
-        char want[300];
-        folder_write("tokenizer_config.json", cases[i].json, strlen(cases[i].json));
-        q3_status status = q3_chat_template(folder.path, &text, &length, &error);
-        snprintf(want, sizeof want, "%s: %s", folder_path("tokenizer_config.json"), cases[i].error);
-        CHECK((status == Q3_OK) == (cases[i].text != NULL));
-        if (cases[i].text == NULL) CHECK_TEXT(error.text, want);
-        else
-            CHECK(text != NULL && length == strlen(cases[i].text) &&
-                  memcmp(text, cases[i].text, length) == 0);
-        free(text);
-    }
-    folder_remove();
-}
-
 static void test_public(const char *golden)
 {
     static const char *const refused[][2] = {
@@ -207,31 +177,18 @@ static void test_public(const char *golden)
                               "{\"content\":\"Ho\",\"role\":\"any\"}]";
     static const char want[] = "<|im_start|>user\nHi\0<|im_end|>\n<|im_start|>any\nHo<|im_end|>\n"
                                "<|im_start|>assistant\n";
-    char path[1024];
+    char folder[1024];
     uint8_t *chat_template = NULL, *text = NULL;
     size_t n = 0, length = 0;
     q3_error error = {""};
-    snprintf(path, sizeof path, "%s/tiny", golden);
-    CHECKF(q3_chat_template(path, &chat_template, &n, &error) == Q3_OK, "%s", error.text);
+    snprintf(folder, sizeof folder, "%s/tiny", golden);
+    CHECKF(q3_chat_template(folder, &chat_template, &n, &error) == Q3_OK, "%s", error.text);
     if (chat_template == NULL) return;
     CHECK(q3_chat_render(chat_template, n, "m", two, strlen(two), 0, &text, &length, &error) ==
           Q3_OK);
     CHECK(text != NULL && length == sizeof want - 1 && memcmp(text, want, sizeof want) == 0);
     free(text);
     text = NULL;
-    /* One newline at the template's end does not count, a second one does. */
-    uint8_t *longer = malloc(n + 1);
-    if (longer == NULL) return;
-    memcpy(longer, chat_template, n);
-    longer[n] = '\n';
-    CHECK(chat_template[n - 1] == '\n');
-    CHECK(q3_chat_render(longer, n - 1, "m", two, strlen(two), 0, &text, &length, &error) == Q3_OK);
-    CHECK(text != NULL && length == sizeof want - 1 && memcmp(text, want, sizeof want) == 0);
-    free(text);
-    text = NULL;
-    CHECK(q3_chat_render(longer, n + 1, "m", two, strlen(two), 0, &text, &length, &error) ==
-          Q3_ERROR_INPUT);
-    free(longer);
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         CHECK(q3_chat_render(chat_template, n, "m", refused[i][0], strlen(refused[i][0]), 0, &text,
                              &length, &error) == Q3_ERROR_INPUT);
@@ -244,7 +201,6 @@ static void test_public(const char *golden)
     CHECK(text == NULL);
     free(chat_template);
     chat_template = NULL;
-    test_config();
     CHECK(q3_chat_template(golden, &chat_template, &n, &error) != Q3_OK && chat_template == NULL);
     CHECK(strstr(error.text, "tokenizer_config.json") != NULL);
 }

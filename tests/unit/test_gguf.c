@@ -142,7 +142,7 @@ static void put_info(gguf_file *f, size_t i, int type, uint64_t offset, const fa
     }
     if (what == AXIS0) axes[0] = value;
     if (what == AXIS1) axes[1] = value;
-    gguf_bytes(f, what == NAME ? wrong->name : name, what == NAME ? (size_t)value : strlen(name));
+    gguf_bytes(f, what == NAME ? wrong->name : name, what == NAME ? value : strlen(name));
     gguf_number(f, what == RANK ? value : rank, 4);
     for (size_t k = 0; k < rank; k++) gguf_number(f, axes[k], 8);
     gguf_number(f, what == TYPE ? value : (uint64_t)type, 4);
@@ -517,12 +517,6 @@ static void test_metadata(void)
          "without reading it"},
         {{Q "expert_count", 4, 0, NULL}, Q "expert_count: found 0, expected 1 or more"},
         {{Q "expert_count", 0, 0, NULL}, Q "expert_count: found nothing, expected 1 or more"},
-        {{Q "expert_count", 8, 0, "3"},
-         Q "expert_count: found \"3\", expected an integer from 0 on"},
-        {{Q "expert_feed_forward_length", 6, 4, NULL},
-         Q "expert_feed_forward_length: found 4.0, expected an integer from 0 on"},
-        {{Q "feed_forward_length", 8, 0, "x"},
-         Q "feed_forward_length: found \"x\", expected an integer from 0 on"},
         {{Q "expert_count", 4, 2147483647, NULL},
          "blk.0.ffn_gate_inp.weight: found shape [3,8], expected [2147483647,8]"},
         {{Q "expert_used_count", 4, 0, NULL}, Q "expert_used_count: found 0, expected 1 or more"},

@@ -117,7 +117,7 @@ static bool same(double a, double b)
 static double sums[MOST], sizes[MOST], expected[MOST], expected_sizes[MOST];
 static float y[MOST];
 
-/* The table's results are those that were expected, in all four forms. */
+/* The table's results are those that were expected, in all three forms. */
 static void compare(const q3_kernels *k, const q3_dots *given, const char *what)
 {
     q3_dots d = *given;
@@ -134,10 +134,6 @@ static void compare(const q3_kernels *k, const q3_dots *given, const char *what)
     wrong = 0;
     for (size_t i = 0; i < all; i++)
         wrong += !same(sizes[i], expected_sizes[i]) || !same(sums[i], expected[i]);
-    memset(sizes, 0xA5, all * sizeof *sizes);
-    d.sums = NULL; /* sizes alone */
-    k->dots(&d);
-    for (size_t i = 0; i < all; i++) wrong += !same(sizes[i], expected_sizes[i]);
     CHECKF(wrong == 0, "%s, %s, T %zu, N %zu, C %zu: %zu sizes differ", k->name, what, d.T, d.N,
            d.C, wrong);
     d.sums = d.sizes = NULL;
@@ -282,12 +278,7 @@ static void test_rows(void)
 static void test_long_sums(void)
 {
     try_dots(20, 3, 70001, Q3_BF16, Q3_F32, 0, false, false);
-    try_dots(20, 3, 140001, Q3_BF16, Q3_F32, 0, false, false); /* too long for AVX2's tiles, too */
     try_dots(1, 5, 70001, Q3_F32, Q3_F32, 0, false, false);
-    try_dots(10, 3, 70001, Q3_F32, Q3_BF16, 0, false, false); /* too long for few tokens, too */
-    /* One tile a block, and a single token in the last, by AVX-512's tiles and the others'. */
-    try_dots(13, 3, 65000, Q3_BF16, Q3_F32, 0, false, false);
-    try_dots(11, 3, 65000, Q3_BF16, Q3_F32, 0, false, false);
 }
 
 /* q3_use_kernels is what operators then take, and says what they took before. */

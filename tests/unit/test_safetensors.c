@@ -3,7 +3,6 @@
  * expected, in any order of pieces, and replaced whole or not at all. */
 #define _POSIX_C_SOURCE 200809L
 #include "folder.h"
-#include "host/files.h"
 #include "qwen3moe.h"
 #include "t.h"
 
@@ -106,8 +105,6 @@ static const struct {
      "a: found nothing, expected data_offsets, two ascending integers"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4,4]}}", 0, 4,
      "a: found an array, expected data_offsets, two ascending integers"},
-    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":7}}", 0, 4,
-     "a: found 7, expected data_offsets, two ascending integers"},
     {"{\"a\":[]}", 0, 0, "a: found an array, expected an object"},
     {"{\"a\":null}", 0, 0, "a: found null, expected an object"},
     {"{" T("a\\u0000b", "F32", "1", 0, 4) "}", 0, 4,
@@ -116,10 +113,8 @@ static const struct {
     {"{\"__metadata__\":{\"a\":1}}", 0, 0, "__metadata__: found 1, expected strings"},
     {"{\"__metadata__\":{\"a\":\"\\u0000\"}}", 0, 0,
      "__metadata__: found \"\\u0000\", expected strings without zero bytes"},
-    {"{\"__metadata__\":{\"a\\u0000\":\"b\"}}", 0, 0,
-     "__metadata__: found \"a\\u0000\", expected strings without zero bytes"},
     {"{" T("a\\nb", "F32", "2", 0, 4) "}", 0, 4,
-     "a\\nb: found 4 bytes of data, expected 8 for its shape"},
+     "a?b: found 4 bytes of data, expected 8 for its shape"},
 };
 
 static void check_bad(void)
@@ -217,38 +212,6 @@ static void check_good(void)
     CHECK(t != NULL && q3_tensors_count(t) == 0 && q3_tensors_find(t, "a") == NULL);
     q3_tensors_close(t);
     q3_tensors_close(NULL);
-}
-
-/* Tensors without elements lie anywhere between the others, whatever the header's order; what has
- * no dtype that is known may be in a backend's file, what has no dtype may not. */
-static void check_empty_and_other(void)
-{
-    static const struct { const char *header, *any; } files[] = {
-        {"{" T("a", "F32", "1", 0, 4) "," T("b", "F32", "0", 0, 0) "," T("c", "I32", "0", 4, 4) ","
-         T("d", "F32", "2", 4, 12) "}", ""},
-        {"{" T("c", "I32", "0", 4, 4) "," T("d", "F32", "2", 4, 12) "," T("b", "F32", "0", 0, 0) ","
-         T("a", "F32", "1", 0, 4) "}", ""},
-        {"{" T("a", "BOOL", "12", 0, 12) "}", ""},
-        {"{\"a\":{\"shape\":[3],\"data_offsets\":[0,12]}}",
-         "a: found nothing, expected dtype F64, F32, BF16, F16, F8_E4M3, I64 or I32"},
-        {"{\"a\":{\"dtype\":3,\"shape\":[3],\"data_offsets\":[0,12]}}",
-         "a: found 3, expected dtype F64, F32, BF16, F16, F8_E4M3, I64 or I32"}};
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        q3_error error = {""};
-        q3_tensors *t = NULL;
-        write_file("other.safetensors", files[i].header, 0, 12);
-        q3_tensors *known = open_file("other.safetensors", &error);
-        CHECKF((known != NULL) == (i < 2), "%s", error.text);
-        error.text[0] = 0;
-        q3_status status = q3_tensors_open_any(&t, folder_path("other.safetensors"), &error);
-        CHECK((status == Q3_OK) == (files[i].any[0] == 0));
-        CHECKF(strstr(error.text, files[i].any) != NULL, "%s", error.text);
-        if (i < 2 && t != NULL)
-            CHECK(q3_tensors_find(t, "d")->data ==
-                  (const uint8_t *)q3_tensors_find(t, "a")->data + 4);
-        q3_tensors_close(known);
-        q3_tensors_close(t);
-    }
 }
 
 /* Values from their bits, which IEEE 754 gives. */
@@ -488,33 +451,6 @@ static void check_alignment(void)
     q3_tensors_close(t);
 }
 
-/* Sizes that do not fit; metadata without a pair. */
-static void check_entries(void)
-{
-    static const char *const none[] = {NULL};
-    q3_entry entry = {.name = "a", .dtype = Q3_F32, .rank = 2};
-    uint8_t bytes[256];
-    q3_error error = {""};
-    q3_writer *w = NULL;
-    for (int product = 0; product < 2; product++) {
-        char want[600];
-        entry.shape[0] = UINT64_C(1) << (product ? 32 : 61);
-        entry.shape[1] = UINT64_C(1) << (product ? 32 : 0);
-        snprintf(want, sizeof want, "%s: file: found tensors of more than 2^63 bytes, expected "
-                 "fewer", folder_path("large.safetensors"));
-        CHECK(q3_writer_open(&w, folder_path("large.safetensors"), &entry, 1, NULL, &error) ==
-              Q3_ERROR_INPUT);
-        CHECK_TEXT(error.text, want);
-        CHECK(w == NULL && read_file("large.safetensors", bytes, sizeof bytes) == 0);
-    }
-    folder_expect("none.safetensors");
-    CHECK(q3_writer_open(&w, folder_path("none.safetensors"), &entry, 0, none, &error) == Q3_OK);
-    if (w == NULL) return;
-    CHECK(q3_writer_commit(w, &error) == Q3_OK);
-    CHECK(read_file("none.safetensors", bytes, sizeof bytes) == 16);
-    CHECK(memcmp(bytes + 8, "{}      ", 8) == 0);
-}
-
 /* An old file stays until the commit, an abandoned one leaves nothing, and a name that is in use is
  * passed over. */
 static void check_replacing(void)
@@ -541,7 +477,7 @@ static void check_replacing(void)
     CHECK(q3_writer_open(&w, folder_path("no/such/x"), &entry, 1, NULL, &error) == Q3_ERROR_FILE);
     CHECKF(w == NULL && strstr(error.text, "no/such/x: no such folder") != NULL, "%s", error.text);
     CHECK(q3_writer_open(&w, folder.path, &entry, 1, NULL, &error) == Q3_ERROR_FILE);
-    CHECKF(w == NULL && strstr(error.text, "it is a folder") != NULL, "%s", error.text);
+    CHECKF(w == NULL && strstr(error.text, "it is a folder or a device") != NULL, "%s", error.text);
     const q3_entry large = {.name = "a", .dtype = Q3_F32, .rank = 2,
                             .shape = {UINT32_MAX, UINT32_MAX}};
     CHECK(q3_writer_open(&w, folder_path("x"), &large, 1, NULL, &error) == Q3_ERROR_INPUT);
@@ -555,14 +491,12 @@ int main(void)
     check_bad();
     check_cut_and_changed();
     check_good();
-    check_empty_and_other();
     check_values();
     check_written_bytes();
     check_halves();
     check_pieces();
     check_padding();
     check_alignment();
-    check_entries();
     check_replacing();
     folder_remove();
     return t_done("safetensors");

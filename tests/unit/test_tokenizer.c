@@ -155,23 +155,19 @@ static void check_cases(const char *tokenizer, const char *golden, const char *c
 #define LEVEL "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":false," \
               "\"use_regex\":false}"
 
-#define PATTERN "\"pattern\":{\"Regex\":\"(?i:'s|'t|'re|'ve|'m|'ll|'d)|" \
-    "[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}| ?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|" \
-    "\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+\"}"
-#define PIECES "[{\"type\":\"Split\"," PATTERN ",\"behavior\":\"Isolated\",\"invert\":false}," \
-    LEVEL "]"
-#define ADDED "[{\"id\":6,\"content\":\"<x>\",\"single_word\":false,\"lstrip\":false," \
-    "\"rstrip\":false,\"normalized\":false,\"special\":true}]"
-#define MODEL "{\"type\":\"BPE\",\"dropout\":" \
-    "null,\"unk_token\":null,\"continuing_subword_prefix\":\"\",\"end_of_word_suffix\":\"\"," \
-    "\"fuse_unk\":false,\"byte_fallback\":false,\"ignore_merges\":false,\"vocab\":{\"a\":0," \
-    "\"b\":1,\"ab\":2,\"c\":3,\"abc\":4,\"bc\":5},\"merges\":[[\"b\",\"c\"],[\"a\",\"bc\"]]}"
-
 static const char valid[] =
-    "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":" ADDED ","
-    "\"normalizer\":{\"type\":\"NFC\"},\"pre_tokenizer\":{\"type\":\"Sequence\","
-    "\"pretokenizers\":" PIECES "},\"post_processor\":" LEVEL ",\"decoder\":" LEVEL ","
-    "\"model\":" MODEL "}";
+    "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[{\"id\":6,"
+    "\"content\":\"<x>\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
+    "\"normalized\":false,\"special\":true}],\"normalizer\":{\"type\":\"NFC\"},"
+    "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\","
+    "\"pattern\":{\"Regex\":\"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+    "[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}| ?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|"
+    "\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+\"},"
+    "\"behavior\":\"Isolated\",\"invert\":false}," LEVEL
+    "]},\"post_processor\":" LEVEL ",\"decoder\":" LEVEL ",\"model\":{\"type\":\"BPE\",\"dropout\":"
+    "null,\"unk_token\":null,\"continuing_subword_prefix\":\"\",\"end_of_word_suffix\":\"\","
+    "\"fuse_unk\":false,\"byte_fallback\":false,\"ignore_merges\":false,\"vocab\":{\"a\":0,\"b\":1,"
+    "\"ab\":2,\"c\":3,\"abc\":4,\"bc\":5},\"merges\":[[\"b\",\"c\"],[\"a\",\"bc\"]]}}";
 
 /* The small file with one `from` replaced: the first not before the quote of key `behind`. */
 static char *mutated(const char *behind, const char *from, const char *to)
@@ -356,32 +352,6 @@ static const struct { const char *behind, *from, *to, *message; } malformed[] = 
      "model.merges[0]: found \"a b c\", expected two tokens with one space between"},
     {"model", "[\"b\",\"c\"],[\"a\",\"bc\"]", "\" c\"",
      "model.merges[0]: found \" c\", expected two tokens that are in vocab, as their join is"},
-    {"model", "[\"b\",\"c\"],[\"a\",\"bc\"]", "\"\"",
-     "model.merges[0]: found \"\", expected two tokens with one space between"},
-    {"model", "[\"b\",\"c\"],[\"a\",\"bc\"]", "\"b \"",
-     "model.merges[0]: found \"b \", expected two tokens that are in vocab, as their join is"},
-    {"model", "[\"b\",\"c\"]", "[1,\"c\"]",
-     "model.merges[0]: found an array, expected a pair of strings"},
-    {"model", "\"merges\":[", "\"merges\":5,\"m\":[", "model.merges: found 5, expected an array"},
-    {"model", "\"vocab\":{", "\"vocab\":5,\"v\":{", "model.vocab: found 5, expected an object"},
-    {"model", "\"a\":0", "\"a23456789a123456789b123456789c123456789\":-1",
-     "model.vocab[]: found -1, expected an id from 0 to 2147483647 that no other token has"},
-    {"model", "\"bc\":5", "\"bc\":6",
-     "added_tokens[0].id: found 6, expected the next id after the vocabulary's, not in use"},
-    {"decoder", ",\"model\":" MODEL, "", "model: found nothing, expected an object"},
-    {"model", MODEL, "5", "model: found 5, expected an object"},
-    {"added", ADDED, "5", "added_tokens: found 5, expected an array"},
-    {"pre_tokenizer", ",\"pretokenizers\":" PIECES, "",
-     "pre_tokenizer.pretokenizers: found nothing, expected an array of Split and ByteLevel"},
-    {"pre_tokenizer", PIECES, "5",
-     "pre_tokenizer.pretokenizers: found 5, expected an array of Split and ByteLevel"},
-    {"pre_tokenizer", "\"Sequence\"", "\"Sequence\",\"x\":1",
-     "pre_tokenizer: found \"x\", expected only the keys type pretokenizers"},
-    {"pre_tokenizer", PATTERN ",", "", "pre_tokenizer.pretokenizers[0].pattern: found nothing, "
-     "expected {\"Regex\": the Qwen pattern}"},
-    {"pre_tokenizer", "\"invert\":false", "\"invert\":false,\"x\":1",
-     "pre_tokenizer.pretokenizers[0]: found \"x\", expected only the keys type pattern behavior "
-     "invert"},
     {"model", "\"a\":0", "\"\\ud800\":0", "byte"},
     {"model", "\"a\":0", "\"\\q\":0", "byte"},
     {"model", "\"a\":0", "\"a\":1e999", "byte"},
@@ -462,28 +432,6 @@ static void test_accepted(void)
         static const int32_t want[5] = {4, 6, 1, 0, 1};
         CHECKF(count == 5 && memcmp(ids, want, sizeof want) == 0, "%s -> %s", cases[i].from,
                cases[i].to);
-        free(ids);
-        q3_tokenizer_free(t);
-    }
-}
-
-/* Files without added tokens, or with one that is empty. */
-static void test_none_added(void)
-{
-    static const char *const from[] = {"\"added_tokens\":" ADDED ",", ADDED, "\"<x>\""};
-    static const char *const to[] = {"", "[]", "\"\""};
-    for (size_t i = 0; i < 3; i++) {
-        char *text = mutated("added", from[i], to[i]);
-        q3_tokenizer *t = NULL;
-        q3_error error = {""};
-        int32_t *ids = NULL;
-        size_t count = 0;
-        CHECKF(q3_tokenizer_parse(&t, "t.json", text, strlen(text), &error) == Q3_OK, "%s",
-               error.text);
-        free(text);
-        if (t == NULL) continue;
-        CHECK(q3_tokenizer_encode(t, "abc<x>b", 7, &ids, &count, &error) == Q3_OK);
-        CHECK(count == 2 && ids[0] == 4 && ids[1] == 1);
         free(ids);
         q3_tokenizer_free(t);
     }
@@ -858,7 +806,6 @@ int main(int argc, char **argv)
     check_cases(path, argv[1], "tiny.cases.json", "<|im_end|>");
     test_malformed();
     test_accepted();
-    test_none_added();
     test_whole_piece();
     test_no_merges();
     q3_tokenizer *t = open_tiny(argv[1]);
