@@ -157,7 +157,8 @@ static void judge_element(trial *r, const walk *w, size_t t, size_t i, const row
     size_t at = q3_trial_at(r, t) + i;
     double ours = (double)r->ours[at], theirs = (double)r->theirs[at];
     double large = ours < 0 ? -ours : ours, other = theirs < 0 ? -theirs : theirs;
-    /* of the larger; that of an infinity would allow any difference */
+    /* of the larger; with that of an infinity the bound would say nothing of the element, and the
+     * search for a cause would pass it over */
     double ulp = q3_ulp(other > large && q3_is_finite(other) ? other : large, r->g.dtype);
     double loose = b->noise[i] + (b->var[i] > 0 ? Q3_SIGMAS * q3_sqrt(b->var[i]) : 0);
     double slack = b->slack[i] + (b->slack[i] > 0 ? b->own * (ulp - q3_ulp(ours, r->g.dtype)) : 0);

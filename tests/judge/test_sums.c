@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Sums whose partial sums are rounded to 16 bits, in one layer of 2048 channels: declared they are
  * within the bound, whether each product is added alone or 16 at a time, as tensor cores do it;
- * undeclared the option is named; and declared they do not hide another mistake (MODEL.md 12.7). */
+ * undeclared the option is named; and declared they do not hide another mistake, nor a sum that
+ * overflowed (MODEL.md 12.7). */
 #include "judge/judge.h"
 #include "model.h"
 
